@@ -1,0 +1,22 @@
+//! Generated code of Tidewall's protocols.
+//!
+//! [`v1`] is the public API (documented in the .proto files under `proto/proto`), [`internal`] is
+//! spoken between our own processes. Nothing but generated code and its descriptors lives here.
+
+/// The public API, package `tidewall.v1`.
+#[allow(missing_docs, clippy::all)]
+pub mod v1 {
+    tonic::include_proto!("tidewall.v1");
+}
+
+/// Protocols between our own processes.
+pub mod internal {
+    /// Package `tidewall.internal.v1`.
+    #[allow(missing_docs, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("tidewall.internal.v1");
+    }
+}
+
+/// Encoded `FileDescriptorSet` of all files, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,0 +1,1 @@
+//! tidewall-edges
