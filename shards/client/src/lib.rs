@@ -1,1 +1,2 @@
-//! tidewall-client
+//! Typed client of shard groups.
+pub mod topology;

@@ -1,0 +1,224 @@
+//! Which regions and nodes a cluster has, as one small file that every process reads at its start.
+//!
+//! The file names the cluster, so that a process never talks to, or opens the data of, another one. It
+//! knows nothing of leaders: those are found by asking. This module never opens a connection.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the topology file that this build reads and writes.
+pub const TOPOLOGY_FORMAT: u32 = 1;
+
+/// Why a topology cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TopologyError {
+    /// The file could not be read or written.
+    #[error("cannot access the topology file {path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not valid JSON of the expected form.
+    #[error("the topology file {path} is not valid: {source}")]
+    Json {
+        /// The file.
+        path: String,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// The content makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// A cluster: its regions and its shard nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Topology {
+    /// [`TOPOLOGY_FORMAT`].
+    pub format: u32,
+    /// Identity of the cluster: 32 lower-case hexadecimal digits.
+    pub cluster: String,
+    /// Regions; their group numbers are 1, 2, 3, … in order.
+    pub regions: Vec<Region>,
+    /// Shard nodes; ids are never reused.
+    pub nodes: Vec<Node>,
+}
+
+/// A region and its shard group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Region {
+    /// Id in resource names: 1 to 32 of `[a-z0-9-]`, starting with a letter.
+    pub id: String,
+    /// Name for people.
+    pub display_name: String,
+    /// Number of the shard group, from 1.
+    pub group: u32,
+}
+
+/// A shard node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Raft node id, from 1.
+    pub id: u64,
+    /// Where gateways and operators reach it.
+    pub address: SocketAddr,
+    /// Where other nodes reach it.
+    pub peer_address: SocketAddr,
+}
+
+impl Topology {
+    /// Reads and checks a topology file.
+    pub fn load(path: &Path) -> Result<Self, TopologyError> {
+        let text = std::fs::read(path)
+            .map_err(|source| TopologyError::Io { path: path.display().to_string(), source })?;
+        let topology: Self = serde_json::from_slice(&text)
+            .map_err(|source| TopologyError::Json { path: path.display().to_string(), source })?;
+        topology.check()?;
+        Ok(topology)
+    }
+
+    /// Writes the file so that a crash leaves either the old or the new one.
+    pub fn save(&self, path: &Path) -> Result<(), TopologyError> {
+        use std::io::Write as _;
+        let io = |source| TopologyError::Io { path: path.display().to_string(), source };
+        let text = serde_json::to_vec_pretty(self)
+            .map_err(|source| TopologyError::Json { path: path.display().to_string(), source })?;
+        let temporary = path.with_extension("tmp");
+        let mut file = std::fs::File::create(&temporary).map_err(io)?;
+        file.write_all(&text).map_err(io)?;
+        file.sync_all().map_err(io)?;
+        std::fs::rename(&temporary, path).map_err(io)?;
+        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+            std::fs::File::open(parent).and_then(|d| d.sync_all()).map_err(io)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses what no process could work with.
+    pub fn check(&self) -> Result<(), TopologyError> {
+        let invalid = |message: String| Err(TopologyError::Invalid(message));
+        if self.format != TOPOLOGY_FORMAT {
+            return invalid(format!(
+                "the topology has format {}, this build reads format {TOPOLOGY_FORMAT}: use the build that wrote it",
+                self.format
+            ));
+        }
+        if self.cluster_bytes().is_none() {
+            return invalid(format!("the cluster id {:?} is not 32 hexadecimal digits", self.cluster));
+        }
+        if self.regions.is_empty() || self.nodes.is_empty() {
+            return invalid("a cluster needs at least one region and one node".into());
+        }
+        for (position, region) in self.regions.iter().enumerate() {
+            if !valid_region_id(&region.id) {
+                return invalid(format!(
+                    "region id {:?} is not 1 to 32 of [a-z0-9-] starting with a letter",
+                    region.id
+                ));
+            }
+            if region.group as usize != position + 1 {
+                return invalid(format!("region {} must have group {}", region.id, position + 1));
+            }
+            if self.regions[..position].iter().any(|other| other.id == region.id) {
+                return invalid(format!("region {} is listed twice", region.id));
+            }
+        }
+        for (position, node) in self.nodes.iter().enumerate() {
+            if node.id == 0 || self.nodes[..position].iter().any(|other| other.id == node.id) {
+                return invalid(format!("node id {} is 0 or listed twice", node.id));
+            }
+        }
+        Ok(())
+    }
+
+    /// The cluster id as bytes; `None` when it is malformed.
+    pub fn cluster_bytes(&self) -> Option<[u8; 16]> {
+        if self.cluster.len() != 32 {
+            return None;
+        }
+        u128::from_str_radix(&self.cluster, 16).ok().map(u128::to_be_bytes)
+    }
+
+    /// The region with this id.
+    pub fn region(&self, id: &str) -> Option<&Region> {
+        self.regions.iter().find(|region| region.id == id)
+    }
+
+    /// The region of this group.
+    pub fn region_of_group(&self, group: u32) -> Option<&Region> {
+        self.regions.get((group as usize).checked_sub(1)?)
+    }
+
+    /// The node with this id.
+    pub fn node(&self, id: u64) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.id == id)
+    }
+
+    /// The node that should lead this group while it is healthy: leaders are spread evenly.
+    pub fn preferred_leader(&self, group: u32) -> u64 {
+        self.nodes[(group as usize - 1) % self.nodes.len()].id
+    }
+}
+
+/// Whether a string can be a region's id.
+pub fn valid_region_id(id: &str) -> bool {
+    (1..=32).contains(&id.len())
+        && id.starts_with(|c: char| c.is_ascii_lowercase())
+        && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn sample() -> Topology {
+        let region = |n: u32| Region { id: format!("r{n}"), display_name: format!("Region {n}"), group: n };
+        let node = |n: u64| Node {
+            id: n,
+            address: "127.0.0.1:1".parse().unwrap(),
+            peer_address: "127.0.0.1:2".parse().unwrap(),
+        };
+        Topology {
+            format: TOPOLOGY_FORMAT,
+            cluster: "00112233445566778899aabbccddeeff".into(),
+            regions: (1..=12).map(region).collect(),
+            nodes: (1..=3).map(node).collect(),
+        }
+    }
+
+    #[test]
+    fn a_saved_topology_loads_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("topology.json");
+        sample().save(&path).unwrap();
+        assert_eq!(Topology::load(&path).unwrap(), sample());
+    }
+
+    #[test]
+    fn leaders_are_spread_evenly() {
+        let topology = sample();
+        for node in 1..=3 {
+            assert_eq!((1..=12).filter(|g| topology.preferred_leader(*g) == node).count(), 4);
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let broken = |change: fn(&mut Topology)| {
+            let mut topology = sample();
+            change(&mut topology);
+            topology.check().unwrap_err().to_string()
+        };
+        assert!(broken(|t| t.format = 2).contains("format 2"));
+        assert!(broken(|t| t.cluster = "x".into()).contains("hexadecimal"));
+        assert!(broken(|t| t.regions[1].id = "r1".into()).contains("twice"));
+        assert!(broken(|t| t.regions[0].id = "North".into()).contains("North"));
+        assert!(broken(|t| t.nodes[1].id = 1).contains("node id 1"));
+        assert!(broken(|t| t.nodes.clear()).contains("at least"));
+    }
+}
