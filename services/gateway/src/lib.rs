@@ -1,1 +1,28 @@
-//! tidewall-gateway
+//! The edge of a Tidewall cluster: stateless, any number of them, at any time.
+//!
+//! A call enters here, is authenticated, checked, admitted and routed by the id it carries; the shard
+//! client holds and replays it while its deadline lasts. [`Gateway::bind`] takes the port,
+//! [`Gateway::serve`] answers; [`auth`] also mints the development tokens.
+//!
+//! This crate must never decide about stock, keep state that a restart would lose, or read a field of a
+//! request to learn who calls: that is the token's subject.
+
+mod admission;
+pub mod auth;
+mod config;
+mod convert;
+mod deadline;
+mod decorate;
+mod edge;
+mod errors;
+mod health;
+mod metrics;
+mod names;
+mod page;
+mod request_id;
+mod server;
+mod services;
+mod validate;
+
+pub use config::GatewayConfig;
+pub use server::{Gateway, GatewayError, run};

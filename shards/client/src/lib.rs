@@ -1,2 +1,22 @@
-//! Typed client of shard groups.
+//! Typed client of the shard groups of a cluster.
+//!
+//! [`ShardClient`] finds the leader of a group, follows it when it moves, and holds and replays calls while
+//! their deadlines last, so that a failover looks like a slow answer. Replaying is safe because every
+//! mutation carries a request id that the group remembers.
+//!
+//! This crate must never turn *unknown* into *failed*: once an attempt may have reached a node, only an
+//! answer of the group ends the doubt. It knows nothing of what commands mean, and opens no connection
+//! but to the nodes of its topology.
+
+mod admin;
+mod client;
+mod error;
+mod group;
 pub mod topology;
+
+pub use client::{ShardClient, ShardClientOptions};
+pub use error::ClientError;
+pub use topology::Topology;
+
+/// The protocol of [`ShardClient`] and of the node's client port.
+pub use tidewall_link::ExchangeProtocol;

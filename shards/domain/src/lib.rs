@@ -1,1 +1,39 @@
-//! tidewall-domain
+//! The deterministic core: what a command does to rows, and nothing else.
+//!
+//! Everything here is a pure function of the rows and of what the log entry carries ([`Context`]). This crate
+//! knows no clock, no network, no disk, no randomness, no hash order and no floats; a replica
+//! that applies the same entries reaches the same rows, bit by bit.
+//!
+//! * [`table`] — ordered, paged, copy-on-write tables of rows with a running digest and an undo log
+//! * [`codec`] — the byte form of rows and commands
+//! * [`tickets`] — events, tiers, holds and tickets
+//!
+//! A domain module is one folder with four parts: `model` (rows and their keys), `commands` (typed
+//! requests → decide → events → rows), `queries` (reads over rows) and `tests`.
+#![deny(clippy::float_arithmetic)]
+
+pub mod codec;
+pub mod table;
+pub mod tickets;
+
+/// Facts that the log entry carries for a command, the same on every replica.
+#[derive(Debug, Clone, Copy)]
+pub struct Context {
+    /// Log time of the entry, Unix milliseconds; never earlier than that of an earlier entry.
+    pub now_ms: u64,
+    /// Request id of the command (UUIDv7 as a number).
+    pub request_id: u128,
+    /// Raft log index of the entry.
+    pub index: u64,
+    /// Position of the command in its entry, from 0.
+    pub position: u32,
+}
+
+/// Who asks, as the gateway verified it.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller<'a> {
+    /// Subject of the token.
+    pub principal: &'a str,
+    /// May touch what is not its own (operators).
+    pub privileged: bool,
+}

@@ -1,1 +1,7 @@
-//! tidewall-env
+//! Seams to the world: what the storage tier may know of clocks and disks.
+//!
+//! Each seam is a small trait with a real implementation and a double that tests and simulation drive.
+//! This crate must never know a domain, a shard group or a wire format.
+
+pub mod clock;
+pub mod disk;

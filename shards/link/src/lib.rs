@@ -1,1 +1,22 @@
-//! tidewall-link
+//! One multiplexed, flow-controlled gRPC stream between two processes.
+//!
+//! A [`Link`] is the calling half: it owns a connection, matches replies to calls by id, packs calls that
+//! queue up into one message, fails everything in flight at once when the connection breaks, and connects
+//! again. [`serve`] is the answering half. What the messages are is a [`Protocol`]: [`ExchangeProtocol`]
+//! between gateways and shard nodes, [`PeerProtocol`] between shard nodes.
+//!
+//! This crate must never replay a call, choose another node or interpret an answer: whoever calls knows
+//! whether that is safe. It never says that a call failed when it may have arrived: see [`LinkError`].
+
+mod client;
+mod error;
+mod options;
+mod pending;
+mod protocol;
+mod server;
+
+pub use client::{CallStream, Link};
+pub use error::LinkError;
+pub use options::{LinkOptions, ServeOptions, endpoint, server_builder};
+pub use protocol::{ExchangeProtocol, PeerProtocol, Protocol};
+pub use server::{Handler, ReplySender, ReplyStream, serve};

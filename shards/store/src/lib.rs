@@ -1,1 +1,3 @@
 //! tidewall-store
+
+pub mod log;

@@ -1,1 +1,571 @@
-//! tidewall-edges
+//! Which crate may know which: the dependency table of the workspace and the check that holds it.
+//!
+//! Dependencies point downwards only (docs/ARCHITECTURE.md). [`TABLE`] says what each crate may use and why,
+//! [`BANS`] which third-party crates it must not. [`check`] compares both with what the manifests say. This
+//! crate must never depend on one of the crates that it judges.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cargo_metadata::{DependencyKind, Metadata};
+
+/// What one crate of the workspace may use.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// The crate.
+    pub name: &'static str,
+    /// Crates of this workspace that it may depend on, in code, build scripts and tests.
+    pub may_use: &'static [&'static str],
+    /// Crates of this workspace that only its tests may depend on.
+    pub tests_may_use: &'static [&'static str],
+    /// Why no more than this.
+    pub why: &'static str,
+}
+
+/// The table of edges. An edge that is not here is a decision that nobody has made yet: make it, write the
+/// reason down, then add it.
+pub const TABLE: &[Row] = &[
+    Row {
+        name: "tidewall-domain",
+        may_use: &[],
+        tests_may_use: &[],
+        why: "pure rules: they know no network, disk, clock or other crate of ours",
+    },
+    Row {
+        name: "tidewall-machine",
+        may_use: &["tidewall-domain"],
+        tests_may_use: &[],
+        why: "the deterministic state machine around the rules; it does no I/O, so it needs no seam to the world",
+    },
+    Row {
+        name: "tidewall-env",
+        may_use: &[],
+        tests_may_use: &[],
+        why: "seams to the world, usable under everything, so under nothing itself",
+    },
+    Row {
+        name: "tidewall-proto",
+        may_use: &[],
+        tests_may_use: &[],
+        why: "generated code only",
+    },
+    Row {
+        name: "tidewall-link",
+        may_use: &["tidewall-proto", "tidewall-env"],
+        tests_may_use: &[],
+        why: "connections and multiplexing; it carries messages and understands none",
+    },
+    Row {
+        name: "tidewall-store",
+        may_use: &["tidewall-machine", "tidewall-env"],
+        tests_may_use: &[],
+        why: "log, checkpoint and snapshots hold bytes and rows; consensus and transport sit above",
+    },
+    Row {
+        name: "tidewall-consensus",
+        may_use: &[
+            "tidewall-proto",
+            "tidewall-machine",
+            "tidewall-store",
+            "tidewall-env",
+            "tidewall-link",
+        ],
+        tests_may_use: &[],
+        why: "the only crate that names openraft; it orders commands and knows no business rule",
+    },
+    Row {
+        name: "tidewall-actors",
+        may_use: &["tidewall-domain", "tidewall-machine", "tidewall-env"],
+        tests_may_use: &[],
+        why: "row actors propose through a trait of their own, so that neither Raft nor the disk reaches them",
+    },
+    Row {
+        name: "tidewall-client",
+        may_use: &["tidewall-proto", "tidewall-link", "tidewall-env"],
+        tests_may_use: &[],
+        why: "talks to shard nodes over the wire only; linking the server would make gateways stateful by accident",
+    },
+    Row {
+        name: "tidewall-node",
+        may_use: &[
+            "tidewall-proto",
+            "tidewall-domain",
+            "tidewall-machine",
+            "tidewall-env",
+            "tidewall-store",
+            "tidewall-consensus",
+            "tidewall-actors",
+            "tidewall-link",
+            "tidewall-client",
+        ],
+        tests_may_use: &[],
+        why: "the one place where the parts of a shard are put together",
+    },
+    Row {
+        name: "tidewall-gateway",
+        may_use: &["tidewall-proto", "tidewall-client", "tidewall-env"],
+        tests_may_use: &[],
+        why: "stateless edge: what it knows of shards is their client",
+    },
+    Row {
+        name: "tidewall-load",
+        may_use: &["tidewall-proto"],
+        tests_may_use: &[],
+        why: "the load generator sees what any client sees, or its audit would prove nothing",
+    },
+    Row {
+        name: "tidewall",
+        may_use: &[
+            "tidewall-proto",
+            "tidewall-client",
+            "tidewall-env",
+            "tidewall-gateway",
+            "tidewall-node",
+        ],
+        tests_may_use: &[],
+        why: "the binary starts every kind of process; it is the only service that may link the node",
+    },
+    Row {
+        name: "tidewall-bench",
+        may_use: &["tidewall-proto", "tidewall-e2e"],
+        tests_may_use: &[],
+        why: "measures the real binary from outside, as a client does, with the harness of the end-to-end tests",
+    },
+    Row {
+        name: "tidewall-e2e",
+        may_use: &["tidewall-proto"],
+        tests_may_use: &[],
+        why: "tests the real binary from outside, as a client does",
+    },
+    Row {
+        name: "tidewall-edges",
+        may_use: &[],
+        tests_may_use: &[],
+        why: "a judge depends on nobody whom it judges",
+    },
+];
+
+/// Third-party crates that some of our crates must not use.
+#[derive(Debug, Clone, Copy)]
+pub struct Ban {
+    /// The third-party crates.
+    pub crates: &'static [&'static str],
+    /// Who must not use them.
+    pub who: Who,
+    /// Whether reaching one through another dependency is forbidden, too.
+    pub reach: Reach,
+    /// Why.
+    pub why: &'static str,
+}
+
+/// Whom a [`Ban`] concerns.
+#[derive(Debug, Clone, Copy)]
+pub enum Who {
+    /// These crates.
+    These(&'static [&'static str]),
+    /// Every crate of the workspace but these.
+    AllBut(&'static [&'static str]),
+}
+
+/// How far a [`Ban`] looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Only the crate's own manifest.
+    Direct,
+    /// Everything that ends up in the crate's library, however deep. Tests do not count.
+    Transitive,
+}
+
+/// The third-party crates that must stay out of some of our crates.
+pub const BANS: &[Ban] = &[
+    Ban {
+        crates: &[
+            "tokio",
+            "actix",
+            "tonic",
+            "openraft",
+            "openraft-multi",
+            "sled",
+            "rand",
+            "parking_lot",
+        ],
+        who: Who::These(&["tidewall-domain", "tidewall-machine"]),
+        reach: Reach::Transitive,
+        why: "apply is deterministic: no runtime, no network, no disk, no chance, no locks",
+    },
+    Ban {
+        crates: &["tonic"],
+        who: Who::These(&["tidewall-store", "tidewall-actors", "tidewall-env"]),
+        reach: Reach::Transitive,
+        why: "storage, actors and seams know no transport, so that the simulator can run them without one",
+    },
+    Ban {
+        crates: &["openraft", "openraft-multi"],
+        who: Who::AllBut(&["tidewall-consensus"]),
+        reach: Reach::Direct,
+        why: "an alpha, pinned: one crate names it, so that an upgrade is a change of one crate",
+    },
+    Ban {
+        crates: &["openraft", "openraft-multi", "sled"],
+        who: Who::These(&["tidewall-actors", "tidewall-client", "tidewall-gateway"]),
+        reach: Reach::Transitive,
+        why: "actors propose through a trait, gateways hold no state",
+    },
+    Ban {
+        crates: &["sled"],
+        who: Who::AllBut(&["tidewall-store"]),
+        reach: Reach::Direct,
+        why: "the checkpoint engine stays behind the store's trait, so that a better one can replace it",
+    },
+    Ban {
+        crates: &["actix"],
+        who: Who::AllBut(&["tidewall-actors", "tidewall-node"]),
+        reach: Reach::Direct,
+        why: "actors live in one crate; the node starts them",
+    },
+];
+
+/// What part of a crate needs a dependency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The library or binary, or its build script.
+    Code,
+    /// Tests and examples only.
+    Tests,
+}
+
+/// One dependency edge from a crate of the workspace.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Edge {
+    /// Crate of the workspace.
+    pub from: String,
+    /// What it depends on: a crate of ours or of somebody else.
+    pub to: String,
+    /// Which part of `from` needs it.
+    pub part: Part,
+}
+
+/// What the manifests say.
+#[derive(Debug, Clone, Default)]
+pub struct Workspace {
+    /// Names of the crates of the workspace.
+    pub members: BTreeSet<String>,
+    /// Dependencies declared by members, on members and on third-party crates.
+    pub edges: BTreeSet<Edge>,
+    /// For each member, every crate that its code reaches through dependencies of any depth.
+    pub reached: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Workspace {
+    /// Takes what the check needs out of the output of `cargo metadata`, which must contain the resolved
+    /// graph (so not `--no-deps`).
+    ///
+    /// # Panics
+    /// When the metadata has no resolved graph.
+    pub fn of(metadata: &Metadata) -> Self {
+        let name_of: BTreeMap<_, _> = metadata
+            .packages
+            .iter()
+            .map(|package| (&package.id, package.name.to_string()))
+            .collect();
+        let mut workspace = Self::default();
+        for package in metadata.workspace_packages() {
+            let from = package.name.to_string();
+            for dependency in &package.dependencies {
+                let part = if dependency.kind == DependencyKind::Development {
+                    Part::Tests
+                } else {
+                    Part::Code
+                };
+                workspace.edges.insert(Edge {
+                    from: from.clone(),
+                    to: dependency.name.clone(),
+                    part,
+                });
+            }
+            workspace.members.insert(from);
+        }
+        let resolve = metadata
+            .resolve
+            .as_ref()
+            .expect("cargo metadata was asked for the resolved graph");
+        let next: BTreeMap<_, Vec<_>> = resolve
+            .nodes
+            .iter()
+            .map(|node| {
+                let of_code = node.deps.iter().filter(|dependency| {
+                    dependency
+                        .dep_kinds
+                        .iter()
+                        .any(|kind| kind.kind == DependencyKind::Normal)
+                });
+                (&node.id, of_code.map(|dependency| &dependency.pkg).collect())
+            })
+            .collect();
+        for member in &metadata.workspace_members {
+            let mut seen = BTreeSet::new();
+            let mut left = vec![member];
+            while let Some(id) = left.pop() {
+                for &dependency in next.get(id).into_iter().flatten() {
+                    if seen.insert(dependency) {
+                        left.push(dependency);
+                    }
+                }
+            }
+            let names = seen.iter().filter_map(|id| name_of.get(*id).cloned()).collect();
+            workspace.reached.insert(name_of[member].clone(), names);
+        }
+        workspace
+    }
+}
+
+/// Compares a workspace with [`TABLE`] and [`BANS`]; each string of the result is one violation, said so that
+/// its reader knows what to do. Empty means all is well.
+pub fn check(workspace: &Workspace) -> Vec<String> {
+    let mut violations = Vec::new();
+    let rows: BTreeMap<&str, &Row> = TABLE.iter().map(|row| (row.name, row)).collect();
+    for member in &workspace.members {
+        if !rows.contains_key(member.as_str()) {
+            violations.push(format!(
+                "{member} has no row in TABLE (tests/edges): decide what it may use"
+            ));
+        }
+    }
+    for row in TABLE {
+        if !workspace.members.contains(row.name) {
+            violations.push(format!(
+                "TABLE has a row for {}, which is not in the workspace: remove it",
+                row.name
+            ));
+        }
+    }
+    for edge in &workspace.edges {
+        let Some(row) = rows.get(edge.from.as_str()) else {
+            continue;
+        };
+        if !workspace.members.contains(&edge.to) {
+            continue;
+        }
+        let to = edge.to.as_str();
+        let allowed =
+            row.may_use.contains(&to) || (edge.part == Part::Tests && row.tests_may_use.contains(&to));
+        if !allowed {
+            violations.push(format!(
+                "{} must not depend on {} ({}): {}. Move the code, or change TABLE with a reason",
+                edge.from,
+                edge.to,
+                if edge.part == Part::Tests {
+                    "in its tests"
+                } else {
+                    "in its code"
+                },
+                row.why
+            ));
+        }
+    }
+    for ban in BANS {
+        let concerned: Vec<&String> = workspace
+            .members
+            .iter()
+            .filter(|member| match ban.who {
+                Who::These(these) => these.contains(&member.as_str()),
+                Who::AllBut(but) => !but.contains(&member.as_str()),
+            })
+            .collect();
+        for member in concerned {
+            for &banned in ban.crates {
+                let direct = workspace
+                    .edges
+                    .iter()
+                    .any(|edge| edge.from == *member && edge.to == banned && edge.part == Part::Code);
+                let reached = ban.reach == Reach::Transitive
+                    && workspace
+                        .reached
+                        .get(member)
+                        .is_some_and(|names| names.contains(banned));
+                if direct {
+                    violations.push(format!("{member} must not depend on {banned}: {}", ban.why));
+                } else if reached {
+                    violations.push(format!(
+                        "{member} must not reach {banned} (`cargo tree -p {member} -i {banned}` shows the way): {}",
+                        ban.why
+                    ));
+                }
+            }
+        }
+    }
+    violations
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use cargo_metadata::MetadataCommand;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    fn root() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    }
+
+    /// What the manifests of this checkout say. Works without network: only the host's packages are
+    /// resolved, and those are here because this test was compiled from them.
+    fn this_workspace() -> Workspace {
+        let version = Command::new("rustc").arg("-vV").output().unwrap();
+        let version = String::from_utf8(version.stdout).unwrap();
+        let host = version
+            .lines()
+            .find_map(|line| line.strip_prefix("host: "))
+            .unwrap();
+        let metadata = MetadataCommand::new()
+            .manifest_path(root().join("Cargo.toml"))
+            .other_options(vec!["--offline".into(), "--filter-platform".into(), host.into()])
+            .exec()
+            .unwrap();
+        Workspace::of(&metadata)
+    }
+
+    /// A workspace in which every row uses exactly what the table grants.
+    fn exemplary() -> Workspace {
+        let mut workspace = Workspace::default();
+        for row in TABLE {
+            workspace.members.insert(row.name.into());
+            for to in row.may_use {
+                workspace.edges.insert(edge(row.name, to, Part::Code));
+            }
+        }
+        workspace
+    }
+
+    fn edge(from: &str, to: &str, part: Part) -> Edge {
+        Edge {
+            from: from.into(),
+            to: to.into(),
+            part,
+        }
+    }
+
+    #[test]
+    fn the_workspace_has_only_the_edges_of_the_table() {
+        let workspace = this_workspace();
+        // The check must have seen something: an empty graph would always pass.
+        assert!(
+            workspace
+                .edges
+                .contains(&edge("tidewall-machine", "tidewall-domain", Part::Code))
+        );
+        assert!(workspace.reached["tidewall-store"].contains("tidewall-domain"));
+        let violations = check(&workspace);
+        assert!(violations.is_empty(), "\n{}\n", violations.join("\n"));
+    }
+
+    #[test]
+    fn the_table_grants_no_cycle() {
+        let rows: BTreeMap<&str, &Row> = TABLE.iter().map(|row| (row.name, row)).collect();
+        for row in TABLE {
+            let mut left: Vec<&str> = row.may_use.to_vec();
+            let mut seen = BTreeSet::new();
+            while let Some(name) = left.pop() {
+                assert_ne!(
+                    name, row.name,
+                    "{} may use itself through its dependencies",
+                    row.name
+                );
+                if seen.insert(name) {
+                    left.extend(rows[name].may_use);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_exemplary_workspace_passes() {
+        assert_eq!(check(&exemplary()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_edge_that_the_table_lacks_is_found() {
+        for (from, to) in [
+            ("tidewall-domain", "tidewall-env"),
+            ("tidewall-gateway", "tidewall-store"),
+            ("tidewall-gateway", "tidewall-node"),
+            ("tidewall-consensus", "tidewall-client"),
+            ("tidewall-e2e", "tidewall-machine"),
+        ] {
+            for part in [Part::Code, Part::Tests] {
+                let mut doctored = exemplary();
+                doctored.edges.insert(edge(from, to, part));
+                let violations = check(&doctored);
+                assert_eq!(violations.len(), 1, "{from} -> {to}: {violations:?}");
+                assert!(
+                    violations[0].contains(from) && violations[0].contains(to),
+                    "{violations:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_banned_crate_is_found_directly_and_behind_another() {
+        let mut direct = exemplary();
+        direct.edges.insert(edge("tidewall-node", "openraft", Part::Code));
+        assert_eq!(check(&direct).len(), 1, "{:?}", check(&direct));
+
+        let mut behind = exemplary();
+        behind
+            .reached
+            .entry("tidewall-domain".into())
+            .or_default()
+            .insert("rand".into());
+        assert_eq!(check(&behind).len(), 1, "{:?}", check(&behind));
+
+        // Tests may draw random cases.
+        let mut in_tests = exemplary();
+        in_tests
+            .edges
+            .insert(edge("tidewall-domain", "rand", Part::Tests));
+        assert_eq!(check(&in_tests), Vec::<String>::new());
+
+        // What the node reaches through consensus is no edge of its own.
+        let mut reached = exemplary();
+        reached
+            .reached
+            .entry("tidewall-node".into())
+            .or_default()
+            .insert("openraft".into());
+        assert_eq!(check(&reached), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_crate_without_a_row_and_a_row_without_a_crate_are_found() {
+        let mut doctored = exemplary();
+        doctored.members.insert("tidewall-backdoor".into());
+        doctored.members.remove("tidewall-link");
+        let violations = check(&doctored);
+        assert!(
+            violations.iter().any(|v| v.contains("tidewall-backdoor")),
+            "{violations:?}"
+        );
+        assert!(
+            violations.iter().any(|v| v.contains("row for tidewall-link")),
+            "{violations:?}"
+        );
+    }
+
+    #[test]
+    fn the_pure_crates_carry_the_lints_that_keep_them_pure() {
+        for name in ["domain", "machine"] {
+            let file = root().join("shards").join(name).join("clippy.toml");
+            let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+            for word in [
+                "SystemTime::now",
+                "Instant::now",
+                "collections::HashMap",
+                "collections::HashSet",
+            ] {
+                assert!(text.contains(word), "{} does not forbid {word}", file.display());
+            }
+        }
+    }
+}

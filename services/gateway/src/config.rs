@@ -1,0 +1,45 @@
+//! What a gateway must be told. Defaults live here, limits of the API do not.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidewall_client::{ShardClientOptions, Topology};
+
+/// Configuration of one gateway.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// Where to listen; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// The cluster behind this gateway; must have passed [`Topology::check`].
+    pub topology: Arc<Topology>,
+    /// Ed25519 public keys; a token signed with any of them is accepted.
+    pub public_keys: Vec<[u8; 32]>,
+    /// Calls per region that may be under way at once; more are refused with RESOURCE_EXHAUSTED.
+    pub max_in_flight_per_region: usize,
+    /// Verified tokens that are remembered.
+    pub token_cache_entries: usize,
+    /// Shortest age at which a client connection is asked to reconnect, so that new gateways receive
+    /// load; the age of this process's connections is chosen between this and twice this. `None`: never.
+    pub connection_age_min: Option<Duration>,
+    /// How long calls under way may take to finish after a shutdown began or a connection got too old.
+    pub grace: Duration,
+    /// Timeouts and bounds towards the shard nodes.
+    pub shard_client: ShardClientOptions,
+}
+
+impl GatewayConfig {
+    /// The defaults for a cluster.
+    pub fn new(listen: SocketAddr, topology: Arc<Topology>, public_keys: Vec<[u8; 32]>) -> Self {
+        Self {
+            listen,
+            topology,
+            public_keys,
+            max_in_flight_per_region: 4096,
+            token_cache_entries: 131_072,
+            connection_age_min: Some(Duration::from_secs(300)),
+            grace: Duration::from_secs(5),
+            shard_client: ShardClientOptions::default(),
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The one place that turns every kind of "no" into a gRPC status with `google.rpc` details. No other module
+//! makes a status; what is *unknown* is never reported as *failed* here.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use rand::Rng as _;
+use tidewall_client::ClientError;
+use tidewall_proto::internal::v1 as pb;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// Domain of all `google.rpc.ErrorInfo`.
+const DOMAIN: &str = "tidewall";
+/// What to do about an outcome that nobody knows.
+const ASK_AGAIN: &str = "it may or may not have been decided: send the same request again with the same \
+                         request_id, or ask OutcomeService.GetOutcome";
+
+/// Why a call is not answered with a result.
+#[derive(Debug)]
+pub(crate) enum ApiError {
+    /// A field of the request breaks a rule.
+    Field {
+        field: String,
+        reason: &'static str,
+        message: String,
+    },
+    /// No field is to blame.
+    Plain {
+        code: Code,
+        reason: &'static str,
+        message: String,
+    },
+    /// Refused before anything was sent to the region.
+    Overloaded { retry_after: Duration, message: String },
+    /// The region decided "no".
+    Rejected(pb::RejectionView),
+    /// The region could not be asked, or did not answer.
+    Client {
+        error: ClientError,
+        /// Of a mutation; a query has none.
+        request_id: Option<String>,
+    },
+}
+
+impl ApiError {
+    /// A field has a value that it may not have.
+    pub(crate) fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Field { field: field.into(), reason: "INVALID_FIELD", message: message.into() }
+    }
+
+    /// As [`ApiError::field`], with a reason of its own.
+    pub(crate) fn field_reason(
+        field: impl Into<String>,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self::Field { field: field.into(), reason, message: message.into() }
+    }
+
+    pub(crate) fn unauthenticated(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::Plain { code: Code::Unauthenticated, reason, message: message.into() }
+    }
+
+    pub(crate) fn denied(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::Plain { code: Code::PermissionDenied, reason, message: message.into() }
+    }
+
+    pub(crate) fn not_found(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::Plain { code: Code::NotFound, reason, message: message.into() }
+    }
+
+    /// The other side broke the protocol.
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::Plain { code: Code::Internal, reason: "INTERNAL", message: message.into() }
+    }
+
+    /// The gRPC code that the caller will see.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Field { .. } => Code::InvalidArgument,
+            Self::Plain { code, .. } => *code,
+            Self::Overloaded { .. } | Self::Client { error: ClientError::Overloaded { .. }, .. } => {
+                Code::ResourceExhausted
+            }
+            Self::Rejected(rejection) => rejection_code(rejection),
+            Self::Client { error: ClientError::Unknown { .. }, .. } => Code::DeadlineExceeded,
+            Self::Client { error: ClientError::Unavailable { .. }, .. } => Code::Unavailable,
+            Self::Client { error: ClientError::Invalid(_), .. } => Code::InvalidArgument,
+        }
+    }
+}
+
+/// The code of a rejection; one that makes no sense must not look like success.
+fn rejection_code(rejection: &pb::RejectionView) -> Code {
+    match Code::from(rejection.code) {
+        Code::Ok => Code::Internal,
+        code => code,
+    }
+}
+
+/// A delay before trying again that spreads a crowd.
+fn jittered(base: Duration) -> Duration {
+    base.mul_f64(rand::rng().random_range(0.5..=1.5))
+}
+
+fn build(
+    code: Code,
+    reason: &str,
+    message: String,
+    field: Option<&str>,
+    retry_after: Option<Duration>,
+    metadata: HashMap<String, String>,
+) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+    if let Some(field) = field {
+        details.add_bad_request_violation(field, message.clone());
+    }
+    if let Some(retry_after) = retry_after {
+        details.set_retry_info(Some(retry_after));
+    }
+    Status::with_error_details(code, message, details)
+}
+
+impl From<ApiError> for Status {
+    fn from(error: ApiError) -> Self {
+        let code = error.code();
+        let none = HashMap::new;
+        match error {
+            ApiError::Field { field, reason, message } => {
+                build(code, reason, format!("{field}: {message}"), Some(&field), None, none())
+            }
+            ApiError::Plain { reason, message, .. } => build(code, reason, message, None, None, none()),
+            ApiError::Overloaded { retry_after, message } => {
+                build(code, "OVERLOADED", message, None, Some(retry_after), none())
+            }
+            ApiError::Rejected(rejection) => {
+                let field = (!rejection.field.is_empty()).then_some(rejection.field.as_str());
+                build(code, &rejection.reason, rejection.message, field, None, none())
+            }
+            ApiError::Client { error, request_id } => client_status(code, error, request_id),
+        }
+    }
+}
+
+fn client_status(code: Code, error: ClientError, request_id: Option<String>) -> Status {
+    let metadata: HashMap<String, String> =
+        request_id.map(|id| ("request_id".to_owned(), id)).into_iter().collect();
+    match error {
+        ClientError::Unknown { why } => {
+            build(code, "OUTCOME_UNKNOWN", format!("{ASK_AGAIN} ({why})"), None, None, metadata)
+        }
+        ClientError::Unavailable { why } => {
+            let message = format!(
+                "the region did not answer before the deadline and nothing was decided: try again ({why})"
+            );
+            let retry_after = jittered(Duration::from_millis(500));
+            build(code, "REGION_UNAVAILABLE", message, None, Some(retry_after), metadata)
+        }
+        ClientError::Overloaded { retry_after, message } => {
+            let message = format!("the region is overloaded and decided nothing: {message}");
+            // A refusal without a delay would be answered by a crowd at once.
+            let retry_after = if retry_after.is_zero() { jittered(Duration::from_millis(200)) } else { retry_after };
+            build(code, "OVERLOADED", message, None, Some(retry_after), metadata)
+        }
+        ClientError::Invalid(message) => build(code, "INVALID_REQUEST", message, None, None, metadata),
+    }
+}
+
+/// Gives errors of the transport library, which carry no details, a reason and a way out. `None` when the
+/// status already says enough.
+pub(crate) fn translate_transport_error(status: &Status) -> Option<Status> {
+    if !status.details().is_empty() {
+        return None;
+    }
+    let plain = |code, reason, message: String| Some(build(code, reason, message, None, None, HashMap::new()));
+    match status.code() {
+        Code::OutOfRange if status.message().contains("message length too large") => plain(
+            Code::InvalidArgument,
+            "MESSAGE_TOO_LARGE",
+            format!("{}: send less in one request, for example fewer purchases per batch", status.message()),
+        ),
+        Code::Internal => plain(
+            Code::InvalidArgument,
+            "MALFORMED_MESSAGE",
+            format!(
+                "the message could not be decoded ({}): build it from the .proto files of tidewall.v1",
+                status.message()
+            ),
+        ),
+        Code::Unimplemented => plain(
+            Code::Unimplemented,
+            "NO_SUCH_METHOD",
+            "this server has no such method, or not with this encoding: server reflection lists what it has"
+                .to_owned(),
+        ),
+        _ => None,
+    }
+}
+
+/// What a decided or undecided item of a batch says instead of a result.
+pub(crate) fn batch_refusal(refusal: &pb::Refusal) -> (Code, &'static str, String) {
+    match refusal.kind() {
+        pb::RefusalKind::Overloaded => (
+            Code::ResourceExhausted,
+            "OVERLOADED",
+            format!(
+                "not decided: {}; send it again after {} ms",
+                refusal.message,
+                refusal.retry_after_ms.max(50)
+            ),
+        ),
+        pb::RefusalKind::NotLeader | pb::RefusalKind::Halted => {
+            (Code::Unavailable, "REGION_UNAVAILABLE", format!("not decided: {}", refusal.message))
+        }
+        pb::RefusalKind::Invalid => (Code::InvalidArgument, "INVALID_REQUEST", refusal.message.clone()),
+        pb::RefusalKind::Unknown | pb::RefusalKind::Unspecified => {
+            (Code::DeadlineExceeded, "OUTCOME_UNKNOWN", format!("{ASK_AGAIN} ({})", refusal.message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn client(error: ClientError) -> Status {
+        ApiError::Client { error, request_id: Some("id-1".into()) }.into()
+    }
+
+    #[test]
+    fn unknown_stays_unknown_and_carries_the_request_id() {
+        let status = client(ClientError::Unknown { why: "the connection broke".into() });
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("OUTCOME_UNKNOWN", "tidewall"));
+        assert_eq!(info.metadata["request_id"], "id-1");
+        assert!(details.retry_info().is_none());
+        assert!(status.message().contains("same request_id") && status.message().contains("GetOutcome"));
+    }
+
+    #[test]
+    fn overload_always_says_when_to_come_back() {
+        for retry_ms in [0, 70] {
+            let retry_after = Duration::from_millis(retry_ms);
+            let status = client(ClientError::Overloaded { retry_after, message: "queue".into() });
+            assert_eq!(status.code(), Code::ResourceExhausted);
+            let delay = status.get_details_retry_info().unwrap().retry_delay.unwrap();
+            assert!(delay >= Duration::from_millis(70), "{delay:?}");
+        }
+        let status = client(ClientError::Unavailable { why: "electing".into() });
+        assert_eq!(status.code(), Code::Unavailable);
+        assert!(status.get_details_retry_info().unwrap().retry_delay.is_some());
+    }
+
+    #[test]
+    fn a_rejection_keeps_its_reason_and_names_its_field() {
+        let status: Status = ApiError::Rejected(pb::RejectionView {
+            reason: "SOLD_OUT".into(),
+            message: "no ticket is left".into(),
+            code: Code::FailedPrecondition.into(),
+            field: "tier_id".into(),
+        })
+        .into();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "SOLD_OUT");
+        assert_eq!(details.bad_request().unwrap().field_violations[0].field, "tier_id");
+        let nonsense = pb::RejectionView { code: 0, ..Default::default() };
+        assert_eq!(ApiError::Rejected(nonsense).code(), Code::Internal, "a no is never OK");
+    }
+
+    #[test]
+    fn the_librarys_errors_get_a_way_out() {
+        let large = Status::out_of_range("Error, decoded message length too large: found 9 bytes");
+        let status = translate_transport_error(&large).unwrap();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(status.get_details_error_info().unwrap().reason, "MESSAGE_TOO_LARGE");
+        let own: Status = ApiError::internal("x").into();
+        assert!(translate_transport_error(&own).is_none(), "our own errors stay as they are");
+    }
+}

@@ -1,0 +1,156 @@
+//! Resource names: `regions/{region}[/events/{event}[/tickets/{ticket}|/holds/{hold}]]`, parsed strictly and
+//! written in one way. Whether the thing exists is not known here.
+
+use tidewall_client::topology::valid_region_id;
+
+use crate::errors::ApiError;
+
+/// `regions/{region}/events/{event}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EventName<'a> {
+    pub(crate) region: &'a str,
+    pub(crate) event: &'a str,
+}
+
+/// A ticket or a hold of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ChildName<'a> {
+    pub(crate) event: EventName<'a>,
+    pub(crate) id: &'a str,
+}
+
+fn wrong(field: &str, text: &str, form: &str) -> ApiError {
+    // What comes back is bounded: names of garbage may be as long as a message.
+    let shown: String = text.chars().take(80).collect();
+    ApiError::field_reason(field, "NAME_INVALID", format!("{shown:?} is not a name of the form {form}"))
+}
+
+/// The region id at the beginning of any resource name.
+pub(crate) fn leading_region<'a>(field: &str, text: &'a str) -> Result<&'a str, ApiError> {
+    text.strip_prefix("regions/")
+        .map(|rest| rest.split_once('/').map_or(rest, |(region, _)| region))
+        .filter(|region| valid_region_id(region))
+        .ok_or_else(|| wrong(field, text, "regions/{region}, as RegionService.ListRegions gives them"))
+}
+
+/// `regions/{region}` and nothing more.
+pub(crate) fn parse_region<'a>(field: &str, text: &'a str) -> Result<&'a str, ApiError> {
+    let region = leading_region(field, text)?;
+    if text.len() != "regions/".len() + region.len() {
+        return Err(wrong(field, text, "regions/{region}"));
+    }
+    Ok(region)
+}
+
+/// `regions/{region}/events/{event}`.
+pub(crate) fn parse_event<'a>(field: &str, text: &'a str) -> Result<EventName<'a>, ApiError> {
+    split_event(text)
+        .and_then(|(name, rest)| rest.is_none().then_some(name))
+        .ok_or_else(|| wrong(field, text, "regions/{region}/events/{event}"))
+}
+
+/// `regions/{region}/events/{event}/tickets/{ticket}`.
+pub(crate) fn parse_ticket<'a>(field: &str, text: &'a str) -> Result<ChildName<'a>, ApiError> {
+    parse_child(text, "tickets/", "")
+        .ok_or_else(|| wrong(field, text, "regions/{region}/events/{event}/tickets/{ticket}"))
+}
+
+/// `regions/{region}/events/{event}/holds/{hold}`.
+pub(crate) fn parse_hold<'a>(field: &str, text: &'a str) -> Result<ChildName<'a>, ApiError> {
+    parse_child(text, "holds/", "h")
+        .ok_or_else(|| wrong(field, text, "regions/{region}/events/{event}/holds/{hold}"))
+}
+
+fn split_event(text: &str) -> Option<(EventName<'_>, Option<&str>)> {
+    let (region, rest) = text.strip_prefix("regions/")?.split_once("/events/")?;
+    let (event, rest) = match rest.split_once('/') {
+        Some((event, rest)) => (event, Some(rest)),
+        None => (rest, None),
+    };
+    (valid_region_id(region) && valid_event_id(event)).then_some((EventName { region, event }, rest))
+}
+
+fn parse_child<'a>(text: &'a str, collection: &str, mark: &str) -> Option<ChildName<'a>> {
+    let (event, rest) = split_event(text)?;
+    let id = rest?.strip_prefix(collection)?;
+    let (tier, number) = id.split_once('-')?;
+    let number = number.strip_prefix(mark)?;
+    (valid_tier_id(tier) && valid_number(number)).then_some(ChildName { event, id })
+}
+
+/// Decimal without sign and leading zeros: one ticket has one name.
+fn valid_number(text: &str) -> bool {
+    (1..=19).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'))
+}
+
+/// 4 to 40 of `[a-z0-9-]`, starting with a letter.
+pub(crate) fn valid_event_id(id: &str) -> bool {
+    (4..=40).contains(&id.len())
+        && id.starts_with(|c: char| c.is_ascii_lowercase())
+        && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+/// 1 to 32 of `[a-z0-9]`, starting with a letter.
+pub(crate) fn valid_tier_id(id: &str) -> bool {
+    (1..=32).contains(&id.len())
+        && id.starts_with(|c: char| c.is_ascii_lowercase())
+        && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+}
+
+pub(crate) fn region(region: &str) -> String {
+    format!("regions/{region}")
+}
+
+pub(crate) fn event(region: &str, event: &str) -> String {
+    format!("regions/{region}/events/{event}")
+}
+
+pub(crate) fn ticket(region: &str, event: &str, ticket: &str) -> String {
+    format!("regions/{region}/events/{event}/tickets/{ticket}")
+}
+
+pub(crate) fn hold(region: &str, event: &str, hold: &str) -> String {
+    format!("regions/{region}/events/{event}/holds/{hold}")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let gala = EventName { region: "north", event: "gala" };
+        assert_eq!(parse_region("name", &region("north")).unwrap(), "north");
+        assert_eq!(parse_event("name", &event("north", "gala")).unwrap(), gala);
+        let name = ticket("north", "gala", "ga-12");
+        assert_eq!(parse_ticket("name", &name).unwrap(), ChildName { event: gala, id: "ga-12" });
+        let name = hold("north", "gala", "ga-h3");
+        assert_eq!(parse_hold("name", &name).unwrap(), ChildName { event: gala, id: "ga-h3" });
+        assert_eq!(leading_region("parent", &name).unwrap(), "north");
+    }
+
+    #[test]
+    fn other_spellings_are_refused() {
+        for text in ["", "north", "regions/", "regions/North", "regions/north/", "/regions/north", "regions/a b"] {
+            assert!(parse_region("name", text).is_err(), "{text}");
+        }
+        for text in
+            ["regions/north", "regions/north/events/", "regions/north/events/abc", "regions/north/events/gala/"]
+        {
+            assert!(parse_event("name", text).is_err(), "{text}");
+        }
+        for id in ["", "ga", "ga-", "ga-x", "ga-h1", "ga-01", "ga--1", "GA-1", "ga-1/2", "ga-99999999999999999999"] {
+            assert!(parse_ticket("name", &ticket("north", "gala", id)).is_err(), "{id}");
+        }
+        assert!(parse_hold("name", &hold("north", "gala", "ga-1")).is_err());
+    }
+
+    #[test]
+    fn the_error_names_the_field_and_bounds_what_it_repeats() {
+        let long = "x".repeat(10_000);
+        let Err(ApiError::Field { field, message, .. }) = parse_event("parent", &long) else { panic!() };
+        assert_eq!(field, "parent");
+        assert!(message.len() < 200);
+    }
+}

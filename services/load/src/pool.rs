@@ -1,0 +1,204 @@
+//! A few connections, reused by all calls. A connection that breaks is made again by the next call on it;
+//! callers go on to the next connection when one has failed them, so that a dead gateway costs one call.
+
+use std::time::Duration;
+
+use tidewall_proto::v1;
+use tidewall_proto::v1::event_service_client::EventServiceClient;
+use tidewall_proto::v1::outcome_service_client::OutcomeServiceClient;
+use tidewall_proto::v1::region_service_client::RegionServiceClient;
+use tidewall_proto::v1::ticket_service_client::TicketServiceClient;
+use tokio::time::Instant;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Response, Status};
+
+use crate::{LoadError, Target};
+
+/// Bytes that may be under way to us on one stream.
+const STREAM_WINDOW: u32 = 4 << 20;
+/// Bytes that may be under way to us on one connection.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Requests that may wait for a connection's task.
+const BUFFERED_REQUESTS: usize = 16_384;
+/// Largest answer that is accepted: a page of 5000 tickets has about 1.5 MB.
+const ANSWER_BYTES_MAX: usize = 32 << 20;
+/// How much longer than its deadline a call is waited for. The server's own DEADLINE_EXCEEDED should
+/// arrive first; this bound is for gateways that no longer answer at all.
+const DEADLINE_GRACE: Duration = Duration::from_millis(250);
+
+/// A bearer token, ready to be put into requests; cloning it copies a reference only.
+pub(crate) type Token = MetadataValue<Ascii>;
+
+/// Makes a token ready to be sent.
+pub(crate) fn bearer(subject: &str, token: &str) -> Result<Token, LoadError> {
+    format!("Bearer {token}").parse().map_err(|_| LoadError::Token {
+        subject: subject.to_owned(),
+    })
+}
+
+/// Connections to the target.
+#[derive(Debug, Clone)]
+pub(crate) struct Pool {
+    channels: Vec<Channel>,
+    endpoints: Vec<String>,
+    deadline: Duration,
+}
+
+impl Pool {
+    /// Prepares connections; they are made by the first calls on them.
+    pub(crate) fn new(target: &Target, connections: usize, deadline: Duration) -> Result<Self, LoadError> {
+        if target.endpoints.is_empty() {
+            return Err(LoadError::Plan(
+                "no gateway is given: name at least one endpoint".to_owned(),
+            ));
+        }
+        // At least one connection for each gateway, or a call could not go on to the next gateway.
+        let count = connections.max(target.endpoints.len());
+        let channels = (0..count)
+            .map(|n| {
+                let endpoint = &target.endpoints[n % target.endpoints.len()];
+                let channel = Endpoint::from_shared(endpoint.clone())
+                    .map_err(|source| LoadError::Endpoint {
+                        endpoint: endpoint.clone(),
+                        source,
+                    })?
+                    .tcp_nodelay(true)
+                    .connect_timeout(Duration::from_secs(1))
+                    .initial_stream_window_size(STREAM_WINDOW)
+                    .initial_connection_window_size(CONNECTION_WINDOW)
+                    .buffer_size(BUFFERED_REQUESTS)
+                    .http2_keep_alive_interval(Duration::from_secs(5))
+                    .keep_alive_timeout(Duration::from_secs(3))
+                    .keep_alive_while_idle(true)
+                    .connect_lazy();
+                Ok(channel)
+            })
+            .collect::<Result<_, LoadError>>()?;
+        Ok(Self {
+            channels,
+            endpoints: target.endpoints.clone(),
+            deadline,
+        })
+    }
+
+    /// Deadline of each call.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// Addresses for an error message.
+    pub(crate) fn endpoints(&self) -> String {
+        self.endpoints.join(", ")
+    }
+
+    /// How many connections there are.
+    pub(crate) fn len(&self) -> usize {
+        self.channels.len()
+    }
+
+    fn channel(&self, slot: u64) -> Channel {
+        // The remainder is smaller than a usize: it comes from one.
+        self.channels[(slot % self.channels.len() as u64) as usize].clone()
+    }
+
+    /// Client for buying, on the connection of this slot.
+    pub(crate) fn tickets(&self, slot: u64) -> TicketServiceClient<Channel> {
+        TicketServiceClient::new(self.channel(slot)).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// Client for events, on the connection of this slot.
+    pub(crate) fn events(&self, slot: u64) -> EventServiceClient<Channel> {
+        EventServiceClient::new(self.channel(slot)).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// Client for outcomes, on the connection of this slot.
+    pub(crate) fn outcomes(&self, slot: u64) -> OutcomeServiceClient<Channel> {
+        OutcomeServiceClient::new(self.channel(slot))
+    }
+
+    /// Client for regions, on the connection of this slot.
+    pub(crate) fn regions(&self, slot: u64) -> RegionServiceClient<Channel> {
+        RegionServiceClient::new(self.channel(slot))
+    }
+
+    /// A request with token and deadline.
+    pub(crate) fn request<T>(&self, token: &Token, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert("authorization", token.clone());
+        request.set_timeout(self.deadline);
+        request
+    }
+
+    /// Waits for an answer, but never much longer than the deadline: a channel that cannot connect would
+    /// otherwise hold its calls.
+    pub(crate) async fn bounded<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Status> {
+        match tokio::time::timeout(self.deadline + DEADLINE_GRACE, call).await {
+            Ok(answer) => answer.map(Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded("no answer came before the deadline")),
+        }
+    }
+
+    /// Opens every connection that can be opened, by listing regions on it, so that the measured part does
+    /// not begin with handshakes. Succeeds when at least one gateway answers; returns the regions.
+    pub(crate) async fn connect(
+        &self,
+        token: &Token,
+        patience: Duration,
+    ) -> Result<Vec<v1::Region>, LoadError> {
+        let began = Instant::now();
+        loop {
+            let answers = futures_util::future::join_all(
+                (0..self.len() as u64).map(|slot| self.list_regions(slot, token)),
+            )
+            .await;
+            let mut last = None;
+            for answer in answers {
+                match answer {
+                    Ok(regions) => return Ok(regions),
+                    Err(status) => last = Some(status),
+                }
+            }
+            let Some(status) = last else {
+                return Err(LoadError::Plan("no connection is configured".to_owned()));
+            };
+            if began.elapsed() >= patience || !crate::verdict::worth_repeating(&status) {
+                if matches!(
+                    status.code(),
+                    Code::Unavailable | Code::DeadlineExceeded | Code::Unknown
+                ) {
+                    return Err(LoadError::Unreachable {
+                        endpoints: self.endpoints(),
+                        waited: began.elapsed(),
+                        last: status.message().to_owned(),
+                    });
+                }
+                return Err(crate::setup::refused("listing the regions", &status));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn list_regions(&self, slot: u64, token: &Token) -> Result<Vec<v1::Region>, Status> {
+        let mut regions = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let message = v1::ListRegionsRequest {
+                page_size: 1_000,
+                page_token,
+            };
+            let mut client = self.regions(slot);
+            let page = self
+                .bounded(client.list_regions(self.request(token, message)))
+                .await?;
+            regions.extend(page.regions);
+            if page.next_page_token.is_empty() {
+                return Ok(regions);
+            }
+            page_token = page.next_page_token;
+        }
+    }
+}

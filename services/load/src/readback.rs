@@ -1,0 +1,272 @@
+//! After the sale: asks what became of unknown intents, and reads everything back for the audit. Only
+//! queries; it must never change what it reads.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use tidewall_proto::v1;
+use tidewall_proto::v1::get_outcome_response::Result as Outcome;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use crate::audit::{Answer, Asked, SeenEvent, SeenTicket, SeenTier};
+use crate::drive::{End, Lot, PROGRESS_EVERY, Record, Run, stamp};
+use crate::pool::{Pool, Token};
+use crate::setup::repeat;
+use crate::verdict::{self, Verdict};
+use crate::{Phase, Progress};
+
+/// Questions under way at the same time.
+const QUESTIONS: usize = 64;
+/// How long one question is repeated.
+const QUESTION_PATIENCE: Duration = Duration::from_secs(10);
+/// How long all questions may take together, after the last deadline has passed.
+const RESOLVE_MAX: Duration = Duration::from_secs(60);
+/// How long a page is asked for.
+const PAGE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the reading may take in all.
+const READ_MAX: Duration = Duration::from_secs(600);
+/// Tickets on a page, the most that the API gives.
+const PAGE: i32 = 5_000;
+/// How often an event is read until its counters stand still.
+const READS_MAX: u32 = 5;
+/// Pause between two readings of an event that still changes.
+const READ_PAUSE: Duration = Duration::from_millis(500);
+
+/// Settles unknown intents with `GetOutcome`, as far as that is possible.
+pub(crate) async fn resolve(run: &Run, records: &mut [Record], progress: &(impl Fn(Progress) + Sync)) {
+    let began = Instant::now();
+    let open: Vec<usize> = records
+        .iter()
+        .enumerate()
+        .filter(|(_, record)| record.end == End::Unknown)
+        .map(|(n, _)| n)
+        .collect();
+    let total = Some(open.len() as u64);
+    // A copy that is still on its way can be decided until its deadline: "undecided" counts only after it.
+    let settled_at = open
+        .iter()
+        .map(|n| records[*n].last_call)
+        .max()
+        .map(|last| last + run.pool.deadline());
+    let Some(settled_at) = settled_at else { return };
+    progress(run.progress(Phase::Resolve, began.elapsed(), 0, total));
+    tokio::time::sleep_until(settled_at).await;
+    let until = Instant::now() + RESOLVE_MAX;
+    let questions: Vec<_> = open.iter().map(|n| (*n, records[*n].clone())).collect();
+    let mut answers = futures_util::stream::iter(questions)
+        .map(|(number, record)| async move { (number, ask(run, &record).await) })
+        .buffer_unordered(QUESTIONS);
+    let mut asked = 0;
+    let mut told = Instant::now();
+    while let Ok(Some((number, end))) = tokio::time::timeout_at(until, answers.next()).await {
+        asked += 1;
+        if let Some(end) = end {
+            records[number].end = end;
+            records[number].resolved = true;
+        }
+        if told.elapsed() >= PROGRESS_EVERY {
+            told = Instant::now();
+            progress(run.progress(Phase::Resolve, began.elapsed(), asked, total));
+        }
+    }
+}
+
+/// What was decided for an intent; `None` when nobody can say.
+async fn ask(run: &Run, record: &Record) -> Option<End> {
+    let lot = &run.lots[record.intent.lot as usize];
+    let message = v1::GetOutcomeRequest {
+        parent: lot.region.clone(),
+        request_id: record.request_id.to_string(),
+    };
+    let answer = repeat(QUESTION_PATIENCE, |slot| {
+        let mut client = run.pool.outcomes(slot);
+        let request = run.pool.request(run.token(record.intent), message.clone());
+        async move { run.pool.bounded(client.get_outcome(request)).await }
+    })
+    .await
+    .ok()?;
+    match (v1::OutcomeState::try_from(answer.state).ok()?, answer.result) {
+        (v1::OutcomeState::Undecided, _) => Some(End::Undecided),
+        (v1::OutcomeState::Decided, Some(Outcome::Purchase(purchase))) => Some(End::Sold {
+            tickets: purchase.tickets.into_iter().map(String::into_boxed_str).collect(),
+            receipt: answer.receipt.as_ref().map(stamp),
+        }),
+        (v1::OutcomeState::Decided, Some(Outcome::Rejection(no))) => {
+            let read = verdict::of_item(no.code, &no.reason, true);
+            Some(if read.verdict == Verdict::SoldOut {
+                End::SoldOut
+            } else {
+                End::Refused(read.key.into())
+            })
+        }
+        _ => None,
+    }
+}
+
+/// What was asked, in the audit's words.
+pub(crate) fn asked(run: &Run, records: &[Record]) -> Vec<Asked> {
+    records
+        .iter()
+        .map(|record| {
+            let lot = &run.lots[record.intent.lot as usize];
+            Asked {
+                request_id: record.request_id,
+                owner: run.subjects[record.intent.subject as usize].clone(),
+                event: lot.name.clone(),
+                tier_id: lot.tiers[record.intent.tier as usize].tier_id.clone(),
+                quantity: record.intent.quantity,
+                answer: match &record.end {
+                    End::Sold { tickets, receipt } => Answer::Sold {
+                        tickets: tickets.clone(),
+                        receipt: *receipt,
+                    },
+                    End::SoldOut => Answer::SoldOut,
+                    End::Refused(_) | End::Failed(_) | End::Overloaded | End::Undecided => Answer::Not,
+                    End::Unknown => Answer::Unknown,
+                },
+            }
+        })
+        .collect()
+}
+
+/// Reads all events with all their tickets; the error says in words what could not be read.
+pub(crate) async fn read_all(
+    run: &Run,
+    organiser: &Token,
+    progress: &(impl Fn(Progress) + Sync),
+) -> Result<Vec<SeenEvent>, String> {
+    let began = Instant::now();
+    let mut events = Vec::with_capacity(run.lots.len());
+    let mut read = 0_u64;
+    let mut tell = |tickets: u64| {
+        read += tickets;
+        progress(run.progress(Phase::Audit, began.elapsed(), read, None));
+    };
+    let reading = async {
+        for lot in &run.lots {
+            events.push(read_event(&run.pool, organiser, lot, &mut tell).await?);
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(READ_MAX, reading).await {
+        Ok(done) => done.map(|()| events),
+        Err(_) => Err(format!("reading back took longer than {} s", READ_MAX.as_secs())),
+    }
+}
+
+/// Reads an event before and after its tickets, until both readings agree.
+async fn read_event(
+    pool: &Pool,
+    organiser: &Token,
+    lot: &Lot,
+    tell: &mut impl FnMut(u64),
+) -> Result<SeenEvent, String> {
+    let failed = |doing: &str, status: Status| {
+        format!(
+            "{doing} {} failed: {:?}: {}",
+            lot.name,
+            status.code(),
+            status.message()
+        )
+    };
+    let mut reads = 1;
+    loop {
+        let before = get_event(pool, organiser, lot)
+            .await
+            .map_err(|status| failed("reading", status))?;
+        let tickets = list_tickets(pool, organiser, lot, tell)
+            .await
+            .map_err(|status| failed("listing the tickets of", status))?;
+        let after = get_event(pool, organiser, lot)
+            .await
+            .map_err(|status| failed("reading", status))?;
+        if before.tiers != after.tiers && reads < READS_MAX {
+            // A copy of a call whose answer was lost was decided just now.
+            reads += 1;
+            tokio::time::sleep(READ_PAUSE).await;
+            continue;
+        }
+        let planned = |tier_id: &str| {
+            let tier = lot.tiers.iter().find(|tier| tier.tier_id == tier_id);
+            tier.map_or(0, |tier| i64::try_from(tier.capacity).unwrap_or(i64::MAX))
+        };
+        return Ok(SeenEvent {
+            name: lot.name.clone(),
+            region: lot.region.clone(),
+            quota: i64::from(lot.quota),
+            tiers: after
+                .tiers
+                .iter()
+                .map(|tier| SeenTier {
+                    tier_id: tier.tier_id.clone(),
+                    capacity: tier.capacity,
+                    planned: planned(&tier.tier_id),
+                    free: tier.free,
+                    held: tier.held,
+                    sold: tier.sold,
+                })
+                .collect(),
+            tickets,
+        });
+    }
+}
+
+async fn get_event(pool: &Pool, organiser: &Token, lot: &Lot) -> Result<v1::Event, Status> {
+    let message = v1::GetEventRequest {
+        name: lot.name.clone(),
+        consistency: v1::ReadConsistency::Linearizable as i32,
+    };
+    let answer = repeat(PAGE_PATIENCE, |slot| {
+        let mut client = pool.events(slot);
+        let request = pool.request(organiser, message.clone());
+        async move { pool.bounded(client.get_event(request)).await }
+    })
+    .await?;
+    answer
+        .event
+        .ok_or_else(|| Status::new(Code::DataLoss, "the answer carries no event"))
+}
+
+async fn list_tickets(
+    pool: &Pool,
+    organiser: &Token,
+    lot: &Lot,
+    tell: &mut impl FnMut(u64),
+) -> Result<Vec<SeenTicket>, Status> {
+    let mut tickets = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let message = v1::ListTicketsRequest {
+            parent: lot.name.clone(),
+            owner: "*".to_owned(),
+            page_size: PAGE,
+            page_token: page_token.clone(),
+        };
+        let page = repeat(PAGE_PATIENCE, |slot| {
+            let mut client = pool.tickets(slot);
+            let request = pool.request(organiser, message.clone());
+            async move { pool.bounded(client.list_tickets(request)).await }
+        })
+        .await?;
+        tell(page.tickets.len() as u64);
+        tickets.extend(page.tickets.into_iter().map(|ticket| SeenTicket {
+            valid: ticket.state == v1::TicketState::Valid as i32,
+            name: ticket.name,
+            owner: ticket.owner,
+            tier_id: ticket.tier_id,
+            seat: ticket.seat,
+            request_id: ticket.request_id,
+        }));
+        if page.next_page_token.is_empty() {
+            return Ok(tickets);
+        }
+        if page.next_page_token == page_token {
+            return Err(Status::new(
+                Code::DataLoss,
+                "a page names itself as the next page",
+            ));
+        }
+        page_token = page.next_page_token;
+    }
+}

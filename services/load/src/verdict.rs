@@ -1,0 +1,202 @@
+//! What an answer means for an intent: the one place that reads status codes, reasons and retry delays.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+/// What one answer says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Decided "no": the stock is gone.
+    SoldOut,
+    /// Decided "no" for another reason (quota, sale window, …).
+    Refused,
+    /// Refused by overload, nothing decided; `after` is what RetryInfo names.
+    Overloaded {
+        /// Delay of RetryInfo; `None` when the answer lacks it, which breaks the API's promise.
+        after: Option<Duration>,
+    },
+    /// May or may not have been decided: repeat with the same request id.
+    Unknown,
+    /// Not decided and not worth repeating (bad token, bad argument, …).
+    Failed,
+}
+
+/// An answer with its words.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) verdict: Verdict,
+    /// `CODE/REASON`, for counting.
+    pub(crate) key: String,
+    /// True when no gateway said this: the connection or the client's own clock did.
+    pub(crate) transport: bool,
+}
+
+/// Reads a status.
+pub(crate) fn of_status(status: &Status) -> Answer {
+    let reason = reason(status);
+    let ours = !reason.is_empty();
+    let verdict = match verdict_of(status.code(), &reason) {
+        Verdict::Overloaded { .. } => Verdict::Overloaded {
+            after: status.get_details_retry_info().and_then(|info| info.retry_delay),
+        },
+        other => other,
+    };
+    let transport = !ours && matches!(verdict, Verdict::Unknown) && status.code() != Code::DeadlineExceeded;
+    Answer {
+        verdict,
+        key: key(status.code(), &reason),
+        transport,
+    }
+}
+
+/// Reads a rejection, or an undecided item, of a batch.
+pub(crate) fn of_item(code: i32, reason: &str, decided: bool) -> Answer {
+    let code = Code::from(code);
+    let verdict = match (decided, verdict_of(code, reason)) {
+        (true, Verdict::SoldOut) => Verdict::SoldOut,
+        (true, _) => Verdict::Refused,
+        // An item carries no RetryInfo of its own.
+        (false, Verdict::Overloaded { .. }) => Verdict::Overloaded {
+            after: Some(Duration::from_millis(50)),
+        },
+        (false, _) => Verdict::Unknown,
+    };
+    Answer {
+        verdict,
+        key: key(code, reason),
+        transport: false,
+    }
+}
+
+fn verdict_of(code: Code, reason: &str) -> Verdict {
+    match code {
+        Code::FailedPrecondition if reason == "SOLD_OUT" => Verdict::SoldOut,
+        Code::FailedPrecondition | Code::Aborted | Code::AlreadyExists => Verdict::Refused,
+        Code::ResourceExhausted => Verdict::Overloaded { after: None },
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => Verdict::Unknown,
+        // Transport libraries report broken streams as INTERNAL; a gateway that means it gives a reason.
+        Code::Internal if reason.is_empty() => Verdict::Unknown,
+        Code::Internal => Verdict::Refused,
+        _ => Verdict::Failed,
+    }
+}
+
+/// Whether a call of the preparation or the audit should be repeated.
+pub(crate) fn worth_repeating(status: &Status) -> bool {
+    matches!(
+        of_status(status).verdict,
+        Verdict::Unknown | Verdict::Overloaded { .. }
+    )
+}
+
+/// Reason as in `google.rpc.ErrorInfo`; empty when the status has none.
+pub(crate) fn reason(status: &Status) -> String {
+    status
+        .get_details_error_info()
+        .map(|info| info.reason)
+        .unwrap_or_default()
+}
+
+fn key(code: Code, reason: &str) -> String {
+    if reason.is_empty() {
+        code_name(code).to_owned()
+    } else {
+        format!("{}/{reason}", code_name(code))
+    }
+}
+
+/// The code as gRPC's documents write it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn status(code: Code, reason: &str, retry: Option<Duration>) -> Status {
+        let mut details = ErrorDetails::new();
+        if !reason.is_empty() {
+            details.set_error_info(
+                reason,
+                "tidewall",
+                std::collections::HashMap::<String, String>::new(),
+            );
+        }
+        if retry.is_some() {
+            details.set_retry_info(retry);
+        }
+        Status::with_error_details(code, "words", details)
+    }
+
+    #[test]
+    fn a_no_is_told_from_an_overload_and_from_an_unknown() {
+        let sold_out = of_status(&status(Code::FailedPrecondition, "SOLD_OUT", None));
+        assert_eq!(sold_out.verdict, Verdict::SoldOut);
+        assert_eq!(sold_out.key, "FAILED_PRECONDITION/SOLD_OUT");
+        let quota = of_status(&status(Code::FailedPrecondition, "QUOTA_EXCEEDED", None));
+        assert_eq!(quota.verdict, Verdict::Refused);
+        let delay = Duration::from_millis(70);
+        let overload = of_status(&status(Code::ResourceExhausted, "OVERLOADED", Some(delay)));
+        assert_eq!(overload.verdict, Verdict::Overloaded { after: Some(delay) });
+        let bare = of_status(&status(Code::ResourceExhausted, "OVERLOADED", None));
+        assert_eq!(bare.verdict, Verdict::Overloaded { after: None });
+        assert_eq!(of_status(&Status::unauthenticated("no")).verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn broken_connections_are_unknown_and_counted_as_transport() {
+        for code in [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled] {
+            let answer = of_status(&Status::new(code, "h2 protocol error"));
+            assert_eq!(answer.verdict, Verdict::Unknown, "{code:?}");
+            assert!(answer.transport, "{code:?}");
+        }
+        let said = of_status(&status(Code::Unavailable, "OUTCOME_UNKNOWN", None));
+        assert_eq!(said.verdict, Verdict::Unknown);
+        assert!(!said.transport);
+        let broken = of_status(&status(Code::Internal, "INTERNAL_INVARIANT", None));
+        assert_eq!(broken.verdict, Verdict::Refused);
+    }
+
+    #[test]
+    fn undecided_items_of_a_batch_are_repeated_and_rejections_are_not() {
+        let over = of_item(Code::ResourceExhausted as i32, "OVERLOADED", false).verdict;
+        assert!(matches!(over, Verdict::Overloaded { after: Some(_) }));
+        assert_eq!(
+            of_item(Code::Unavailable as i32, "", false).verdict,
+            Verdict::Unknown
+        );
+        assert_eq!(
+            of_item(Code::FailedPrecondition as i32, "SOLD_OUT", true).verdict,
+            Verdict::SoldOut
+        );
+        assert_eq!(
+            of_item(Code::FailedPrecondition as i32, "QUOTA_EXCEEDED", true).verdict,
+            Verdict::Refused
+        );
+    }
+}

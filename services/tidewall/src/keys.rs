@@ -1,0 +1,243 @@
+//! The development key pair of a data directory, as PEM files: `keys/dev.key` (PKCS #8, private, mode 0600)
+//! and `keys/dev.pub` (what gateways check tokens against).
+//!
+//! Whoever reads `dev.key` can mint any token of this cluster, so its content never reaches a log, an error
+//! or a command line.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tidewall_gateway::auth;
+
+/// DER in front of the 32 bytes of an Ed25519 public key (RFC 8410).
+const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+const PRIVATE: &str = "PRIVATE KEY";
+const PUBLIC: &str = "PUBLIC KEY";
+
+/// Why a key cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// There is no such file.
+    #[error("there is no key at {0}: `tidewall up` makes one in its data directory; name that with --data, or a key file with --key")]
+    Missing(String),
+    /// The file could not be read or written.
+    #[error("cannot access the key file {path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file holds no usable key.
+    #[error("{path} holds no usable Ed25519 key ({message})")]
+    Invalid {
+        /// The file.
+        path: String,
+        /// What is wrong; never any content.
+        message: String,
+    },
+}
+
+/// A private key, ready to mint tokens. It has no `Debug`, so that it cannot be printed by accident.
+pub struct PrivateKey(Vec<u8>);
+
+impl PrivateKey {
+    /// The key as PKCS #8.
+    pub fn pkcs8(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Path of the private key in a directory of keys.
+pub fn private_path(directory: &Path) -> PathBuf {
+    directory.join("dev.key")
+}
+
+/// Path of the public key in a directory of keys.
+pub fn public_path(directory: &Path) -> PathBuf {
+    directory.join("dev.pub")
+}
+
+/// Makes sure that a directory has a key pair, and returns its private key. An existing private key is
+/// kept, and the public one is written again when it does not belong to it.
+pub fn ensure(directory: &Path) -> Result<PrivateKey, KeyError> {
+    let (private, public) = (private_path(directory), public_path(directory));
+    let io = |path: &Path| {
+        let path = path.display().to_string();
+        move |source| KeyError::Io { path, source }
+    };
+    if !directory.is_dir() {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io(directory))?;
+    }
+    let key = match load_private(&private) {
+        Err(KeyError::Missing(_)) => {
+            let key = auth::generate_key();
+            write(&private, &to_pem(PRIVATE, &key), 0o600).map_err(io(&private))?;
+            PrivateKey(key)
+        }
+        other => other?,
+    };
+    let verifying = verifying_key(&private, &key)?;
+    if load_public(&public).ok().as_deref() != Some(&[verifying]) {
+        let spki = [&SPKI_PREFIX[..], &verifying[..]].concat();
+        write(&public, &to_pem(PUBLIC, &spki), 0o644).map_err(io(&public))?;
+    }
+    Ok(key)
+}
+
+/// Reads a private key.
+pub fn load_private(path: &Path) -> Result<PrivateKey, KeyError> {
+    let blocks = read(path, PRIVATE)?;
+    let [pkcs8] = <[Vec<u8>; 1]>::try_from(blocks).map_err(|blocks: Vec<_>| KeyError::Invalid {
+        path: path.display().to_string(),
+        message: format!("{} blocks of {PRIVATE:?} where one is needed", blocks.len()),
+    })?;
+    let key = PrivateKey(pkcs8);
+    verifying_key(path, &key)?;
+    Ok(key)
+}
+
+/// Reads all public keys of a file; there is at least one. A file may list several while keys are exchanged.
+pub fn load_public(path: &Path) -> Result<Vec<[u8; 32]>, KeyError> {
+    let invalid = |message: String| KeyError::Invalid { path: path.display().to_string(), message };
+    let blocks = read(path, PUBLIC)?;
+    if blocks.is_empty() {
+        return Err(invalid(format!("no block of {PUBLIC:?}")));
+    }
+    blocks
+        .into_iter()
+        .map(|der| {
+            der.strip_prefix(&SPKI_PREFIX)
+                .and_then(|key| <[u8; 32]>::try_from(key).ok())
+                .ok_or_else(|| invalid("a public key that is not Ed25519".into()))
+        })
+        .collect()
+}
+
+fn verifying_key(path: &Path, key: &PrivateKey) -> Result<[u8; 32], KeyError> {
+    auth::public_key(key.pkcs8())
+        .map_err(|e| KeyError::Invalid { path: path.display().to_string(), message: e.to_string() })
+}
+
+/// Writes a file so that a crash leaves the old one or the new one.
+fn write(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    // A leftover could have another mode.
+    match std::fs::remove_file(&temporary) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)
+}
+
+fn read(path: &Path, label: &str) -> Result<Vec<Vec<u8>>, KeyError> {
+    let name = || path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => KeyError::Missing(name()),
+        _ => KeyError::Io { path: name(), source },
+    })?;
+    from_pem(label, &text).ok_or_else(|| KeyError::Invalid { path: name(), message: "not a PEM file".into() })
+}
+
+fn to_pem(label: &str, der: &[u8]) -> String {
+    let mut text = format!("-----BEGIN {label}-----\n");
+    for line in STANDARD.encode(der).as_bytes().chunks(64) {
+        text.extend(line.iter().map(|byte| char::from(*byte)));
+        text.push('\n');
+    }
+    text + &format!("-----END {label}-----\n")
+}
+
+/// All blocks with this label; `None` when the text is not well-formed.
+fn from_pem(label: &str, text: &str) -> Option<Vec<Vec<u8>>> {
+    let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
+    let mut blocks = Vec::new();
+    let mut rest = text;
+    while let Some(start) = rest.find(&begin) {
+        let body = &rest[start + begin.len()..];
+        let stop = body.find(&end)?;
+        let base64: String = body[..stop].split_whitespace().collect();
+        blocks.push(STANDARD.decode(base64).ok()?);
+        rest = &body[stop + end.len()..];
+    }
+    Some(blocks)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_pair_is_made_once_and_kept() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("keys");
+        let first = ensure(&directory).unwrap();
+        let public = load_public(&public_path(&directory)).unwrap();
+        assert_eq!(public.len(), 1);
+        assert_eq!(public[0], verifying_key(Path::new("x"), &first).unwrap());
+        assert_eq!(ensure(&directory).unwrap().pkcs8(), first.pkcs8());
+        let mode = std::fs::metadata(private_path(&directory)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_lost_or_foreign_public_key_is_written_again() {
+        let parent = tempfile::tempdir().unwrap();
+        let (one, two) = (parent.path().join("1"), parent.path().join("2"));
+        ensure(&one).unwrap();
+        ensure(&two).unwrap();
+        let expected = load_public(&public_path(&one)).unwrap();
+        std::fs::copy(public_path(&two), public_path(&one)).unwrap();
+        ensure(&one).unwrap();
+        assert_eq!(load_public(&public_path(&one)).unwrap(), expected);
+        std::fs::remove_file(public_path(&one)).unwrap();
+        ensure(&one).unwrap();
+        assert_eq!(load_public(&public_path(&one)).unwrap(), expected);
+    }
+
+    #[test]
+    fn several_public_keys_may_share_a_file() {
+        let parent = tempfile::tempdir().unwrap();
+        let mut text = String::new();
+        for name in ["1", "2"] {
+            ensure(&parent.path().join(name)).unwrap();
+            text += &std::fs::read_to_string(public_path(&parent.path().join(name))).unwrap();
+        }
+        let path = parent.path().join("both.pub");
+        std::fs::write(&path, text).unwrap();
+        let keys = load_public(&path).unwrap();
+        assert_eq!(keys.len(), 2);
+        assert_ne!(keys[0], keys[1]);
+    }
+
+    #[test]
+    fn damaged_and_missing_files_are_refused_and_kept() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("dev.key");
+        let message = load_private(&path).err().unwrap().to_string();
+        assert!(message.contains("tidewall up") && message.contains("--key"), "{message}");
+        for text in ["", "secret", "-----BEGIN PRIVATE KEY-----\nAAAA", &to_pem(PRIVATE, b"short"), &to_pem(PUBLIC, b"x")] {
+            std::fs::write(&path, text).unwrap();
+            let message = load_private(&path).err().unwrap().to_string();
+            assert!(message.contains("no usable"), "{message}");
+            assert!(!message.contains("secret") && !message.contains("AAAA"));
+            assert!(ensure(parent.path()).is_err());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+            assert!(load_public(&path).is_err());
+        }
+    }
+}

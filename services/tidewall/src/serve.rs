@@ -1,0 +1,234 @@
+//! `tidewall serve`: one process of a cluster, a shard node or a gateway. The supervisor starts these;
+//! so may any other process manager.
+//!
+//! This module only turns arguments into the configuration of the two crates that do the work. It never
+//! makes a topology or a key: what it is given must exist.
+
+use std::io::{IsTerminal as _, Read as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
+use tidewall_client::topology::Topology;
+use tidewall_gateway::{Gateway, GatewayConfig};
+use tidewall_node::NodeConfig;
+
+use crate::datadir::Lock;
+use crate::exit::{Exit, Failure};
+use crate::keys;
+use crate::signals::Signals;
+
+/// How long a node's previous process may take to let go of its data.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
+/// How long this process may take to end by itself once its supervisor is gone.
+const ORPHAN_GRACE: Duration = Duration::from_secs(10);
+
+/// Arguments of `tidewall serve`.
+#[derive(Debug, Args)]
+pub struct ServeCommand {
+    /// Which part to serve
+    #[command(subcommand)]
+    pub part: Part,
+}
+
+/// Parts of a cluster.
+#[derive(Debug, Subcommand)]
+pub enum Part {
+    /// Serve one shard node: its replicas of all shard groups
+    #[command(after_help = "Example:\n  tidewall serve shard --node 1 --data ./tidewall-data/node-1 --topology ./tidewall-data/topology.json")]
+    Shard(ShardArgs),
+    /// Serve one gateway
+    #[command(after_help = "Example:\n  tidewall serve gateway --listen 127.0.0.1:7500 --topology ./tidewall-data/topology.json --keys ./tidewall-data/keys/dev.pub")]
+    Gateway(GatewayArgs),
+}
+
+/// Arguments of `tidewall serve shard`.
+#[derive(Debug, Args)]
+pub struct ShardArgs {
+    /// Id of the node in the topology
+    #[arg(long, value_name = "N")]
+    pub node: u64,
+    /// Directory of the node's data; no other process may use it
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Topology of the cluster
+    #[arg(long, value_name = "FILE")]
+    pub topology: PathBuf,
+    /// The data need not outlive this run
+    #[arg(long)]
+    pub ephemeral: bool,
+    /// Stop when standard input ends: its other end is held by the supervisor
+    #[arg(long)]
+    pub parent_pipe: bool,
+}
+
+/// Arguments of `tidewall serve gateway`.
+#[derive(Debug, Args)]
+pub struct GatewayArgs {
+    /// Address to listen on
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// Topology of the cluster
+    #[arg(long, value_name = "FILE")]
+    pub topology: PathBuf,
+    /// Public keys (PEM) that tokens are checked against; may be given several times
+    #[arg(long, value_name = "FILE", required = true)]
+    pub keys: Vec<PathBuf>,
+    /// Stop when standard input ends: its other end is held by the supervisor
+    #[arg(long)]
+    pub parent_pipe: bool,
+}
+
+/// Runs the command until the process is told to stop.
+pub fn run(command: &ServeCommand) -> Result<(), Failure> {
+    raise_file_limit();
+    // A supervised process was started through /proc/self/exe; give it the name that `ps` should show.
+    if let Err(error) = rustix::thread::set_name(c"tidewall") {
+        tracing::debug!("cannot set the name of the process: {error}");
+    }
+    match &command.part {
+        Part::Shard(arguments) => shard(arguments),
+        Part::Gateway(arguments) => gateway(arguments),
+    }
+}
+
+fn shard(arguments: &ShardArgs) -> Result<(), Failure> {
+    let topology = load_topology(&arguments.topology)?;
+    if topology.node(arguments.node).is_none() {
+        let known: Vec<String> = topology.nodes.iter().map(|node| node.id.to_string()).collect();
+        return Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "{} has no node {}; it has {}",
+                arguments.topology.display(),
+                arguments.node,
+                known.join(", ")
+            ),
+        ));
+    }
+    watch_parent(arguments.parent_pipe)?;
+    // Beside the data, not in them: the node alone decides what is in its directory.
+    let lock_path = arguments.data.with_extension("lock");
+    let _lock = Lock::take(&lock_path, PREDECESSOR_PATIENCE).map_err(|e| Failure::new(Exit::Environment, e))?;
+    let config = NodeConfig {
+        node: arguments.node,
+        data_dir: arguments.data.clone(),
+        topology,
+        ephemeral: arguments.ephemeral,
+    };
+    tidewall_node::run(config)
+        .map_err(|error| Failure::with_code(error.exit_code(), format!("node {}: {error}", arguments.node)))
+}
+
+fn gateway(arguments: &GatewayArgs) -> Result<(), Failure> {
+    let environment = |error: &dyn std::fmt::Display| Failure::new(Exit::Environment, error);
+    let topology = load_topology(&arguments.topology)?;
+    let mut public_keys = Vec::new();
+    for path in &arguments.keys {
+        public_keys.extend(keys::load_public(path).map_err(|e| environment(&e))?);
+    }
+    watch_parent(arguments.parent_pipe)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("gateway")
+        .build()
+        .map_err(|e| environment(&format!("cannot start the runtime: {e}")))?;
+    runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let config = GatewayConfig::new(arguments.listen, Arc::new(topology), public_keys);
+        let gateway = Gateway::bind(config).await.map_err(|e| environment(&e))?;
+        tracing::info!("gateway listens on {}", gateway.local_addr());
+        gateway
+            .serve(async move {
+                let signal = signals.next().await;
+                tracing::info!("{signal}: the gateway stops");
+            })
+            .await
+            .map_err(|e| environment(&e))
+    })
+}
+
+fn load_topology(path: &Path) -> Result<Topology, Failure> {
+    Topology::load(path).map_err(|e| Failure::new(Exit::Environment, e))
+}
+
+/// With a parent pipe, asks this process to stop as soon as standard input ends, and makes it.
+fn watch_parent(wanted: bool) -> Result<(), Failure> {
+    if !wanted {
+        return Ok(());
+    }
+    if std::io::stdin().is_terminal() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "--parent-pipe is for processes whose standard input is a pipe held by their supervisor",
+        ));
+    }
+    let watch = || {
+        let mut nothing = [0; 64];
+        // Whatever is written is ignored; an error ends it like end-of-file.
+        while matches!(std::io::stdin().read(&mut nothing), Ok(read) if read > 0) {}
+        tracing::warn!("the supervisor is gone: this process stops");
+        if let Err(error) = kill_process(getpid(), Signal::TERM) {
+            tracing::error!("cannot signal this process: {error}");
+        }
+        std::thread::sleep(ORPHAN_GRACE);
+        tracing::error!("this process did not stop in {ORPHAN_GRACE:?}; it ends now");
+        std::process::exit(i32::from(Exit::Failed.code()));
+    };
+    std::thread::Builder::new()
+        .name("parent-pipe".into())
+        .spawn(watch)
+        .map(|_| ())
+        .map_err(|e| Failure::new(Exit::Environment, format!("cannot start a thread: {e}")))
+}
+
+/// Allows this process as many open files as the system lets it: each client connection is one.
+pub fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+    {
+        tracing::warn!("cannot raise the limit of open files beyond {:?}: {error}", limit.current);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_node_that_the_topology_does_not_know_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = crate::datadir::DataDir::new(directory.path());
+        drop(data.prepare(&crate::datadir::Wanted::default(), Duration::ZERO).unwrap());
+        let arguments = ShardArgs {
+            node: 9,
+            data: data.node(9),
+            topology: data.topology(),
+            ephemeral: false,
+            parent_pipe: false,
+        };
+        let failure = shard(&arguments).unwrap_err();
+        assert_eq!(failure.code(), 2);
+        assert!(failure.to_string().contains("no node 9; it has 1, 2, 3"), "{failure}");
+        assert!(!data.node(9).exists());
+    }
+
+    #[test]
+    fn a_gateway_needs_its_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let arguments = GatewayArgs {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            topology: directory.path().join("none.json"),
+            keys: vec![directory.path().join("none.pub")],
+            parent_pipe: false,
+        };
+        let failure = gateway(&arguments).unwrap_err();
+        assert_eq!(failure.code(), 5);
+        assert!(failure.to_string().contains("none.json"), "{failure}");
+    }
+}

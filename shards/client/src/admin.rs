@@ -1,0 +1,135 @@
+//! Calls that are not multiplexed: state of nodes, export and import. They go to one node, once: nothing is
+//! replayed here, because a stream of chunks cannot be.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, future::join_all, stream};
+use tidewall_link::endpoint;
+use tidewall_proto::internal::v1 as pb;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+use crate::{ClientError, ShardClient};
+
+type NodeClient = pb::shard_service_client::ShardServiceClient<Channel>;
+
+/// Largest message of these calls, bytes: node states with many hot rows, chunks of a snapshot.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+impl ShardClient {
+    fn node_client(&self, position: usize) -> NodeClient {
+        let node = &self.nodes[position];
+        let channel = node
+            .channel
+            .get_or_init(|| endpoint(node.address, self.options.link.connect_timeout).connect_lazy());
+        NodeClient::new(channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// State of one node and its replicas.
+    ///
+    /// # Errors
+    /// [`ClientError::Unavailable`] when the node does not answer within `timeout`,
+    /// [`ClientError::Invalid`] when the cluster has no such node.
+    pub async fn node_state(
+        &self,
+        node: u64,
+        timeout: Duration,
+    ) -> Result<pb::GetNodeStateResponse, ClientError> {
+        let position = self
+            .node_position(node)
+            .ok_or_else(|| ClientError::Invalid(format!("the cluster has no node {node}")))?;
+        let mut client = self.node_client(position);
+        let answer = tokio::time::timeout(timeout, client.get_node_state(pb::GetNodeStateRequest {}));
+        match answer.await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(ClientError::Unavailable { why: status.message().to_owned() }),
+            Err(_) => {
+                Err(ClientError::Unavailable { why: format!("no answer within {} ms", timeout.as_millis()) })
+            }
+        }
+    }
+
+    /// State of all nodes, in the order of the topology, asked at the same time.
+    pub async fn node_states(
+        &self,
+        timeout: Duration,
+    ) -> Vec<(u64, Result<pb::GetNodeStateResponse, ClientError>)> {
+        join_all(self.nodes.iter().map(|node| async { (node.id, self.node_state(node.id, timeout).await) }))
+            .await
+    }
+
+    /// Asks all nodes who leads and remembers it. Returns how many groups have no leader that answers.
+    pub async fn discover(&self, timeout: Duration) -> usize {
+        // Term and position of the newest leader by group: a deposed one may not know it yet.
+        let mut leaders: Vec<Option<(u64, usize)>> = vec![None; self.groups.len()];
+        for (node, state) in self.node_states(timeout).await {
+            let (Some(position), Ok(state)) = (self.node_position(node), state) else { continue };
+            for replica in state.groups.iter().filter(|replica| replica.role == "leader") {
+                let slot = (replica.group as usize).checked_sub(1).and_then(|at| leaders.get_mut(at));
+                if let Some(slot) = slot {
+                    *slot = (*slot).max(Some((replica.term, position)));
+                }
+            }
+        }
+        for (group, leader) in self.groups.iter().zip(&leaders) {
+            if let Some((_, position)) = leader {
+                group.settle(*position);
+            }
+        }
+        leaders.iter().filter(|leader| leader.is_none()).count()
+    }
+
+    /// Streams a snapshot file of a group from its leader.
+    ///
+    /// # Errors
+    /// [`ClientError::Unavailable`] when the leader cannot be asked.
+    pub async fn export(
+        &self,
+        group: u32,
+        timeout: Duration,
+    ) -> Result<Streaming<pb::ExportResponse>, ClientError> {
+        self.discover(timeout).await;
+        let leader = self.group(group)?.leader();
+        let opened = self.node_client(leader).export(pb::ExportRequest { group }).await;
+        opened
+            .map(tonic::Response::into_inner)
+            .map_err(|status| ClientError::Unavailable { why: status.message().to_owned() })
+    }
+
+    /// Restores a snapshot file into a group, through its leader. A file that is cut short is refused by
+    /// the node, which verifies it before the first row changes.
+    ///
+    /// # Errors
+    /// [`ClientError::Unknown`] when the leader may have imported it and did not say so.
+    pub async fn import(
+        &self,
+        group: u32,
+        replace: bool,
+        principal: String,
+        chunks: impl Stream<Item = Bytes> + Send + 'static,
+        timeout: Duration,
+    ) -> Result<pb::ImportResponse, ClientError> {
+        self.discover(timeout).await;
+        let leader = self.group(group)?.leader();
+        let head = pb::ImportRequest { group, replace, principal, chunk: Bytes::new() };
+        let rest = chunks.map(|chunk| pb::ImportRequest { chunk, ..pb::ImportRequest::default() });
+        let requests = stream::once(async move { head }).chain(rest);
+        match self.node_client(leader).import(requests).await {
+            Ok(response) => Ok(response.into_inner()),
+            Err(status) => Err(import_failure(&status)),
+        }
+    }
+}
+
+/// A failed import is unknown unless the node itself said that it never began.
+fn import_failure(status: &Status) -> ClientError {
+    match status.code() {
+        Code::InvalidArgument | Code::Unimplemented | Code::FailedPrecondition => {
+            ClientError::Invalid(status.message().to_owned())
+        }
+        _ => ClientError::Unknown { why: status.message().to_owned() },
+    }
+}

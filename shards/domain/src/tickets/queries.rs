@@ -1,0 +1,99 @@
+//! Reads over the rows of the ticket module. Nothing here changes anything.
+
+use super::model::*;
+
+/// What stops a purchase at once, without asking the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QuickNo {
+    /// Nothing would be decided otherwise by the log: the rejection it would give now.
+    Certain(super::Rejection),
+    /// It may succeed, or a hold is due: the log must decide.
+    AskTheLog,
+}
+
+/// One tier with its numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TierView<'a> {
+    /// What it is.
+    pub spec: &'a TierSpec,
+    /// Its numbers.
+    pub stock: StockRow,
+}
+
+impl State {
+    /// The event with this id.
+    pub fn event(&self, id: &str) -> Option<&EventRow> {
+        // The table's keys are owned strings; a page is one event, so this is one look-up.
+        self.events.get(&id.to_owned())
+    }
+
+    /// Events after an id (exclusive), ordered by id.
+    pub fn events_after<'a>(&'a self, after: &'a str) -> impl Iterator<Item = (&'a str, &'a EventRow)> {
+        self.events
+            .range_from(&after.to_owned())
+            .filter(move |(id, _)| id.as_str() > after)
+            .map(|(id, row)| (id.as_str(), row))
+    }
+
+    /// The tiers of an event, with their numbers.
+    pub fn tiers<'a>(&'a self, event: &'a EventRow) -> impl Iterator<Item = TierView<'a>> {
+        event.tiers.iter().enumerate().map(move |(no, spec)| TierView {
+            spec,
+            stock: self.stock.get(&(event.no, no as TierNo)).copied().unwrap_or_default(),
+        })
+    }
+
+    /// A ticket.
+    pub fn ticket(&self, key: &NumberKey) -> Option<&TicketRow> {
+        self.tickets.get(key)
+    }
+
+    /// Tickets of an event after a key (exclusive), of one owner or of all.
+    pub fn tickets_after(
+        &self,
+        event: EventNo,
+        owner: Option<&str>,
+        after: (TierNo, u64),
+        limit: usize,
+    ) -> Vec<(NumberKey, &TicketRow)> {
+        match owner {
+            Some(owner) => {
+                let Some(mine) = self.tickets.derived().of(event, owner) else { return Vec::new() };
+                let from = (after.0, after.1.saturating_add(1));
+                let keys = mine.tickets.range(from..).take(limit);
+                keys.filter_map(|(tier, number)| {
+                    let key = (event, *tier, *number);
+                    Some((key, self.tickets.get(&key)?))
+                })
+                .collect()
+            }
+            None => self
+                .tickets
+                .range_from(&(event, after.0, after.1.saturating_add(1)))
+                .take_while(|(key, _)| key.0 == event)
+                .take(limit)
+                .map(|(key, row)| (*key, row))
+                .collect(),
+        }
+    }
+
+    /// When the earliest hold falls due, milliseconds of log time.
+    pub fn earliest_due(&self) -> Option<u64> {
+        self.holds.derived().due.first().map(|(due, ..)| *due)
+    }
+
+    /// Whether a purchase or hold of `quantity` places can only be refused as sold out. `now_ms` is the reader's clock:
+    /// when a hold of the tier could be due by then, the log must decide.
+    pub fn sold_out(&self, event: &str, tier: &str, quantity: u32, now_ms: u64) -> QuickNo {
+        let Some(row) = self.event(event) else { return QuickNo::AskTheLog };
+        let Some((no, _)) = row.tier(tier) else { return QuickNo::AskTheLog };
+        let key = (row.no, no);
+        let Some(stock) = self.stock.get(&key) else { return QuickNo::AskTheLog };
+        let due = self.holds.derived().earliest(key).is_some_and(|(due, _)| due <= now_ms);
+        let open = now_ms >= row.opens_ms && (row.closes_ms == 0 || now_ms < row.closes_ms);
+        if stock.free >= u64::from(quantity.max(1)) || due || !open {
+            return QuickNo::AskTheLog;
+        }
+        QuickNo::Certain(super::Rejection::SoldOut { asked: quantity, free: stock.free })
+    }
+}

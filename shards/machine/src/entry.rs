@@ -1,0 +1,187 @@
+//! What a Raft entry of the state machine looks like: many commands under one time stamp.
+//!
+//! Format 1: version byte, stamp, count, then each command with its length. Decoding checks everything; an entry
+//! that does not decode is never skipped.
+
+use tidewall_domain::codec::{DecodeError, Reader, Writer};
+use tidewall_domain::tickets;
+
+/// Version of the entry format that this build writes, and the highest that it reads.
+pub const ENTRY_FORMAT: u8 = 1;
+
+/// A request as it stands in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// Who asks: scope of the request id.
+    pub principal: String,
+    /// UUIDv7 as a number.
+    pub request_id: u128,
+    /// No copy of it may be decided after this time, Unix milliseconds.
+    pub expires_ms: u64,
+    /// May touch what is not its own.
+    pub privileged: bool,
+    /// What is asked for.
+    pub op: Op,
+}
+
+/// What a command asks for: one variant a domain module, and the system's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Events and tickets.
+    Tickets(tickets::Command),
+    /// The shard group's own business.
+    System(SystemCommand),
+}
+
+/// Commands of the shard group itself. They are not remembered by request id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SystemCommand {
+    /// Nothing but the entry's time: lets due holds end when nothing else flows.
+    Tick,
+    /// One part of a snapshot file to be restored.
+    ImportChunk {
+        /// Names the import.
+        import: u128,
+        /// Parts are numbered from 0.
+        number: u32,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Verifies the parts of an import and replaces the rows of the group by it: a new incarnation.
+    ImportCommit {
+        /// Names the import.
+        import: u128,
+        /// Number of parts.
+        chunks: u32,
+        /// Also when the group holds events.
+        replace: bool,
+    },
+    /// Throws the parts of all imports away.
+    ImportAbort,
+    /// Raises the apply version; proposed when every member supports it.
+    RaiseVersion(u32),
+}
+
+/// The commands of one Raft entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Clock of the active when it made the entry, Unix milliseconds.
+    pub stamp_ms: u64,
+    /// In the order in which they are decided.
+    pub commands: Vec<Command>,
+}
+
+impl Command {
+    fn encode(&self, w: &mut Writer) {
+        w.str(&self.principal);
+        w.u128(self.request_id);
+        w.u64(self.expires_ms);
+        w.bool(self.privileged);
+        match &self.op {
+            Op::Tickets(command) => {
+                w.u8(1);
+                command.encode(w);
+            }
+            Op::System(command) => {
+                w.u8(0);
+                command.encode(w);
+            }
+        }
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            principal: r.str()?.to_owned(),
+            request_id: r.u128()?,
+            expires_ms: r.u64()?,
+            privileged: r.bool()?,
+            op: match r.u8()? {
+                0 => Op::System(SystemCommand::decode(r)?),
+                1 => Op::Tickets(tickets::Command::decode(r)?),
+                tag => return Err(DecodeError::Tag { what: "module", tag: tag.into() }),
+            },
+        })
+    }
+
+    /// Hash over what the command asks for: guards its request id against other content. Retries may carry a
+    /// later expiry, so that is not part of it.
+    pub fn payload_hash(&self, scratch: &mut Writer) -> u64 {
+        scratch.clear();
+        match &self.op {
+            Op::Tickets(command) => {
+                scratch.u8(1);
+                command.encode(scratch);
+            }
+            Op::System(command) => {
+                scratch.u8(0);
+                command.encode(scratch);
+            }
+        }
+        xxhash_rust::xxh3::xxh3_64(scratch.as_slice())
+    }
+
+    /// A command of the group itself.
+    pub fn system(op: SystemCommand) -> Self {
+        let op = Op::System(op);
+        Self { principal: String::new(), request_id: 0, expires_ms: u64::MAX, privileged: true, op }
+    }
+}
+
+impl SystemCommand {
+    fn encode(&self, w: &mut Writer) {
+        match self {
+            Self::Tick => w.u8(1),
+            Self::ImportChunk { import, number, bytes } => {
+                w.u8(2);
+                w.u128(*import);
+                w.u32(*number);
+                w.bytes(bytes);
+            }
+            Self::ImportCommit { import, chunks, replace } => {
+                w.u8(3);
+                w.u128(*import);
+                w.u32(*chunks);
+                w.bool(*replace);
+            }
+            Self::ImportAbort => w.u8(4),
+            Self::RaiseVersion(version) => {
+                w.u8(5);
+                w.u32(*version);
+            }
+        }
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(match r.u8()? {
+            1 => Self::Tick,
+            2 => Self::ImportChunk { import: r.u128()?, number: r.u32()?, bytes: r.bytes()?.to_vec() },
+            3 => Self::ImportCommit { import: r.u128()?, chunks: r.u32()?, replace: r.bool()? },
+            4 => Self::ImportAbort,
+            5 => Self::RaiseVersion(r.u32()?),
+            tag => return Err(DecodeError::Tag { what: "system command", tag: tag.into() }),
+        })
+    }
+}
+
+impl Entry {
+    /// Encodes the entry.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::over(Vec::with_capacity(16 + self.commands.len() * 128));
+        w.u8(ENTRY_FORMAT);
+        w.u64(self.stamp_ms);
+        w.seq(&self.commands, |w, command| command.encode(w));
+        w.into_bytes()
+    }
+
+    /// Decodes an entry.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        let version = r.u8()?;
+        if version != ENTRY_FORMAT {
+            return Err(DecodeError::Tag { what: "entry format", tag: version.into() });
+        }
+        let entry = Self { stamp_ms: r.u64()?, commands: r.seq(Command::decode)? };
+        r.finish()?;
+        Ok(entry)
+    }
+}

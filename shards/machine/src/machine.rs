@@ -1,0 +1,706 @@
+//! The state machine: entries in, decisions out.
+//!
+//! [`Machine::begin`] opens an entry, [`Machine::command`] decides its commands one by one, [`Machine::end`] closes it.
+//! A reader may look between two commands: every command that was decided belongs to a committed
+//! entry. A freeze or a snapshot may only be taken between entries.
+
+use tidewall_domain::codec::{DecodeError, Reader, Writer};
+use tidewall_domain::table::{FrozenPage, Table};
+use tidewall_domain::tickets;
+use tidewall_domain::{Caller, Context};
+
+use crate::dedupe::{self, DedupeRow};
+use crate::entry::{Command, Entry, Op, SystemCommand};
+use crate::meta::{MetaKey, MetaRow, StagedRow};
+use crate::{APPLY_VERSION, ID_AHEAD_MS_MAX, REMEMBERED_BYTES_MAX, REMEMBERED_MS, id_time_ms, snapshot};
+
+/// Due holds that an entry ends at most, beyond those that its commands need.
+const SWEEP_MAX: usize = 64;
+/// Remembered outcomes that an entry forgets at most.
+const FORGET_MAX: usize = 256;
+
+/// A place in the Raft log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Position {
+    /// Raft term.
+    pub term: u64,
+    /// Node that led that term.
+    pub node: u64,
+    /// Log index.
+    pub index: u64,
+}
+
+/// What the machine has applied, beside its rows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Head {
+    /// Last applied entry.
+    pub applied: Option<Position>,
+    /// Hash over the log up to there.
+    pub chain: [u8; 32],
+    /// Place of the membership in force, and the membership, as the consensus layer encodes it.
+    pub membership: Vec<u8>,
+}
+
+/// Where in the log a command was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// Incarnation of the group.
+    pub incarnation: u64,
+    /// Raft term of the entry.
+    pub term: u64,
+    /// Log index of the entry.
+    pub index: u64,
+    /// Position in the entry.
+    pub position: u32,
+    /// First 8 bytes of the chain hash up to and including the entry.
+    pub chain: u64,
+    /// Log time of the decision.
+    pub decided_ms: u64,
+}
+
+impl Receipt {
+    pub(crate) fn encode(&self, w: &mut Writer) {
+        w.u64(self.incarnation);
+        w.u64(self.term);
+        w.u64(self.index);
+        w.u32(self.position);
+        w.key_u64(self.chain);
+        w.u64(self.decided_ms);
+    }
+
+    pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            incarnation: r.u64()?,
+            term: r.u64()?,
+            index: r.u64()?,
+            position: r.u32()?,
+            chain: r.key_u64()?,
+            decided_ms: r.u64()?,
+        })
+    }
+}
+
+/// What a command achieved, by module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Events and tickets.
+    Tickets(tickets::Outcome),
+    /// A system command was carried out.
+    System,
+}
+
+/// Why a command was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Reject {
+    /// By the ticket module.
+    #[error(transparent)]
+    Tickets(#[from] tickets::Rejection),
+    /// The command came after its `expires_ms`; nothing is remembered.
+    #[error("the request reached its decision after its deadline and was not executed: send it again")]
+    Expired,
+    /// The request id was used for something else; nothing is remembered.
+    #[error("this request id was used before with other content: make a new id for a new request")]
+    IdReused,
+    /// The request id is older than what is remembered; nothing is remembered.
+    #[error("this request id is older than the outcomes that the region remembers: make a new id for a new request")]
+    IdForgotten,
+    /// The request id is from the future; nothing is remembered.
+    #[error("this request id carries a time in the future: set the clock of the machine that made it")]
+    IdFromFuture,
+    /// An invariant broke; the changes were taken back.
+    #[error("the command would have broken an invariant and was not executed ({0}): report this")]
+    InternalInvariant(String),
+    /// A system command cannot be carried out.
+    #[error("{0}")]
+    System(String),
+}
+
+/// The answer to a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Yes.
+    Done(Outcome),
+    /// No.
+    Rejected(Reject),
+}
+
+impl Answer {
+    pub(crate) fn encode(&self, w: &mut Writer) {
+        match self {
+            Self::Done(Outcome::System) => w.u8(0),
+            Self::Done(Outcome::Tickets(outcome)) => {
+                w.u8(1);
+                outcome.encode(w);
+            }
+            Self::Rejected(Reject::Tickets(rejection)) => {
+                w.u8(2);
+                rejection.encode(w);
+            }
+            Self::Rejected(Reject::Expired) => w.u8(3),
+            Self::Rejected(Reject::IdReused) => w.u8(4),
+            Self::Rejected(Reject::IdForgotten) => w.u8(5),
+            Self::Rejected(Reject::IdFromFuture) => w.u8(6),
+            Self::Rejected(Reject::InternalInvariant(what)) => {
+                w.u8(7);
+                w.str(what);
+            }
+            Self::Rejected(Reject::System(what)) => {
+                w.u8(8);
+                w.str(what);
+            }
+        }
+    }
+
+    pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(match r.u8()? {
+            0 => Self::Done(Outcome::System),
+            1 => Self::Done(Outcome::Tickets(tickets::Outcome::decode(r)?)),
+            2 => Self::Rejected(Reject::Tickets(tickets::Rejection::decode(r)?)),
+            3 => Self::Rejected(Reject::Expired),
+            4 => Self::Rejected(Reject::IdReused),
+            5 => Self::Rejected(Reject::IdForgotten),
+            6 => Self::Rejected(Reject::IdFromFuture),
+            7 => Self::Rejected(Reject::InternalInvariant(r.str()?.into())),
+            8 => Self::Rejected(Reject::System(r.str()?.into())),
+            tag => return Err(DecodeError::Tag { what: "answer", tag: tag.into() }),
+        })
+    }
+}
+
+/// What apply says to a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Where it was decided; absent when nothing is remembered.
+    pub receipt: Option<Receipt>,
+    /// Yes or no.
+    pub answer: Answer,
+    /// Decided by an earlier copy of the same request.
+    pub replayed: bool,
+}
+
+impl Decision {
+    fn passing(reject: Reject) -> Self {
+        Self { receipt: None, answer: Answer::Rejected(reject), replayed: false }
+    }
+}
+
+/// Why an entry cannot be applied: the replica must halt.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// The entry makes no sense to this build.
+    #[error("entry {index} does not decode ({source}): it was written by another build or is damaged")]
+    Undecodable {
+        /// Its log index.
+        index: u64,
+        /// Why.
+        source: DecodeError,
+    },
+    /// The entry does not follow the last one.
+    #[error("entry {index} does not follow entry {applied}")]
+    Gap {
+        /// Its log index.
+        index: u64,
+        /// Last applied index.
+        applied: u64,
+    },
+    /// A remembered outcome does not decode.
+    #[error("a remembered outcome is damaged: {0}")]
+    Remembered(DecodeError),
+    /// The rows are of a newer apply version.
+    #[error("the rows have apply version {rows}, this build supports {APPLY_VERSION}: run a newer build")]
+    TooNew {
+        /// Version of the rows.
+        rows: u32,
+    },
+}
+
+/// Frozen pages with what belongs to them.
+#[derive(Debug)]
+pub struct Frozen {
+    /// What was applied.
+    pub head: Head,
+    /// State digest.
+    pub digest: u128,
+    /// Incarnation of the group.
+    pub incarnation: u64,
+    /// Apply version of the rows.
+    pub apply_version: u32,
+    /// All rows.
+    pub rows: u64,
+    /// The pages are everything there is: what is stored beside them must go.
+    pub full: bool,
+    /// Pages.
+    pub pages: Vec<FrozenPage>,
+}
+
+/// The rows of a group and what was applied to them.
+#[derive(Debug)]
+pub struct Machine {
+    head: Head,
+    meta: Table<MetaRow>,
+    dedupe: Table<DedupeRow>,
+    staged: Table<StagedRow>,
+    tickets: tickets::State,
+    /// Nothing of what was stored before is part of the rows any more.
+    replaced: bool,
+    scratch: Writer,
+    /// Commands taken back because of a broken invariant, since the start.
+    faults: u64,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        let mut meta = Table::default();
+        meta.set(MetaKey, Some(MetaRow::default()));
+        meta.commit();
+        Self {
+            head: Head::default(),
+            meta,
+            dedupe: Table::default(),
+            staged: Table::default(),
+            tickets: tickets::State::default(),
+            replaced: false,
+            scratch: Writer::new(),
+            faults: 0,
+        }
+    }
+}
+
+impl Machine {
+    /// A machine that has applied nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What was applied.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Index of the last applied entry; 0 when there is none.
+    pub fn applied_index(&self) -> u64 {
+        self.head.applied.map_or(0, |position| position.index)
+    }
+
+    /// Rows of the ticket module.
+    pub fn tickets(&self) -> &tickets::State {
+        &self.tickets
+    }
+
+    /// Latest log time, Unix milliseconds.
+    pub fn log_time_ms(&self) -> u64 {
+        self.row().log_time_ms
+    }
+
+    /// Incarnation of the group.
+    pub fn incarnation(&self) -> u64 {
+        self.row().incarnation
+    }
+
+    /// Apply version of the rows.
+    pub fn apply_version(&self) -> u32 {
+        self.row().apply_version
+    }
+
+    /// Commands taken back because of a broken invariant, since the start of the process: an alarm when not 0.
+    pub fn faults(&self) -> u64 {
+        self.faults
+    }
+
+    /// State digest: wrapping sum of the hashes of all rows.
+    pub fn digest(&self) -> u128 {
+        let own = self.meta.digest().wrapping_add(self.dedupe.digest()).wrapping_add(self.staged.digest());
+        own.wrapping_add(self.tickets.digest())
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> u64 {
+        self.meta.len() + self.dedupe.len() + self.staged.len() + self.tickets.rows()
+    }
+
+    /// Pages that changed since the last freeze.
+    pub fn changed_pages(&self) -> usize {
+        self.meta.changed_pages()
+            + self.dedupe.changed_pages()
+            + self.staged.changed_pages()
+            + self.tickets.changed_pages()
+    }
+
+    /// What was decided for a request id, if that is remembered.
+    pub fn outcome(&self, principal: &str, request_id: u128) -> Option<Decision> {
+        dedupe::find(&self.dedupe, principal, request_id)?.decision().ok()
+    }
+
+    /// Like [`Machine::outcome`] for a command that is about to be proposed: also tells a reused id.
+    pub fn remembered(&self, command: &Command, scratch: &mut Writer) -> Option<Decision> {
+        let row = dedupe::find(&self.dedupe, &command.principal, command.request_id)?;
+        if row.payload_hash != command.payload_hash(scratch) {
+            return Some(Decision::passing(Reject::IdReused));
+        }
+        row.decision().ok()
+    }
+
+    /// Whether outcomes as old as this request id may have been forgotten.
+    pub fn forgotten(&self, request_id: u128) -> bool {
+        id_time_ms(request_id) < self.row().forgotten_before_ms
+    }
+
+    fn row(&self) -> MetaRow {
+        self.meta.get(&MetaKey).copied().unwrap_or_default()
+    }
+
+    fn check_next(&self, position: Position) -> Result<(), ApplyError> {
+        let applied = self.applied_index();
+        // openraft numbers its first entry 0: nothing applied and index 0 look alike, both come first.
+        let expected = if self.head.applied.is_some() { applied + 1 } else { position.index };
+        if position.index != expected {
+            return Err(ApplyError::Gap { index: position.index, applied });
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, position: Position, payload: &[u8]) {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.head.chain);
+        hasher.update(&position.term.to_be_bytes());
+        hasher.update(&position.node.to_be_bytes());
+        hasher.update(&position.index.to_be_bytes());
+        hasher.update(payload);
+        self.head.chain = *hasher.finalize().as_bytes();
+        self.head.applied = Some(position);
+    }
+
+    /// Applies an entry that carries no commands: a blank one, or a new membership in the consensus layer's form.
+    pub fn apply_other(&mut self, position: Position, membership: Option<Vec<u8>>) -> Result<(), ApplyError> {
+        self.check_next(position)?;
+        self.advance(position, membership.as_deref().unwrap_or_default());
+        if let Some(membership) = membership {
+            self.head.membership = membership;
+        }
+        Ok(())
+    }
+
+    /// Opens an entry: advances the chain and log time, ends due holds, forgets old outcomes.
+    pub fn begin(&mut self, position: Position, payload: &[u8]) -> Result<Entry, ApplyError> {
+        self.check_next(position)?;
+        let entry = Entry::decode(payload)
+            .map_err(|source| ApplyError::Undecodable { index: position.index, source })?;
+        self.advance(position, payload);
+        let mut row = self.row();
+        row.log_time_ms = row.log_time_ms.max(entry.stamp_ms);
+        self.forget(&mut row);
+        self.meta.set(MetaKey, Some(row));
+        self.meta.commit();
+        self.dedupe.commit();
+        let context = Context { now_ms: row.log_time_ms, request_id: 0, index: position.index, position: 0 };
+        match tickets::commands::sweep(&mut self.tickets, &context, SWEEP_MAX) {
+            Ok(_) => self.tickets.commit(),
+            Err(_) => {
+                self.tickets.rollback();
+                self.faults += 1;
+            }
+        }
+        Ok(entry)
+    }
+
+    fn forget(&mut self, row: &mut MetaRow) {
+        for _ in 0..FORGET_MAX {
+            if row.dedupe_first == row.dedupe_next {
+                break;
+            }
+            let Some(oldest) = self.dedupe.get(&row.dedupe_first) else { break };
+            let aged = oldest.receipt.decided_ms.saturating_add(REMEMBERED_MS) < row.log_time_ms;
+            if !aged && row.dedupe_bytes <= REMEMBERED_BYTES_MAX {
+                break;
+            }
+            row.dedupe_bytes = row.dedupe_bytes.saturating_sub(oldest.cost());
+            row.forgotten_before_ms = row.forgotten_before_ms.max(id_time_ms(oldest.request_id) + 1);
+            self.dedupe.set(row.dedupe_first, None);
+            row.dedupe_first += 1;
+        }
+    }
+
+    /// Decides command `at` of the entry that was begun last.
+    ///
+    /// # Panics
+    /// When `at` is not a position of the entry.
+    pub fn command(&mut self, entry: &Entry, at: usize) -> Result<Decision, ApplyError> {
+        let command = &entry.commands[at];
+        let position = self.head.applied.unwrap_or_default();
+        let mut row = self.row();
+        let op = match &command.op {
+            Op::System(op) => return Ok(self.system(op, row)),
+            Op::Tickets(op) => op,
+        };
+        let hash = command.payload_hash(&mut self.scratch);
+        if let Some(known) = dedupe::find(&self.dedupe, &command.principal, command.request_id) {
+            return if known.payload_hash == hash {
+                known.decision().map_err(ApplyError::Remembered)
+            } else {
+                Ok(Decision::passing(Reject::IdReused))
+            };
+        }
+        if command.expires_ms < row.log_time_ms {
+            return Ok(Decision::passing(Reject::Expired));
+        }
+        if id_time_ms(command.request_id) < row.forgotten_before_ms {
+            return Ok(Decision::passing(Reject::IdForgotten));
+        }
+        if id_time_ms(command.request_id) > row.log_time_ms.saturating_add(ID_AHEAD_MS_MAX) {
+            return Ok(Decision::passing(Reject::IdFromFuture));
+        }
+        let context = Context {
+            now_ms: row.log_time_ms,
+            request_id: command.request_id,
+            index: position.index,
+            position: at as u32,
+        };
+        let caller = Caller { principal: &command.principal, privileged: command.privileged };
+        let answer = match tickets::apply(&mut self.tickets, &context, caller, op) {
+            Ok(result) => {
+                self.tickets.commit();
+                match result {
+                    Ok(outcome) => Answer::Done(Outcome::Tickets(outcome)),
+                    Err(rejection) => Answer::Rejected(rejection.into()),
+                }
+            }
+            Err(fault) => {
+                self.tickets.rollback();
+                self.faults += 1;
+                Answer::Rejected(Reject::InternalInvariant(fault.0))
+            }
+        };
+        let receipt = Receipt {
+            incarnation: row.incarnation,
+            term: position.term,
+            index: position.index,
+            position: at as u32,
+            chain: u64::from_be_bytes(first_8(&self.head.chain)),
+            decided_ms: row.log_time_ms,
+        };
+        self.scratch.clear();
+        answer.encode(&mut self.scratch);
+        let remembered = DedupeRow {
+            principal: command.principal.as_str().into(),
+            request_id: command.request_id,
+            payload_hash: hash,
+            receipt,
+            answer: self.scratch.as_slice().into(),
+        };
+        row.dedupe_bytes += remembered.cost();
+        self.dedupe.set(row.dedupe_next, Some(remembered));
+        self.dedupe.commit();
+        row.dedupe_next += 1;
+        self.meta.set(MetaKey, Some(row));
+        self.meta.commit();
+        Ok(Decision { receipt: Some(receipt), answer, replayed: false })
+    }
+
+    /// Applies a whole entry: [`Machine::begin`] and then every command in order.
+    pub fn apply(&mut self, position: Position, payload: &[u8]) -> Result<Vec<Decision>, ApplyError> {
+        let entry = self.begin(position, payload)?;
+        (0..entry.commands.len()).map(|at| self.command(&entry, at)).collect()
+    }
+
+    fn system(&mut self, op: &SystemCommand, mut row: MetaRow) -> Decision {
+        let result = match op {
+            SystemCommand::Tick => Ok(()),
+            SystemCommand::ImportChunk { import, number, bytes } => {
+                self.staged.set((*import, *number), Some(StagedRow(bytes.clone())));
+                self.staged.commit();
+                Ok(())
+            }
+            SystemCommand::ImportAbort => {
+                self.drop_staged();
+                Ok(())
+            }
+            SystemCommand::ImportCommit { import, chunks, replace } => self.import(*import, *chunks, *replace),
+            SystemCommand::RaiseVersion(version) => {
+                // A build that cannot follow halts at the load of these rows or here, in the same way on each.
+                if *version <= APPLY_VERSION && *version >= row.apply_version {
+                    row.apply_version = *version;
+                    self.meta.set(MetaKey, Some(row));
+                    self.meta.commit();
+                    Ok(())
+                } else {
+                    Err(format!("apply version {version} cannot follow {}", row.apply_version))
+                }
+            }
+        };
+        match result {
+            Ok(()) => Decision { receipt: None, answer: Answer::Done(Outcome::System), replayed: false },
+            Err(why) => Decision::passing(Reject::System(why)),
+        }
+    }
+
+    fn drop_staged(&mut self) {
+        let keys: Vec<_> = self.staged.iter().map(|(key, _)| *key).collect();
+        for key in keys {
+            self.staged.set(key, None);
+        }
+        self.staged.commit();
+    }
+
+    /// Replaces the rows by those of a staged snapshot file, once all of it has been verified.
+    fn import(&mut self, import: u128, chunks: u32, replace: bool) -> Result<(), String> {
+        let mut file = Vec::new();
+        for number in 0..chunks {
+            let Some(part) = self.staged.get(&(import, number)) else {
+                self.drop_staged();
+                return Err(format!("part {number} of the import is missing: start it again"));
+            };
+            file.extend_from_slice(&part.0);
+        }
+        self.drop_staged();
+        if !replace && self.tickets.events_count() > 0 {
+            return Err("the region holds events: importing would replace them, which must be asked for".into());
+        }
+        let loaded = snapshot::read(&mut file.as_slice()).map_err(|error| error.to_string())?;
+        let old = self.row();
+        let mut restored = loaded.machine;
+        let mut row = restored.row();
+        row.incarnation = row.incarnation.max(old.incarnation) + 1;
+        row.log_time_ms = row.log_time_ms.max(old.log_time_ms);
+        restored.meta.set(MetaKey, Some(row));
+        restored.meta.commit();
+        restored.drop_staged();
+        restored.head = std::mem::take(&mut self.head);
+        restored.faults = self.faults;
+        restored.replaced = true;
+        *self = restored;
+        Ok(())
+    }
+
+    /// Pages that changed since the last freeze. Only between entries.
+    pub fn freeze(&mut self) -> Frozen {
+        if std::mem::take(&mut self.replaced) {
+            let frozen = self.freeze_all();
+            self.clear_changes();
+            return frozen;
+        }
+        let mut pages = Vec::new();
+        self.meta.freeze(&mut pages);
+        self.dedupe.freeze(&mut pages);
+        self.staged.freeze(&mut pages);
+        self.tickets.freeze(&mut pages);
+        self.frozen(pages, false)
+    }
+
+    /// All pages. Only between entries. Does not count as a freeze.
+    pub fn freeze_all(&self) -> Frozen {
+        let mut pages = Vec::new();
+        self.meta.freeze_all(&mut pages);
+        self.dedupe.freeze_all(&mut pages);
+        self.staged.freeze_all(&mut pages);
+        self.tickets.freeze_all(&mut pages);
+        self.frozen(pages, true)
+    }
+
+    /// A freeze was lost before it was stored: the next one carries everything.
+    pub fn freeze_lost(&mut self) {
+        self.replaced = true;
+    }
+
+    fn clear_changes(&mut self) {
+        let mut dropped = Vec::new();
+        self.meta.freeze(&mut dropped);
+        self.dedupe.freeze(&mut dropped);
+        self.staged.freeze(&mut dropped);
+        self.tickets.freeze(&mut dropped);
+    }
+
+    fn frozen(&self, pages: Vec<FrozenPage>, full: bool) -> Frozen {
+        Frozen {
+            head: self.head.clone(),
+            digest: self.digest(),
+            incarnation: self.incarnation(),
+            apply_version: self.apply_version(),
+            rows: self.rows(),
+            full,
+            pages,
+        }
+    }
+
+    /// A machine without rows, to be filled with stored pages.
+    pub fn loader() -> Loader {
+        let mut machine = Self::new();
+        machine.meta.set(MetaKey, None);
+        machine.meta.commit();
+        machine.clear_changes();
+        Loader { machine }
+    }
+}
+
+fn first_8(bytes: &[u8; 32]) -> [u8; 8] {
+    let mut first = [0; 8];
+    first.copy_from_slice(&bytes[..8]);
+    first
+}
+
+/// Builds a machine from stored pages.
+#[derive(Debug)]
+pub struct Loader {
+    machine: Machine,
+}
+
+/// Why stored pages are not a state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// A page does not decode.
+    #[error("a page of table {table} does not decode: {source}")]
+    Page {
+        /// Its table.
+        table: u8,
+        /// Why.
+        source: DecodeError,
+    },
+    /// No table of this build has the number.
+    #[error("table {0} is not known to this build: run a newer one")]
+    Table(u8),
+    /// The rows are not those that were stored.
+    #[error("the rows have digest {found:032x}, expected {expected:032x}: something is lost or damaged")]
+    Digest {
+        /// Digest of the rows.
+        found: u128,
+        /// Digest that was stored with them.
+        expected: u128,
+    },
+    /// The rows are of a newer apply version.
+    #[error("the rows have apply version {rows}, this build supports {APPLY_VERSION}: run a newer build")]
+    TooNew {
+        /// Version of the rows.
+        rows: u32,
+    },
+}
+
+impl Loader {
+    /// Takes in a stored page.
+    pub fn page(&mut self, table: u8, bytes: &[u8]) -> Result<(), LoadError> {
+        use tidewall_domain::table::Row;
+        let machine = &mut self.machine;
+        let known = match table {
+            MetaRow::TABLE => machine.meta.load(bytes).map(|()| true),
+            DedupeRow::TABLE => machine.dedupe.load(bytes).map(|()| true),
+            StagedRow::TABLE => machine.staged.load(bytes).map(|()| true),
+            _ => machine.tickets.load(table, bytes),
+        };
+        match known {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(LoadError::Table(table)),
+            Err(source) => Err(LoadError::Page { table, source }),
+        }
+    }
+
+    /// The machine, if its rows have the digest that was stored with them and this build can apply to them.
+    pub fn finish(self, head: Head, digest: u128) -> Result<Machine, LoadError> {
+        let mut machine = self.machine;
+        if machine.digest() != digest {
+            return Err(LoadError::Digest { found: machine.digest(), expected: digest });
+        }
+        if machine.apply_version() > APPLY_VERSION {
+            return Err(LoadError::TooNew { rows: machine.apply_version() });
+        }
+        machine.head = head;
+        Ok(machine)
+    }
+}

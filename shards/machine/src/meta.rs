@@ -1,0 +1,108 @@
+//! The group's own rows: its time, its versions, and the parts of an import under way.
+
+use tidewall_domain::codec::{DecodeError, Reader, Writer};
+use tidewall_domain::table::Row;
+
+/// The one row about the group itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetaRow {
+    /// Latest log time, Unix milliseconds.
+    pub log_time_ms: u64,
+    /// Behaviour of apply.
+    pub apply_version: u32,
+    /// Raised by a restore or a forced recovery.
+    pub incarnation: u64,
+    /// Number of the next remembered outcome.
+    pub dedupe_next: u64,
+    /// Number of the oldest remembered outcome.
+    pub dedupe_first: u64,
+    /// About what remembered outcomes cost, bytes.
+    pub dedupe_bytes: u64,
+    /// Request ids with an earlier time may have been forgotten.
+    pub forgotten_before_ms: u64,
+}
+
+impl Default for MetaRow {
+    fn default() -> Self {
+        Self {
+            log_time_ms: 0,
+            apply_version: 1,
+            incarnation: 1,
+            dedupe_next: 1,
+            dedupe_first: 1,
+            dedupe_bytes: 0,
+            forgotten_before_ms: 0,
+        }
+    }
+}
+
+/// Key of the one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MetaKey;
+
+impl Row for MetaRow {
+    const TABLE: u8 = 10;
+    type Key = MetaKey;
+    type Page = MetaKey;
+    type Index = ();
+
+    fn page(key: &MetaKey) -> MetaKey {
+        *key
+    }
+    fn encode_page(_: &MetaKey, _: &mut Writer) {}
+    fn encode_key(_: &MetaKey, _: &mut Writer) {}
+    fn decode_key(_: &mut Reader<'_>) -> Result<MetaKey, DecodeError> {
+        Ok(MetaKey)
+    }
+    fn encode(&self, w: &mut Writer) {
+        w.u64(self.log_time_ms);
+        w.u32(self.apply_version);
+        w.u64(self.incarnation);
+        w.u64(self.dedupe_next);
+        w.u64(self.dedupe_first);
+        w.u64(self.dedupe_bytes);
+        w.u64(self.forgotten_before_ms);
+    }
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            log_time_ms: r.u64()?,
+            apply_version: r.u32()?,
+            incarnation: r.u64()?,
+            dedupe_next: r.u64()?,
+            dedupe_first: r.u64()?,
+            dedupe_bytes: r.u64()?,
+            forgotten_before_ms: r.u64()?,
+        })
+    }
+}
+
+/// A part of an import under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StagedRow(pub Vec<u8>);
+
+impl Row for StagedRow {
+    const TABLE: u8 = 12;
+    type Key = (u128, u32);
+    type Page = (u128, u32);
+    type Index = ();
+
+    fn page(key: &Self::Key) -> Self::Page {
+        *key
+    }
+    fn encode_page(page: &Self::Page, w: &mut Writer) {
+        Self::encode_key(page, w);
+    }
+    fn encode_key(key: &Self::Key, w: &mut Writer) {
+        w.u128(key.0);
+        w.key_u64(key.1.into());
+    }
+    fn decode_key(r: &mut Reader<'_>) -> Result<Self::Key, DecodeError> {
+        Ok((r.u128()?, u32::try_from(r.key_u64()?).map_err(|_| DecodeError::Integer)?))
+    }
+    fn encode(&self, w: &mut Writer) {
+        w.bytes(&self.0);
+    }
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self(r.bytes()?.to_vec()))
+    }
+}

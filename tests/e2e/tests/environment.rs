@@ -1,0 +1,243 @@
+//! A machine that does not play along: ports, directories, disks. Each time the command ends with a code of
+//! its own and a message that says what to do, and leaves what it found as it was.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use tidewall_e2e::audit::{Answer, Attempt, audit};
+use tidewall_e2e::client::{buy_request, event_of, request_id, tier};
+use tidewall_e2e::cluster::{Cluster, Options, run};
+use tonic::Code;
+
+use crate::{alone, skipped};
+
+/// Exit code for trouble with this machine, as `tidewall --help` documents it.
+const ENVIRONMENT: i32 = 5;
+
+/// `tidewall up` where it cannot work.
+fn up(data: &Path, listen: &str) -> Output {
+    let data = data.display().to_string();
+    run(&["up", "--data", &data, "--listen", listen], Duration::from_secs(60)).unwrap()
+}
+
+#[track_caller]
+fn says(output: &Output, what: &str, words: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr).to_string();
+    assert_eq!(output.status.code(), Some(ENVIRONMENT), "{what}: {:?}: {text}", output.status);
+    for word in words {
+        assert!(text.contains(word), "{what}: the message lacks {word:?}: {text}");
+    }
+    assert!(!text.contains("panicked"), "{what}: {text}");
+}
+
+/// Every file below a directory with its content.
+fn content(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(next) = left.pop() {
+        for entry in std::fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                files.insert(path.clone(), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = up(&directory.path().join("data"), &address);
+    says(&output, "a port in use", &[&address, "in use", "--listen"]);
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    // Root may write anywhere, so the obstacle is a file where a directory should be.
+    let file = directory.path().join("file");
+    std::fs::write(&file, "mine").unwrap();
+    says(&up(&file, "127.0.0.1:0"), "a file", &[&file.display().to_string(), "--data"]);
+    let below = file.join("data");
+    says(&up(&below, "127.0.0.1:0"), "below a file", &[&below.display().to_string(), "--data"]);
+    assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+}
+
+#[test]
+fn somebody_elses_directory_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("thesis.tex"), "years of work").unwrap();
+    let before = content(directory.path());
+    says(&up(directory.path(), "127.0.0.1:0"), "a foreign directory", &["thesis.tex", "--data"]);
+    assert_eq!(content(directory.path()), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_of_another_format_or_cluster_is_refused_and_a_directory_serves_one_supervisor() {
+    let _alone = alone().await;
+    let directory = tempfile::tempdir().unwrap();
+    let start = async |name: &str| {
+        let data = Some(directory.path().join(name));
+        Cluster::start(Options { data, ..Options::default() }).await.unwrap()
+    };
+    let mut first = start("first").await;
+    let organiser = first.session("olga", &["organiser"]).unwrap();
+    let region = organiser.region_names().await.unwrap().swap_remove(0);
+    let event = organiser.create_event(&region, event_of(vec![tier("ga", 5)])).await.unwrap();
+
+    // A second supervisor on the same directory; the first goes on undisturbed.
+    says(&up(first.data(), "127.0.0.1:0"), "a second supervisor", &["in use"]);
+    assert_eq!(organiser.event(&event.name).await.unwrap(), event);
+    first.stop().unwrap();
+
+    // A format from the future.
+    let topology = first.data().join("topology.json");
+    let original = std::fs::read_to_string(&topology).unwrap();
+    let mut altered: serde_json::Value = serde_json::from_str(&original).unwrap();
+    altered["format"] = 99.into();
+    std::fs::write(&topology, altered.to_string()).unwrap();
+    let output = up(first.data(), "127.0.0.1:0");
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr).to_string();
+    assert!(text.contains("99") && text.contains("format"), "{text}");
+    std::fs::write(&topology, &original).unwrap();
+
+    // The rows of another cluster under this cluster's name: the nodes must refuse them.
+    let mut second = start("second").await;
+    second.stop().unwrap();
+    let (own, kept) = (first.data().join("node-1"), first.data().with_extension("kept"));
+    std::fs::rename(&own, &kept).unwrap();
+    std::fs::rename(second.data().join("node-1"), &own).unwrap();
+    let foreign = content(&own);
+    let error = tokio::time::timeout(Duration::from_secs(150), first.restart()).await;
+    let error = match error {
+        Ok(Ok(())) => panic!("a node serves the data of another cluster\n{}", first.log_tail()),
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(_) => panic!("neither refused nor served\n{}", first.log_tail()),
+    };
+    assert!(error.contains("cluster"), "{error}");
+    first.kill_all();
+    assert_eq!(content(&own).keys().collect::<Vec<_>>(), foreign.keys().collect::<Vec<_>>());
+
+    // With its own data back it is whole again.
+    std::fs::remove_dir_all(&own).unwrap();
+    std::fs::rename(&kept, &own).unwrap();
+    first.restart().await.unwrap();
+    let organiser = first.session("olga", &["organiser"]).unwrap();
+    assert_eq!(organiser.event(&event.name).await.unwrap(), event);
+}
+
+/// A file system of fixed size in memory, unmounted when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// `None` where this user or this machine cannot mount.
+    fn new(megabytes: u32) -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let size = format!("size={megabytes}m");
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(directory.path()).output();
+        mount.is_ok_and(|output| output.status.success()).then_some(Self(directory))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a process that is just dying may still have a file open.
+        Command::new("umount").arg("-l").arg(self.0.path()).status().ok();
+    }
+}
+
+#[test]
+fn a_disk_without_room_is_refused_at_the_start() {
+    let Some(disk) = SmallDisk::new(1) else {
+        return skipped("start on a full disk", "no tmpfs can be mounted here (run as root)");
+    };
+    let output = up(&disk.path().join("data"), "127.0.0.1:0");
+    let text = String::from_utf8_lossy(&output.stderr).to_string();
+    assert!(!output.status.success(), "a cluster started on 1 MiB");
+    let text = text.to_lowercase();
+    assert!(text.contains("room") || text.contains("space") || text.contains("full"), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fills_up_refuses_sales_and_loses_nothing() {
+    let _alone = alone().await;
+    let Some(disk) = SmallDisk::new(1024) else {
+        return skipped("a disk that fills up", "no tmpfs can be mounted here (run as root)");
+    };
+    let data = Some(disk.path().join("data"));
+    let mut cluster = Cluster::start(Options { data, ..Options::default() }).await.unwrap();
+    let organiser = cluster.session("olga", &["organiser"]).unwrap();
+    let region = organiser.region_names().await.unwrap().swap_remove(0);
+    let event = organiser.create_event(&region, event_of(vec![tier("ga", 1_000_000)])).await.unwrap().name;
+    let alice = cluster.session("alice", &[]).unwrap();
+    let mut history = Vec::new();
+    let mut buy = async |cluster: &Cluster| -> Option<tonic::Status> {
+        let id = request_id();
+        let mut request = alice.request(buy_request(&event, "ga", 1, &id));
+        request.set_timeout(Duration::from_secs(3));
+        let (answer, refusal) = match alice.tickets().buy_tickets(request).await {
+            Ok(response) => (Answer::Bought(response.into_inner().purchase.unwrap().tickets), None),
+            Err(status) => {
+                let allowed = [Code::ResourceExhausted, Code::Unavailable, Code::DeadlineExceeded];
+                assert!(allowed.contains(&status.code()), "{status:?}\n{}", cluster.log_tail());
+                assert!(!status.message().is_empty(), "{status:?}");
+                // Refused for overload means not decided; the others may have been.
+                let sure = status.code() == Code::ResourceExhausted;
+                (if sure { Answer::Refused } else { Answer::Unknown }, Some(status))
+            }
+        };
+        let (buyer, tier) = ("alice".to_owned(), "ga".to_owned());
+        history.push(Attempt { buyer, request_id: id, tier, quantity: 1, answer });
+        refusal
+    };
+    for _ in 0..50 {
+        assert!(buy(&cluster).await.is_none());
+    }
+
+    // Fill it to the last byte.
+    let filler = disk.path().join("filler");
+    let mut size = 64 << 20;
+    let mut written = std::fs::File::create(&filler).unwrap();
+    while size >= 4096 {
+        if std::io::Write::write_all(&mut written, &vec![1; size]).is_err() {
+            size /= 2;
+        }
+    }
+    drop(written);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(120);
+    while buy(&cluster).await.is_none() {
+        assert!(tokio::time::Instant::now() < deadline, "a full disk refuses nothing\n{}", cluster.log_tail());
+    }
+
+    // Room again: the same cluster sells again, if need be after a restart by an operator.
+    std::fs::remove_file(&filler).unwrap();
+    if cluster.wait_settled(Duration::from_secs(60)).await.is_err() {
+        cluster.kill_all();
+        cluster.restart().await.unwrap();
+    }
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(120);
+    while buy(&cluster).await.is_some() {
+        assert!(tokio::time::Instant::now() < deadline, "room does not help\n{}", cluster.log_tail());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let organiser = cluster.session("olga", &["organiser"]).unwrap();
+    let row = organiser.event(&event).await.unwrap();
+    let wrong = audit(&history, &row, &organiser.tickets_of(&event, "*").await.unwrap());
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    drop(cluster);
+    drop(disk);
+}
