@@ -27,6 +27,9 @@ const ANSWER_BYTES_MAX: usize = 32 << 20;
 /// arrive first; this bound is for gateways that no longer answer at all.
 const DEADLINE_GRACE: Duration = Duration::from_millis(250);
 
+/// Message for a call whose deadline passed on our side.
+const LATE: &str = "no answer came before the deadline";
+
 /// A bearer token, ready to be put into requests; cloning it copies a reference only.
 pub(crate) type Token = MetadataValue<Ascii>;
 
@@ -136,9 +139,15 @@ impl Pool {
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Status> {
+        let began = Instant::now();
         match tokio::time::timeout(self.deadline + DEADLINE_GRACE, call).await {
-            Ok(answer) => answer.map(Response::into_inner),
-            Err(_) => Err(Status::deadline_exceeded("no answer came before the deadline")),
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            // The channel's own clock reports an expired deadline as CANCELLED; it is no broken connection.
+            Ok(Err(status)) if status.code() == Code::Cancelled && began.elapsed() >= self.deadline => {
+                Err(Status::deadline_exceeded(LATE))
+            }
+            Ok(Err(status)) => Err(status),
+            Err(_) => Err(Status::deadline_exceeded(LATE)),
         }
     }
 
@@ -188,7 +197,7 @@ impl Pool {
         loop {
             let message = v1::ListRegionsRequest {
                 page_size: 1_000,
-                page_token,
+                page_token: page_token.clone(),
             };
             let mut client = self.regions(slot);
             let page = self
@@ -197,6 +206,12 @@ impl Pool {
             regions.extend(page.regions);
             if page.next_page_token.is_empty() {
                 return Ok(regions);
+            }
+            if page.next_page_token == page_token {
+                return Err(Status::new(
+                    Code::DataLoss,
+                    "a page of regions names itself as the next page",
+                ));
             }
             page_token = page.next_page_token;
         }

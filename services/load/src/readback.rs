@@ -11,19 +11,21 @@ use tonic::{Code, Status};
 
 use crate::audit::{Answer, Asked, SeenEvent, SeenTicket, SeenTier};
 use crate::drive::{End, Lot, PROGRESS_EVERY, Record, Run, stamp};
-use crate::pool::{Pool, Token};
+use crate::pool::Token;
 use crate::setup::repeat;
 use crate::verdict::{self, Verdict};
 use crate::{Phase, Progress};
 
 /// Questions under way at the same time.
 const QUESTIONS: usize = 64;
-/// How long one question is repeated.
-const QUESTION_PATIENCE: Duration = Duration::from_secs(10);
+/// How long one question is repeated, at most.
+const QUESTION_PATIENCE_MAX: Duration = Duration::from_secs(10);
 /// How long all questions may take together, after the last deadline has passed.
 const RESOLVE_MAX: Duration = Duration::from_secs(60);
-/// How long a page is asked for.
-const PAGE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a page is asked for, at most.
+const PAGE_PATIENCE_MAX: Duration = Duration::from_secs(30);
+/// Who has hardly any patience while buying still waits this long for the audit.
+const PATIENCE_MIN: Duration = Duration::from_secs(1);
 /// How long the reading may take in all.
 const READ_MAX: Duration = Duration::from_secs(600);
 /// Tickets on a page, the most that the API gives.
@@ -79,7 +81,7 @@ async fn ask(run: &Run, record: &Record) -> Option<End> {
         parent: lot.region.clone(),
         request_id: record.request_id.to_string(),
     };
-    let answer = repeat(QUESTION_PATIENCE, |slot| {
+    let answer = repeat(run.patience.clamp(PATIENCE_MIN, QUESTION_PATIENCE_MAX), |slot| {
         let mut client = run.pool.outcomes(slot);
         let request = run.pool.request(run.token(record.intent), message.clone());
         async move { run.pool.bounded(client.get_outcome(request)).await }
@@ -145,7 +147,7 @@ pub(crate) async fn read_all(
     };
     let reading = async {
         for lot in &run.lots {
-            events.push(read_event(&run.pool, organiser, lot, &mut tell).await?);
+            events.push(read_event(run, organiser, lot, &mut tell).await?);
         }
         Ok(())
     };
@@ -157,7 +159,7 @@ pub(crate) async fn read_all(
 
 /// Reads an event before and after its tickets, until both readings agree.
 async fn read_event(
-    pool: &Pool,
+    run: &Run,
     organiser: &Token,
     lot: &Lot,
     tell: &mut impl FnMut(u64),
@@ -172,13 +174,13 @@ async fn read_event(
     };
     let mut reads = 1;
     loop {
-        let before = get_event(pool, organiser, lot)
+        let before = get_event(run, organiser, lot)
             .await
             .map_err(|status| failed("reading", status))?;
-        let tickets = list_tickets(pool, organiser, lot, tell)
+        let tickets = list_tickets(run, organiser, lot, tell)
             .await
             .map_err(|status| failed("listing the tickets of", status))?;
-        let after = get_event(pool, organiser, lot)
+        let after = get_event(run, organiser, lot)
             .await
             .map_err(|status| failed("reading", status))?;
         if before.tiers != after.tiers && reads < READS_MAX {
@@ -212,15 +214,15 @@ async fn read_event(
     }
 }
 
-async fn get_event(pool: &Pool, organiser: &Token, lot: &Lot) -> Result<v1::Event, Status> {
+async fn get_event(run: &Run, organiser: &Token, lot: &Lot) -> Result<v1::Event, Status> {
     let message = v1::GetEventRequest {
         name: lot.name.clone(),
         consistency: v1::ReadConsistency::Linearizable as i32,
     };
-    let answer = repeat(PAGE_PATIENCE, |slot| {
-        let mut client = pool.events(slot);
-        let request = pool.request(organiser, message.clone());
-        async move { pool.bounded(client.get_event(request)).await }
+    let answer = repeat(run.patience.clamp(PATIENCE_MIN, PAGE_PATIENCE_MAX), |slot| {
+        let mut client = run.pool.events(slot);
+        let request = run.pool.request(organiser, message.clone());
+        async move { run.pool.bounded(client.get_event(request)).await }
     })
     .await?;
     answer
@@ -229,7 +231,7 @@ async fn get_event(pool: &Pool, organiser: &Token, lot: &Lot) -> Result<v1::Even
 }
 
 async fn list_tickets(
-    pool: &Pool,
+    run: &Run,
     organiser: &Token,
     lot: &Lot,
     tell: &mut impl FnMut(u64),
@@ -243,10 +245,10 @@ async fn list_tickets(
             page_size: PAGE,
             page_token: page_token.clone(),
         };
-        let page = repeat(PAGE_PATIENCE, |slot| {
-            let mut client = pool.tickets(slot);
-            let request = pool.request(organiser, message.clone());
-            async move { pool.bounded(client.list_tickets(request)).await }
+        let page = repeat(run.patience.clamp(PATIENCE_MIN, PAGE_PATIENCE_MAX), |slot| {
+            let mut client = run.pool.tickets(slot);
+            let request = run.pool.request(organiser, message.clone());
+            async move { run.pool.bounded(client.list_tickets(request)).await }
         })
         .await?;
         tell(page.tickets.len() as u64);

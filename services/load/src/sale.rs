@@ -39,7 +39,9 @@ pub async fn flash_sale(
     progress(setup::plain(Phase::Prepare, Duration::ZERO, 0, None));
     let pool = Pool::new(target, plan.connections, plan.deadline)?;
     let organiser = setup::organiser(target)?;
-    let regions = pool.connect(&organiser, PREPARE_PATIENCE).await?;
+    let regions = pool
+        .connect(&organiser, plan.patience.min(PREPARE_PATIENCE))
+        .await?;
     let region = choose_region(&regions, plan.region.as_deref(), plan.seed)?;
 
     let subjects = if plan.distinct_tokens {
@@ -129,7 +131,9 @@ pub async fn replay_trace(
     drop(bytes);
     let pool = Pool::new(target, options.connections, options.deadline)?;
     let organiser = setup::organiser(target)?;
-    let regions = pool.connect(&organiser, PREPARE_PATIENCE).await?;
+    let regions = pool
+        .connect(&organiser, options.patience.min(PREPARE_PATIENCE))
+        .await?;
     if regions.is_empty() {
         choose_region(&regions, None, options.seed)?;
     }

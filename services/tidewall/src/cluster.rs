@@ -13,7 +13,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tidewall_client::topology::Topology;
-use tokio::sync::mpsc;
+use tidewall_gateway::auth::Role;
+use tokio::sync::watch;
 
 use crate::datadir::{DataDir, Lock, Wanted};
 use crate::endpoints::{ENDPOINTS_FORMAT, Endpoints, GatewayEndpoint, NodeEndpoint};
@@ -53,7 +54,7 @@ pub struct Cluster {
     gateways: Crew,
     nodes: Crew,
     board: Board,
-    given_up: mpsc::UnboundedReceiver<GivenUp>,
+    given_up: watch::Receiver<Vec<GivenUp>>,
     topology: Topology,
     key: PrivateKey,
     directory: DataDir,
@@ -90,10 +91,18 @@ impl Board {
 
     fn set_pid(&self, name: &str, pid: Option<u32>) {
         self.change(|endpoints| {
-            for node in endpoints.nodes.iter_mut().filter(|node| node_name(node.id) == name) {
+            for node in endpoints
+                .nodes
+                .iter_mut()
+                .filter(|node| node_name(node.id) == name)
+            {
                 node.pid = pid;
             }
-            for gateway in endpoints.gateways.iter_mut().filter(|gateway| gateway_name(gateway.id) == name) {
+            for gateway in endpoints
+                .gateways
+                .iter_mut()
+                .filter(|gateway| gateway_name(gateway.id) == name)
+            {
                 gateway.pid = pid;
             }
         });
@@ -113,7 +122,8 @@ impl Cluster {
     /// directory that was refused is as it was. Blocks the thread for the checks, which are short.
     pub async fn start(plan: &Plan) -> Result<Self, Failure> {
         let environment = |error: &dyn std::fmt::Display| Failure::new(Exit::Environment, error);
-        let program = own_program().map_err(|e| environment(&format!("cannot find this program's own file: {e}")))?;
+        let program =
+            own_program().map_err(|e| environment(&format!("cannot find this program's own file: {e}")))?;
         let temporary = match plan.data {
             Some(_) => None,
             None => Some(
@@ -135,57 +145,96 @@ impl Cluster {
         // Nothing is changed before all of this is known to be possible.
         directory.check(&plan.wanted).map_err(|e| environment(&e))?;
         let unclean = directory.endpoints().exists();
-        let patience = if unclean { LEFTOVER_PATIENCE } else { Duration::ZERO };
+        let patience = if unclean {
+            LEFTOVER_PATIENCE
+        } else {
+            Duration::ZERO
+        };
         let mut reservation = Reservation::default();
         let listens = gateway_addresses(plan, &directory, &mut reservation, patience)?;
-        let (lock, topology, node_ports) =
-            directory.prepare(&plan.wanted, patience).map_err(|e| environment(&e))?;
+        let (lock, topology, node_ports) = directory
+            .prepare(&plan.wanted, patience)
+            .map_err(|e| environment(&e))?;
         let key = keys::ensure(&directory.keys()).map_err(|e| environment(&e))?;
 
         let board = Board {
             path: directory.endpoints(),
             endpoints: Arc::new(Mutex::new(endpoints(&topology, &listens))),
         };
-        board.endpoints.lock().write(&board.path).map_err(|e| environment(&e))?;
-        let (give_up, given_up) = mpsc::unbounded_channel();
+        board
+            .endpoints
+            .lock()
+            .write(&board.path)
+            .map_err(|e| environment(&e))?;
+        let (give_up, given_up) = watch::channel(Vec::new());
         let report: Report = {
             let board = board.clone();
             Arc::new(move |change| match change {
                 Change::Started { name, pid } => board.set_pid(&name, Some(pid)),
                 Change::Ended { name } => board.set_pid(&name, None),
-                // Nobody listens any more when the cluster is being stopped.
                 Change::GaveUp { name, code, message } => {
-                    let _ = give_up.send(GivenUp { name, code, message });
+                    give_up.send_modify(|all| all.push(GivenUp { name, code, message }));
                 }
             })
         };
-        let maker = SpecMaker { program, directory: &directory, log: plan.log.as_deref() };
+        let maker = SpecMaker {
+            program,
+            directory: &directory,
+            log: plan.log.as_deref(),
+        };
         let ephemeral = temporary.is_some();
         // The ports are free again from here on, for the processes that they were kept for.
         drop((node_ports, reservation));
-        let nodes = topology.nodes.iter().map(|node| maker.node(node.id, node.address, ephemeral)).collect();
+        let nodes = topology
+            .nodes
+            .iter()
+            .map(|node| maker.node(node.id, node.address, ephemeral))
+            .collect();
         let nodes = Crew::start(nodes, &report);
-        let gateways = (1..).zip(&listens).map(|(id, listen)| maker.gateway(id, *listen)).collect();
+        let gateways = (1..)
+            .zip(&listens)
+            .map(|(id, listen)| maker.gateway(id, *listen))
+            .collect();
         let gateways = Crew::start(gateways, &report);
-        Ok(Self { gateways, nodes, board, given_up, topology, key, directory, _lock: lock, temporary })
+        Ok(Self {
+            gateways,
+            nodes,
+            board,
+            given_up,
+            topology,
+            key,
+            directory,
+            _lock: lock,
+            temporary,
+        })
     }
 
     /// Waits until every region has a leader and every gateway answers. Never returns before; the caller
     /// bounds it.
     pub async fn ready(&self, told: impl FnMut(Progress)) -> Result<(), Failure> {
-        let token = token::mint(&self.key, "supervisor", &["operator"], OWN_TOKEN_TTL)?;
-        let callers = self.urls().iter().map(|url| Caller::lazy(url, &token)).collect::<Result<Vec<_>, _>>()?;
+        let token = token::mint(&self.key, "supervisor", &[Role::Operator], OWN_TOKEN_TTL)?;
+        let callers = self
+            .urls()
+            .iter()
+            .map(|url| Caller::lazy(url, &token))
+            .collect::<Result<Vec<_>, _>>()?;
         readiness::wait(&self.topology, &callers, told).await;
         self.board.change(|endpoints| endpoints.ready = true);
         Ok(())
     }
 
-    /// The next process that will not be started again.
-    pub async fn given_up(&mut self) -> GivenUp {
-        match self.given_up.recv().await {
-            Some(given_up) => given_up,
-            // The crews hold a sender as long as this cluster lives.
-            None => std::future::pending().await,
+    /// Returns when so many processes have been given up that the cluster cannot serve: fewer nodes are left
+    /// than a majority, or no gateway. The result is the one that was given up last.
+    pub async fn broken(&self) -> GivenUp {
+        let mut given_up = self.given_up.clone();
+        loop {
+            if let Some(last) = beyond_repair(&given_up.borrow_and_update(), &self.endpoints()) {
+                return last;
+            }
+            if given_up.changed().await.is_err() {
+                // The crews hold the sender as long as this cluster lives.
+                return std::future::pending().await;
+            }
         }
     }
 
@@ -213,7 +262,10 @@ impl Cluster {
         if let Some(temporary) = self.temporary.take() {
             let path = temporary.path().to_owned();
             if let Err(error) = temporary.close() {
-                tracing::warn!("cannot remove the temporary directory {}: {error}", path.display());
+                tracing::warn!(
+                    "cannot remove the temporary directory {}: {error}",
+                    path.display()
+                );
             }
         }
     }
@@ -260,7 +312,14 @@ impl SpecMaker<'_> {
             all.extend(["--log".into(), log.into()]);
         }
         let log = self.directory.logs().join(format!("{name}.log"));
-        ChildSpec { name, program: self.program.clone(), arguments: all, log, probe: Some(probe), grace: GRACE }
+        ChildSpec {
+            name,
+            program: self.program.clone(),
+            arguments: all,
+            log,
+            probe: Some(probe),
+            grace: GRACE,
+        }
     }
 
     fn node(&self, id: u64, address: SocketAddr, ephemeral: bool) -> ChildSpec {
@@ -274,10 +333,31 @@ impl SpecMaker<'_> {
     }
 
     fn gateway(&self, id: u64, listen: SocketAddr) -> ChildSpec {
-        let mut arguments: Vec<OsString> = vec!["gateway".into(), "--listen".into(), listen.to_string().into()];
+        let mut arguments: Vec<OsString> =
+            vec!["gateway".into(), "--listen".into(), listen.to_string().into()];
         arguments.extend(["--topology".into(), self.directory.topology().into()]);
         arguments.extend(["--keys".into(), keys::public_path(&self.directory.keys()).into()]);
         self.spec(gateway_name(id), ports::reachable(listen), arguments)
+    }
+}
+
+/// Whether too many processes are gone for good.
+fn beyond_repair(given_up: &[GivenUp], endpoints: &Endpoints) -> Option<GivenUp> {
+    let gone = |name: String| given_up.iter().any(|gone| gone.name == name);
+    let nodes_left = endpoints
+        .nodes
+        .iter()
+        .filter(|node| !gone(node_name(node.id)))
+        .count();
+    let majority = endpoints.nodes.len() / 2 + 1;
+    let no_gateway = endpoints
+        .gateways
+        .iter()
+        .all(|gateway| gone(gateway_name(gateway.id)));
+    if nodes_left < majority || no_gateway {
+        given_up.last().cloned()
+    } else {
+        None
     }
 }
 
@@ -285,7 +365,11 @@ impl SpecMaker<'_> {
 /// was replaced meanwhile (by a build, for example): a cluster never mixes versions by accident.
 fn own_program() -> std::io::Result<PathBuf> {
     let link = Path::new("/proc/self/exe");
-    if link.exists() { Ok(link.to_owned()) } else { std::env::current_exe() }
+    if link.exists() {
+        Ok(link.to_owned())
+    } else {
+        std::env::current_exe()
+    }
 }
 
 /// Reserves the addresses of the gateways.
@@ -359,7 +443,13 @@ mod tests {
     use super::*;
 
     fn plan(data: &Path, listen: SocketAddr, gateways: u16) -> Plan {
-        Plan { data: Some(data.to_owned()), wanted: Wanted::default(), gateways, listen, log: None }
+        Plan {
+            data: Some(data.to_owned()),
+            wanted: Wanted::default(),
+            gateways,
+            listen,
+            log: None,
+        }
     }
 
     #[tokio::test]
@@ -371,7 +461,10 @@ mod tests {
         let failure = Cluster::start(&plan(&data, listen, 1)).await.err().unwrap();
         assert_eq!(failure.code(), 5);
         let text = failure.to_string();
-        assert!(text.contains(&listen.to_string()) && text.contains("--listen"), "{text}");
+        assert!(
+            text.contains(&listen.to_string()) && text.contains("--listen"),
+            "{text}"
+        );
         assert!(!data.exists());
     }
 
@@ -389,9 +482,46 @@ mod tests {
         assert_eq!(chosen.len(), 3);
         assert!(chosen.iter().all(|address| address.port() != 0));
         let last = plan(Path::new("x"), "127.0.0.1:65535".parse().unwrap(), 2);
-        let failure =
-            gateway_addresses(&last, &directory, &mut reservation, Duration::ZERO).err().unwrap();
-        assert_eq!(failure.code(), if failure.to_string().contains("in use") { 5 } else { 2 });
+        let failure = gateway_addresses(&last, &directory, &mut reservation, Duration::ZERO)
+            .err()
+            .unwrap();
+        assert_eq!(
+            failure.code(),
+            if failure.to_string().contains("in use") {
+                5
+            } else {
+                2
+            }
+        );
+    }
+
+    #[test]
+    fn a_cluster_is_broken_without_a_majority_of_nodes_or_any_gateway() {
+        let parent = tempfile::tempdir().unwrap();
+        let (_lock, topology, _ports) = DataDir::new(parent.path())
+            .prepare(&Wanted::default(), Duration::ZERO)
+            .unwrap();
+        let listens = [
+            "127.0.0.1:7400".parse().unwrap(),
+            "127.0.0.1:7401".parse().unwrap(),
+        ];
+        let endpoints = endpoints(&topology, &listens);
+        let last = |names: &[&str]| {
+            let gone: Vec<_> = names
+                .iter()
+                .map(|name| GivenUp {
+                    name: (*name).into(),
+                    code: 70,
+                    message: String::new(),
+                })
+                .collect();
+            beyond_repair(&gone, &endpoints).map(|gone| gone.name)
+        };
+        assert_eq!(last(&[]), None);
+        assert_eq!(last(&["node-2"]), None);
+        assert_eq!(last(&["node-2", "gateway-1"]), None);
+        assert_eq!(last(&["node-2", "node-1"]).as_deref(), Some("node-1"));
+        assert_eq!(last(&["gateway-1", "gateway-2"]).as_deref(), Some("gateway-2"));
     }
 
     #[test]
@@ -408,9 +538,18 @@ mod tests {
         board.set_pid("gateway-2", Some(43));
         let read = Endpoints::running(&directory.endpoints()).unwrap();
         assert_eq!(read.urls(), ["http://127.0.0.1:7400", "http://127.0.0.1:7401"]);
-        assert_eq!(read.nodes.iter().map(|n| n.pid).collect::<Vec<_>>(), [None, Some(42), None]);
-        assert_eq!(read.gateways.iter().map(|g| g.pid).collect::<Vec<_>>(), [None, Some(43)]);
+        assert_eq!(
+            read.nodes.iter().map(|n| n.pid).collect::<Vec<_>>(),
+            [None, Some(42), None]
+        );
+        assert_eq!(
+            read.gateways.iter().map(|g| g.pid).collect::<Vec<_>>(),
+            [None, Some(43)]
+        );
         board.set_pid("node-2", None);
-        assert_eq!(Endpoints::running(&directory.endpoints()).unwrap().nodes[1].pid, None);
+        assert_eq!(
+            Endpoints::running(&directory.endpoints()).unwrap().nodes[1].pid,
+            None
+        );
     }
 }

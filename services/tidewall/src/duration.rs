@@ -6,7 +6,9 @@ use std::time::Duration;
 
 /// Parses a duration for clap; the error says which forms are understood.
 pub fn parse(text: &str) -> Result<Duration, String> {
-    let explain = || format!("{text:?} is not a duration: write a number and a unit, such as 500ms, 10s, 15m, 12h or 7d");
+    let explain = || {
+        format!("{text:?} is not a duration: write a number and a unit, such as 500ms, 10s, 15m, 12h or 7d")
+    };
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| explain())?;
@@ -41,7 +43,17 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "10", "s", "-1s", "1.5h", "10 s", "0s", "99999999999999999999s", "18446744073709551615d"] {
+        for text in [
+            "",
+            "10",
+            "s",
+            "-1s",
+            "1.5h",
+            "10 s",
+            "0s",
+            "99999999999999999999s",
+            "18446744073709551615d",
+        ] {
             assert!(parse(text).is_err(), "{text:?} was accepted");
         }
         assert!(parse("10").unwrap_err().contains("10s"));

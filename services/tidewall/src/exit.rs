@@ -55,6 +55,16 @@ impl Exit {
         }
     }
 
+    /// What a gRPC status becomes: what may go well the next time is `Unavailable`, the rest is a refusal.
+    pub const fn of_status(code: Code) -> Self {
+        match code {
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::ResourceExhausted => {
+                Self::Unavailable
+            }
+            _ => Self::Refused,
+        }
+    }
+
     /// What the number means, for people.
     pub const fn meaning(self) -> &'static str {
         match self {
@@ -91,13 +101,22 @@ pub struct Failure {
 impl Failure {
     /// A failure with a documented code. The message says what happened, to what, and what to do.
     pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
-        Self { code: exit.code(), message: message.to_string() }
+        Self {
+            code: exit.code(),
+            message: message.to_string(),
+        }
     }
 
     /// A failure of a part that chose its own code; what no process can end with becomes 1.
     pub fn with_code(code: i32, message: impl fmt::Display) -> Self {
-        let code = u8::try_from(code).ok().filter(|code| *code != 0).unwrap_or(Exit::Failed.code());
-        Self { code, message: message.to_string() }
+        let code = u8::try_from(code)
+            .ok()
+            .filter(|code| *code != 0)
+            .unwrap_or(Exit::Failed.code());
+        Self {
+            code,
+            message: message.to_string(),
+        }
     }
 
     /// What a gateway answered to `what`.
@@ -112,7 +131,10 @@ impl Failure {
             Code::Unimplemented => "this gateway cannot do that (another version, or not a Tidewall gateway)",
             _ => "refused",
         };
-        Self::new(exit_of(status.code()), format!("cannot {what}: {reason}: {}", status.message()))
+        Self::new(
+            Exit::of_status(status.code()),
+            format!("cannot {what}: {reason}: {}", status.message()),
+        )
     }
 
     /// The number to end the process with; never 0.
@@ -129,16 +151,6 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Which exit code a gRPC status becomes: what may go well the next time is `Unavailable`.
-fn exit_of(code: Code) -> Exit {
-    match code {
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::ResourceExhausted => {
-            Exit::Unavailable
-        }
-        _ => Exit::Refused,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,7 +159,11 @@ mod tests {
     fn codes_are_distinct_and_documented() {
         let table = table();
         for (position, exit) in Exit::ALL.iter().enumerate() {
-            assert!(Exit::ALL[..position].iter().all(|other| other.code() < exit.code()));
+            assert!(
+                Exit::ALL[..position]
+                    .iter()
+                    .all(|other| other.code() < exit.code())
+            );
             assert!(table.contains(&format!("{:>2}  {}", exit.code(), exit.meaning())));
         }
     }

@@ -1,1 +1,285 @@
-fn main() {}
+//! Tidewall's one program: a cluster in the foreground (`up`), its single processes (`serve`), and everything
+//! with which people and scripts use one.
+//!
+//! This file only says which commands there are. It never does any of their work.
+
+mod borrowed;
+mod cluster;
+mod completions;
+mod datadir;
+mod demo;
+mod duration;
+mod endpoints;
+mod exit;
+mod gateway;
+mod keys;
+mod load;
+mod node;
+mod output;
+mod ports;
+mod readiness;
+mod region;
+mod regions_file;
+mod serve;
+mod signals;
+mod snapshot_file;
+mod supervisor;
+mod token;
+mod up;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use exit::{Exit, Failure};
+use output::Format;
+
+/// Keeps a transactional service standing through a surge: replicated regions behind stateless gateways.
+///
+/// Without a command it starts a whole cluster here, as `tidewall up` does.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tidewall",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  tidewall                      start a cluster in ./tidewall-data\n  \
+                  tidewall demo flash-sale      watch a sale\n  tidewall help exit-codes      what exit codes mean",
+    max_term_width = 110
+)]
+struct Cli {
+    /// What to do; `up` when left out
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Arguments of `up`
+    #[command(flatten)]
+    up: up::UpArgs,
+    /// How results are printed
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// What is logged to standard error, as a tracing filter such as `info` or `warn,tidewall_node=debug`
+    #[arg(long, global = true, value_name = "FILTER", env = "RUST_LOG")]
+    log: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a whole cluster here, and keep it running until Ctrl-C
+    #[command(
+        after_help = "Examples:\n  tidewall up\n  tidewall up --gateways 2 --data /var/lib/tidewall\n  \
+                            tidewall up --ephemeral --listen 127.0.0.1:0 -o json"
+    )]
+    Up(up::UpArgs),
+    /// Run one process of a cluster: a shard node or a gateway
+    #[command(after_help = "Example:\n  tidewall serve gateway --listen 127.0.0.1:7500 \
+                            --topology ./tidewall-data/topology.json --keys ./tidewall-data/keys/dev.pub")]
+    Serve(serve::ServeCommand),
+    /// Mint a bearer token with the development key
+    #[command(after_help = "Examples:\n  tidewall token --user alice\n  \
+                            TOKEN=$(tidewall token --user shop --role organiser --ttl 1h)")]
+    Token(token::TokenCommand),
+    /// Show what the platform does
+    #[command(after_help = "Example:\n  tidewall demo flash-sale")]
+    Demo(demo::DemoCommand),
+    /// Send load, measure, and audit the result
+    #[command(
+        after_help = "Example:\n  tidewall load flash-sale --buyers 50000 --stock 10000 --mode at-once"
+    )]
+    Load(load::LoadCommand),
+    /// Look at regions, export and import them
+    #[command(
+        after_help = "Examples:\n  tidewall region list\n  tidewall region export north north.tidewall"
+    )]
+    Region(region::RegionCommand),
+    /// Look at shard nodes
+    #[command(after_help = "Example:\n  tidewall node list")]
+    Node(node::NodeCommand),
+    /// Print a script that completes commands in a shell
+    #[command(after_help = "Examples:\n  source <(tidewall completions bash)\n  \
+                            tidewall completions fish > ~/.config/fish/completions/tidewall.fish")]
+    Completions(completions::CompletionsCommand),
+    /// Say what exit codes mean
+    #[command(name = "exit-codes", after_help = format!("{}\nExample:\n  tidewall demo flash-sale; echo $?", exit::table()))]
+    ExitCodes,
+}
+
+fn main() -> ExitCode {
+    let begun = Instant::now();
+    let cli = Cli::parse();
+    match set_up_logging(&cli).and_then(|()| run(cli, begun)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output::note(&format!("error: {failure}"));
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn run(cli: Cli, begun: Instant) -> Result<(), Failure> {
+    let (format, log) = (cli.output, cli.log.as_deref());
+    match cli.command.unwrap_or(Command::Up(cli.up)) {
+        Command::Up(arguments) => block_on(Threads::One, up::run(&arguments, format, log, begun)),
+        Command::Serve(command) => serve::run(&command),
+        Command::Token(command) => token::run(&command, format),
+        Command::Demo(command) => block_on(Threads::All, demo::run(&command, format, log)),
+        Command::Load(command) => block_on(Threads::All, load::run(&command, format, log)),
+        Command::Region(command) => block_on(Threads::One, region::run(&command, format)),
+        Command::Node(command) => block_on(Threads::One, node::run(&command, format)),
+        Command::Completions(command) => completions::run(&command, Cli::command()),
+        Command::ExitCodes => output::text(&exit::table()),
+    }
+}
+
+/// How many threads a command needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Threads {
+    One,
+    All,
+}
+
+fn block_on(threads: Threads, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    if threads == Threads::All {
+        serve::raise_file_limit();
+    }
+    let mut builder = match threads {
+        Threads::One => tokio::runtime::Builder::new_current_thread(),
+        Threads::All => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::Environment, format!("cannot start the runtime: {e}")))?;
+    let result = runtime.block_on(work);
+    // A file that is still being read in the background is no reason to wait.
+    runtime.shutdown_background();
+    result
+}
+
+/// Sends logs to standard error. What is logged by default depends on whether the log is what the command
+/// is there for.
+fn set_up_logging(cli: &Cli) -> Result<(), Failure> {
+    let default = match &cli.command {
+        None | Some(Command::Up(_)) => "warn,tidewall=info",
+        Some(Command::Serve(_)) => "info",
+        Some(_) => "warn",
+    };
+    let filter = cli
+        .log
+        .as_deref()
+        .filter(|filter| !filter.is_empty())
+        .unwrap_or(default);
+    let filter = EnvFilter::try_new(filter).map_err(|e| {
+        Failure::new(
+            Exit::Usage,
+            format!("{filter:?} is not a log filter ({e}): use --log or RUST_LOG as in `info` or `warn,tidewall=debug`"),
+        )
+    })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init()
+        .map_err(|e| Failure::new(Exit::Failed, format!("cannot set up logging: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_every_command_has_an_example() {
+        fn check(command: &mut clap::Command, path: &str) {
+            let help = command.render_long_help().to_string();
+            assert!(
+                help.contains("Example"),
+                "the help of `{path}` has no example:\n{help}"
+            );
+            let names: Vec<String> = command
+                .get_subcommands()
+                .map(|sub| sub.get_name().to_owned())
+                .collect();
+            for name in names.iter().filter(|name| *name != "help") {
+                let path = format!("{path} {name}");
+                check(command.find_subcommand_mut(name).unwrap(), &path);
+            }
+        }
+        check(&mut Cli::command(), "tidewall");
+    }
+
+    #[test]
+    fn commands_that_call_have_a_timeout() {
+        for path in [
+            &["region", "list"][..],
+            &["region", "export"],
+            &["region", "import"],
+            &["node", "list"],
+            &["load", "flash-sale"],
+        ] {
+            let mut cli = Cli::command();
+            let command = path.iter().fold(&mut cli, |command, name| {
+                command.find_subcommand_mut(name).unwrap()
+            });
+            assert!(
+                command.get_arguments().any(|a| a.get_long() == Some("timeout")),
+                "{path:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_a_command_it_is_up() {
+        let cli = Cli::try_parse_from(["tidewall", "--gateways", "2", "--ephemeral"]).unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!((cli.up.gateways, cli.up.ephemeral), (2, true));
+        let cli = Cli::try_parse_from(["tidewall", "up", "--gateways", "3"]).unwrap();
+        assert!(matches!(cli.command, Some(Command::Up(up)) if up.gateways == 3));
+    }
+
+    #[test]
+    fn results_can_be_asked_for_anywhere_after_the_command() {
+        let cli = Cli::try_parse_from(["tidewall", "region", "list", "-o", "json"]).unwrap();
+        assert_eq!(cli.output, Format::Json);
+        let cli =
+            Cli::try_parse_from(["tidewall", "token", "--user", "alice", "--role", "organiser"]).unwrap();
+        assert!(matches!(cli.command, Some(Command::Token(token)) if token.subject == "alice"));
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_the_parser() {
+        for bad in [
+            &["tidewall", "--gateways", "0"][..],
+            &["tidewall", "--nodes", "0"],
+            &["tidewall", "--ephemeral", "--data", "x"],
+            &["tidewall", "--listen", "nowhere"],
+            &["tidewall", "token"],
+            &["tidewall", "token", "--user", "a", "--role", "king"],
+            &["tidewall", "token", "--user", "a", "--ttl", "12"],
+            &["tidewall", "region", "export", "north"],
+            &["tidewall", "region", "export", "North!", "x"],
+            &["tidewall", "serve", "shard", "--node", "1"],
+            &["tidewall", "completions", "tcsh"],
+        ] {
+            let error = Cli::try_parse_from(bad.iter()).unwrap_err();
+            assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn exit_codes_are_in_the_help() {
+        let mut cli = Cli::command();
+        let help = cli
+            .find_subcommand_mut("exit-codes")
+            .unwrap()
+            .render_long_help()
+            .to_string();
+        assert!(help.contains("70") && help.contains("71"), "{help}");
+    }
+}

@@ -23,9 +23,10 @@ pub enum Format {
 pub fn text(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(Exit::Environment, format!("cannot write to standard output: {e}")))
-        }
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(
+            Exit::Environment,
+            format!("cannot write to standard output: {e}"),
+        )),
         _ => Ok(()),
     }
 }
@@ -37,10 +38,17 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
     text(&(json + "\n"))
 }
 
+/// Prints a line for people to standard error. A closed one is no reason to stop.
+pub fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 /// Lays out rows under headings, as wide as the terminal allows.
 pub fn table(headings: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic);
     if !io::stdout().is_terminal() {
         // Nobody to wrap for; a script gets one line a row.
         table.set_content_arrangement(ContentArrangement::Disabled);
@@ -58,7 +66,11 @@ pub fn bytes(count: u64) -> String {
     let mut rest = 0;
     for unit in ["B", "KiB", "MiB", "GiB"] {
         if whole < 1024 {
-            return if unit == "B" { format!("{whole} B") } else { format!("{whole}.{} {unit}", rest * 10 / 1024) };
+            return if unit == "B" {
+                format!("{whole} B")
+            } else {
+                format!("{whole}.{} {unit}", rest * 10 / 1024)
+            };
         }
         rest = whole % 1024;
         whole /= 1024;
@@ -75,11 +87,19 @@ pub struct ProgressLine {
 
 impl Default for ProgressLine {
     fn default() -> Self {
-        Self { terminal: io::stderr().is_terminal(), shown: String::new() }
+        Self {
+            terminal: io::stderr().is_terminal(),
+            shown: String::new(),
+        }
     }
 }
 
 impl ProgressLine {
+    /// Whether the line replaces itself.
+    pub fn on_terminal(&self) -> bool {
+        self.terminal
+    }
+
     /// Shows a line, unless it is the one that is shown already.
     pub fn show(&mut self, line: &str) {
         if line == self.shown {
@@ -109,8 +129,14 @@ mod tests {
 
     #[test]
     fn tables_have_a_line_for_each_row() {
-        let text = table(&["REGION", "LEADER"], vec![vec!["north".into(), "1".into()], vec!["s".into(), "-".into()]]);
-        let lines: Vec<_> = text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>()).collect();
+        let text = table(
+            &["REGION", "LEADER"],
+            vec![vec!["north".into(), "1".into()], vec!["s".into(), "-".into()]],
+        );
+        let lines: Vec<_> = text
+            .lines()
+            .map(|l| l.split_whitespace().collect::<Vec<_>>())
+            .collect();
         assert_eq!(lines, [["REGION", "LEADER"], ["north", "1"], ["s", "-"]]);
     }
 

@@ -38,10 +38,14 @@ pub struct ServeCommand {
 #[derive(Debug, Subcommand)]
 pub enum Part {
     /// Serve one shard node: its replicas of all shard groups
-    #[command(after_help = "Example:\n  tidewall serve shard --node 1 --data ./tidewall-data/node-1 --topology ./tidewall-data/topology.json")]
+    #[command(
+        after_help = "Example:\n  tidewall serve shard --node 1 --data ./tidewall-data/node-1 --topology ./tidewall-data/topology.json"
+    )]
     Shard(ShardArgs),
     /// Serve one gateway
-    #[command(after_help = "Example:\n  tidewall serve gateway --listen 127.0.0.1:7500 --topology ./tidewall-data/topology.json --keys ./tidewall-data/keys/dev.pub")]
+    #[command(
+        after_help = "Example:\n  tidewall serve gateway --listen 127.0.0.1:7500 --topology ./tidewall-data/topology.json --keys ./tidewall-data/keys/dev.pub"
+    )]
     Gateway(GatewayArgs),
 }
 
@@ -112,7 +116,8 @@ fn shard(arguments: &ShardArgs) -> Result<(), Failure> {
     watch_parent(arguments.parent_pipe)?;
     // Beside the data, not in them: the node alone decides what is in its directory.
     let lock_path = arguments.data.with_extension("lock");
-    let _lock = Lock::take(&lock_path, PREDECESSOR_PATIENCE).map_err(|e| Failure::new(Exit::Environment, e))?;
+    let _lock =
+        Lock::take(&lock_path, PREDECESSOR_PATIENCE).map_err(|e| Failure::new(Exit::Environment, e))?;
     let config = NodeConfig {
         node: arguments.node,
         data_dir: arguments.data.clone(),
@@ -189,9 +194,18 @@ fn watch_parent(wanted: bool) -> Result<(), Failure> {
 pub fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum
-        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+        && let Err(error) = setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: limit.maximum,
+                ..limit
+            },
+        )
     {
-        tracing::warn!("cannot raise the limit of open files beyond {:?}: {error}", limit.current);
+        tracing::warn!(
+            "cannot raise the limit of open files beyond {:?}: {error}",
+            limit.current
+        );
     }
 }
 
@@ -204,7 +218,10 @@ mod tests {
     fn a_node_that_the_topology_does_not_know_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let data = crate::datadir::DataDir::new(directory.path());
-        drop(data.prepare(&crate::datadir::Wanted::default(), Duration::ZERO).unwrap());
+        drop(
+            data.prepare(&crate::datadir::Wanted::default(), Duration::ZERO)
+                .unwrap(),
+        );
         let arguments = ShardArgs {
             node: 9,
             data: data.node(9),
@@ -214,7 +231,10 @@ mod tests {
         };
         let failure = shard(&arguments).unwrap_err();
         assert_eq!(failure.code(), 2);
-        assert!(failure.to_string().contains("no node 9; it has 1, 2, 3"), "{failure}");
+        assert!(
+            failure.to_string().contains("no node 9; it has 1, 2, 3"),
+            "{failure}"
+        );
         assert!(!data.node(9).exists());
     }
 

@@ -17,7 +17,8 @@ impl Signals {
     /// a tokio runtime.
     pub fn new() -> Result<Self, Failure> {
         let listen = |kind| {
-            signal(kind).map_err(|e| Failure::new(Exit::Environment, format!("cannot listen for signals: {e}")))
+            signal(kind)
+                .map_err(|e| Failure::new(Exit::Environment, format!("cannot listen for signals: {e}")))
         };
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use serde::Serialize;
-use tidewall_gateway::auth::{self, MintRequest};
+use tidewall_gateway::auth::{self, Role};
 
 use crate::datadir::{DEFAULT_DATA, DataDir};
 use crate::exit::{Exit, Failure};
@@ -25,7 +26,7 @@ pub struct TokenCommand {
     #[arg(long, visible_alias = "user", value_name = "NAME", value_parser = subject)]
     pub subject: String,
     /// What the subject may do, beyond buying; may be given several times
-    #[arg(long, value_name = "ROLE", value_delimiter = ',', value_parser = ["organiser", "seller", "operator"])]
+    #[arg(long, value_name = "ROLE", value_delimiter = ',', value_parser = PossibleValuesParser::new(Role::ALL.map(Role::name)))]
     pub role: Vec<String>,
     /// How long the token is valid
     #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "12h")]
@@ -49,13 +50,19 @@ struct Minted<'a> {
 /// Runs the command.
 pub fn run(command: &TokenCommand, format: Format) -> Result<(), Failure> {
     if command.ttl > TTL_MAX {
-        return Err(Failure::new(Exit::Usage, "a token may live 365d at most: choose a shorter --ttl"));
+        return Err(Failure::new(
+            Exit::Usage,
+            "a token may live 365d at most: choose a shorter --ttl",
+        ));
     }
     let path = match &command.key {
         Some(path) => path.clone(),
         None => keys::private_path(&DataDir::new(&command.data).keys()),
     };
-    let roles: Vec<&str> = command.role.iter().map(String::as_str).collect();
+    let roles: Vec<Role> = Role::ALL
+        .into_iter()
+        .filter(|role| command.role.iter().any(|name| name == role.name()))
+        .collect();
     let token = mint(&gateway::load_key(&path)?, &command.subject, &roles, command.ttl)?;
     match format {
         Format::Table => output::text(&(token + "\n")),
@@ -69,22 +76,18 @@ pub fn run(command: &TokenCommand, format: Format) -> Result<(), Failure> {
 }
 
 /// Mints a token that is valid from now on for `ttl`.
-pub fn mint(key: &PrivateKey, subject: &str, roles: &[&str], ttl: Duration) -> Result<String, Failure> {
-    let request = MintRequest {
-        subject: subject.to_owned(),
-        roles: roles.iter().map(|role| (*role).to_owned()).collect(),
-        ttl,
-    };
-    auth::mint(key.pkcs8(), &request)
+pub fn mint(key: &PrivateKey, subject: &str, roles: &[Role], ttl: Duration) -> Result<String, Failure> {
+    auth::mint(key.pkcs8(), subject, roles, ttl)
         .map_err(|e| Failure::new(Exit::Usage, format!("cannot mint a token for {subject:?}: {e}")))
 }
 
 /// A subject as gateways accept it.
 fn subject(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.len() > 128 || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err("a subject is 1 to 128 bytes without spaces".into());
+    if auth::valid_subject(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("a subject is 1 to 128 bytes without control characters, and not *".into())
     }
-    Ok(text.to_owned())
 }
 
 #[cfg(test)]
@@ -96,7 +99,7 @@ mod tests {
         assert!(subject("alice").is_ok());
         assert!(subject("user:42@shop.example").is_ok());
         assert!(subject("").is_err());
-        assert!(subject("a b").is_err());
+        assert!(subject("*").is_err());
         assert!(subject("a\nb").is_err());
         assert!(subject(&"x".repeat(129)).is_err());
     }

@@ -1,7 +1,6 @@
 //! `tidewall up`, also the command without a name: a whole cluster in the foreground, until it is told to
 //! stop.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use crate::datadir::{DEFAULT_DATA, Wanted};
 use crate::endpoints::Endpoints;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Format, ProgressLine};
+use crate::readiness::Progress;
 use crate::regions_file;
 use crate::signals::Signals;
 
@@ -64,7 +64,10 @@ impl UpArgs {
         };
         Ok(Plan {
             data: (!self.ephemeral).then(|| self.data.clone()),
-            wanted: Wanted { regions, nodes: self.nodes },
+            wanted: Wanted {
+                regions,
+                nodes: self.nodes,
+            },
             gateways: self.gateways,
             listen: self.listen,
             log: log.map(str::to_owned),
@@ -81,18 +84,13 @@ pub async fn run(
     begun: Instant,
 ) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let mut cluster = Cluster::start(&arguments.plan(log)?).await?;
-    let ending = match become_ready(&mut cluster, &mut signals, begun).await {
-        Ok(Some(ending)) => Ok(ending),
-        Ok(None) => match announce(&cluster, arguments, format, begun.elapsed()) {
-            Ok(()) => Ok(watch(&mut cluster, &mut signals).await),
-            Err(failure) => Err(failure),
-        },
-        Err(failure) => Err(failure),
-    };
-    let result = match ending {
+    let cluster = Cluster::start(&arguments.plan(log)?).await?;
+    // From here on, every way out leads through `stop`.
+    let result = match keep(&cluster, &mut signals, arguments, format, begun).await {
         Ok(Ending::Asked(signal)) => {
-            eprintln_quietly(&format!("{signal}: stopping gateways, then nodes (again to stop at once)"));
+            output::note(&format!(
+                "{signal}: stopping gateways, then nodes (again to stop at once)"
+            ));
             Ok(())
         }
         Ok(Ending::Broken(given_up)) => {
@@ -109,11 +107,26 @@ pub async fn run(
         .await;
     if result.is_ok() {
         match kept {
-            Some(path) => eprintln_quietly(&format!("stopped; all data is in {}", path.display())),
-            None => eprintln_quietly("stopped; the temporary data was removed"),
+            Some(path) => output::note(&format!("stopped; all data is in {}", path.display())),
+            None => output::note("stopped; the temporary data was removed"),
         }
     }
     result
+}
+
+/// Sees a cluster through its life, up to the reason to end it.
+async fn keep(
+    cluster: &Cluster,
+    signals: &mut Signals,
+    arguments: &UpArgs,
+    format: Format,
+    begun: Instant,
+) -> Result<Ending, Failure> {
+    if let Some(ending) = become_ready(cluster, signals, begun).await? {
+        return Ok(ending);
+    }
+    announce(cluster, arguments, format, begun.elapsed())?;
+    Ok(watch(cluster, signals).await)
 }
 
 /// Why a cluster ends.
@@ -126,70 +139,183 @@ enum Ending {
 
 /// Waits until the cluster serves; `Some` when it must end before.
 async fn become_ready(
-    cluster: &mut Cluster,
+    cluster: &Cluster,
     signals: &mut Signals,
     begun: Instant,
 ) -> Result<Option<Ending>, Failure> {
     let mut line = ProgressLine::default();
     let mut slow_said = false;
-    let logs = cluster.directory().logs();
-    let mut broken = None;
-    loop {
-        // The questions start anew when a process is given up, which hardly ever happens.
-        let ready = cluster.ready(|progress| {
-            line.show(&format!("starting: {}", progress.line()));
-            if !slow_said && begun.elapsed() > SLOW_AFTER {
-                slow_said = true;
-                line.clear();
-                tracing::warn!(
-                    "not ready after {SLOW_AFTER:?} ({}); the logs in {} may say why",
-                    progress.line(),
-                    logs.display()
-                );
-            }
-        });
-        tokio::select! {
-            ready = ready => {
-                line.clear();
-                return ready.map(|()| None);
-            }
-            signal = signals.next() => {
-                line.clear();
-                return Ok(Some(Ending::Asked(signal)));
-            }
-            given_up = next_given_up(cluster) => broken = Some(given_up),
+    let told = |progress: Progress| {
+        if !slow_said && begun.elapsed() > SLOW_AFTER {
+            slow_said = true;
+            line.clear();
+            tracing::warn!(
+                "not ready after {SLOW_AFTER:?} ({}); the logs in {} may say why",
+                progress.line(),
+                cluster.directory().logs().display()
+            );
         }
-        line.clear();
-        if let Some(given_up) = broken.take().filter(|_| true) {
-            // A cluster that never served is not left half running.
-            return Ok(Some(Ending::Broken(given_up)));
-        }
-    }
+        line.show(&format!("starting: {}", progress.line()));
+    };
+    let ending = tokio::select! {
+        ready = cluster.ready(told) => ready.map(|()| None),
+        signal = signals.next() => Ok(Some(Ending::Asked(signal))),
+        given_up = cluster.broken() => Ok(Some(Ending::Broken(given_up))),
+    };
+    line.clear();
+    ending
 }
 
-async fn next_given_up(_cluster: &Cluster) -> GivenUp {
-    std::future::pending().await
+/// Keeps the cluster until it must end.
+async fn watch(cluster: &Cluster, signals: &mut Signals) -> Ending {
+    tokio::select! {
+        signal = signals.next() => Ending::Asked(signal),
+        given_up = cluster.broken() => Ending::Broken(given_up),
+    }
 }
 
 /// Prints where the cluster is and what to do with it.
 fn announce(cluster: &Cluster, arguments: &UpArgs, format: Format, took: Duration) -> Result<(), Failure> {
     let endpoints = cluster.endpoints();
+    let root = cluster.directory().root();
     match format {
         Format::Json => output::json(&Ready {
             ready_in_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-            data: cluster.directory().root(),
+            data: root,
             endpoints: &endpoints,
         }),
-        Format::Table => {
-            let program = std::env::args().next().unwrap_or_else(|| "tidewall".into());
-            let data = if arguments.ephemeral {
-                Some(cluster.directory().root())
-            } else if arguments.data == Path::new(DEFAULT_DATA) {
-                None
-            } else {
-                Some(arguments.data.as_path())
-            };
-            output::text(&welcome(&endpoints, cluster.topology().regions.len(), cluster.directory().root(), took, &program, data))
-        }
+        Format::Table => output::text(&welcome(&Welcome {
+            endpoints: &endpoints,
+            regions: cluster.topology().regions.len(),
+            root,
+            took,
+            program: &std::env::args().next().unwrap_or_else(|| "tidewall".into()),
+            default_data: !arguments.ephemeral && arguments.data == Path::new(DEFAULT_DATA),
+            ephemeral: arguments.ephemeral,
+        })),
+    }
+}
+
+/// What the welcome text is made of.
+struct Welcome<'a> {
+    endpoints: &'a Endpoints,
+    regions: usize,
+    root: &'a Path,
+    took: Duration,
+    program: &'a str,
+    default_data: bool,
+    ephemeral: bool,
+}
+
+/// The first screen of a new user: what runs where, and what to try next, ready to be copied.
+fn welcome(about: &Welcome<'_>) -> String {
+    let Welcome {
+        endpoints, program, ..
+    } = about;
+    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let mut text = format!(
+        "Tidewall is ready after {:.1} s: {}, {}, {}.\n\n",
+        about.took.as_secs_f64(),
+        count(about.regions, "region"),
+        count(endpoints.nodes.len(), "shard node"),
+        count(endpoints.gateways.len(), "gateway"),
+    );
+    for gateway in &endpoints.gateways {
+        text += &format!(
+            "  gateway-{}  {}  (gRPC with reflection and health; {}/metrics)\n",
+            gateway.id, gateway.url, gateway.url
+        );
+    }
+    for node in &endpoints.nodes {
+        text += &format!("  node-{}     {}\n", node.id, node.address);
+    }
+    let kept = if about.ephemeral {
+        "removed at the end"
+    } else {
+        "found again at the next start"
+    };
+    text += &format!("  data       {}  ({kept})\n", about.root.display());
+    text += &format!("  logs       {}\n\n", about.root.join("logs").display());
+    let data = if about.default_data {
+        String::new()
+    } else {
+        format!(" --data {}", quoted(&about.root.display().to_string()))
+    };
+    let program = quoted(program);
+    text += "Try next, in another terminal:\n\n";
+    text += &format!("  {program} demo flash-sale{data}    # a crowd buys out an event, with proof\n");
+    text += &format!("  {program} region list{data}\n");
+    text += &format!("  TOKEN=$({program} token --user alice{data})\n");
+    if let Some(gateway) = endpoints.gateways.first() {
+        let authority = gateway.url.trim_start_matches("http://");
+        text += &format!(
+            "  grpcurl -plaintext -max-time 5 -H \"authorization: Bearer $TOKEN\" {authority} tidewall.v1.RegionService/ListRegions\n"
+        );
+    }
+    text + "\nCtrl-C stops everything.\n"
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::endpoints::{ENDPOINTS_FORMAT, GatewayEndpoint};
+
+    #[test]
+    fn the_welcome_names_what_to_try() {
+        let endpoints = Endpoints {
+            format: ENDPOINTS_FORMAT,
+            cluster: "00112233445566778899aabbccddeeff".into(),
+            supervisor_pid: 1,
+            ready: true,
+            gateways: vec![GatewayEndpoint {
+                id: 1,
+                url: "http://127.0.0.1:7400".into(),
+                pid: None,
+            }],
+            nodes: Vec::new(),
+        };
+        let mut about = Welcome {
+            endpoints: &endpoints,
+            regions: 12,
+            root: Path::new("/tmp/my data"),
+            took: Duration::from_millis(1_420),
+            program: "tidewall",
+            default_data: false,
+            ephemeral: true,
+        };
+        let text = welcome(&about);
+        assert!(
+            text.contains("ready after 1.4 s: 12 regions, 0 shard nodes, 1 gateway."),
+            "{text}"
+        );
+        assert!(
+            text.contains("tidewall token --user alice --data '/tmp/my data'"),
+            "{text}"
+        );
+        assert!(
+            text.contains("$TOKEN\" 127.0.0.1:7400 tidewall.v1.RegionService/ListRegions"),
+            "{text}"
+        );
+        about.default_data = true;
+        assert!(welcome(&about).contains("tidewall token --user alice)"));
+    }
+
+    #[test]
+    fn shell_words_are_quoted_when_they_must_be() {
+        assert_eq!(quoted("target/release/tidewall"), "target/release/tidewall");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+        assert_eq!(quoted(""), "''");
     }
 }

@@ -1,6 +1,7 @@
 //! Calls that are not multiplexed: state of nodes, export and import. They go to one node, once: nothing is
 //! replayed here, because a stream of chunks cannot be.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,37 +29,17 @@ impl ShardClient {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    /// State of one node and its replicas.
-    ///
-    /// # Errors
-    /// [`ClientError::Unavailable`] when the node does not answer within `timeout`,
-    /// [`ClientError::Invalid`] when the cluster has no such node.
-    pub async fn node_state(
-        &self,
-        node: u64,
-        timeout: Duration,
-    ) -> Result<pb::GetNodeStateResponse, ClientError> {
-        let position = self
-            .node_position(node)
-            .ok_or_else(|| ClientError::Invalid(format!("the cluster has no node {node}")))?;
-        let mut client = self.node_client(position);
-        let answer = tokio::time::timeout(timeout, client.get_node_state(pb::GetNodeStateRequest {}));
-        match answer.await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(ClientError::Unavailable { why: status.message().to_owned() }),
-            Err(_) => {
-                Err(ClientError::Unavailable { why: format!("no answer within {} ms", timeout.as_millis()) })
-            }
-        }
-    }
-
-    /// State of all nodes, in the order of the topology, asked at the same time.
+    /// State of all nodes, in the order of the topology, asked at the same time. A node that does not
+    /// answer within `timeout` is [`ClientError::Unavailable`].
     pub async fn node_states(
         &self,
         timeout: Duration,
     ) -> Vec<(u64, Result<pb::GetNodeStateResponse, ClientError>)> {
-        join_all(self.nodes.iter().map(|node| async { (node.id, self.node_state(node.id, timeout).await) }))
-            .await
+        let mut asked = Vec::with_capacity(self.nodes.len());
+        for (position, node) in self.nodes.iter().enumerate() {
+            asked.push(ask(node.id, self.node_client(position), timeout));
+        }
+        join_all(asked).await
     }
 
     /// Asks all nodes who leads and remembers it. Returns how many groups have no leader that answers.
@@ -99,29 +80,74 @@ impl ShardClient {
             .map_err(|status| ClientError::Unavailable { why: status.message().to_owned() })
     }
 
-    /// Restores a snapshot file into a group, through its leader. A file that is cut short is refused by
-    /// the node, which verifies it before the first row changes.
+    /// Finds the leader of a group for an import.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] when there is no such group.
+    pub async fn importer(&self, group: u32, timeout: Duration) -> Result<Importer, ClientError> {
+        self.discover(timeout).await;
+        let leader = self.group(group)?.leader();
+        Ok(Importer { group, client: self.node_client(leader) })
+    }
+}
+
+/// A way to restore a snapshot file into one group.
+pub struct Importer {
+    group: u32,
+    client: NodeClient,
+}
+
+impl Importer {
+    /// Sends the file to the leader. A file that is cut short is refused by the node, which verifies it
+    /// before the first row changes.
     ///
     /// # Errors
     /// [`ClientError::Unknown`] when the leader may have imported it and did not say so.
-    pub async fn import(
-        &self,
-        group: u32,
+    pub async fn run(
+        mut self,
         replace: bool,
         principal: String,
-        chunks: impl Stream<Item = Bytes> + Send + 'static,
-        timeout: Duration,
+        chunks: Pin<Box<dyn Stream<Item = Bytes> + Send>>,
     ) -> Result<pb::ImportResponse, ClientError> {
-        self.discover(timeout).await;
-        let leader = self.group(group)?.leader();
-        let head = pb::ImportRequest { group, replace, principal, chunk: Bytes::new() };
-        let rest = chunks.map(|chunk| pb::ImportRequest { chunk, ..pb::ImportRequest::default() });
-        let requests = stream::once(async move { head }).chain(rest);
-        match self.node_client(leader).import(requests).await {
+        let head = pb::ImportRequest { group: self.group, replace, principal, chunk: Bytes::new() };
+        match self.client.import(import_requests(head, chunks)).await {
             Ok(response) => Ok(response.into_inner()),
             Err(status) => Err(import_failure(&status)),
         }
     }
+}
+
+impl std::fmt::Debug for Importer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Importer").field("group", &self.group).finish_non_exhaustive()
+    }
+}
+
+/// The messages of an import. Behind a pointer: the compiler cannot prove the bare type to be `Send` for
+/// every lifetime.
+fn import_requests(
+    head: pb::ImportRequest,
+    chunks: Pin<Box<dyn Stream<Item = Bytes> + Send>>,
+) -> Pin<Box<dyn Stream<Item = pb::ImportRequest> + Send>> {
+    let rest = chunks.map(|chunk| pb::ImportRequest { chunk, ..pb::ImportRequest::default() });
+    Box::pin(stream::iter([head]).chain(rest))
+}
+
+/// State of one node.
+async fn ask(
+    node: u64,
+    mut client: NodeClient,
+    timeout: Duration,
+) -> (u64, Result<pb::GetNodeStateResponse, ClientError>) {
+    let answer = tokio::time::timeout(timeout, client.get_node_state(pb::GetNodeStateRequest {}));
+    let state = match answer.await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(ClientError::Unavailable { why: status.message().to_owned() }),
+        Err(_) => {
+            Err(ClientError::Unavailable { why: format!("no answer within {} ms", timeout.as_millis()) })
+        }
+    };
+    (node, state)
 }
 
 /// A failed import is unknown unless the node itself said that it never began.

@@ -14,6 +14,7 @@ mod error;
 mod group;
 pub mod topology;
 
+pub use admin::Importer;
 pub use client::{ShardClient, ShardClientOptions};
 pub use error::ClientError;
 pub use topology::Topology;

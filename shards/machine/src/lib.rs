@@ -41,3 +41,8 @@ pub const ID_AHEAD_MS_MAX: u64 = 600_000;
 pub fn id_time_ms(request_id: u128) -> u64 {
     (request_id >> 80) as u64
 }
+
+/// The 64-bit hash that guards payloads and stored pages (XXH3).
+pub fn hash_64(bytes: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(bytes)
+}

@@ -39,10 +39,18 @@ impl Machine {
     pub fn look(directory: &Path) -> Self {
         let first = |file: &str, field: &str| {
             let text = std::fs::read_to_string(file).unwrap_or_default();
-            let line = text.lines().find(|line| line.starts_with(field)).unwrap_or_default().to_owned();
-            line.split_once(':').map_or(String::new(), |(_, value)| value.trim().to_owned())
+            let line = text
+                .lines()
+                .find(|line| line.starts_with(field))
+                .unwrap_or_default()
+                .to_owned();
+            line.split_once(':')
+                .map_or(String::new(), |(_, value)| value.trim().to_owned())
         };
-        let memory_kib = first("/proc/meminfo", "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0u64);
+        let memory_kib = first("/proc/meminfo", "MemTotal")
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap_or(0u64);
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Self {
             kernel: kernel.trim().to_owned(),
@@ -66,7 +74,11 @@ impl Machine {
             self.kernel,
             self.file_system,
             self.load_before,
-            if self.load_after.is_empty() { "–" } else { &self.load_after },
+            if self.load_after.is_empty() {
+                "–"
+            } else {
+                &self.load_after
+            },
             self.versions.join(" · ")
         )
     }
@@ -81,7 +93,9 @@ pub fn load() -> String {
 /// First line of what a program says about its version.
 pub fn version_of(program: &Path) -> String {
     let output = Command::new(program).arg("--version").output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).to_string()).unwrap_or_default();
+    let text = output
+        .map(|output| String::from_utf8_lossy(&output.stdout).to_string())
+        .unwrap_or_default();
     text.lines().next().unwrap_or("unknown version").trim().to_owned()
 }
 
@@ -93,7 +107,9 @@ fn file_system(directory: &Path) -> String {
         .filter_map(|line| {
             let mut fields = line.split(' ');
             let (device, point, kind) = (fields.next()?, fields.next()?, fields.next()?);
-            directory.starts_with(point).then_some((point.len(), format!("{kind} on {device}")))
+            directory
+                .starts_with(point)
+                .then_some((point.len(), format!("{kind} on {device}")))
         })
         .max();
     let found = mount.map_or("unknown file system".to_owned(), |(_, text)| text);
@@ -122,8 +138,11 @@ pub fn usage(root: u32) -> Usage {
     let table = table();
     // Parents may have higher ids than their children: repeat until nothing is added.
     loop {
-        let more: Vec<u32> =
-            table.iter().filter(|p| members.contains(&p.parent) && !members.contains(&p.id)).map(|p| p.id).collect();
+        let more: Vec<u32> = table
+            .iter()
+            .filter(|p| members.contains(&p.parent) && !members.contains(&p.id))
+            .map(|p| p.id)
+            .collect();
         if more.is_empty() {
             break;
         }
@@ -145,12 +164,22 @@ pub fn cpu_seconds(root: u32) -> f64 {
     let table = table();
     loop {
         let before = members.len();
-        members.extend(table.iter().filter(|p| members.contains(&p.parent)).map(|p| p.id).collect::<Vec<_>>());
+        members.extend(
+            table
+                .iter()
+                .filter(|p| members.contains(&p.parent))
+                .map(|p| p.id)
+                .collect::<Vec<_>>(),
+        );
         if members.len() == before {
             break;
         }
     }
-    table.iter().filter(|p| members.contains(&p.id)).map(|p| p.ticks as f64 / TICKS_PER_SECOND).sum()
+    table
+        .iter()
+        .filter(|p| members.contains(&p.id))
+        .map(|p| p.ticks as f64 / TICKS_PER_SECOND)
+        .sum()
 }
 
 struct Process {
@@ -160,7 +189,9 @@ struct Process {
 }
 
 fn table() -> Vec<Process> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .filter_map(Result::ok)
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -172,20 +203,33 @@ fn parse_stat(id: u32, stat: &str) -> Option<Process> {
     // The name in parentheses may contain anything; the fields start behind the last one.
     let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
     // proc(5): field 3 is the first here, so 4 = parent, 14 to 17 = utime, stime, cutime, cstime.
-    let ticks = fields.get(11..15)?.iter().filter_map(|field| field.parse::<u64>().ok()).sum();
-    Some(Process { id, parent: fields.get(1)?.parse().ok()?, ticks })
+    let ticks = fields
+        .get(11..15)?
+        .iter()
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum();
+    Some(Process {
+        id,
+        parent: fields.get(1)?.parse().ok()?,
+        ticks,
+    })
 }
 
 fn memory_kib(id: u32, file: &str, field: &str) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(field))
+        .unwrap_or_default();
     line.trim().trim_end_matches(" kB").parse().unwrap_or(0.0)
 }
 
 /// Bytes on disk below a directory: what is allocated, not what files pretend to be long.
 pub fn disk_bytes(directory: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
-    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return 0;
+    };
     entries
         .filter_map(Result::ok)
         .map(|entry| match entry.metadata() {
@@ -201,7 +245,13 @@ pub fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     // Refused or not, what it means is seen when a socket cannot be opened.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
 }
 
 #[cfg(test)]
@@ -219,7 +269,10 @@ mod tests {
     fn the_usage_of_this_process_counts_its_children() {
         let own = usage(std::process::id());
         assert!(own.rss_mib > 0.0 && own.processes >= 1, "{own:?}");
-        let mut child = Command::new("sleep").arg("30").spawn().expect("sleep is everywhere");
+        let mut child = Command::new("sleep")
+            .arg("30")
+            .spawn()
+            .expect("sleep is everywhere");
         let with_child = usage(std::process::id());
         child.kill().expect("our own child");
         child.wait().expect("our own child");

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -21,6 +21,9 @@ use crate::client::Session;
 /// How long a cluster may take to become ready. Generous: the machine may be busy; what is normal is
 /// measured by the benchmarks, not here.
 pub const READY_WITHIN: Duration = Duration::from_secs(90);
+
+/// Lines of each log that a failed test shows.
+const LOG_LINES: usize = 30;
 
 /// How to start a cluster.
 #[derive(Debug, Clone)]
@@ -89,8 +92,7 @@ pub struct Cluster {
 /// The supervisor and its guard.
 struct Running {
     supervisor: Child,
-    /// Reads from a pipe that closes with the test process, and then ends the supervisor's process group.
-    guard: Child,
+    guard: Guard,
     endpoints: Endpoints,
 }
 
@@ -306,16 +308,31 @@ impl Cluster {
         self.boot().await
     }
 
+    /// Like [`restart`](Self::restart), but only until the supervisor has started its processes: for tests in
+    /// which one of them must not come up.
+    ///
+    /// # Errors
+    /// When the supervisor ends early or writes no endpoints within [`READY_WITHIN`].
+    pub async fn restart_unsettled(&mut self) -> anyhow::Result<()> {
+        ensure!(self.running.is_none(), "the cluster is running");
+        self.launch().await
+    }
+
     /// The end of what supervisor and processes wrote.
     pub fn log_tail(&self) -> String {
-        let text = std::fs::read_to_string(self.log_path()).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        let tail = &lines[lines.len().saturating_sub(40)..];
-        format!(
-            "--- end of {} ---\n{}",
-            self.log_path().display(),
-            tail.join("\n")
-        )
+        let logs = std::fs::read_dir(self.data.join("logs")).into_iter().flatten();
+        let mut files: Vec<PathBuf> = logs.filter_map(Result::ok).map(|entry| entry.path()).collect();
+        files.sort();
+        files.push(self.log_path());
+        let mut all = String::new();
+        for file in files {
+            let bytes = std::fs::read(&file).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes);
+            let lines: Vec<&str> = text.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(LOG_LINES)..];
+            all += &format!("--- end of {} ---\n{}\n", file.display(), tail.join("\n"));
+        }
+        all
     }
 
     fn log_path(&self) -> PathBuf {
@@ -323,6 +340,18 @@ impl Cluster {
     }
 
     async fn boot(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + READY_WITHIN;
+        self.launch().await?;
+        if let Err(error) = self.wait_ready(deadline).await {
+            let tail = self.log_tail();
+            self.kill_all();
+            bail!("the cluster did not become ready: {error:#}\n{tail}");
+        }
+        Ok(())
+    }
+
+    /// Starts the supervisor and waits for the endpoints that it writes.
+    async fn launch(&mut self) -> anyhow::Result<()> {
         let binary = binary()?;
         let file = self.data.join("endpoints.json");
         match std::fs::remove_file(&file) {
@@ -345,7 +374,7 @@ impl Cluster {
             .stderr(log)
             .process_group(0)
             .spawn()?;
-        let guard = guard(
+        let guard = Guard::new(
             supervisor.id(),
             self.temporary.as_ref().map(|directory| directory.path()),
         )?;
@@ -377,12 +406,8 @@ impl Cluster {
         };
         if let Some(status) = early {
             self.kill_all();
-            bail!("`tidewall up` {status:?} without endpoints\n{}", self.log_tail());
-        }
-        if let Err(error) = self.wait_ready(deadline).await {
-            let tail = self.log_tail();
-            self.kill_all();
-            bail!("the cluster did not become ready: {error:#}\n{tail}");
+            let how = status.map_or("still runs".to_owned(), |status| format!("ended with {status}"));
+            bail!("`tidewall up` {how} and wrote no endpoints\n{}", self.log_tail());
         }
         Ok(())
     }
@@ -488,32 +513,44 @@ impl Running {
         while Instant::now() < deadline && children.iter().any(|id| alive(*id)) {
             std::thread::sleep(Duration::from_millis(10));
         }
-        self.guard.kill().ok();
-        self.guard.wait().ok();
+        self.guard.dismiss();
     }
 }
 
 /// A shell that waits for the end of this process (its standard input closes), then ends the group of the
 /// supervisor and removes the temporary directory. It covers what `Drop` cannot: statics, aborts, SIGKILL.
-fn guard(supervisor: u32, directory: Option<&Path>) -> std::io::Result<Child> {
-    let script = r#"cat >/dev/null
-        children=$(cat /proc/"$1"/task/"$1"/children 2>/dev/null)
-        kill -KILL -- -"$1" $children 2>/dev/null
-        [ -z "$2" ] || { sleep 1; rm -rf -- "$2"; }"#;
-    let mut child = Command::new("sh")
-        .args(["-c", script, "guard"])
-        .arg(supervisor.to_string())
-        .arg(directory.unwrap_or(Path::new("")))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()?;
-    // The write end stays open until this process ends: `Child` would close it in `wait`.
-    if let Some(pipe) = child.stdin.take() {
-        std::mem::forget(pipe);
+struct Guard {
+    shell: Child,
+    /// Closed by the system when this process ends, however it ends.
+    pipe: ChildStdin,
+}
+
+impl Guard {
+    fn new(supervisor: u32, directory: Option<&Path>) -> anyhow::Result<Self> {
+        let script = r#"cat >/dev/null
+            children=$(cat /proc/"$1"/task/"$1"/children 2>/dev/null)
+            kill -s KILL -- -"$1" $children 2>/dev/null
+            [ -z "$2" ] || { sleep 1; rm -rf -- "$2"; }"#;
+        let mut shell = Command::new("sh")
+            .args(["-c", script, "guard"])
+            .arg(supervisor.to_string())
+            .arg(directory.unwrap_or(Path::new("")))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        let pipe = shell.stdin.take().context("the guard's input was to be a pipe")?;
+        Ok(Self { shell, pipe })
     }
-    Ok(child)
+
+    /// There is nothing to guard any more.
+    fn dismiss(mut self) {
+        // Its `cat` is a process of its own: only together do they end without doing anything.
+        kill_process_group(pid(self.shell.id()), Signal::KILL).ok();
+        self.shell.wait().ok();
+        drop(self.pipe);
+    }
 }
 
 fn wait(child: &mut Child, limit: Duration) -> anyhow::Result<ExitStatus> {
@@ -556,4 +593,70 @@ fn process_table() -> Vec<(u32, u32)> {
 
 fn alive(id: u32) -> bool {
     process_table().iter().any(|(other, _)| *other == id)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use std::os::unix::process::ExitStatusExt as _;
+
+    fn family() -> Child {
+        Command::new("sh")
+            .args(["-c", "sleep 300 & sleep 300"])
+            .process_group(0)
+            .spawn()
+            .unwrap()
+    }
+
+    fn members(group: u32) -> usize {
+        process_table()
+            .iter()
+            .filter(|(id, parent)| *parent == group || *id == group)
+            .count()
+    }
+
+    #[test]
+    fn the_guard_ends_the_group_and_removes_the_directory_when_its_pipe_closes() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut supervisor = family();
+        let guard = Guard::new(supervisor.id(), Some(directory.path())).unwrap();
+        assert!(supervisor.try_wait().unwrap().is_none());
+        drop(guard.pipe);
+        let status = wait(&mut supervisor, Duration::from_secs(60)).unwrap();
+        assert_eq!(status.signal(), Some(9));
+        let mut shell = guard.shell;
+        assert!(wait(&mut shell, Duration::from_secs(60)).is_ok());
+        assert!(!directory.path().exists());
+    }
+
+    #[test]
+    fn a_dismissed_guard_does_nothing_and_the_end_of_a_cluster_spares_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let supervisor = family();
+        let id = supervisor.id();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while members(id) < 3 {
+            assert!(
+                Instant::now() < deadline,
+                "the shell has not started its children"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let guard = Guard::new(id, Some(directory.path())).unwrap();
+        let endpoints = Endpoints {
+            gateways: Vec::new(),
+            nodes: Vec::new(),
+            supervisor_pid: id,
+        };
+        Running {
+            supervisor,
+            guard,
+            endpoints,
+        }
+        .end();
+        assert_eq!(members(id), 0);
+        assert!(directory.path().exists());
+    }
 }

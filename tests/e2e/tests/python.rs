@@ -29,7 +29,10 @@ async fn a_python_client_generated_from_the_proto_files_buys_a_ticket() {
         .arg(tidewall_e2e::cluster::binary().unwrap())
         .arg("--data")
         .arg(cluster.data())
-        .args(["--target", cluster.endpoints().gateways[0].url.trim_start_matches("http://")])
+        .args([
+            "--target",
+            cluster.endpoints().gateways[0].url.trim_start_matches("http://"),
+        ])
         .args(["--buyer", &someone("guido")])
         .output()
         .unwrap();

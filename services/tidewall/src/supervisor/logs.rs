@@ -47,7 +47,10 @@ pub fn tail(path: &Path, from: u64, lines_max: usize) -> Vec<String> {
     let bytes = read().unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(lines_max)..].iter().map(|line| (*line).to_owned()).collect()
+    lines[lines.len().saturating_sub(lines_max)..]
+        .iter()
+        .map(|line| (*line).to_owned())
+        .collect()
 }
 
 #[cfg(test)]
@@ -63,8 +66,8 @@ mod tests {
         let path = directory.path().join("logs").join("node-1.log");
         assert!(tail(&path, 0, 3).is_empty());
         let mut file = open(&path).unwrap();
-        write!(file, "old\n").unwrap();
-        write!(file, "1\n2\n3\n4\n").unwrap();
+        writeln!(file, "old").unwrap();
+        writeln!(file, "1\n2\n3\n4").unwrap();
         assert_eq!(tail(&path, 4, 3), ["2", "3", "4"]);
         assert_eq!(tail(&path, 4, 9), ["1", "2", "3", "4"]);
         assert_eq!(tail(&path, 999, 1), ["4"]);
@@ -82,6 +85,9 @@ mod tests {
         rotate(&path, 4).unwrap();
         write!(file, "6").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"6");
-        assert_eq!(std::fs::read(directory.path().join("node-1.log.old")).unwrap(), b"12345");
+        assert_eq!(
+            std::fs::read(directory.path().join("node-1.log.old")).unwrap(),
+            b"12345"
+        );
     }
 }

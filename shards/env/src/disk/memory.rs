@@ -73,7 +73,8 @@ struct State {
     syncs_until_failure: Option<u64>,
     capacity_bytes: Option<u64>,
     sync_lies: bool,
-    syncs_held: bool,
+    /// How many syncs still pass before they are held; `None` if they are not held at all.
+    syncs_until_held: Option<u64>,
     syncs_waiting: usize,
 }
 
@@ -127,7 +128,10 @@ fn put(content: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
 }
 
 fn set_len(content: &mut Vec<u8>, bytes: u64) {
-    content.resize(usize::try_from(bytes).expect("a file in memory is addressable"), 0);
+    content.resize(
+        usize::try_from(bytes).expect("a file in memory is addressable"),
+        0,
+    );
 }
 
 impl Change {
@@ -155,7 +159,11 @@ impl Inode {
                 for (position, change) in unsynced.iter().take(reached).enumerate() {
                     match change {
                         Change::Write { offset, bytes } if position + 1 == reached => {
-                            put(&mut self.durable, *offset, &bytes[..random.random_range(0..=bytes.len())]);
+                            put(
+                                &mut self.durable,
+                                *offset,
+                                &bytes[..random.random_range(0..=bytes.len())],
+                            );
                         }
                         change => change.apply(&mut self.durable),
                     }
@@ -197,7 +205,10 @@ fn sectors(mut offset: u64, mut bytes: &[u8]) -> Vec<(u64, &[u8])> {
 
 impl State {
     fn used_bytes(&self) -> u64 {
-        self.names.values().map(|inode| inode.lock().current.len() as u64).sum()
+        self.names
+            .values()
+            .map(|inode| inode.lock().current.len() as u64)
+            .sum()
     }
 
     fn change_names(&mut self, change: NameChange) {
@@ -213,7 +224,7 @@ impl State {
     }
 }
 
-/// Counts down to an injected failure; true when it is due, and from then on.
+/// Counts down to an injected event; true when it is due, and from then on.
 fn due(countdown: &mut Option<u64>) -> bool {
     match countdown {
         None => false,
@@ -260,7 +271,7 @@ impl MemoryDisk {
         state.writes_until_failure = None;
         state.syncs_until_failure = None;
         state.sync_lies = false;
-        state.syncs_held = false;
+        state.syncs_until_held = None;
         drop(state);
         self.shared.released.notify_all();
     }
@@ -316,21 +327,29 @@ impl MemoryDisk {
         self.shared.state.lock().counts
     }
 
-    /// Makes file syncs wait until [`MemoryDisk::release_syncs`]: a barrier that takes as long as a test needs.
-    pub fn hold_syncs(&self) {
-        self.shared.state.lock().syncs_held = true;
+    /// The next `passing` file syncs pass, later ones wait until this is called again or
+    /// [`MemoryDisk::release_syncs`] is: a barrier that takes as long as a test needs. Syncs that wait already
+    /// are the first to pass.
+    pub fn hold_syncs_after(&self, passing: u64) {
+        self.shared.state.lock().syncs_until_held = Some(passing);
+        self.shared.released.notify_all();
     }
 
     /// Lets waiting and later syncs pass.
     pub fn release_syncs(&self) {
-        self.shared.state.lock().syncs_held = false;
+        self.shared.state.lock().syncs_until_held = None;
         self.shared.released.notify_all();
     }
 
-    /// How many syncs wait at the moment.
+    /// How many syncs wait at the moment and will not pass by themselves.
     #[must_use]
     pub fn syncs_waiting(&self) -> usize {
-        self.shared.state.lock().syncs_waiting
+        let state = self.shared.state.lock();
+        if state.syncs_until_held == Some(0) {
+            state.syncs_waiting
+        } else {
+            0
+        }
     }
 
     /// A disk of its own with the same content, as a cold copy of this one: all of it durable, no faults.
@@ -342,7 +361,11 @@ impl MemoryDisk {
             .iter()
             .map(|(name, inode)| {
                 let current = inode.lock().current.clone();
-                let inode = Inode { durable: current.clone(), current, unsynced: Vec::new() };
+                let inode = Inode {
+                    durable: current.clone(),
+                    current,
+                    unsynced: Vec::new(),
+                };
                 (name.clone(), Arc::new(Mutex::new(inode)))
             })
             .collect();
@@ -369,7 +392,10 @@ impl Disk for MemoryDisk {
         check_name(name)?;
         let mut state = self.shared.state.lock();
         if state.names.contains_key(name) {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("there is a file {name} already")));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!("there is a file {name} already"),
+            ));
         }
         let inode = Arc::new(Mutex::new(Inode::default()));
         state.change_names(NameChange::Put(name.to_owned(), Arc::clone(&inode)));
@@ -413,7 +439,10 @@ impl Disk for MemoryDisk {
 
     fn free_bytes(&self) -> io::Result<u64> {
         let state = self.shared.state.lock();
-        Ok(state.capacity_bytes.unwrap_or(u64::MAX).saturating_sub(state.used_bytes()))
+        Ok(state
+            .capacity_bytes
+            .unwrap_or(u64::MAX)
+            .saturating_sub(state.used_bytes()))
     }
 }
 
@@ -429,7 +458,9 @@ impl MemoryFile {
         if state.generation == self.generation {
             Ok(())
         } else {
-            Err(io::Error::other("the simulated machine has crashed; open the file again"))
+            Err(io::Error::other(
+                "the simulated machine has crashed; open the file again",
+            ))
         }
     }
 }
@@ -447,14 +478,22 @@ impl DiskFile for MemoryFile {
             Some(capacity) => {
                 let length = self.inode.lock().current.len() as u64;
                 let room = length.saturating_add(capacity.saturating_sub(state.used_bytes()));
-                usize::try_from(room.saturating_sub(offset)).unwrap_or(usize::MAX).min(bytes.len())
+                usize::try_from(room.saturating_sub(offset))
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len())
             }
         };
         let mut inode = self.inode.lock();
         put(&mut inode.current, offset, &bytes[..fits]);
-        inode.unsynced.push(Change::Write { offset, bytes: bytes[..fits].to_vec() });
+        inode.unsynced.push(Change::Write {
+            offset,
+            bytes: bytes[..fits].to_vec(),
+        });
         if fits < bytes.len() {
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "the simulated disk is full"));
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                "the simulated disk is full",
+            ));
         }
         Ok(())
     }
@@ -463,7 +502,9 @@ impl DiskFile for MemoryFile {
         let state = self.shared.state.lock();
         self.check_alive(&state)?;
         let inode = self.inode.lock();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(inode.current.len());
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(inode.current.len());
         let read = buffer.len().min(inode.current.len() - start);
         buffer[..read].copy_from_slice(&inode.current[start..start + read]);
         Ok(read)
@@ -488,7 +529,7 @@ impl DiskFile for MemoryFile {
         let mut state = self.shared.state.lock();
         self.check_alive(&state)?;
         state.counts.syncs += 1;
-        while state.syncs_held {
+        while due(&mut state.syncs_until_held) {
             state.syncs_waiting += 1;
             self.shared.released.wait(&mut state);
             state.syncs_waiting -= 1;

@@ -57,10 +57,11 @@ impl Header {
     /// # Errors
     /// If it is whole, but of another format, cluster or node.
     pub(super) fn decode(bytes: &[u8], number: u64, options: &LogOptions) -> Result<Option<Self>, LogError> {
-        let Some(bytes) = bytes.get(..SEAL_AT as usize) else { return Ok(None) };
-        let number_at = |at: usize| {
-            u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes were taken"))
+        let Some(bytes) = bytes.get(..SEAL_AT as usize) else {
+            return Ok(None);
         };
+        let number_at =
+            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes were taken"));
         let word_at =
             |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes were taken"));
         if bytes[..8] != MAGIC || word_at(12) != header_checksum(bytes) {
@@ -68,21 +69,36 @@ impl Header {
         }
         let format = word_at(8);
         if format != FORMAT {
-            return Err(LogError::UnsupportedFormat { found: format, supported: FORMAT });
+            return Err(LogError::UnsupportedFormat {
+                found: format,
+                supported: FORMAT,
+            });
         }
         let cluster: [u8; 16] = bytes[16..32].try_into().expect("sixteen bytes were taken");
         if cluster != options.cluster {
-            return Err(LogError::WrongCluster { found: cluster, expected: options.cluster });
+            return Err(LogError::WrongCluster {
+                found: cluster,
+                expected: options.cluster,
+            });
         }
         if number_at(32) != options.node {
-            return Err(LogError::WrongNode { found: number_at(32), expected: options.node });
+            return Err(LogError::WrongNode {
+                found: number_at(32),
+                expected: options.node,
+            });
         }
-        let header = Self { number: number_at(40), first_sequence: number_at(48) };
+        let header = Self {
+            number: number_at(40),
+            first_sequence: number_at(48),
+        };
         if header.number != number {
             return Err(LogError::corrupt(
                 number,
                 40,
-                format!("the file calls itself segment {}; it was renamed or copied", header.number),
+                format!(
+                    "the file calls itself segment {}; it was renamed or copied",
+                    header.number
+                ),
             ));
         }
         Ok(Some(header))
@@ -137,8 +153,6 @@ pub(super) struct Made {
     pub(super) file: Arc<dyn DiskFile>,
     /// Where the next record goes.
     pub(super) end: u64,
-    /// Bytes on the disk.
-    pub(super) bytes: u64,
 }
 
 /// Makes segment `number` with its state record, whose sequence is `first_sequence`, durable with its name.
@@ -154,34 +168,26 @@ pub(super) fn make(
 ) -> Result<Made, LogError> {
     let identity = options.identity();
     let mut records = Vec::new();
-    Encoder { buffer: &mut records, seed: identity.seed(number), base: RECORDS_AT, sequence: first_sequence }
-        .add(0, &Body::State(groups));
-    let header = Header { number, first_sequence }.encode(identity, FORMAT);
+    Encoder {
+        buffer: &mut records,
+        seed: identity.seed(number),
+        base: RECORDS_AT,
+        sequence: first_sequence,
+    }
+    .add(0, &Body::State(groups));
+    let header = Header {
+        number,
+        first_sequence,
+    }
+    .encode(identity, FORMAT);
     let content = [header.as_slice(), &records].concat();
     let failed = || LogError::failed(format!("make segment {number}"));
     let file = disk.create(&name(number)).map_err(failed())?;
     file.write_at(0, &content).map_err(failed())?;
     let end = content.len() as u64;
-    let bytes = preallocate(file.as_ref(), options, end).map_err(failed())?;
     file.sync_data().map_err(failed())?;
     disk.sync_directory().map_err(failed())?;
-    Ok(Made { file, end, bytes })
-}
-
-/// Fills the rest of a new segment with zeros, so that later barriers have data to write but no metadata.
-/// Returns the length.
-fn preallocate(file: &dyn DiskFile, options: &LogOptions, end: u64) -> std::io::Result<u64> {
-    if options.inline {
-        return Ok(end);
-    }
-    let zeros = vec![0; 1 << 20];
-    let mut at = end;
-    while at < options.segment_bytes {
-        let length = usize::try_from(options.segment_bytes - at).map_or(zeros.len(), |left| left.min(zeros.len()));
-        file.write_at(at, &zeros[..length])?;
-        at += length as u64;
-    }
-    Ok(at)
+    Ok(Made { file, end })
 }
 
 #[cfg(test)]
@@ -194,7 +200,13 @@ mod tests {
         assert_eq!(name(1), "log-0000000001.seg");
         assert_eq!(number("log-0000000001.seg"), Some(1));
         assert_eq!(number(&name(12_345_678_901)), Some(12_345_678_901));
-        for other in ["log-1.seg", "log-0000000001.seg.bak", "log-+000000001.seg", "checkpoint", "log-.seg"] {
+        for other in [
+            "log-1.seg",
+            "log-0000000001.seg.bak",
+            "log-+000000001.seg",
+            "checkpoint",
+            "log-.seg",
+        ] {
             assert_eq!(number(other), None, "{other}");
         }
     }
@@ -202,17 +214,41 @@ mod tests {
     #[test]
     fn a_header_of_another_owner_or_format_is_named_as_such() {
         let options = LogOptions::new([7; 16], 3);
-        let header = Header { number: 5, first_sequence: 99 };
+        let header = Header {
+            number: 5,
+            first_sequence: 99,
+        };
         let bytes = header.encode(options.identity(), FORMAT);
         assert_eq!(Header::decode(&bytes, 5, &options).unwrap(), Some(header));
-        assert!(matches!(Header::decode(&bytes, 6, &options), Err(LogError::Corrupt { .. })));
+        assert!(matches!(
+            Header::decode(&bytes, 6, &options),
+            Err(LogError::Corrupt { .. })
+        ));
         let other = LogOptions::new([8; 16], 3);
-        assert!(matches!(Header::decode(&bytes, 5, &other), Err(LogError::WrongCluster { .. })));
+        assert!(matches!(
+            Header::decode(&bytes, 5, &other),
+            Err(LogError::WrongCluster { .. })
+        ));
         let other = LogOptions::new([7; 16], 4);
-        assert!(matches!(Header::decode(&bytes, 5, &other), Err(LogError::WrongNode { found: 3, expected: 4 })));
+        assert!(matches!(
+            Header::decode(&bytes, 5, &other),
+            Err(LogError::WrongNode {
+                found: 3,
+                expected: 4
+            })
+        ));
         let newer = header.encode(options.identity(), FORMAT + 1);
         let error = Header::decode(&newer, 5, &options).unwrap_err();
-        assert!(matches!(error, LogError::UnsupportedFormat { found: 2, supported: 1 }), "{error}");
+        assert!(
+            matches!(
+                error,
+                LogError::UnsupportedFormat {
+                    found: 2,
+                    supported: 1
+                }
+            ),
+            "{error}"
+        );
         assert_eq!(Header::decode(&bytes[..63], 5, &options).unwrap(), None);
     }
 }

@@ -1,0 +1,122 @@
+//! Keys and tokens for development and tests: what `tidewall token` and the load generator use. A gateway only
+//! ever needs the public key.
+
+use std::time::Duration;
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use ring::rand::SystemRandom;
+use ring::signature::{Ed25519KeyPair, KeyPair as _};
+use serde::Serialize;
+
+use super::{AUDIENCE, Role, valid_subject};
+use crate::deadline::unix_ms;
+
+/// Why a key or token could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The system has no randomness to give.
+    #[error("the system's random number generator failed")]
+    Random,
+    /// Not a private key.
+    #[error("the key is not an Ed25519 private key in PKCS#8 form: make one with `tidewall up` or openssl")]
+    Key,
+    /// The subject cannot be used.
+    #[error("the user name {0:?} must be 1 to 128 bytes without control characters, and not *")]
+    Subject(String),
+    /// The token could not be signed.
+    #[error("the token could not be signed: {0}")]
+    Sign(#[from] jsonwebtoken::errors::Error),
+}
+
+/// A key pair for signing tokens.
+pub struct KeyPair {
+    /// The private key, PKCS#8; a secret.
+    pub pkcs8: Vec<u8>,
+    /// The public key, for [`GatewayConfig::public_keys`](crate::GatewayConfig::public_keys).
+    pub public: [u8; 32],
+}
+
+impl std::fmt::Debug for KeyPair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeyPair").field("public", &self.public).finish_non_exhaustive()
+    }
+}
+
+/// Makes a new key pair.
+pub fn generate_key() -> Result<KeyPair, TokenError> {
+    let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| TokenError::Random)?;
+    let pkcs8 = document.as_ref().to_vec();
+    let public = public_key_of(&pkcs8)?;
+    Ok(KeyPair { pkcs8, public })
+}
+
+/// The public key that belongs to a private one in PKCS#8 form.
+pub fn public_key_of(pkcs8: &[u8]) -> Result<[u8; 32], TokenError> {
+    let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8).map_err(|_| TokenError::Key)?;
+    pair.public_key().as_ref().try_into().map_err(|_| TokenError::Key)
+}
+
+/// Mints one token that is valid from now on for `lifetime`.
+pub fn mint(pkcs8: &[u8], subject: &str, roles: &[Role], lifetime: Duration) -> Result<String, TokenError> {
+    Minter::new(pkcs8)?.mint(subject, roles, lifetime)
+}
+
+/// Mints many tokens with one key.
+pub struct Minter {
+    key: EncodingKey,
+}
+
+impl std::fmt::Debug for Minter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Minter")
+    }
+}
+
+#[derive(Serialize)]
+struct Claims<'a> {
+    sub: &'a str,
+    aud: &'a str,
+    iat: u64,
+    exp: u64,
+    roles: Vec<&'a str>,
+}
+
+impl Minter {
+    /// A minter that signs with this private key, PKCS#8.
+    pub fn new(pkcs8: &[u8]) -> Result<Self, TokenError> {
+        public_key_of(pkcs8)?;
+        Ok(Self { key: EncodingKey::from_ed_der(pkcs8) })
+    }
+
+    /// Mints one token that is valid from now on for `lifetime`.
+    pub fn mint(&self, subject: &str, roles: &[Role], lifetime: Duration) -> Result<String, TokenError> {
+        if !valid_subject(subject) {
+            return Err(TokenError::Subject(subject.to_owned()));
+        }
+        let iat = unix_ms() / 1000;
+        let claims = Claims {
+            sub: subject,
+            aud: AUDIENCE,
+            iat,
+            exp: iat.saturating_add(lifetime.as_secs()),
+            roles: roles.iter().map(|role| role.name()).collect(),
+        };
+        Ok(jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.key)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn nonsense_is_refused_before_it_is_signed() {
+        assert!(matches!(public_key_of(b"not a key"), Err(TokenError::Key)));
+        let key = generate_key().unwrap();
+        assert_eq!(public_key_of(&key.pkcs8).unwrap(), key.public);
+        let minted = mint(&key.pkcs8, "", &[], Duration::from_secs(1));
+        assert!(matches!(minted, Err(TokenError::Subject(_))));
+        assert!(!format!("{key:?}").contains("pkcs8"), "a secret is not printed");
+    }
+}

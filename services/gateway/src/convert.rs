@@ -1,0 +1,220 @@
+//! What the regions answer, in the words of the public API. Only translation: nothing is decided and nothing is
+//! checked here but that an answer has the shape its command asks for.
+
+use prost_types::Timestamp;
+use tidewall_proto::internal::v1 as pb;
+use tidewall_proto::v1;
+
+use crate::errors::ApiError;
+use crate::{names, request_id};
+
+/// The result of a command, or its rejection as an error.
+pub(crate) struct Decided {
+    pub(crate) result: pb::outcome::Result,
+    pub(crate) receipt: Option<v1::Receipt>,
+}
+
+pub(crate) fn decided(region: &str, outcome: pb::Outcome) -> Result<Decided, ApiError> {
+    let receipt = outcome.receipt.as_ref().map(|receipt| self::receipt(region, receipt));
+    match outcome.result {
+        Some(pb::outcome::Result::Rejection(rejection)) => Err(ApiError::Rejected(rejection)),
+        Some(result) => Ok(Decided { result, receipt }),
+        None => Err(mismatch()),
+    }
+}
+
+/// The answer is not of the kind that the command asks for.
+pub(crate) fn mismatch() -> ApiError {
+    ApiError::internal(
+        "the region answered with something else than was asked for: gateway and nodes run builds that do \
+         not fit together; the request may have been executed, ask OutcomeService.GetOutcome",
+    )
+}
+
+fn timestamp(ms: u64) -> Timestamp {
+    Timestamp {
+        seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(ms % 1000 * 1_000_000).unwrap_or(0),
+    }
+}
+
+/// Absent for 0.
+fn optional_timestamp(ms: u64) -> Option<Timestamp> {
+    (ms != 0).then(|| timestamp(ms))
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn small(value: u32) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+pub(crate) fn receipt(region: &str, receipt: &pb::Receipt) -> v1::Receipt {
+    v1::Receipt {
+        region: names::region(region),
+        incarnation: receipt.incarnation,
+        term: receipt.term,
+        index: receipt.index,
+        position: receipt.position,
+        chain_hash: format!("{:016x}", receipt.chain_hash),
+        decided_at: Some(timestamp(receipt.decided_at_ms)),
+    }
+}
+
+fn money(currency_code: String, minor_units: u64) -> v1::Money {
+    v1::Money { currency_code, minor_units: signed(minor_units) }
+}
+
+pub(crate) fn event(region: &str, view: pb::EventView) -> v1::Event {
+    v1::Event {
+        name: names::event(region, &view.event_id),
+        display_name: view.display_name,
+        organiser: view.organiser,
+        tiers: view.tiers.into_iter().map(tier).collect(),
+        quota_per_buyer: small(view.quota_per_buyer),
+        sale_opens_at: optional_timestamp(view.sale_opens_at_ms),
+        sale_closes_at: optional_timestamp(view.sale_closes_at_ms),
+        revision: view.revision,
+    }
+}
+
+fn tier(view: pb::TierView) -> v1::Tier {
+    let spec = view.spec.unwrap_or_default();
+    let seat_row = |row: pb::SeatRowSpec| v1::SeatRow { label: row.label, seats: small(row.seats) };
+    v1::Tier {
+        tier_id: spec.tier_id,
+        display_name: spec.display_name,
+        capacity: signed(spec.capacity),
+        price: Some(money(spec.currency_code, spec.price_minor_units)),
+        seat_rows: spec.seat_rows.into_iter().map(seat_row).collect(),
+        free: signed(view.free),
+        held: signed(view.held),
+        sold: signed(view.sold),
+    }
+}
+
+pub(crate) fn hold(region: &str, event: &str, view: pb::HoldView) -> v1::Hold {
+    v1::Hold {
+        name: names::hold(region, event, &view.hold_id),
+        owner: view.owner,
+        tier_id: view.tier_id,
+        quantity: small(view.quantity),
+        seats: view.seats,
+        expires_at: Some(timestamp(view.expires_at_ms)),
+    }
+}
+
+pub(crate) fn purchase(region: &str, event: &str, view: pb::PurchaseView) -> v1::Purchase {
+    let first = view.first_number;
+    let ticket = |offset: u32| {
+        let number = first.saturating_add(u64::from(offset));
+        format!("regions/{region}/events/{event}/tickets/{}-{number}", view.tier_id)
+    };
+    v1::Purchase {
+        tickets: (0..view.count).map(ticket).collect(),
+        tier_id: view.tier_id,
+        seats: view.seats,
+    }
+}
+
+pub(crate) fn ticket(region: &str, event: &str, view: pb::TicketView) -> v1::Ticket {
+    let state = if view.cancelled { v1::TicketState::Cancelled } else { v1::TicketState::Valid };
+    v1::Ticket {
+        name: names::ticket(region, event, &view.ticket_id),
+        owner: view.owner,
+        tier_id: view.tier_id,
+        seat: view.seat,
+        price: Some(money(view.currency_code, view.price_minor_units)),
+        state: state.into(),
+        sold_at: Some(timestamp(view.sold_at_ms)),
+        request_id: request_id::format(&view.request_id),
+    }
+}
+
+pub(crate) fn rejection(view: pb::RejectionView) -> v1::Rejection {
+    v1::Rejection { code: view.code, reason: view.reason, message: view.message }
+}
+
+/// What a region remembers of a request.
+pub(crate) fn remembered(region: &str, view: pb::OutcomeView) -> Result<v1::GetOutcomeResponse, ApiError> {
+    use pb::outcome::Result as Stored;
+    use v1::get_outcome_response::Result as Shown;
+    let Some(outcome) = view.outcome else {
+        let state =
+            if view.forgotten { v1::OutcomeState::Forgotten } else { v1::OutcomeState::Undecided };
+        return Ok(v1::GetOutcomeResponse { state: state.into(), receipt: None, result: None });
+    };
+    let event_id = outcome.event_id;
+    let result = match outcome.result.ok_or_else(mismatch)? {
+        Stored::Event(view) => Shown::Event(event(region, view)),
+        Stored::Hold(view) => Shown::Hold(hold(region, &event_id, view)),
+        Stored::Purchase(view) => Shown::Purchase(purchase(region, &event_id, view)),
+        Stored::Cancelled(view) => Shown::CancelledTicket(names::ticket(region, &event_id, &view.ticket_id)),
+        Stored::ReleasedHoldId(id) => Shown::ReleasedHold(names::hold(region, &event_id, &id)),
+        Stored::Rejection(view) => Shown::Rejection(rejection(view)),
+    };
+    Ok(v1::GetOutcomeResponse {
+        state: v1::OutcomeState::Decided.into(),
+        receipt: outcome.receipt.as_ref().map(|receipt| self::receipt(region, receipt)),
+        result: Some(result),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_purchase_names_its_tickets_in_order() {
+        let view = pb::PurchaseView { tier_id: "ga".into(), first_number: 9, count: 2, seats: vec![] };
+        let tickets = purchase("north", "gala", view).tickets;
+        assert_eq!(
+            tickets,
+            ["regions/north/events/gala/tickets/ga-9", "regions/north/events/gala/tickets/ga-10"]
+        );
+    }
+
+    #[test]
+    fn an_outcome_is_undecided_decided_or_forgotten() {
+        let state = |view| remembered("north", view).unwrap().state();
+        assert_eq!(state(pb::OutcomeView::default()), v1::OutcomeState::Undecided);
+        let forgotten = pb::OutcomeView { outcome: None, forgotten: true };
+        assert_eq!(state(forgotten), v1::OutcomeState::Forgotten);
+        let released = pb::Outcome {
+            event_id: "gala".into(),
+            result: Some(pb::outcome::Result::ReleasedHoldId("ga-h3".into())),
+            receipt: Some(pb::Receipt { chain_hash: 255, ..Default::default() }),
+            ..Default::default()
+        };
+        let shown = remembered("north", pb::OutcomeView { outcome: Some(released), forgotten: false }).unwrap();
+        assert_eq!(shown.receipt.unwrap().chain_hash, "00000000000000ff");
+        let name = "regions/north/events/gala/holds/ga-h3".to_owned();
+        assert_eq!(shown.result, Some(v1::get_outcome_response::Result::ReleasedHold(name)));
+        let empty = pb::OutcomeView { outcome: Some(pb::Outcome::default()), forgotten: false };
+        assert!(remembered("north", empty).is_err());
+    }
+
+    #[test]
+    fn a_rejection_is_an_error_and_times_are_exact() {
+        let rejected = pb::Outcome {
+            result: Some(pb::outcome::Result::Rejection(pb::RejectionView::default())),
+            ..Default::default()
+        };
+        assert!(matches!(decided("north", rejected), Err(ApiError::Rejected(_))));
+        assert_eq!(timestamp(1_700_000_000_123), Timestamp { seconds: 1_700_000_000, nanos: 123_000_000 });
+        assert_eq!(optional_timestamp(0), None);
+    }
+}

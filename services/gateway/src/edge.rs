@@ -1,0 +1,286 @@
+//! The way every call takes before its service sees it: token, deadline, region, admission, signature, role;
+//! and after it: metrics and the one mapping of errors. Nothing here knows what a method does.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tidewall_client::{ShardClient, Topology};
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Request, Response, Status};
+
+use crate::admission::{Admission, Class, Permit};
+use crate::auth::{Authenticator, Principal, Role};
+use crate::deadline::Deadline;
+use crate::errors::ApiError;
+use crate::metrics::Metrics;
+use crate::names;
+
+/// The methods of the public API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub(crate) enum Method {
+    ListRegions,
+    GetRegion,
+    CreateEvent,
+    GetEvent,
+    ListEvents,
+    UpdateEvent,
+    HoldTickets,
+    ConfirmHold,
+    ReleaseHold,
+    BuyTickets,
+    BatchBuyTickets,
+    CancelTicket,
+    GetTicket,
+    ListTickets,
+    GetOutcome,
+    ListRegionStatuses,
+    GetRegionStatus,
+    ListNodes,
+    ExportRegion,
+    ImportRegion,
+}
+
+impl Method {
+    pub(crate) const ALL: [Method; 20] = [
+        Method::ListRegions,
+        Method::GetRegion,
+        Method::CreateEvent,
+        Method::GetEvent,
+        Method::ListEvents,
+        Method::UpdateEvent,
+        Method::HoldTickets,
+        Method::ConfirmHold,
+        Method::ReleaseHold,
+        Method::BuyTickets,
+        Method::BatchBuyTickets,
+        Method::CancelTicket,
+        Method::GetTicket,
+        Method::ListTickets,
+        Method::GetOutcome,
+        Method::ListRegionStatuses,
+        Method::GetRegionStatus,
+        Method::ListNodes,
+        Method::ExportRegion,
+        Method::ImportRegion,
+    ];
+
+    /// Its name in the .proto files.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::ListRegions => "ListRegions",
+            Self::GetRegion => "GetRegion",
+            Self::CreateEvent => "CreateEvent",
+            Self::GetEvent => "GetEvent",
+            Self::ListEvents => "ListEvents",
+            Self::UpdateEvent => "UpdateEvent",
+            Self::HoldTickets => "HoldTickets",
+            Self::ConfirmHold => "ConfirmHold",
+            Self::ReleaseHold => "ReleaseHold",
+            Self::BuyTickets => "BuyTickets",
+            Self::BatchBuyTickets => "BatchBuyTickets",
+            Self::CancelTicket => "CancelTicket",
+            Self::GetTicket => "GetTicket",
+            Self::ListTickets => "ListTickets",
+            Self::GetOutcome => "GetOutcome",
+            Self::ListRegionStatuses => "ListRegionStatuses",
+            Self::GetRegionStatus => "GetRegionStatus",
+            Self::ListNodes => "ListNodes",
+            Self::ExportRegion => "ExportRegion",
+            Self::ImportRegion => "ImportRegion",
+        }
+    }
+
+    fn class(self) -> Class {
+        match self {
+            Self::ConfirmHold | Self::ReleaseHold | Self::CancelTicket | Self::GetOutcome => Class::Finish,
+            Self::CreateEvent
+            | Self::UpdateEvent
+            | Self::HoldTickets
+            | Self::BuyTickets
+            | Self::BatchBuyTickets
+            | Self::ImportRegion => Class::Start,
+            Self::ListRegions
+            | Self::GetRegion
+            | Self::GetEvent
+            | Self::ListEvents
+            | Self::GetTicket
+            | Self::ListTickets
+            | Self::ListRegionStatuses
+            | Self::GetRegionStatus
+            | Self::ListNodes
+            | Self::ExportRegion => Class::Browse,
+        }
+    }
+
+    /// The roles of which the caller needs one; empty: anybody with a token may call.
+    fn roles(self) -> &'static [Role] {
+        match self {
+            // An operator may change any event.
+            Self::UpdateEvent => &[Role::Organiser, Role::Operator],
+            Self::CreateEvent => &[Role::Organiser],
+            Self::BatchBuyTickets => &[Role::Seller],
+            Self::ListRegionStatuses
+            | Self::GetRegionStatus
+            | Self::ListNodes
+            | Self::ExportRegion
+            | Self::ImportRegion => &[Role::Operator],
+            Self::ListRegions
+            | Self::GetRegion
+            | Self::GetEvent
+            | Self::ListEvents
+            | Self::HoldTickets
+            | Self::ConfirmHold
+            | Self::ReleaseHold
+            | Self::BuyTickets
+            | Self::CancelTicket
+            | Self::GetTicket
+            | Self::ListTickets
+            | Self::GetOutcome => &[],
+        }
+    }
+
+    fn deadline(self, metadata: &MetadataMap) -> Result<Deadline, ApiError> {
+        match self {
+            Self::ExportRegion | Self::ImportRegion => Deadline::of_transfer(metadata),
+            _ => Deadline::of_call(metadata),
+        }
+    }
+}
+
+/// The region that a request is for: the field that names it and what it says, and how many single calls
+/// this one weighs.
+pub(crate) struct Target<'a> {
+    pub(crate) field: &'static str,
+    pub(crate) name: &'a str,
+    pub(crate) weight: usize,
+}
+
+impl<'a> Target<'a> {
+    pub(crate) fn parent(name: &'a str) -> Self {
+        Self { field: "parent", name, weight: 1 }
+    }
+
+    pub(crate) fn name(name: &'a str) -> Self {
+        Self { field: "name", name, weight: 1 }
+    }
+}
+
+/// What a service gets to know of an admitted call.
+pub(crate) struct Call {
+    pub(crate) principal: Arc<Principal>,
+    pub(crate) deadline: Deadline,
+    /// Shard group of the region; 0 for calls without one.
+    pub(crate) group: u32,
+    _permit: Option<Permit>,
+}
+
+/// What all services share.
+pub(crate) struct Edge {
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) client: ShardClient,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) admission: Admission,
+    pub(crate) metrics: Metrics,
+}
+
+impl Edge {
+    /// Position of a region in the topology.
+    pub(crate) fn region(&self, field: &str, name: &str) -> Result<usize, ApiError> {
+        let id = names::leading_region(field, name)?;
+        self.topology.regions.iter().position(|region| region.id == id).ok_or_else(|| {
+            ApiError::not_found(
+                "REGION_NOT_FOUND",
+                format!("this cluster has no region {id}: RegionService.ListRegions lists those it has"),
+            )
+        })
+    }
+
+    fn enter(
+        &self,
+        method: Method,
+        metadata: &MetadataMap,
+        target: Option<Target<'_>>,
+        region: &mut Option<usize>,
+    ) -> Result<Call, ApiError> {
+        let caller = self.authenticator.look_up(metadata)?;
+        let deadline = method.deadline(metadata)?;
+        let mut group = 0;
+        let mut permit = None;
+        if let Some(target) = target {
+            let position = self.region(target.field, target.name)?;
+            *region = Some(position);
+            group = self.topology.regions[position].group;
+            permit = Some(self.admission.enter(position, method.class(), target.weight)?);
+        }
+        // Only now: an overload must not be paid for in signature checks.
+        let principal = self.authenticator.verify(caller)?;
+        let roles = method.roles();
+        if let Some(first) = roles.first()
+            && !roles.iter().any(|role| principal.has(*role))
+        {
+            principal.require(*first)?;
+        }
+        Ok(Call { principal, deadline, group, _permit: permit })
+    }
+
+    /// Runs one call that has a message. `target` finds the region in it, if the method has one.
+    pub(crate) async fn run<T, R, Fut>(
+        &self,
+        method: Method,
+        request: Request<T>,
+        target: impl FnOnce(&T) -> Option<Target<'_>>,
+        handler: impl FnOnce(Call, T) -> Fut,
+    ) -> Result<Response<R>, Status>
+    where
+        Fut: Future<Output = Result<R, ApiError>>,
+    {
+        let (metadata, _, message) = request.into_parts();
+        let began = Instant::now();
+        let mut region = None;
+        let entered = self.enter(method, &metadata, target(&message), &mut region);
+        let result = match entered {
+            Ok(call) => handler(call, message).await,
+            Err(error) => Err(error),
+        };
+        self.finish(method, region, began, result)
+    }
+
+    /// Runs one call whose request is a stream; the region is not known before its first message.
+    pub(crate) async fn run_stream<T, R, Fut>(
+        &self,
+        method: Method,
+        request: Request<T>,
+        handler: impl FnOnce(Call, T) -> Fut,
+    ) -> Result<Response<R>, Status>
+    where
+        Fut: Future<Output = Result<R, ApiError>>,
+    {
+        self.run(method, request, |_| None, handler).await
+    }
+
+    fn finish<R>(
+        &self,
+        method: Method,
+        region: Option<usize>,
+        began: Instant,
+        result: Result<R, ApiError>,
+    ) -> Result<Response<R>, Status> {
+        let code = result.as_ref().map_or_else(ApiError::code, |_| Code::Ok);
+        self.metrics.record(method, region, code, began.elapsed());
+        result.map(Response::new).map_err(Status::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_has_its_own_place_in_the_metrics() {
+        for (position, method) in Method::ALL.into_iter().enumerate() {
+            assert_eq!(method as usize, position, "{}", method.name());
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Counters and latencies per method, region and outcome, in Prometheus' text form. Handles are resolved once per
+//! combination; a call then costs an index and two additions.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use tidewall_client::Topology;
+use tonic::Code;
+
+use crate::admission::Admission;
+use crate::edge::Method;
+
+/// gRPC status codes are 0 to 16.
+const CODES: usize = 17;
+/// Upper bounds of the latency buckets, seconds.
+const BUCKETS_S: [f64; 15] =
+    [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    method: &'static str,
+    region: String,
+    code: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RegionLabels {
+    region: String,
+}
+
+fn latency() -> Histogram {
+    Histogram::new(BUCKETS_S)
+}
+
+type LatencyFamily = Family<CallLabels, Histogram, fn() -> Histogram>;
+
+/// All metrics of a gateway.
+pub(crate) struct Metrics {
+    registry: Registry,
+    latency: LatencyFamily,
+    calls: Family<CallLabels, Counter>,
+    in_flight: Vec<Gauge>,
+    refused: Vec<Gauge>,
+    regions: Vec<String>,
+    /// By method, then region (the last one is "none"), then code.
+    handles: Vec<OnceLock<(Counter, Histogram)>>,
+}
+
+impl Metrics {
+    pub(crate) fn new(topology: &Topology) -> Self {
+        let mut registry = Registry::with_prefix("tidewall_gateway");
+        let latency = LatencyFamily::new_with_constructor(latency);
+        let calls = Family::<CallLabels, Counter>::default();
+        let in_flight = Family::<RegionLabels, Gauge>::default();
+        let refused = Family::<RegionLabels, Gauge>::default();
+        registry.register("calls", "Calls that were answered", calls.clone());
+        registry.register("call_seconds", "Time from the arrival of a call to its answer", latency.clone());
+        registry.register("calls_in_flight", "Admitted calls that are not answered yet", in_flight.clone());
+        registry.register("admission_refusals", "Calls refused at admission since the start", refused.clone());
+        let mut regions: Vec<String> = topology.regions.iter().map(|region| region.id.clone()).collect();
+        let gauge = |family: &Family<RegionLabels, Gauge>, region: &String| {
+            family.get_or_create_owned(&RegionLabels { region: region.clone() })
+        };
+        let in_flight = regions.iter().map(|region| gauge(&in_flight, region)).collect();
+        let refused = regions.iter().map(|region| gauge(&refused, region)).collect();
+        regions.push("none".to_owned());
+        let handles = (0..Method::ALL.len() * regions.len() * CODES).map(|_| OnceLock::new()).collect();
+        Self { registry, latency, calls, in_flight, refused, regions, handles }
+    }
+
+    /// Counts one answered call; `region` is its position in the topology.
+    pub(crate) fn record(&self, method: Method, region: Option<usize>, code: Code, took: Duration) {
+        let region = region.unwrap_or(self.regions.len() - 1);
+        let code_index = (code as usize).min(CODES - 1);
+        let index = (method as usize * self.regions.len() + region) * CODES + code_index;
+        let (calls, latency) = self.handles[index].get_or_init(|| {
+            let labels = CallLabels {
+                method: method.name(),
+                region: self.regions[region].clone(),
+                code: code_name(code),
+            };
+            (self.calls.get_or_create_owned(&labels), self.latency.get_or_create_owned(&labels))
+        });
+        calls.inc();
+        latency.observe(took.as_secs_f64());
+    }
+
+    /// Everything as text.
+    pub(crate) fn render(&self, admission: &Admission) -> String {
+        for (region, (in_flight, refused)) in self.in_flight.iter().zip(&self.refused).enumerate() {
+            let (calls, refusals) = admission.state(region);
+            in_flight.set(i64::try_from(calls).unwrap_or(i64::MAX));
+            refused.set(i64::try_from(refusals).unwrap_or(i64::MAX));
+        }
+        let mut text = String::new();
+        // Writing to a string cannot fail; a metric that could not be written is left out.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+/// The code's name as in the gRPC documentation.
+pub(crate) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

@@ -1,0 +1,208 @@
+//! Puts the edge behind one port: gRPC with health and reflection, `/metrics` and `/healthz`, over HTTP/2 and
+//! HTTP/1.1. Limits of the transport are set here.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::routing::get;
+use http::{StatusCode, header};
+use rand::Rng as _;
+use tidewall_client::ShardClient;
+use tidewall_proto::DESCRIPTORS;
+use tidewall_proto::v1::event_service_server::EventServiceServer;
+use tidewall_proto::v1::operator_service_server::OperatorServiceServer;
+use tidewall_proto::v1::outcome_service_server::OutcomeServiceServer;
+use tidewall_proto::v1::region_service_server::RegionServiceServer;
+use tidewall_proto::v1::ticket_service_server::TicketServiceServer;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tower::util::MapResponseLayer;
+
+use crate::admission::Admission;
+use crate::auth::Authenticator;
+use crate::config::GatewayConfig;
+use crate::decorate::decorate;
+use crate::edge::Edge;
+use crate::health::{self, Readiness};
+use crate::metrics::Metrics;
+use crate::services::Services;
+
+/// Largest request message, bytes: a batch of 1000 purchases fits.
+const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
+const STREAMS_PER_CONNECTION_MAX: u32 = 10_000;
+/// Calls that a connection may cancel in one go (a crowd that gives up) before it is closed as an attack.
+const PENDING_RESETS_MAX: usize = 10_000;
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a gateway could not start or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// Somebody else listens there.
+    #[error("port {} of {} is in use: stop the process that listens there, or choose another port", .0.port(), .0.ip())]
+    PortInUse(SocketAddr),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No token could ever be accepted.
+    #[error("no public key is configured: every call would be refused; give the cluster's public key")]
+    NoPublicKey,
+    /// The reflection service rejected our own descriptors.
+    #[error("the built-in API description is damaged: {0}")]
+    Descriptors(#[from] tonic_reflection::server::Error),
+    /// The server failed while serving.
+    #[error("the server failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// A gateway that has taken its port and does not answer yet.
+pub struct Gateway {
+    listener: TcpListener,
+    /// Where it listens, with the actual port.
+    pub local_addr: SocketAddr,
+    config: GatewayConfig,
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway").field("local_addr", &self.local_addr).finish_non_exhaustive()
+    }
+}
+
+/// Binds and serves until `shutdown` completes.
+pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()>) -> Result<(), GatewayError> {
+    Gateway::bind(config).await?.serve(shutdown).await
+}
+
+impl Gateway {
+    /// Takes the port.
+    pub async fn bind(config: GatewayConfig) -> Result<Self, GatewayError> {
+        if config.public_keys.is_empty() {
+            return Err(GatewayError::NoPublicKey);
+        }
+        let address = config.listen;
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => GatewayError::PortInUse(address),
+            _ => GatewayError::Listen { address, source },
+        };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let local_addr = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, local_addr, config })
+    }
+
+    /// Answers calls until `shutdown` completes; then lets calls under way finish, for the configured grace.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), GatewayError> {
+        let Self { listener, local_addr, config } = self;
+        let regions = config.topology.regions.len();
+        let edge = Arc::new(Edge {
+            topology: Arc::clone(&config.topology),
+            client: ShardClient::new(Arc::clone(&config.topology), config.shard_client.clone()),
+            authenticator: Authenticator::new(&config.public_keys, config.token_cache_entries),
+            admission: Admission::new(regions, config.max_in_flight_per_region),
+            metrics: Metrics::new(&config.topology),
+        });
+        let readiness = Arc::new(Readiness::new(regions));
+        let (reporter, health_service) = tonic_health::server::health_reporter();
+        let watching =
+            AbortOnDrop(tokio::spawn(health::watch(Arc::clone(&edge), Arc::clone(&readiness), reporter)));
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let services = Services(Arc::clone(&edge));
+        let mut routes = Routes::new(
+            TicketServiceServer::new(services.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
+        )
+        .add_service(EventServiceServer::new(services.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(RegionServiceServer::new(services.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(OutcomeServiceServer::new(services.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(OperatorServiceServer::new(services).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?);
+        let router = std::mem::take(routes.axum_router_mut());
+        *routes.axum_router_mut() = with_plain_pages(router, edge, readiness);
+
+        let mut server = Server::builder()
+            .accept_http1(true)
+            .tcp_nodelay(true)
+            .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
+            .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+            .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_adaptive_window(Some(false))
+            .http2_keepalive_interval(Some(PING_INTERVAL))
+            .http2_keepalive_timeout(Some(PING_TIMEOUT));
+        if let Some(age) = config.connection_age_min {
+            // Gateways that started together must not send their clients away together.
+            let age = age.mul_f64(rand::rng().random_range(1.0..2.0));
+            server = server.max_connection_age(age).max_connection_age_grace(config.grace);
+        }
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = server.layer(MapResponseLayer::new(decorate)).add_routes(routes.prepare()).serve_with_incoming_shutdown(
+            incoming,
+            async {
+                // A dropped sender stops the server as well.
+                let _ = stopped.await;
+            },
+        );
+        tokio::pin!(serving);
+        tracing::info!(address = %local_addr, regions, "gateway serves");
+        tokio::select! {
+            ended = &mut serving => return Ok(ended?),
+            () = shutdown => {}
+        }
+        drop(watching);
+        // The receiver is gone only when the server is.
+        let _ = stop.send(());
+        match tokio::time::timeout(config.grace, &mut serving).await {
+            Ok(ended) => Ok(ended?),
+            Err(_) => {
+                tracing::warn!("calls were still under way after the grace of the shutdown");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Ends a task with its owner.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Adds the pages for machines that do not speak gRPC.
+fn with_plain_pages(router: axum::Router, edge: Arc<Edge>, readiness: Arc<Readiness>) -> axum::Router {
+    const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let metrics = move || async move {
+        ([(header::CONTENT_TYPE, METRICS_TYPE)], edge.metrics.render(&edge.admission))
+    };
+    let health = move || async move {
+        match readiness.state() {
+            (true, 0) => (StatusCode::OK, "ok\n".to_owned()),
+            (true, leaderless) => (StatusCode::OK, format!("ok, regions without a leader: {leaderless}\n")),
+            (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "no shard node answers as a leader yet\n".to_owned()),
+        }
+    };
+    router.route("/metrics", get(metrics)).route("/healthz", get(health))
+}

@@ -1,0 +1,307 @@
+//! `TicketService`: hold, confirm, release, buy, cancel, look up.
+
+use tidewall_proto::internal::v1 as pb;
+use tidewall_proto::v1;
+use tidewall_proto::v1::ticket_service_server::TicketService;
+use tonic::{Request, Response, Status};
+
+use super::Services;
+use super::event::check_consistency;
+use crate::auth::Role;
+use crate::edge::{Call, Method, Target};
+use crate::errors::{ApiError, batch_refusal};
+use crate::names::EventName;
+use crate::{convert, names, page, request_id, validate};
+
+const PAGE_DEFAULT: u32 = 100;
+const PAGE_MAX: u32 = 5000;
+/// An item of a batch costs about this part of a single call.
+const BATCH_ITEMS_PER_WEIGHT: usize = 64;
+
+/// The owner whose tickets are asked for; `None` is everybody.
+fn listed_owner<'a>(call: &'a Call, owner: &'a str) -> Option<&'a str> {
+    match owner {
+        "" => Some(&call.principal.subject),
+        "*" => None,
+        other => Some(other),
+    }
+}
+
+/// A batch counts for more than a single call.
+fn batch_target(message: &v1::BatchBuyTicketsRequest) -> Option<Target<'_>> {
+    let weight = 1 + message.purchases.len() / BATCH_ITEMS_PER_WEIGHT;
+    Some(Target { field: "parent", name: &message.parent, weight })
+}
+
+/// One purchase of a batch as a command.
+fn batch_command(
+    call: &Call,
+    name: EventName<'_>,
+    position: usize,
+    purchase: v1::BatchPurchase,
+) -> Result<pb::Command, ApiError> {
+    let prefix = format!("purchases[{position}].");
+    validate::buyer(&format!("{prefix}buyer"), &purchase.buyer)?;
+    let request_id = request_id::parse(&format!("{prefix}request_id"), &purchase.request_id)?;
+    let places = validate::places(&prefix, purchase.tier_id, purchase.quantity, Vec::new())?;
+    let buy = pb::Buy {
+        event_id: name.event.to_owned(),
+        tier_id: places.tier_id,
+        quantity: places.quantity,
+        seats: places.seats,
+        buyer: purchase.buyer,
+    };
+    Ok(pb::Command {
+        principal: call.principal.subject.clone(),
+        request_id,
+        expires_at_ms: call.deadline.expires_at_ms,
+        op: Some(pb::command::Op::Buy(buy)),
+        privileged: call.principal.has(Role::Operator),
+    })
+}
+
+fn batch_result(name: EventName<'_>, item: pb::BatchItem) -> v1::BatchBuyTicketsResult {
+    use pb::outcome::Result as Stored;
+    use v1::batch_buy_tickets_result::Result as Shown;
+    let undecided = |refusal: &pb::Refusal| {
+        let (code, reason, message) = batch_refusal(refusal);
+        Shown::Undecided(v1::Rejection { code: code.into(), reason: reason.to_owned(), message })
+    };
+    let unknown = |message: &str| {
+        undecided(&pb::Refusal {
+            kind: pb::RefusalKind::Unknown.into(),
+            message: message.to_owned(),
+            ..Default::default()
+        })
+    };
+    let (result, receipt) = match item.result {
+        Some(pb::batch_item::Result::Outcome(outcome)) => {
+            let result = match outcome.result {
+                Some(Stored::Purchase(view)) => {
+                    Shown::Purchase(convert::purchase(name.region, name.event, view))
+                }
+                Some(Stored::Rejection(view)) => Shown::Rejection(convert::rejection(view)),
+                _ => unknown("the region answered with something else than a purchase"),
+            };
+            (result, outcome.receipt)
+        }
+        Some(pb::batch_item::Result::Refusal(refusal)) => (undecided(&refusal), None),
+        None => (unknown("the region did not answer this purchase"), None),
+    };
+    v1::BatchBuyTicketsResult {
+        result: Some(result),
+        receipt: receipt.as_ref().map(|receipt| convert::receipt(name.region, receipt)),
+    }
+}
+
+#[tonic::async_trait]
+impl TicketService for Services {
+    async fn hold_tickets(
+        &self,
+        request: Request<v1::HoldTicketsRequest>,
+    ) -> Result<Response<v1::HoldTicketsResponse>, Status> {
+        let handler = |call, message: v1::HoldTicketsRequest| async move {
+            let name = names::parse_event("parent", &message.parent)?;
+            let id = request_id::parse("request_id", &message.request_id)?;
+            let places = validate::places("", message.tier_id, message.quantity, message.seats)?;
+            let hold = pb::Hold {
+                event_id: name.event.to_owned(),
+                tier_id: places.tier_id,
+                quantity: places.quantity,
+                seats: places.seats,
+                ttl_ms: validate::ttl_ms(message.ttl_seconds)?,
+            };
+            let decided = self.command(&call, name.region, id, pb::command::Op::Hold(hold)).await?;
+            let pb::outcome::Result::Hold(view) = decided.result else { return Err(convert::mismatch()) };
+            Ok(v1::HoldTicketsResponse {
+                hold: Some(convert::hold(name.region, name.event, view)),
+                receipt: decided.receipt,
+            })
+        };
+        self.0.run(Method::HoldTickets, request, |message| Some(Target::parent(&message.parent)), handler).await
+    }
+
+    async fn confirm_hold(
+        &self,
+        request: Request<v1::ConfirmHoldRequest>,
+    ) -> Result<Response<v1::ConfirmHoldResponse>, Status> {
+        let handler = |call, message: v1::ConfirmHoldRequest| async move {
+            let name = names::parse_hold("name", &message.name)?;
+            let id = request_id::parse("request_id", &message.request_id)?;
+            let EventName { region, event } = name.event;
+            let confirm = pb::ConfirmHold { event_id: event.to_owned(), hold_id: name.id.to_owned() };
+            let decided = self.command(&call, region, id, pb::command::Op::ConfirmHold(confirm)).await?;
+            let pb::outcome::Result::Purchase(view) = decided.result else { return Err(convert::mismatch()) };
+            Ok(v1::ConfirmHoldResponse {
+                purchase: Some(convert::purchase(region, event, view)),
+                receipt: decided.receipt,
+            })
+        };
+        self.0.run(Method::ConfirmHold, request, |message| Some(Target::name(&message.name)), handler).await
+    }
+
+    async fn release_hold(
+        &self,
+        request: Request<v1::ReleaseHoldRequest>,
+    ) -> Result<Response<v1::ReleaseHoldResponse>, Status> {
+        let handler = |call, message: v1::ReleaseHoldRequest| async move {
+            let name = names::parse_hold("name", &message.name)?;
+            let id = request_id::parse("request_id", &message.request_id)?;
+            let EventName { region, event } = name.event;
+            let release = pb::ReleaseHold { event_id: event.to_owned(), hold_id: name.id.to_owned() };
+            let decided = self.command(&call, region, id, pb::command::Op::ReleaseHold(release)).await?;
+            let pb::outcome::Result::ReleasedHoldId(_) = decided.result else {
+                return Err(convert::mismatch());
+            };
+            Ok(v1::ReleaseHoldResponse { receipt: decided.receipt })
+        };
+        self.0.run(Method::ReleaseHold, request, |message| Some(Target::name(&message.name)), handler).await
+    }
+
+    async fn buy_tickets(
+        &self,
+        request: Request<v1::BuyTicketsRequest>,
+    ) -> Result<Response<v1::BuyTicketsResponse>, Status> {
+        let handler = |call, message: v1::BuyTicketsRequest| async move {
+            let name = names::parse_event("parent", &message.parent)?;
+            let id = request_id::parse("request_id", &message.request_id)?;
+            let places = validate::places("", message.tier_id, message.quantity, message.seats)?;
+            let buy = pb::Buy {
+                event_id: name.event.to_owned(),
+                tier_id: places.tier_id,
+                quantity: places.quantity,
+                seats: places.seats,
+                buyer: String::new(),
+            };
+            let decided = self.command(&call, name.region, id, pb::command::Op::Buy(buy)).await?;
+            let pb::outcome::Result::Purchase(view) = decided.result else { return Err(convert::mismatch()) };
+            Ok(v1::BuyTicketsResponse {
+                purchase: Some(convert::purchase(name.region, name.event, view)),
+                receipt: decided.receipt,
+            })
+        };
+        self.0.run(Method::BuyTickets, request, |message| Some(Target::parent(&message.parent)), handler).await
+    }
+
+    async fn batch_buy_tickets(
+        &self,
+        request: Request<v1::BatchBuyTicketsRequest>,
+    ) -> Result<Response<v1::BatchBuyTicketsResponse>, Status> {
+        let handler = |call: Call, message: v1::BatchBuyTicketsRequest| async move {
+            let name = names::parse_event("parent", &message.parent)?;
+            let count = message.purchases.len();
+            if !(1..=validate::BATCH_MAX).contains(&count) {
+                return Err(ApiError::field(
+                    "purchases",
+                    format!("must be 1 to {} purchases, not {count}", validate::BATCH_MAX),
+                ));
+            }
+            let commands: Result<Vec<_>, _> = message
+                .purchases
+                .into_iter()
+                .enumerate()
+                .map(|(position, purchase)| batch_command(&call, name, position, purchase))
+                .collect();
+            let batch = pb::CommandBatch { commands: commands? };
+            let answer = self.0.client.batch(call.group, batch, call.deadline.at).await;
+            let answer = answer.map_err(|error| ApiError::Client { error, request_id: None })?;
+            let results = answer.items.into_iter().map(|item| batch_result(name, item)).collect();
+            Ok(v1::BatchBuyTicketsResponse { results })
+        };
+        self.0.run(Method::BatchBuyTickets, request, batch_target, handler).await
+    }
+
+    async fn cancel_ticket(
+        &self,
+        request: Request<v1::CancelTicketRequest>,
+    ) -> Result<Response<v1::CancelTicketResponse>, Status> {
+        let handler = |call, message: v1::CancelTicketRequest| async move {
+            let name = names::parse_ticket("name", &message.name)?;
+            let id = request_id::parse("request_id", &message.request_id)?;
+            let EventName { region, event } = name.event;
+            let cancel = pb::CancelTicket { event_id: event.to_owned(), ticket_id: name.id.to_owned() };
+            let decided = self.command(&call, region, id, pb::command::Op::CancelTicket(cancel)).await?;
+            let pb::outcome::Result::Cancelled(view) = decided.result else { return Err(convert::mismatch()) };
+            Ok(v1::CancelTicketResponse {
+                ticket: Some(convert::ticket(region, event, view)),
+                receipt: decided.receipt,
+            })
+        };
+        self.0.run(Method::CancelTicket, request, |message| Some(Target::name(&message.name)), handler).await
+    }
+
+    async fn get_ticket(
+        &self,
+        request: Request<v1::GetTicketRequest>,
+    ) -> Result<Response<v1::GetTicketResponse>, Status> {
+        let handler = |call: Call, message: v1::GetTicketRequest| async move {
+            check_consistency(message.consistency)?;
+            let name = names::parse_ticket("name", &message.name)?;
+            let EventName { region, event } = name.event;
+            let get = pb::GetTicket { event_id: event.to_owned(), ticket_id: name.id.to_owned() };
+            let pb::query_result::Result::Ticket(view) = self.query(&call, pb::query::Op::GetTicket(get)).await?
+            else {
+                return Err(convert::mismatch());
+            };
+            let caller = &call.principal;
+            let own = view.owner == caller.subject || view.organiser == caller.subject;
+            if !own && !caller.has(Role::Seller) && !caller.has(Role::Operator) {
+                return Err(ApiError::denied(
+                    "NOT_YOUR_TICKET",
+                    format!(
+                        "{} may not see this ticket: only its owner, the event's organiser, sellers and \
+                         operators may",
+                        caller.subject
+                    ),
+                ));
+            }
+            Ok(v1::GetTicketResponse { ticket: Some(convert::ticket(region, event, view)) })
+        };
+        self.0.run(Method::GetTicket, request, |message| Some(Target::name(&message.name)), handler).await
+    }
+
+    async fn list_tickets(
+        &self,
+        request: Request<v1::ListTicketsRequest>,
+    ) -> Result<Response<v1::ListTicketsResponse>, Status> {
+        let handler = |call: Call, message: v1::ListTicketsRequest| async move {
+            let name = names::parse_event("parent", &message.parent)?;
+            let limit = page::size(message.page_size, PAGE_DEFAULT, PAGE_MAX)?;
+            if !message.owner.is_empty() && message.owner != "*" {
+                validate::buyer("owner", &message.owner)?;
+            }
+            let owner = listed_owner(&call, &message.owner);
+            // A token of one owner's list must not continue another's.
+            let scope = format!("{} {}", message.parent, owner.unwrap_or("*"));
+            let after_ticket_id = page::decode(&scope, &message.page_token)?;
+            let query = pb::query::Op::ListTickets(pb::ListTickets {
+                event_id: name.event.to_owned(),
+                owner: owner.unwrap_or_default().to_owned(),
+                after_ticket_id,
+                limit,
+            });
+            let pb::query_result::Result::Tickets(list) = self.query(&call, query).await? else {
+                return Err(convert::mismatch());
+            };
+            let caller = &call.principal;
+            let own = owner == Some(caller.subject.as_str());
+            if !own && list.organiser != caller.subject && !caller.has(Role::Operator) {
+                return Err(ApiError::denied(
+                    "NOT_YOUR_TICKETS",
+                    format!(
+                        "{} may not list tickets of others: only the event's organiser and operators may; \
+                         leave owner empty for one's own",
+                        caller.subject
+                    ),
+                ));
+            }
+            let next_page_token = match list.tickets.last() {
+                Some(last) if list.more => page::encode(&scope, &last.ticket_id),
+                _ => String::new(),
+            };
+            let shown = |view| convert::ticket(name.region, name.event, view);
+            Ok(v1::ListTicketsResponse { tickets: list.tickets.into_iter().map(shown).collect(), next_page_token })
+        };
+        self.0.run(Method::ListTickets, request, |message| Some(Target::parent(&message.parent)), handler).await
+    }
+}

@@ -1,0 +1,337 @@
+//! One shard group as the node sees it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
+use openraft::impls::{BasicNode, ProgressResponder};
+use openraft::raft::ReadPolicy;
+use openraft::{Config, ServerState, SnapshotPolicy};
+use tidewall_machine::Decision;
+use tidewall_store::checkpoint::CheckpointWriter;
+use tidewall_store::log::GroupLog;
+
+use crate::log_store::LogStore;
+use crate::network::{Network, Peers};
+use crate::state::{FailStop, StateHandle, StateMachine};
+use crate::types::*;
+
+/// Raft's clock.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// Between heartbeats, ms; less than half of `election_min_ms`.
+    pub heartbeat_ms: u64,
+    /// Shortest silence after which a follower stands for election, ms.
+    pub election_min_ms: u64,
+    /// Longest, ms; also the length of a leader's lease.
+    pub election_max_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { heartbeat_ms: 80, election_min_ms: 200, election_max_ms: 400 }
+    }
+}
+
+/// What a group needs to run.
+pub struct GroupConfig {
+    /// Its number, from 1.
+    pub number: u32,
+    /// This node.
+    pub node: u64,
+    /// The first members, as (node, peer address): used once, when the group is made.
+    pub members: BTreeMap<u64, String>,
+    /// Raft's clock.
+    pub timing: Timing,
+    /// Its part of the node's log.
+    pub log: GroupLog,
+    /// Its rows.
+    pub state: StateHandle,
+    /// Writes its checkpoints.
+    pub writer: CheckpointWriter,
+    /// Links to the other nodes.
+    pub peers: Peers,
+    /// What to do when the disk fails.
+    pub fail_stop: FailStop,
+}
+
+/// Why a group could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The settings contradict each other.
+    #[error("the Raft settings are not valid: {0}")]
+    Config(String),
+    /// openraft refused its storage.
+    #[error("group {group} cannot start: {what}")]
+    Raft {
+        /// The group.
+        group: u32,
+        /// What openraft said.
+        what: String,
+    },
+}
+
+/// Why a proposal has no decisions.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Nothing was appended: this node does not lead.
+    #[error("this node does not lead the group")]
+    NotLeader {
+        /// Who does, as far as is known.
+        leader: Option<u64>,
+    },
+    /// The entry may or may not be decided.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+    /// This replica has stopped.
+    #[error("this replica has halted: {0}")]
+    Halted(String),
+}
+
+/// Why leadership was not confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// This node does not lead, or could not confirm that it does.
+    #[error("this node does not lead the group")]
+    NotLeader {
+        /// Who does, as far as is known.
+        leader: Option<u64>,
+    },
+    /// This replica has stopped.
+    #[error("this replica has halted: {0}")]
+    Halted(String),
+}
+
+/// What a replica is at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Decides.
+    Leader,
+    /// Follows.
+    Follower,
+    /// Stands for election.
+    Candidate,
+    /// Receives, does not vote.
+    Learner,
+    /// Has stopped.
+    Halted,
+}
+
+/// A replica's state at a glance.
+#[derive(Debug, Clone)]
+pub struct GroupStatus {
+    /// What it is.
+    pub role: Role,
+    /// Who leads, as far as it knows.
+    pub leader: Option<u64>,
+    /// Its term.
+    pub term: u64,
+    /// Last index in its log.
+    pub last_log: u64,
+    /// Last index it knows to be committed.
+    pub committed: u64,
+    /// Last index it has applied.
+    pub applied: u64,
+    /// Why it has halted.
+    pub fault: Option<String>,
+}
+
+/// How far a group's checkpoint lies behind.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckpointState {
+    /// Index of the last one.
+    pub index: u64,
+    /// Pages that changed since.
+    pub pages: u64,
+    /// Bytes of commands since.
+    pub bytes: u64,
+}
+
+/// A replica of a shard group on this node; clones share it.
+#[derive(Clone)]
+pub struct Group {
+    number: u32,
+    raft: Raft,
+    state: StateHandle,
+    members: Arc<BTreeMap<u64, String>>,
+}
+
+impl Group {
+    /// Starts the replica from what its log and checkpoint hold.
+    pub async fn start(config: GroupConfig) -> Result<Self, StartError> {
+        let Timing { heartbeat_ms, election_min_ms, election_max_ms } = config.timing;
+        let settings = Config {
+            cluster_name: format!("group-{}", config.number),
+            heartbeat_interval: heartbeat_ms,
+            election_timeout_min: election_min_ms,
+            election_timeout_max: election_max_ms,
+            enable_pre_vote: Some(true),
+            // Checkpoints are triggered by bytes and time, by the node: entries carry any number of commands.
+            snapshot_policy: SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: 256,
+            replication_lag_threshold: 100_000,
+            max_payload_entries: 64,
+            install_snapshot_timeout: 600_000,
+            backoff: "50ms".into(),
+            ..Config::default()
+        };
+        let settings = settings.validate().map_err(|error| StartError::Config(error.to_string()))?;
+        let log = LogStore::new(config.log, config.fail_stop.clone());
+        let machine = StateMachine::new(config.state.clone(), config.writer, config.fail_stop);
+        let network = Network { peers: config.peers, group: config.number };
+        let raft = Raft::new(config.node, Arc::new(settings), network, log, machine);
+        let raft = raft
+            .await
+            .map_err(|error| StartError::Raft { group: config.number, what: error.to_string() })?;
+        Ok(Self { number: config.number, raft, state: config.state, members: Arc::new(config.members) })
+    }
+
+    /// Makes the group on its first start, with this node as its first candidate. Harmless when it exists.
+    pub async fn initialize(&self) -> Result<(), StartError> {
+        let members: BTreeMap<u64, BasicNode> =
+            self.members.iter().map(|(node, address)| (*node, BasicNode::new(address))).collect();
+        match self.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(StartError::Raft { group: self.number, what: error.to_string() }),
+        }
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Its rows.
+    pub fn state(&self) -> &StateHandle {
+        &self.state
+    }
+
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.raft
+    }
+
+    /// Proposes an entry and waits for its decisions, in the order of its commands.
+    ///
+    /// There is no timeout here: the caller has one, and treats it as an unknown outcome.
+    pub async fn propose(&self, payload: Payload) -> Result<Vec<Decision>, ProposeError> {
+        let (responder, answer) = ProgressResponder::complete_only();
+        if let Err(error) = self.raft.client_write_ff(payload, Some(responder)).await {
+            return Err(self.halted_or(error.to_string()));
+        }
+        match answer.await {
+            Ok(Ok(response)) => Ok(response.data),
+            Ok(Err(ClientWriteError::ForwardToLeader(to))) => Err(ProposeError::NotLeader { leader: to.leader_id }),
+            Ok(Err(error)) => Err(ProposeError::Unknown(error.to_string())),
+            Err(_) => Err(self.halted_or("the replica stopped before it answered".into())),
+        }
+    }
+
+    fn halted_or(&self, unknown: String) -> ProposeError {
+        match self.state.halted() {
+            // What was proposed may still be applied by the other replicas.
+            Some(why) => ProposeError::Unknown(why),
+            None => ProposeError::Unknown(unknown),
+        }
+    }
+
+    /// Confirms that this node leads, by its lease or by asking a majority, and waits until everything that was
+    /// acknowledged before the call is applied here: what is read afterwards is linearizable.
+    pub async fn confirm_leadership(&self) -> Result<(), ReadError> {
+        if let Some(why) = self.state.halted() {
+            return Err(ReadError::Halted(why));
+        }
+        match self.raft.ensure_linearizable(ReadPolicy::LeaseRead).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
+                Err(ReadError::NotLeader { leader: to.leader_id })
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(ReadError::NotLeader { leader: None })
+            }
+            Err(RaftError::Fatal(error)) => Err(ReadError::Halted(error.to_string())),
+        }
+    }
+
+    /// Whether this node believes to lead. Belief is no proof: good for routing, not for reads.
+    pub fn believes_to_lead(&self) -> bool {
+        self.raft.is_leader() && self.state.halted().is_none()
+    }
+
+    /// Who leads, as far as this replica knows.
+    pub fn believed_leader(&self) -> Option<u64> {
+        use openraft::async_runtime::watch::WatchReceiver as _;
+        self.raft.server_metrics().borrow_watched().current_leader
+    }
+
+    /// The replica's state.
+    pub fn status(&self) -> GroupStatus {
+        use openraft::async_runtime::watch::WatchReceiver as _;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let fault = self.state.halted().or_else(|| metrics.running_state.as_ref().err().map(|e| e.to_string()));
+        let role = match metrics.state {
+            _ if fault.is_some() => Role::Halted,
+            ServerState::Leader => Role::Leader,
+            ServerState::Follower => Role::Follower,
+            ServerState::Candidate => Role::Candidate,
+            ServerState::Learner => Role::Learner,
+            ServerState::Shutdown => Role::Halted,
+        };
+        GroupStatus {
+            role,
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            last_log: metrics.last_log_index.unwrap_or(0),
+            committed: metrics.local_committed.map_or(0, |id| id.index),
+            applied: metrics.last_applied.map_or(0, |id| id.index),
+            fault,
+        }
+    }
+
+    /// How far the checkpoint lies behind.
+    pub fn checkpoint_state(&self) -> CheckpointState {
+        CheckpointState {
+            index: self.state.checkpoint_index(),
+            pages: self.state.read(|machine| machine.changed_pages() as u64),
+            bytes: self.state.bytes_since_freeze(),
+        }
+    }
+
+    /// Asks for a checkpoint; the log behind it is purged once it is durable and verified.
+    pub async fn checkpoint(&self) {
+        if let Err(error) = self.raft.trigger().snapshot().await {
+            tracing::warn!(group = self.number, %error, "no checkpoint: the replica has stopped");
+        }
+    }
+
+    /// Stands for election now, after a pre-vote.
+    pub async fn stand_for_election(&self) {
+        if let Err(error) = self.raft.trigger().elect(true).await {
+            tracing::warn!(group = self.number, %error, "no election: the replica has stopped");
+        }
+    }
+
+    /// Hands leadership to another voter that has everything. The caller watches for the result.
+    pub async fn transfer_leadership(&self, to: u64) {
+        if let Err(error) = self.raft.trigger().transfer_leader(to).await {
+            tracing::warn!(group = self.number, %error, "no transfer: the replica has stopped");
+        }
+    }
+
+    /// Whether a peer has everything that this leader has, so that leadership can go there.
+    pub fn caught_up(&self, peer: u64) -> bool {
+        use openraft::async_runtime::watch::WatchReceiver as _;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let last = metrics.last_log_index;
+        let replication = metrics.replication.as_ref().and_then(|progress| progress.get(&peer));
+        replication.is_some_and(|matched| matched.as_ref().map(|id| id.index) == last)
+    }
+
+    /// Stops the replica; what it has acknowledged is on disk.
+    pub async fn stop(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(group = self.number, %error, "the replica did not stop cleanly");
+        }
+    }
+}

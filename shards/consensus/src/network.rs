@@ -1,0 +1,260 @@
+//! Calls to the other replicas, over links that all groups of a pair of nodes share.
+//!
+//! Appends have one link, heartbeats and votes another, so that a large append never delays a heartbeat. Snapshots
+//! go over a connection of their own. A peer that cannot be reached is reported as unreachable, which makes
+//! openraft back off instead of retrying in a hot loop. Every call has a deadline.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::impls::BasicNode;
+use openraft::network::{RPCOption, RaftNetworkFactory};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
+use openraft_multi::{GroupNetworkAdapter, GroupRouter};
+use parking_lot::Mutex;
+use tidewall_link::{Link, LinkOptions, PeerProtocol};
+use tidewall_machine::snapshot;
+use tidewall_proto::internal::v1 as pb;
+use tidewall_proto::internal::v1::peer_service_client::PeerServiceClient;
+use tokio::time::Instant;
+
+use crate::convert::*;
+use crate::state::SnapshotData;
+use crate::types::*;
+
+/// Time for a snapshot to be sent and installed.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Who the peers of a node are.
+#[derive(Debug, Clone)]
+pub struct PeersConfig {
+    /// The cluster: calls of another one are refused.
+    pub cluster: [u8; 16],
+    /// Peer ports by node id.
+    pub addresses: BTreeMap<u64, SocketAddr>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Lane {
+    Appends,
+    Control,
+}
+
+/// Links to all peers of this node; clones share them.
+#[derive(Clone)]
+pub struct Peers {
+    config: Arc<PeersConfig>,
+    links: Arc<Mutex<BTreeMap<(u64, Lane), Link<PeerProtocol>>>>,
+    cluster: Bytes,
+}
+
+impl Peers {
+    /// No link is opened before it is used.
+    pub fn new(config: PeersConfig) -> Self {
+        let cluster = Bytes::copy_from_slice(&config.cluster);
+        Self { config: Arc::new(config), links: Arc::default(), cluster }
+    }
+
+    fn address(&self, node: u64) -> Option<SocketAddr> {
+        self.config.addresses.get(&node).copied()
+    }
+
+    fn link(&self, node: u64, lane: Lane) -> Option<Link<PeerProtocol>> {
+        let address = self.address(node)?;
+        let mut links = self.links.lock();
+        let link = links.entry((node, lane));
+        // Short pauses: a follower that comes back should be heard within an election timeout.
+        let options = LinkOptions {
+            backoff_min: Duration::from_millis(20),
+            backoff_max: Duration::from_millis(200),
+            ..LinkOptions::default()
+        };
+        Some(link.or_insert_with(|| Link::connect_lazy(address, options)).clone())
+    }
+
+    async fn call(
+        &self,
+        node: u64,
+        lane: Lane,
+        group: u32,
+        rpc: pb::peer_call::Rpc,
+        timeout: Duration,
+    ) -> Result<pb::peer_reply::Result, RPCError<Types>> {
+        let Some(link) = self.link(node, lane) else {
+            return Err(unreachable(&format!("node {node} is not in the topology")));
+        };
+        let call = pb::PeerCall { id: 0, group, rpc: Some(rpc), cluster: self.cluster.to_vec() };
+        let reply = link.call(call, Instant::now() + timeout).await.map_err(|error| unreachable(&error.to_string()))?;
+        match reply.result {
+            Some(pb::peer_reply::Result::Error(error)) => Err(unreachable(&error)),
+            Some(result) => Ok(result),
+            None => Err(unreachable("the peer sent an empty reply")),
+        }
+    }
+}
+
+fn unreachable(why: &str) -> RPCError<Types> {
+    RPCError::Unreachable(Unreachable::from_string(why))
+}
+
+fn unexpected() -> RPCError<Types> {
+    unreachable("the peer answered another call than was made")
+}
+
+/// The links as one group uses them, in one of the lanes.
+#[derive(Clone)]
+pub struct Router {
+    peers: Peers,
+    lane: Lane,
+}
+
+impl GroupRouter<Types, u32> for Router {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &self,
+        target: u64,
+        group: u32,
+        rpc: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        let rpc = pb::peer_call::Rpc::Append(pb_append(rpc));
+        match self.peers.call(target, self.lane, group, rpc, option.soft_ttl()).await? {
+            pb::peer_reply::Result::Append(reply) => from_pb_append_reply(reply).map_err(|e| unreachable(&e)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn vote(
+        &self,
+        target: u64,
+        group: u32,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let rpc = pb::peer_call::Rpc::Vote(pb_vote_request(&rpc));
+        match self.peers.call(target, Lane::Control, group, rpc, option.soft_ttl()).await? {
+            pb::peer_reply::Result::Vote(reply) => from_pb_vote_reply(reply).map_err(|e| unreachable(&e)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn pre_vote(
+        &self,
+        target: u64,
+        group: u32,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let rpc = pb::peer_call::Rpc::PreVote(pb_vote_request(&rpc));
+        match self.peers.call(target, Lane::Control, group, rpc, option.soft_ttl()).await? {
+            pb::peer_reply::Result::Vote(reply) => from_pb_vote_reply(reply).map_err(|e| unreachable(&e)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn full_snapshot(
+        &self,
+        target: u64,
+        group: u32,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        tokio::select! {
+            biased;
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = tokio::time::timeout(SNAPSHOT_TIMEOUT, self.send_snapshot(target, group, vote, snapshot)) => {
+                let sent = sent.unwrap_or_else(|_| Err("the peer took too long to install the snapshot".into()));
+                sent.map_err(|why| StreamingError::Unreachable(Unreachable::from_string(why)))
+            }
+        }
+    }
+
+    async fn transfer_leader(
+        &self,
+        target: u64,
+        group: u32,
+        req: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        let rpc = pb::peer_call::Rpc::Transfer(pb_transfer(&req));
+        match self.peers.call(target, Lane::Control, group, rpc, option.soft_ttl()).await? {
+            pb::peer_reply::Result::Transfer(reply) if reply.error.is_empty() => Ok(Ok(())),
+            pb::peer_reply::Result::Transfer(reply) => Err(unreachable(&reply.error)),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+impl Router {
+    async fn send_snapshot(
+        &self,
+        target: u64,
+        group: u32,
+        vote: Vote,
+        snapshot: Snapshot,
+    ) -> Result<SnapshotResponse<Types>, String> {
+        let SnapshotData::Frozen(frozen) = snapshot.snapshot else {
+            return Err("this snapshot is a checkpoint on the local disk, not a state to send".into());
+        };
+        let address =
+            self.peers.address(target).ok_or_else(|| format!("node {target} is not in the topology"))?;
+        let channel = tidewall_link::endpoint(address, CONNECT_TIMEOUT).connect().await.map_err(|e| e.to_string())?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        let cluster = self.peers.cluster.to_vec();
+        let head = pb::SnapshotHead { group, vote: Some(pb_vote(&vote)), cluster };
+        // Encoding is CPU work that can take long: not on a thread that heartbeats need.
+        tokio::task::spawn_blocking(move || {
+            let mut head = Some(head);
+            for part in snapshot::encode(&frozen) {
+                let message = pb::InstallSnapshotRequest { head: head.take(), chunk: part.into() };
+                if sender.blocking_send(message).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut client = PeerServiceClient::new(channel);
+        let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        let reply = client.install_snapshot(stream).await.map_err(|status| status.message().to_owned())?.into_inner();
+        match (reply.error.as_str(), reply.vote) {
+            ("", Some(vote)) => Ok(SnapshotResponse::new(from_pb_vote(&vote))),
+            ("", None) => Err("the peer sent an empty reply".into()),
+            (error, _) => Err(error.to_owned()),
+        }
+    }
+}
+
+/// Makes one group's connections.
+#[derive(Clone)]
+pub struct Network {
+    pub peers: Peers,
+    pub group: u32,
+}
+
+impl Network {
+    fn client(&self, target: u64, lane: Lane) -> GroupNetworkAdapter<Types, u32, Router> {
+        GroupNetworkAdapter::new(Router { peers: self.peers.clone(), lane }, target, self.group)
+    }
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = GroupNetworkAdapter<Types, u32, Router>;
+
+    async fn new_client(&mut self, target: u64, _: &BasicNode) -> Self::Network {
+        self.client(target, Lane::Appends)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, _: &BasicNode) -> Self::Network {
+        self.client(target, Lane::Control)
+    }
+}

@@ -1,0 +1,180 @@
+//! Answers the other replicas.
+//!
+//! Calls of all groups arrive on shared streams; each is handed to its group and answered when that is done. Snapshot
+//! files are received into a temporary file and verified before openraft hears of them. Calls of another
+//! cluster are refused: two clusters on one network must not mix.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+use tidewall_link::{Handler, PeerProtocol, ReplySender, ReplyStream, ServeOptions, serve};
+use tidewall_machine::snapshot;
+use tidewall_proto::internal::v1 as pb;
+use tidewall_proto::internal::v1::peer_service_server::PeerService;
+use tokio::io::AsyncWriteExt as _;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::convert::*;
+use crate::group::Group;
+use crate::state::SnapshotData;
+use crate::types::*;
+
+/// Serves the peer port of a node; clones share the groups.
+#[derive(Clone)]
+pub struct PeerServer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    cluster: [u8; 16],
+    groups: RwLock<BTreeMap<u32, Group>>,
+    /// Where snapshot files are received.
+    incoming: PathBuf,
+    received: AtomicU64,
+}
+
+impl PeerServer {
+    /// Serves no group yet; `incoming` is an existing directory for files on their way.
+    pub fn new(cluster: [u8; 16], incoming: PathBuf) -> Self {
+        let shared = Shared { cluster, groups: RwLock::default(), incoming, received: AtomicU64::new(0) };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Serves a group from now on.
+    pub fn add(&self, group: Group) {
+        self.shared.groups.write().insert(group.number(), group);
+    }
+
+    fn group(&self, number: u32, cluster: &[u8]) -> Result<Group, String> {
+        if cluster != self.shared.cluster {
+            return Err("this node belongs to another cluster".into());
+        }
+        let groups = self.shared.groups.read();
+        groups.get(&number).cloned().ok_or_else(|| format!("this node does not serve group {number}"))
+    }
+
+    async fn answer(&self, call: pb::PeerCall) -> Result<pb::peer_reply::Result, String> {
+        use pb::peer_call::Rpc;
+        use pb::peer_reply::Result as Reply;
+        let group = self.group(call.group, &call.cluster)?;
+        let raft = group.raft();
+        let failed = |error: &dyn std::fmt::Display| error.to_string();
+        match call.rpc.ok_or("the call is empty")? {
+            Rpc::Append(message) => {
+                let response = raft.append_entries(from_pb_append(message)?).await.map_err(|e| failed(&e))?;
+                Ok(Reply::Append(pb_append_reply(response)))
+            }
+            Rpc::Vote(message) => {
+                let response = raft.vote(from_pb_vote_request(message)?).await.map_err(|e| failed(&e))?;
+                Ok(Reply::Vote(pb_vote_reply(&response)))
+            }
+            Rpc::PreVote(message) => {
+                let response = raft.pre_vote(from_pb_vote_request(message)?).await.map_err(|e| failed(&e))?;
+                Ok(Reply::Vote(pb_vote_reply(&response)))
+            }
+            Rpc::Transfer(message) => {
+                let response = raft.handle_transfer_leader(from_pb_transfer(&message)?).await;
+                let error = match response.map_err(|e| failed(&e))? {
+                    Ok(()) => String::new(),
+                    Err(error) => error.to_string(),
+                };
+                Ok(Reply::Transfer(pb::TransferReply { error }))
+            }
+        }
+    }
+
+    async fn receive(&self, mut parts: Streaming<pb::InstallSnapshotRequest>) -> Result<Vote, String> {
+        let first = parts.message().await.map_err(|e| e.to_string())?.ok_or("the snapshot stream is empty")?;
+        let head = first.head.ok_or("the snapshot stream has no head")?;
+        let group = self.group(head.group, &head.cluster)?;
+        let vote = from_pb_vote(&head.vote.ok_or("the snapshot stream has no vote")?);
+        let number = self.shared.received.fetch_add(1, Ordering::Relaxed);
+        let path = self.shared.incoming.join(format!("group-{}-{number}.snapshot", head.group));
+        let result = self.install(&group, vote, first.chunk, parts, &path).await;
+        if result.is_err() {
+            // What was received of it helps nobody; a leftover is removed at the next start at the latest.
+            let _ = tokio::fs::remove_file(&path).await;
+        }
+        result
+    }
+
+    async fn install(
+        &self,
+        group: &Group,
+        vote: Vote,
+        first: bytes::Bytes,
+        mut parts: Streaming<pb::InstallSnapshotRequest>,
+        path: &std::path::Path,
+    ) -> Result<Vote, String> {
+        let text = |error: std::io::Error| format!("cannot write {}: {error}", path.display());
+        let mut file = tokio::fs::File::create(path).await.map_err(text)?;
+        file.write_all(&first).await.map_err(text)?;
+        while let Some(part) = parts.message().await.map_err(|e| e.to_string())? {
+            file.write_all(&part.chunk).await.map_err(text)?;
+        }
+        file.sync_all().await.map_err(text)?;
+        let from = path.to_owned();
+        let header = tokio::task::spawn_blocking(move || {
+            let file = std::fs::File::open(&from).map_err(|e| e.to_string())?;
+            let mut file = std::io::BufReader::with_capacity(1 << 20, file);
+            snapshot::read(&mut file).map(|loaded| loaded.header).map_err(|e| e.to_string())
+        });
+        let header = header.await.map_err(|e| e.to_string())??;
+        let meta = snapshot_meta(&header.head).map_err(|e| e.to_string())?;
+        let snapshot = Snapshot { meta, snapshot: SnapshotData::File(path.to_owned()) };
+        let response = group.raft().install_full_snapshot(vote, snapshot).await.map_err(|e| e.to_string())?;
+        Ok(response.vote)
+    }
+}
+
+struct PeerHandler(PeerServer);
+
+impl Handler<PeerProtocol> for PeerHandler {
+    fn on_calls(&mut self, calls: Vec<pb::PeerCall>, replies: &ReplySender<PeerProtocol>) {
+        for call in calls {
+            let (server, replies, id) = (self.0.clone(), replies.clone(), call.id);
+            tokio::spawn(async move {
+                let result = server.answer(call).await.unwrap_or_else(pb::peer_reply::Result::Error);
+                replies.send(pb::PeerReply { id, result: Some(result) });
+            });
+        }
+    }
+
+    fn refuse(&mut self, call: pb::PeerCall) -> pb::PeerReply {
+        let error = "too many calls of this peer are without an answer".to_owned();
+        pb::PeerReply { id: call.id, result: Some(pb::peer_reply::Result::Error(error)) }
+    }
+}
+
+/// The response stream of a conversation.
+type Replies = ReplyStream<PeerProtocol, Streaming<pb::ConverseRequest>, PeerHandler>;
+
+#[tonic::async_trait]
+impl PeerService for PeerServer {
+    type ConverseStream = std::pin::Pin<
+        Box<dyn futures_util::Stream<Item = Result<pb::ConverseResponse, Status>> + Send + 'static>,
+    >;
+
+    async fn converse(
+        &self,
+        request: Request<Streaming<pb::ConverseRequest>>,
+    ) -> Result<Response<Self::ConverseStream>, Status> {
+        let replies: Replies =
+            serve(request.into_inner(), ServeOptions::default(), PeerHandler(self.clone()));
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<pb::InstallSnapshotRequest>>,
+    ) -> Result<Response<pb::InstallSnapshotResponse>, Status> {
+        let reply = match self.receive(request.into_inner()).await {
+            Ok(vote) => pb::InstallSnapshotResponse { vote: Some(pb_vote(&vote)), error: String::new() },
+            Err(error) => pb::InstallSnapshotResponse { vote: None, error },
+        };
+        Ok(Response::new(reply))
+    }
+}

@@ -1,0 +1,300 @@
+//! The rows of a group between openraft, which applies to them, and everybody who reads them.
+//!
+//! Apply holds the write lock for a few commands at a time, so that readers never wait for a whole entry; what they see
+//! is committed at any moment. Freezes happen between entries only. An entry that cannot be applied, and a panic
+//! in apply, halt this replica of this group: it answers nothing more, the process and the other groups go on.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::{Stream, StreamExt as _};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use parking_lot::{Mutex, RwLock};
+use tidewall_machine::{Decision, Frozen, Machine, snapshot};
+use tidewall_store::checkpoint::{CheckpointError, CheckpointWriter, Generation};
+use tidewall_store::log::LogError;
+use tokio::sync::oneshot;
+
+use crate::convert::*;
+use crate::types::*;
+
+/// Commands that apply decides before it lets readers in.
+const COMMANDS_PER_LOCK: usize = 64;
+
+/// What to do when the disk has failed under the whole node: the process ends with a code of its own. The first
+/// report counts.
+#[derive(Clone)]
+pub struct FailStop {
+    report: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+impl FailStop {
+    /// Calls `report` with what has failed.
+    pub fn new(report: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self { report: Arc::new(report) }
+    }
+
+    pub(crate) fn log_failed(&self, error: &LogError) {
+        // A log that was closed is a node that is stopping.
+        if !matches!(error, LogError::Closed) {
+            (self.report)(&error.to_string());
+        }
+    }
+
+    fn checkpoint_failed(&self, error: &CheckpointError) {
+        (self.report)(&error.to_string());
+    }
+}
+
+/// The rows of a group, and why it has halted if it has. Clones share them.
+#[derive(Clone)]
+pub struct StateHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    group: u32,
+    machine: RwLock<Machine>,
+    halted: Mutex<Option<String>>,
+    checkpoint_index: AtomicU64,
+    /// Payload bytes applied since the last freeze.
+    bytes_since_freeze: AtomicU64,
+}
+
+impl StateHandle {
+    /// Wraps the rows that a group starts from.
+    pub fn new(group: u32, machine: Machine) -> Self {
+        let checkpoint_index = AtomicU64::new(machine.applied_index());
+        let shared = Shared {
+            group,
+            machine: RwLock::new(machine),
+            halted: Mutex::new(None),
+            checkpoint_index,
+            bytes_since_freeze: AtomicU64::new(0),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Looks at the rows. Keep it short: apply waits.
+    pub fn read<T>(&self, look: impl FnOnce(&Machine) -> T) -> T {
+        look(&self.shared.machine.read())
+    }
+
+    /// Why this replica has halted.
+    pub fn halted(&self) -> Option<String> {
+        self.shared.halted.lock().clone()
+    }
+
+    /// Index of the last checkpoint on disk.
+    pub fn checkpoint_index(&self) -> u64 {
+        self.shared.checkpoint_index.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of commands applied since the last checkpoint was begun.
+    pub fn bytes_since_freeze(&self) -> u64 {
+        self.shared.bytes_since_freeze.load(Ordering::Relaxed)
+    }
+
+    /// All rows as they are now, between entries of this replica's apply as far as its lock can tell.
+    ///
+    /// Called by the state machine's own task only, where no entry is half applied.
+    fn freeze_all(&self) -> Frozen {
+        self.shared.machine.read().freeze_all()
+    }
+
+    fn halt(&self, why: String) -> io::Error {
+        tracing::error!(group = self.shared.group, %why, "this replica has halted; the other groups go on");
+        let mut halted = self.shared.halted.lock();
+        io::Error::other(halted.get_or_insert(why).clone())
+    }
+
+    fn apply_commands(&self, id: &LogId, payload: &[u8]) -> Result<Vec<Decision>, io::Error> {
+        let machine = &self.shared.machine;
+        let guarded = |work: &mut dyn FnMut() -> Result<(), tidewall_machine::ApplyError>| {
+            match catch_unwind(AssertUnwindSafe(work)) {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(self.halt(error.to_string())),
+                Err(panic) => Err(self.halt(format!("apply panicked at {id}: {}", panic_text(&*panic)))),
+            }
+        };
+        let mut entry = None;
+        guarded(&mut || machine.write().begin(position(id), payload).map(|begun| entry = Some(begun)))?;
+        let Some(entry) = entry else { return Err(self.halt(format!("entry {id} was not begun"))) };
+        let mut decisions = Vec::with_capacity(entry.commands.len());
+        let mut next = 0;
+        while next < entry.commands.len() {
+            let end = entry.commands.len().min(next + COMMANDS_PER_LOCK);
+            guarded(&mut || {
+                let mut machine = machine.write();
+                while next < end {
+                    decisions.push(machine.command(&entry, next)?);
+                    next += 1;
+                }
+                Ok(())
+            })?;
+        }
+        self.shared.bytes_since_freeze.fetch_add(payload.len() as u64, Ordering::Relaxed);
+        Ok(decisions)
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
+}
+
+/// What openraft moves around as a snapshot.
+pub enum SnapshotData {
+    /// The whole state, frozen, to be sent.
+    Frozen(Arc<Frozen>),
+    /// A received and verified file, to be installed.
+    File(PathBuf),
+    /// A checkpoint on this node's disk: nothing to move.
+    Checkpoint,
+}
+
+/// openraft's state machine on a group's rows.
+pub struct StateMachine {
+    state: StateHandle,
+    writer: CheckpointWriter,
+    fail_stop: FailStop,
+}
+
+impl StateMachine {
+    pub fn new(state: StateHandle, writer: CheckpointWriter, fail_stop: FailStop) -> Self {
+        Self { state, writer, fail_stop }
+    }
+}
+
+/// Writes a freeze and waits until it is durable and verified.
+async fn store(
+    state: &StateHandle,
+    writer: &CheckpointWriter,
+    fail_stop: &FailStop,
+    frozen: Frozen,
+) -> Result<Generation, io::Error> {
+    let (sender, receiver) = oneshot::channel();
+    let done = Box::new(move |result| {
+        // Nobody waits any more when the group is shutting down.
+        let _ = sender.send(result);
+    });
+    writer.write(state.shared.group, frozen, true, done);
+    let failed = |doing| CheckpointError::Failed { doing, what: "the checkpoint thread has stopped".into() };
+    match receiver.await.unwrap_or_else(|_| Err(failed("waiting for a checkpoint"))) {
+        Ok(generation) => {
+            let index = generation.head.applied.map_or(0, |at| at.index);
+            state.shared.checkpoint_index.store(index, Ordering::Relaxed);
+            Ok(generation)
+        }
+        Err(error) => {
+            fail_stop.checkpoint_failed(&error);
+            Err(io::Error::other(error.to_string()))
+        }
+    }
+}
+
+/// Writes one checkpoint.
+pub struct CheckpointBuilder {
+    state: StateHandle,
+    writer: CheckpointWriter,
+    fail_stop: FailStop,
+    frozen: Option<Frozen>,
+}
+
+impl RaftSnapshotBuilder<Types> for CheckpointBuilder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let frozen = self.frozen.take().ok_or_else(|| io::Error::other("a checkpoint is built once"))?;
+        let meta = snapshot_meta(&frozen.head).map_err(io::Error::other)?;
+        store(&self.state, &self.writer, &self.fail_stop, frozen).await?;
+        Ok(Snapshot { meta, snapshot: SnapshotData::Checkpoint })
+    }
+}
+
+impl RaftStateMachine<Types> for StateMachine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = CheckpointBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let head = self.state.read(|machine| machine.head().clone());
+        let membership = stored_membership(&head).map_err(io::Error::other)?;
+        Ok((head.applied.map(from_position), membership))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
+    {
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            if let Some(why) = self.state.halted() {
+                return Err(io::Error::other(why));
+            }
+            let id = entry.log_id;
+            let decisions = match &entry.payload {
+                EntryPayload::Normal(payload) => self.state.apply_commands(&id, &payload.0[1..])?,
+                EntryPayload::Blank => self.apply_other(&id, None)?,
+                EntryPayload::Membership(membership) => {
+                    self.apply_other(&id, Some(encode_stored_membership(&id, membership)))?
+                }
+            };
+            if let Some(responder) = responder {
+                responder.send(decisions);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> CheckpointBuilder {
+        let frozen = self.state.shared.machine.write().freeze();
+        self.state.shared.bytes_since_freeze.store(0, Ordering::Relaxed);
+        CheckpointBuilder {
+            state: self.state.clone(),
+            writer: self.writer.clone(),
+            fail_stop: self.fail_stop.clone(),
+            frozen: Some(frozen),
+        }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> Result<(), io::Error> {
+        let SnapshotData::File(path) = data else {
+            // The state is here already: openraft hands back what it got from `get_current_snapshot`.
+            return Ok(());
+        };
+        let loaded = {
+            let mut file = io::BufReader::with_capacity(1 << 20, std::fs::File::open(&path)?);
+            snapshot::read(&mut file).map_err(|error| io::Error::other(error.to_string()))?
+        };
+        let applied = loaded.header.head.applied.map(from_position);
+        if applied != meta.last_log_id {
+            return Err(io::Error::other("the snapshot file is not the one that was announced"));
+        }
+        // Durable before openraft purges the log up to it.
+        store(&self.state, &self.writer, &self.fail_stop, loaded.machine.freeze_all()).await?;
+        *self.state.shared.machine.write() = loaded.machine;
+        self.state.shared.bytes_since_freeze.store(0, Ordering::Relaxed);
+        tracing::info!(group = self.state.shared.group, index = ?applied.map(|id| id.index), "snapshot installed");
+        std::fs::remove_file(&path)
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        let frozen = self.state.freeze_all();
+        if frozen.head.applied.is_none() {
+            return Ok(None);
+        }
+        let meta = snapshot_meta(&frozen.head).map_err(io::Error::other)?;
+        Ok(Some(Snapshot { meta, snapshot: SnapshotData::Frozen(Arc::new(frozen)) }))
+    }
+}
+
+impl StateMachine {
+    fn apply_other(&self, id: &LogId, membership: Option<Vec<u8>>) -> Result<Vec<Decision>, io::Error> {
+        let applied = self.state.shared.machine.write().apply_other(position(id), membership);
+        applied.map(|()| Vec::new()).map_err(|error| self.state.halt(error.to_string()))
+    }
+}

@@ -1,0 +1,294 @@
+//! A checkpoint is the state at one index, or an error: never something in between.
+#![allow(clippy::unwrap_used)]
+
+use tidewall_machine::domain::tickets;
+use tidewall_machine::domain::tickets::model::TierSpec;
+use tidewall_machine::{Command, Entry, Machine, Op, Position};
+
+use super::memory::{Faults, MemoryCheckpoints};
+use super::sled_store::SledCheckpoints;
+use super::*;
+
+const T0: u64 = 1_700_000_000_000;
+
+fn tickets_command(n: u64, op: tickets::Command) -> Command {
+    let request_id = (u128::from(T0) << 80) | u128::from(n);
+    let op = Op::Tickets(op);
+    Command {
+        principal: format!("buyer-{}", n % 50),
+        request_id,
+        expires_ms: T0 + 1_000,
+        privileged: false,
+        op,
+    }
+}
+
+struct World {
+    machine: Machine,
+    next: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            machine: Machine::new(),
+            next: 0,
+        };
+        let tier = TierSpec {
+            id: "ga".into(),
+            display_name: String::new(),
+            capacity: 1_000_000,
+            currency: "EUR".into(),
+            price: 1,
+            seat_rows: vec![],
+        };
+        world.apply(vec![tickets_command(
+            0,
+            tickets::Command::CreateEvent {
+                event: "gala".into(),
+                display_name: "Gala".into(),
+                quota: 100_000,
+                opens_ms: 0,
+                closes_ms: 0,
+                tiers: vec![tier],
+            },
+        )]);
+        world
+    }
+
+    fn apply(&mut self, commands: Vec<Command>) {
+        let position = Position {
+            term: 1,
+            node: 1,
+            index: self.next,
+        };
+        self.next += 1;
+        self.machine
+            .apply(
+                position,
+                &Entry {
+                    stamp_ms: T0,
+                    commands,
+                }
+                .encode(),
+            )
+            .unwrap();
+    }
+
+    fn buy(&mut self, count: u64) {
+        let commands = (0..count).map(|n| {
+            let op = tickets::Command::Buy {
+                event: "gala".into(),
+                tier: "ga".into(),
+                quantity: 1,
+                seats: vec![],
+                buyer: String::new(),
+            };
+            tickets_command(self.next * 10_000 + n, op)
+        });
+        let commands = commands.collect();
+        self.apply(commands);
+    }
+}
+
+fn opened(directory: &std::path::Path) -> SledCheckpoints {
+    SledCheckpoints::open(directory, [7; 16], 1).unwrap()
+}
+
+#[test]
+fn generations_build_on_each_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::new();
+    let mut store = opened(directory.path());
+    assert!(store.load(3).unwrap().is_none());
+    for round in 1..6 {
+        world.buy(100);
+        let generation = store.write(3, &world.machine.freeze()).unwrap();
+        assert_eq!(
+            (generation.number, generation.digest),
+            (round, world.machine.digest())
+        );
+        if round == 3 {
+            store.verify().unwrap();
+        }
+        if round == 4 {
+            drop(store);
+            store = opened(directory.path());
+            let (generation, machine) = store.load(3).unwrap().unwrap();
+            assert_eq!(generation.number, 4);
+            assert_eq!(
+                (machine.digest(), machine.head()),
+                (world.machine.digest(), world.machine.head())
+            );
+        }
+    }
+    // Other groups are not touched; old versions are gone.
+    assert!(store.load(4).unwrap().is_none());
+    let tree = store.tree(3).unwrap();
+    let versions = tree
+        .range([PAGE_PREFIX]..)
+        .keys()
+        .map(|key| key.unwrap().to_vec())
+        .collect::<Vec<_>>();
+    let mut pages: Vec<&[u8]> = versions.iter().map(|key| &key[..key.len() - 8]).collect();
+    pages.dedup();
+    assert_eq!(pages.len(), versions.len());
+}
+const PAGE_PREFIX: u8 = 1;
+
+#[test]
+fn a_full_generation_leaves_nothing_of_the_earlier_ones() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = opened(directory.path());
+    let mut large = World::new();
+    large.buy(1_000);
+    store.write(1, &large.machine.freeze()).unwrap();
+    let small = World::new();
+    store.write(1, &small.machine.freeze_all()).unwrap();
+    drop(store);
+    let (_, machine) = opened(directory.path()).load(1).unwrap().unwrap();
+    assert_eq!(machine.digest(), small.machine.digest());
+}
+
+#[test]
+fn a_generation_cut_short_is_discarded() {
+    let mut store = MemoryCheckpoints::new();
+    let mut world = World::new();
+    world.buy(200);
+    let whole = store.write(1, &world.machine.freeze()).unwrap();
+    world.buy(200);
+    store.set_faults(Faults {
+        tear_next_write: true,
+        ..Faults::default()
+    });
+    store.write(1, &world.machine.freeze()).unwrap();
+    let (found, machine) = store.load(1).unwrap().unwrap();
+    assert_eq!((found.number, machine.digest()), (whole.number, whole.digest));
+}
+
+#[test]
+fn in_sled_too_a_generation_cut_short_is_discarded() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = opened(directory.path());
+    let mut world = World::new();
+    world.buy(200);
+    let whole = store.write(1, &world.machine.freeze()).unwrap();
+    // What a power cut leaves of the next one: its record and one of its pages, beside all of the last.
+    world.buy(200);
+    let torn = world.machine.freeze();
+    let tree = store.tree(1).unwrap();
+    let page = &torn.pages[0];
+    let key = sled_store::tests_support::page_key(page.table(), page.page(), 2);
+    tree.insert(key, sled_store::tests_support::seal(&page.encode().unwrap()))
+        .unwrap();
+    let record = Generation {
+        number: 2,
+        base: 1,
+        head: torn.head.clone(),
+        digest: torn.digest,
+        rows: torn.rows,
+    };
+    tree.insert(
+        sled_store::tests_support::record_key(2),
+        sled_store::tests_support::seal(&record.encode()),
+    )
+    .unwrap();
+    drop((tree, store));
+    let mut store = opened(directory.path());
+    let (found, machine) = store.load(1).unwrap().unwrap();
+    assert_eq!((found.number, machine.digest()), (1, whole.digest));
+    // And the next write starts from there.
+    world.machine.freeze_lost();
+    let next = store.write(1, &world.machine.freeze()).unwrap();
+    assert_eq!(next.number, 2);
+    drop(store);
+    assert_eq!(
+        opened(directory.path()).load(1).unwrap().unwrap().1.digest(),
+        world.machine.digest()
+    );
+}
+
+#[test]
+fn a_page_that_is_lost_without_a_word_is_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = opened(directory.path());
+    let mut world = World::new();
+    world.buy(500);
+    store.write(1, &world.machine.freeze()).unwrap();
+    let tree = store.tree(1).unwrap();
+    let victim = tree.range([PAGE_PREFIX]..).keys().nth(3).unwrap().unwrap();
+    tree.remove(&victim).unwrap();
+    drop(tree);
+    assert!(matches!(
+        store.verify(),
+        Err(CheckpointError::Damaged { group: 1, .. })
+    ));
+    assert!(matches!(
+        store.load(1),
+        Err(CheckpointError::Damaged { group: 1, .. })
+    ));
+
+    let mut memory = MemoryCheckpoints::new();
+    memory.write(1, &world.machine.freeze_all()).unwrap();
+    assert!(memory.lose_a_page(1));
+    assert!(matches!(
+        memory.load(1),
+        Err(CheckpointError::Damaged { group: 1, .. })
+    ));
+}
+
+#[test]
+fn a_changed_byte_is_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = opened(directory.path());
+    let mut world = World::new();
+    world.buy(10);
+    store.write(1, &world.machine.freeze()).unwrap();
+    let tree = store.tree(1).unwrap();
+    let keys: Vec<_> = tree.iter().keys().map(Result::unwrap).collect();
+    for key in keys {
+        let value = tree.get(&key).unwrap().unwrap();
+        let mut broken = value.to_vec();
+        let middle = broken.len() / 2;
+        broken[middle] ^= 4;
+        tree.insert(&key, broken).unwrap();
+        assert!(
+            matches!(store.load(1), Err(CheckpointError::Damaged { .. })),
+            "{key:?}"
+        );
+        tree.insert(&key, value).unwrap();
+    }
+    assert!(store.load(1).unwrap().is_some());
+}
+
+#[test]
+fn a_store_of_another_cluster_or_node_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(opened(directory.path()));
+    for (cluster, node) in [([8; 16], 1), ([7; 16], 2)] {
+        let error = SledCheckpoints::open(directory.path(), cluster, node)
+            .map(drop)
+            .unwrap_err();
+        assert!(matches!(error, CheckpointError::Foreign(_)), "{error}");
+    }
+}
+
+#[test]
+fn the_writer_reports_what_the_store_said() {
+    let memory = MemoryCheckpoints::new();
+    let writer = CheckpointWriter::start(Box::new(memory.clone())).unwrap();
+    let mut world = World::new();
+    let write = |frozen| {
+        let (tx, rx) = std::sync::mpsc::channel();
+        writer.write(1, frozen, true, Box::new(move |result| tx.send(result).unwrap()));
+        rx.recv().unwrap()
+    };
+    assert_eq!(write(world.machine.freeze()).unwrap().number, 1);
+    memory.set_faults(Faults {
+        fail_next_write: true,
+        ..Faults::default()
+    });
+    assert!(write(world.machine.freeze()).is_err());
+    writer.stop();
+    assert!(write(world.machine.freeze()).is_err());
+}
