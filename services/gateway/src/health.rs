@@ -29,7 +29,10 @@ pub(crate) struct Readiness {
 
 impl Readiness {
     pub(crate) fn new(regions: usize) -> Self {
-        Self { leaderless: AtomicUsize::new(regions), regions }
+        Self {
+            leaderless: AtomicUsize::new(regions),
+            regions,
+        }
     }
 
     /// Whether calls to some region can be answered, and how many regions have no leader.
@@ -63,10 +66,19 @@ pub(crate) async fn watch(edge: Arc<Edge>, readiness: Arc<Readiness>, reporter: 
         let (reachable, _) = readiness.state();
         if reachable != serving {
             serving = reachable;
-            let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+            let status = if serving {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
             tracing::info!(serving, leaderless, "health changed");
             report(&reporter, status).await;
         }
-        sleep(if leaderless == 0 { PAUSE_SERVING } else { PAUSE_STARTING }).await;
+        sleep(if leaderless == 0 {
+            PAUSE_SERVING
+        } else {
+            PAUSE_STARTING
+        })
+        .await;
     }
 }

@@ -74,6 +74,9 @@ fn verdict_of(code: Code, reason: &str) -> Verdict {
     match code {
         Code::FailedPrecondition if reason == "SOLD_OUT" => Verdict::SoldOut,
         Code::FailedPrecondition | Code::Aborted | Code::AlreadyExists => Verdict::Refused,
+        // Transport libraries report ENHANCE_YOUR_CALM as RESOURCE_EXHAUSTED, also for calls that were
+        // under way; a gateway that refuses gives a reason.
+        Code::ResourceExhausted if reason.is_empty() => Verdict::Unknown,
         Code::ResourceExhausted => Verdict::Overloaded { after: None },
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => Verdict::Unknown,
         // Transport libraries report broken streams as INTERNAL; a gateway that means it gives a reason.
@@ -170,7 +173,13 @@ mod tests {
 
     #[test]
     fn broken_connections_are_unknown_and_counted_as_transport() {
-        for code in [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled] {
+        for code in [
+            Code::Unavailable,
+            Code::Unknown,
+            Code::Internal,
+            Code::Cancelled,
+            Code::ResourceExhausted,
+        ] {
             let answer = of_status(&Status::new(code, "h2 protocol error"));
             assert_eq!(answer.verdict, Verdict::Unknown, "{code:?}");
             assert!(answer.transport, "{code:?}");

@@ -599,8 +599,12 @@ async fn the_ticket_shops_morning_is_replayed_whole() {
         ..Faults::default()
     })
     .await;
+    // Faster than an unoptimised build can follow, hence the long deadline: what matters is that all of it
+    // is replayed and audited.
     let options = ReplayOptions {
-        speed: 20.0,
+        speed: 10.0,
+        deadline: Duration::from_secs(60),
+        patience: Duration::from_secs(600),
         ..ReplayOptions::default()
     };
     let target = gateway.target();

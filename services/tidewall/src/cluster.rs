@@ -315,6 +315,7 @@ impl SpecMaker<'_> {
         ChildSpec {
             name,
             program: self.program.clone(),
+            title: "tidewall".into(),
             arguments: all,
             log,
             probe: Some(probe),

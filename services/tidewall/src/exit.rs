@@ -123,7 +123,8 @@ impl Failure {
     pub fn from_status(what: impl fmt::Display, status: &Status) -> Self {
         let reason = match status.code() {
             Code::Unavailable => "nobody answered",
-            Code::DeadlineExceeded => "no answer in time",
+            // The client library says so when its own timer has run out.
+            Code::DeadlineExceeded | Code::Cancelled => "no answer in time",
             Code::ResourceExhausted => "overloaded, try again",
             Code::Unauthenticated => "the token was not accepted",
             Code::PermissionDenied => "not allowed",
@@ -131,10 +132,10 @@ impl Failure {
             Code::Unimplemented => "this gateway cannot do that (another version, or not a Tidewall gateway)",
             _ => "refused",
         };
-        Self::new(
-            Exit::of_status(status.code()),
-            format!("cannot {what}: {reason}: {}", status.message()),
-        )
+        Self::new(Exit::of_status(status.code()), {
+            let separator = if status.message().is_empty() { "" } else { ": " };
+            format!("cannot {what}: {reason}{separator}{}", status.message())
+        })
     }
 
     /// The number to end the process with; never 0.
@@ -186,5 +187,7 @@ mod tests {
         assert_eq!(code(Code::FailedPrecondition), 4);
         let text = Failure::from_status("list regions", &Status::not_found("no such region")).to_string();
         assert_eq!(text, "cannot list regions: not found: no such region");
+        let text = Failure::from_status("list regions", &Status::not_found("")).to_string();
+        assert_eq!(text, "cannot list regions: not found");
     }
 }

@@ -19,8 +19,8 @@ use crate::{duration, token};
 
 /// How long one attempt to connect may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
-/// The longest deadline that gateways honour.
-pub const DEADLINE_MAX: Duration = Duration::from_secs(60);
+/// The longest --timeout; gateways honour less, an hour for exports and imports, a minute for other calls.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// How long a token lives that a command mints for its own calls.
 const OWN_TOKEN_TTL: Duration = Duration::from_secs(600);
 
@@ -45,9 +45,29 @@ pub struct TokenArgs {
     /// Bearer token to use instead of minting one
     #[arg(long, value_name = "JWT", env = "TIDEWALL_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
-    /// Give up after this time
-    #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "10s")]
-    pub timeout: Duration,
+    /// Give up after this time [default: 10s; 10m for export and import]
+    #[arg(long, value_name = "TIME", value_parser = timeout)]
+    pub timeout: Option<Duration>,
+}
+
+impl TokenArgs {
+    /// Time for a call that asks.
+    pub fn for_question(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(10))
+    }
+
+    /// Time for a call that moves a whole region.
+    pub fn for_transfer(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(600))
+    }
+}
+
+/// A timeout as the gRPC header can carry it.
+fn timeout(text: &str) -> Result<Duration, String> {
+    match duration::parse(text)? {
+        timeout if timeout > TIMEOUT_MAX => Err("a timeout is 24h at most".into()),
+        timeout => Ok(timeout),
+    }
 }
 
 impl TargetArgs {
@@ -159,10 +179,10 @@ impl Caller {
         self.channel.clone()
     }
 
-    /// A request with token and deadline. Deadlines beyond what gateways honour are cut to that.
+    /// A request with token and deadline.
     pub fn request<T>(&self, message: T, deadline: Duration) -> Request<T> {
         let mut request = Request::new(message);
-        request.set_timeout(deadline.min(DEADLINE_MAX));
+        request.set_timeout(deadline);
         request
             .metadata_mut()
             .insert("authorization", self.bearer.clone());
@@ -170,7 +190,7 @@ impl Caller {
     }
 }
 
-/// Connects as an operator: with the given token, or with one minted from the development key.
+/// Connects as an operator, within the time of a question: with the given token, or with one minted from the development key.
 pub async fn operator(target: &TargetArgs, given: &TokenArgs) -> Result<Caller, Failure> {
     let urls = target.urls()?;
     let token = match &given.token {
@@ -182,7 +202,7 @@ pub async fn operator(target: &TargetArgs, given: &TokenArgs) -> Result<Caller, 
             OWN_TOKEN_TTL,
         )?,
     };
-    Caller::connect(&urls, &token, given.timeout).await
+    Caller::connect(&urls, &token, given.for_question()).await
 }
 
 fn endpoint(url: &str) -> Result<Endpoint, Failure> {
@@ -235,9 +255,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_carry_token_and_bounded_deadline() {
+    async fn requests_carry_token_and_deadline() {
         let caller = Caller::lazy("http://127.0.0.1:1", "abc").unwrap();
-        let request = caller.request((), Duration::from_secs(3_600));
+        let request = caller.request((), TIMEOUT_MAX);
         let metadata = request.metadata();
         assert_eq!(metadata.get("authorization").unwrap(), "Bearer abc");
         let deadline = metadata.get("grpc-timeout").unwrap().to_str().unwrap().to_owned();
@@ -246,9 +266,12 @@ mod tests {
             "u" => 1,
             "m" => 1_000,
             "S" => 1_000_000,
+            "M" => 60_000_000,
+            "H" => 3_600_000_000,
             other => panic!("unit {other}"),
         };
-        assert_eq!(number.parse::<u64>().unwrap() * unit_us, 60_000_000);
+        assert_eq!(number.parse::<u64>().unwrap() * unit_us, 86_400_000_000);
+        assert!(timeout("24h").is_ok() && timeout("25h").is_err());
         assert!(Caller::lazy("http://127.0.0.1:1", "a\nb").is_err());
     }
 

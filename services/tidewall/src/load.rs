@@ -281,14 +281,13 @@ impl Screen {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use clap::Parser as _;
 
     use super::*;
-    use crate::{Cli, Command};
+    use crate::Command;
 
     fn plan(arguments: &[&str]) -> Result<FlashSale, u8> {
         let all = ["tidewall", "load", "flash-sale"].iter().chain(arguments);
-        let cli = Cli::try_parse_from(all).map_err(|_| 2)?;
+        let cli = crate::parse(all).map_err(|_| 2)?;
         let Some(Command::Load(LoadCommand {
             scenario: Scenario::FlashSale(arguments),
         })) = cli.command

@@ -31,7 +31,9 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use exit::{Exit, Failure};
@@ -44,7 +46,6 @@ use output::Format;
 #[command(
     name = "tidewall",
     version,
-    args_conflicts_with_subcommands = true,
     after_help = "Examples:\n  tidewall                      start a cluster in ./tidewall-data\n  \
                   tidewall demo flash-sale      watch a sale\n  tidewall help exit-codes      what exit codes mean",
     max_term_width = 110
@@ -107,7 +108,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let begun = Instant::now();
-    let cli = Cli::parse();
+    let cli = parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     match set_up_logging(&cli).and_then(|()| run(cli, begun)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -115,6 +116,28 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code())
         }
     }
+}
+
+/// Reads the command line. Arguments of `up` may stand alone, but not in front of another command, which would
+/// ignore them.
+fn parse<A>(arguments: impl IntoIterator<Item = A>) -> Result<Cli, clap::Error>
+where
+    A: Into<std::ffi::OsString> + Clone,
+{
+    let mut command = Cli::command();
+    let matches = command.try_get_matches_from_mut(arguments)?;
+    if let Some(name) = matches.subcommand_name() {
+        let of_up = <up::UpArgs as clap::Args>::augment_args(clap::Command::new("up"));
+        for argument in of_up.get_arguments().map(clap::Arg::get_id) {
+            if matches.value_source(argument.as_str()) == Some(ValueSource::CommandLine) {
+                return Err(command.error(
+                    ErrorKind::ArgumentConflict,
+                    format!("--{argument} stands in front of `{name}`, which would ignore it: write it after `{name}`"),
+                ));
+            }
+        }
+    }
+    Cli::from_arg_matches(&matches)
 }
 
 fn run(cli: Cli, begun: Instant) -> Result<(), Failure> {
@@ -236,19 +259,21 @@ mod tests {
 
     #[test]
     fn without_a_command_it_is_up() {
-        let cli = Cli::try_parse_from(["tidewall", "--gateways", "2", "--ephemeral"]).unwrap();
+        let cli = parse(["tidewall", "--gateways", "2", "--ephemeral"]).unwrap();
         assert!(cli.command.is_none());
         assert_eq!((cli.up.gateways, cli.up.ephemeral), (2, true));
-        let cli = Cli::try_parse_from(["tidewall", "up", "--gateways", "3"]).unwrap();
+        let cli = parse(["tidewall", "up", "--gateways", "3"]).unwrap();
         assert!(matches!(cli.command, Some(Command::Up(up)) if up.gateways == 3));
     }
 
     #[test]
-    fn results_can_be_asked_for_anywhere_after_the_command() {
-        let cli = Cli::try_parse_from(["tidewall", "region", "list", "-o", "json"]).unwrap();
+    fn results_can_be_asked_for_anywhere() {
+        let cli = parse(["tidewall", "-o", "json", "region", "list"]).unwrap();
         assert_eq!(cli.output, Format::Json);
-        let cli =
-            Cli::try_parse_from(["tidewall", "token", "--user", "alice", "--role", "organiser"]).unwrap();
+        assert!(matches!(cli.command, Some(Command::Region(_))));
+        let cli = parse(["tidewall", "region", "list", "-o", "json"]).unwrap();
+        assert_eq!(cli.output, Format::Json);
+        let cli = parse(["tidewall", "token", "--user", "alice", "--role", "organiser"]).unwrap();
         assert!(matches!(cli.command, Some(Command::Token(token)) if token.subject == "alice"));
     }
 
@@ -257,6 +282,7 @@ mod tests {
         for bad in [
             &["tidewall", "--gateways", "0"][..],
             &["tidewall", "--nodes", "0"],
+            &["tidewall", "--data", "x", "region", "list"],
             &["tidewall", "--ephemeral", "--data", "x"],
             &["tidewall", "--listen", "nowhere"],
             &["tidewall", "token"],
@@ -267,7 +293,7 @@ mod tests {
             &["tidewall", "serve", "shard", "--node", "1"],
             &["tidewall", "completions", "tcsh"],
         ] {
-            let error = Cli::try_parse_from(bad.iter()).unwrap_err();
+            let error = parse(bad.iter()).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{bad:?}");
         }
     }

@@ -61,7 +61,7 @@ pub async fn run(command: &NodeCommand, format: Format) -> Result<(), Failure> {
     let caller = gateway::operator(&arguments.target, &arguments.token).await?;
     let mut client = OperatorServiceClient::new(caller.channel());
     let answer = client
-        .list_nodes(caller.request(ListNodesRequest {}, arguments.token.timeout))
+        .list_nodes(caller.request(ListNodesRequest {}, arguments.token.for_question()))
         .await
         .map_err(|e| Failure::from_status(format_args!("list the nodes at {}", caller.url()), &e))?;
     let nodes: Vec<NodeView> = answer

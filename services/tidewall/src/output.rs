@@ -38,6 +38,13 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
     text(&(json + "\n"))
 }
 
+/// Prints a value as JSON on a single line, for readers that wait for it while this process goes on.
+pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
+    let json = serde_json::to_string(value)
+        .map_err(|e| Failure::new(Exit::Failed, format!("cannot write the result as JSON: {e}")))?;
+    text(&(json + "\n"))
+}
+
 /// Prints a line for people to standard error. A closed one is no reason to stop.
 pub fn note(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");

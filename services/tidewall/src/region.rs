@@ -44,12 +44,12 @@ pub enum Verb {
     Status(StatusArgs),
     /// Save the rows of a region at one log index to a file
     #[command(
-        after_help = "Example:\n  tidewall region export north north.tidewall --timeout 60s\n\nThe file appears under its name only when it is complete and on disk."
+        after_help = "Example:\n  tidewall region export north north.tidewall\n\nThe file appears under its name only when it is complete and on disk."
     )]
     Export(ExportArgs),
     /// Restore an exported file into a region
     #[command(
-        after_help = "Example:\n  tidewall region import north north.tidewall --timeout 60s\n  tidewall region import north north.tidewall --replace --yes\n\nWithout --replace the region must hold no event. The file is verified before the first row changes."
+        after_help = "Example:\n  tidewall region import north north.tidewall\n  tidewall region import north north.tidewall --replace --yes\n\nWithout --replace the region must hold no event. The file is verified before the first row changes."
     )]
     Import(ImportArgs),
 }
@@ -203,7 +203,7 @@ async fn list(arguments: &ListArgs, format: Format) -> Result<(), Failure> {
 async fn statuses(target: &TargetArgs, token: &TokenArgs) -> Result<Vec<RegionView>, Failure> {
     let caller = gateway::operator(target, token).await?;
     let mut client = OperatorServiceClient::new(caller.channel());
-    let request = caller.request(ListRegionStatusesRequest {}, token.timeout);
+    let request = caller.request(ListRegionStatusesRequest {}, token.for_question());
     let answer = client
         .list_region_statuses(request)
         .await
@@ -228,7 +228,7 @@ async fn status(arguments: &StatusArgs, format: Format) -> Result<(), Failure> {
     let mut client = OperatorServiceClient::new(caller.channel());
     let request = caller.request(
         GetRegionStatusRequest { name: name.clone() },
-        arguments.token.timeout,
+        arguments.token.for_question(),
     );
     let answer = client
         .get_region_status(request)
@@ -249,13 +249,11 @@ async fn status(arguments: &StatusArgs, format: Format) -> Result<(), Failure> {
 
 async fn export(arguments: &ExportArgs, format: Format) -> Result<(), Failure> {
     let name = &arguments.region;
+    let limit = arguments.token.for_transfer();
     let mut file = NewFile::create(&arguments.file, arguments.overwrite)?;
     let caller = gateway::operator(&arguments.target, &arguments.token).await?;
     let mut client = OperatorServiceClient::new(caller.channel());
-    let request = caller.request(
-        ExportRegionRequest { name: name.clone() },
-        arguments.token.timeout,
-    );
+    let request = caller.request(ExportRegionRequest { name: name.clone() }, limit);
     let refused = |e: &tonic::Status| Failure::from_status(format_args!("export {name}"), e);
     let receive = async {
         let mut stream = client
@@ -274,17 +272,15 @@ async fn export(arguments: &ExportArgs, format: Format) -> Result<(), Failure> {
         line.clear();
         Ok::<_, Failure>(file)
     };
-    let file = tokio::time::timeout(arguments.token.timeout, receive)
-        .await
-        .map_err(|_| {
-            Failure::new(
-                Exit::Unavailable,
-                format!(
-                    "exporting {name} took longer than {:?}: give more with --timeout",
-                    arguments.token.timeout
-                ),
-            )
-        })??;
+    let file = tokio::time::timeout(limit, receive).await.map_err(|_| {
+        Failure::new(
+            Exit::Unavailable,
+            format!(
+                "exporting {name} took longer than {:?}: give more with --timeout",
+                limit
+            ),
+        )
+    })??;
     let bytes = file.commit()?;
     match format {
         Format::Json => output::json(&Exported {
@@ -302,6 +298,7 @@ async fn export(arguments: &ExportArgs, format: Format) -> Result<(), Failure> {
 
 async fn import(arguments: &ImportArgs, format: Format) -> Result<(), Failure> {
     let name = &arguments.region;
+    let limit = arguments.token.for_transfer();
     let unreadable = |e: io::Error| {
         Failure::new(
             Exit::Environment,
@@ -353,7 +350,7 @@ async fn import(arguments: &ImportArgs, format: Format) -> Result<(), Failure> {
         }
     });
     let messages = futures_util::stream::poll_fn(move |context| receive.poll_recv(context));
-    let left = arguments.token.timeout.saturating_sub(begun.elapsed());
+    let left = limit.saturating_sub(begun.elapsed());
     let answer = client.import_region(caller.request(messages, left)).await;
     // After a refusal the reader may still wait for room, so only one that has ended is asked.
     if answer.is_ok() || reader.is_finished() {

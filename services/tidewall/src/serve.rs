@@ -115,9 +115,8 @@ fn shard(arguments: &ShardArgs) -> Result<(), Failure> {
     }
     watch_parent(arguments.parent_pipe)?;
     // Beside the data, not in them: the node alone decides what is in its directory.
-    let lock_path = arguments.data.with_extension("lock");
-    let _lock =
-        Lock::take(&lock_path, PREDECESSOR_PATIENCE).map_err(|e| Failure::new(Exit::Environment, e))?;
+    let _lock = Lock::take(&lock_beside(&arguments.data)?, PREDECESSOR_PATIENCE)
+        .map_err(|e| Failure::new(Exit::Environment, e))?;
     let config = NodeConfig {
         node: arguments.node,
         data_dir: arguments.data.clone(),
@@ -145,7 +144,7 @@ fn gateway(arguments: &GatewayArgs) -> Result<(), Failure> {
         let mut signals = Signals::new()?;
         let config = GatewayConfig::new(arguments.listen, Arc::new(topology), public_keys);
         let gateway = Gateway::bind(config).await.map_err(|e| environment(&e))?;
-        tracing::info!("gateway listens on {}", gateway.local_addr());
+        tracing::info!("gateway listens on {}", gateway.local_addr);
         gateway
             .serve(async move {
                 let signal = signals.next().await;
@@ -158,6 +157,29 @@ fn gateway(arguments: &GatewayArgs) -> Result<(), Failure> {
 
 fn load_topology(path: &Path) -> Result<Topology, Failure> {
     Topology::load(path).map_err(|e| Failure::new(Exit::Environment, e))
+}
+
+/// The lock file of a node's directory: `node-1.lock` beside `node-1`.
+fn lock_beside(data: &Path) -> Result<PathBuf, Failure> {
+    let Some(name) = data.file_name() else {
+        let text = format!(
+            "{} cannot be a node's directory: name one below it with --data",
+            data.display()
+        );
+        return Err(Failure::new(Exit::Usage, text));
+    };
+    let mut name = name.to_os_string();
+    name.push(".lock");
+    let path = data.with_file_name(name);
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(|e| {
+            Failure::new(
+                Exit::Environment,
+                format!("cannot create {}: {e}", parent.display()),
+            )
+        })?;
+    }
+    Ok(path)
 }
 
 /// With a parent pipe, asks this process to stop as soon as standard input ends, and makes it.
@@ -236,6 +258,16 @@ mod tests {
             "{failure}"
         );
         assert!(!data.node(9).exists());
+    }
+
+    #[test]
+    fn every_node_directory_has_a_lock_of_its_own() {
+        let parent = tempfile::tempdir().unwrap();
+        let lock = |name: &str| lock_beside(&parent.path().join("deep").join(name)).unwrap();
+        assert_eq!(lock("node.1"), parent.path().join("deep/node.1.lock"));
+        assert_ne!(lock("node.1"), lock("node.2"));
+        assert!(parent.path().join("deep").is_dir());
+        assert_eq!(lock_beside(Path::new("/")).unwrap_err().code(), 2);
     }
 
     #[test]

@@ -179,7 +179,7 @@ fn announce(cluster: &Cluster, arguments: &UpArgs, format: Format, took: Duratio
     let endpoints = cluster.endpoints();
     let root = cluster.directory().root();
     match format {
-        Format::Json => output::json(&Ready {
+        Format::Json => output::json_line(&Ready {
             ready_in_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             data: root,
             endpoints: &endpoints,

@@ -2,10 +2,12 @@
 //! replayed here, because a stream of chunks cannot be.
 
 use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, future::join_all, stream};
+use futures_util::Stream;
+use futures_util::future::{BoxFuture, join_all};
 use tidewall_link::endpoint;
 use tidewall_proto::internal::v1 as pb;
 use tonic::transport::Channel;
@@ -47,9 +49,13 @@ impl ShardClient {
         // Term and position of the newest leader by group: a deposed one may not know it yet.
         let mut leaders: Vec<Option<(u64, usize)>> = vec![None; self.groups.len()];
         for (node, state) in self.node_states(timeout).await {
-            let (Some(position), Ok(state)) = (self.node_position(node), state) else { continue };
+            let (Some(position), Ok(state)) = (self.node_position(node), state) else {
+                continue;
+            };
             for replica in state.groups.iter().filter(|replica| replica.role == "leader") {
-                let slot = (replica.group as usize).checked_sub(1).and_then(|at| leaders.get_mut(at));
+                let slot = (replica.group as usize)
+                    .checked_sub(1)
+                    .and_then(|at| leaders.get_mut(at));
                 if let Some(slot) = slot {
                     *slot = (*slot).max(Some((replica.term, position)));
                 }
@@ -77,7 +83,9 @@ impl ShardClient {
         let opened = self.node_client(leader).export(pb::ExportRequest { group }).await;
         opened
             .map(tonic::Response::into_inner)
-            .map_err(|status| ClientError::Unavailable { why: status.message().to_owned() })
+            .map_err(|status| ClientError::Unavailable {
+                why: status.message().to_owned(),
+            })
     }
 
     /// Finds the leader of a group for an import.
@@ -87,7 +95,10 @@ impl ShardClient {
     pub async fn importer(&self, group: u32, timeout: Duration) -> Result<Importer, ClientError> {
         self.discover(timeout).await;
         let leader = self.group(group)?.leader();
-        Ok(Importer { group, client: self.node_client(leader) })
+        Ok(Importer {
+            group,
+            client: self.node_client(leader),
+        })
     }
 }
 
@@ -103,34 +114,61 @@ impl Importer {
     ///
     /// # Errors
     /// [`ClientError::Unknown`] when the leader may have imported it and did not say so.
-    pub async fn run(
+    pub fn run(
         mut self,
         replace: bool,
         principal: String,
         chunks: Pin<Box<dyn Stream<Item = Bytes> + Send>>,
-    ) -> Result<pb::ImportResponse, ClientError> {
-        let head = pb::ImportRequest { group: self.group, replace, principal, chunk: Bytes::new() };
-        match self.client.import(import_requests(head, chunks)).await {
-            Ok(response) => Ok(response.into_inner()),
-            Err(status) => Err(import_failure(&status)),
-        }
+    ) -> BoxFuture<'static, Result<pb::ImportResponse, ClientError>> {
+        let head = pb::ImportRequest {
+            group: self.group,
+            replace,
+            principal,
+            chunk: Bytes::new(),
+        };
+        let requests = ImportRequests {
+            head: Some(head),
+            chunks,
+        };
+        // Behind a pointer: callers cannot prove the bare future to be `Send` for every lifetime.
+        Box::pin(async move {
+            match self.client.import(requests).await {
+                Ok(response) => Ok(response.into_inner()),
+                Err(status) => Err(import_failure(&status)),
+            }
+        })
     }
 }
 
 impl std::fmt::Debug for Importer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Importer").field("group", &self.group).finish_non_exhaustive()
+        f.debug_struct("Importer")
+            .field("group", &self.group)
+            .finish_non_exhaustive()
     }
 }
 
-/// The messages of an import. Behind a pointer: the compiler cannot prove the bare type to be `Send` for
-/// every lifetime.
-fn import_requests(
-    head: pb::ImportRequest,
+/// The messages of an import: the head, then the chunks.
+struct ImportRequests {
+    head: Option<pb::ImportRequest>,
     chunks: Pin<Box<dyn Stream<Item = Bytes> + Send>>,
-) -> Pin<Box<dyn Stream<Item = pb::ImportRequest> + Send>> {
-    let rest = chunks.map(|chunk| pb::ImportRequest { chunk, ..pb::ImportRequest::default() });
-    Box::pin(stream::iter([head]).chain(rest))
+}
+
+impl Stream for ImportRequests {
+    type Item = pb::ImportRequest;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<pb::ImportRequest>> {
+        if let Some(head) = self.head.take() {
+            return Poll::Ready(Some(head));
+        }
+        let next = self.chunks.as_mut().poll_next(context);
+        next.map(|chunk| {
+            chunk.map(|chunk| pb::ImportRequest {
+                chunk,
+                ..pb::ImportRequest::default()
+            })
+        })
+    }
 }
 
 /// State of one node.
@@ -142,10 +180,12 @@ async fn ask(
     let answer = tokio::time::timeout(timeout, client.get_node_state(pb::GetNodeStateRequest {}));
     let state = match answer.await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(ClientError::Unavailable { why: status.message().to_owned() }),
-        Err(_) => {
-            Err(ClientError::Unavailable { why: format!("no answer within {} ms", timeout.as_millis()) })
-        }
+        Ok(Err(status)) => Err(ClientError::Unavailable {
+            why: status.message().to_owned(),
+        }),
+        Err(_) => Err(ClientError::Unavailable {
+            why: format!("no answer within {} ms", timeout.as_millis()),
+        }),
     };
     (node, state)
 }
@@ -156,6 +196,8 @@ fn import_failure(status: &Status) -> ClientError {
         Code::InvalidArgument | Code::Unimplemented | Code::FailedPrecondition => {
             ClientError::Invalid(status.message().to_owned())
         }
-        _ => ClientError::Unknown { why: status.message().to_owned() },
+        _ => ClientError::Unknown {
+            why: status.message().to_owned(),
+        },
     }
 }

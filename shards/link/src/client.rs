@@ -83,7 +83,9 @@ pub struct Link<P: Protocol> {
 
 impl<P: Protocol> Clone for Link<P> {
     fn clone(&self) -> Self {
-        Self { owner: Arc::clone(&self.owner) }
+        Self {
+            owner: Arc::clone(&self.owner),
+        }
     }
 }
 
@@ -117,7 +119,9 @@ impl<P: Protocol> Link<P> {
             rearm: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         };
-        Self { owner: Arc::new(Owner(Arc::new(shared))) }
+        Self {
+            owner: Arc::new(Owner(Arc::new(shared))),
+        }
     }
 
     /// Sends one call and waits for its reply; the call's id is overwritten. Dropping the future does not
@@ -202,11 +206,14 @@ impl<P: Protocol> Stream for CallStream<P> {
             let mut bytes = 0;
             while let Some(call) = state.queue.front() {
                 let size = P::call_size(call);
-                let full = calls.len() >= options.message_calls_max || bytes + size > options.message_bytes_max;
+                let full =
+                    calls.len() >= options.message_calls_max || bytes + size > options.message_bytes_max;
                 if full && !calls.is_empty() {
                     break;
                 }
-                let Some(call) = state.queue.pop_front() else { break };
+                let Some(call) = state.queue.pop_front() else {
+                    break;
+                };
                 if state.pending.mark_sent(P::call_id(&call)) {
                     bytes += size;
                     calls.push(call);
@@ -234,12 +241,20 @@ struct Driver<P: Protocol> {
 impl<P: Protocol> Driver<P> {
     fn new(shared: Arc<Shared<P>>) -> Self {
         shared.rearm.store(true, Ordering::Release);
-        Self { shared, timer: Box::pin(sleep(Duration::ZERO)), armed: false }
+        Self {
+            shared,
+            timer: Box::pin(sleep(Duration::ZERO)),
+            armed: false,
+        }
     }
 
     async fn run(mut self) {
         self.connect_again_and_again().await;
-        self.fail_all(Phase::Down, LinkError::NotSent, Some("the link was closed".into()));
+        self.fail_all(
+            Phase::Down,
+            LinkError::NotSent,
+            Some("the link was closed".into()),
+        );
     }
 
     /// Returns when the link is closed.
@@ -252,12 +267,16 @@ impl<P: Protocol> Driver<P> {
                 state.epoch
             };
             let opening = open(Arc::clone(&self.shared), epoch);
-            let Some(opened) = self.attend(opening).await else { return };
+            let Some(opened) = self.attend(opening).await else {
+                return;
+            };
             match opened {
                 Ok(stream) => {
                     let since = Instant::now();
                     self.connected();
-                    let Some(why) = self.read(stream).await else { return };
+                    let Some(why) = self.read(stream).await else {
+                        return;
+                    };
                     let good = since.elapsed() >= GOOD_CONNECTION;
                     tracing::info!(address = %self.shared.address, why, "link broke");
                     failures = if good { 0 } else { failures + 1 };
@@ -382,11 +401,16 @@ async fn open<P: Protocol>(shared: Arc<Shared<P>>, epoch: u64) -> Result<Streami
     let endpoint = endpoint(shared.address, limit);
     let opening = async {
         let channel = endpoint.connect().await.map_err(|error| describe(&error))?;
-        P::open(channel, CallStream { shared, epoch }).await.map_err(|status| describe(&status))
+        P::open(channel, CallStream { shared, epoch })
+            .await
+            .map_err(|status| describe(&status))
     };
     match timeout(limit * 2, opening).await {
         Ok(opened) => opened,
-        Err(_) => Err(format!("the stream was not open after {} ms", (limit * 2).as_millis())),
+        Err(_) => Err(format!(
+            "the stream was not open after {} ms",
+            (limit * 2).as_millis()
+        )),
     }
 }
 
@@ -409,7 +433,10 @@ fn backoff(failures: u32, options: &LinkOptions) -> Duration {
     if failures == 0 {
         return Duration::ZERO;
     }
-    let full = options.backoff_min.saturating_mul(1 << (failures - 1).min(16)).min(options.backoff_max);
+    let full = options
+        .backoff_min
+        .saturating_mul(1 << (failures - 1).min(16))
+        .min(options.backoff_max);
     full.mul_f64(rand::rng().random_range(0.5..=1.0))
 }
 

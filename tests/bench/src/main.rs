@@ -59,7 +59,7 @@ struct Common {
     dir: Option<PathBuf>,
     /// Measure the cluster that `tidewall up --data DIR` runs already instead of one of our own.
     #[arg(long, global = true, value_name = "DIR")]
-    target: Option<PathBuf>,
+    data: Option<PathBuf>,
     /// How to print.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -186,7 +186,7 @@ async fn target(common: &Common, base: &Path) -> anyhow::Result<(Target, Machine
     machine
         .versions
         .push(machine::version_of(&tidewall_e2e::cluster::binary()?));
-    let target = match &common.target {
+    let target = match &common.data {
         Some(data) => Target::running(data)?,
         None => Target::start(base).await?,
     };
@@ -213,7 +213,7 @@ fn crowd(common: &Common, base: &Path, buyers: u64, stock: u64) -> anyhow::Resul
     let mut command = std::process::Command::new(&binary);
     command.args(["load", "flash-sale", "--mode", "at-once", "-o", "json"]);
     command.args(["--buyers", &buyers.to_string(), "--stock", &stock.to_string()]);
-    match &common.target {
+    match &common.data {
         Some(data) => {
             let gateway = Target::running(data)?.gateway()?;
             command.args(["--target", &gateway, "--data"]).arg(data);
@@ -269,7 +269,7 @@ async fn compare(cli: &Cli, base: &Path, span: Span) -> anyhow::Result<()> {
                     .machine
                     .versions
                     .push(machine::version_of(&tidewall_e2e::cluster::binary()?));
-                let target = match &cli.common.target {
+                let target = match &cli.common.data {
                     Some(data) => Target::running(data)?,
                     None => Target::start(base).await?,
                 };

@@ -87,6 +87,8 @@ pub struct Cluster {
     options: Options,
     temporary: Option<tempfile::TempDir>,
     running: Option<Running>,
+    /// Minted once: the signing key of a data directory stays.
+    operator: Option<String>,
 }
 
 /// The supervisor and its guard.
@@ -244,6 +246,18 @@ impl Cluster {
             "`tidewall token` printed no token but {token:?}"
         );
         Ok(token)
+    }
+
+    /// Process id of the supervisor.
+    ///
+    /// # Panics
+    /// When the cluster is stopped.
+    pub fn supervisor(&self) -> u32 {
+        self.running
+            .as_ref()
+            .expect("the test asks for the supervisor of a running cluster")
+            .supervisor
+            .id()
     }
 
     /// Processes that the supervisor runs now.
@@ -447,7 +461,13 @@ impl Cluster {
             count.get(&Kind::Shard) == Some(&shards) && count.get(&Kind::Gateway) == Some(&gateways),
             "running processes: {count:?}, expected {shards} nodes and {gateways} gateways"
         );
-        let operator = self.session("e2e-operator", &["operator"])?;
+        if self.operator.is_none() {
+            self.operator = Some(self.token("e2e-operator", &["operator"])?);
+        }
+        let operator = Session::new(
+            &self.endpoints().gateways[0].url,
+            self.operator.as_ref().expect("it was minted above"),
+        )?;
         let regions = operator.region_statuses().await?;
         ensure!(!regions.is_empty(), "the cluster has no regions");
         for region in regions {
@@ -502,8 +522,10 @@ impl Running {
             .filter(|(_, parent)| *parent == self.supervisor.id())
             .map(|(id, _)| id)
             .collect();
-        let group = pid(self.supervisor.id());
-        kill_process_group(group, Signal::KILL).ok();
+        // Once it was waited for, its id may be somebody else's.
+        if matches!(self.supervisor.try_wait(), Ok(None)) {
+            kill_process_group(pid(self.supervisor.id()), Signal::KILL).ok();
+        }
         for child in &children {
             kill_process(pid(*child), Signal::KILL).ok();
         }

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use tidewall_e2e::audit::{Answer, Attempt, audit};
-use tidewall_e2e::client::{buy_request, event_of, request_id, tier};
+use tidewall_e2e::client::{Session, buy_request, event_of, request_id, tier};
 use tidewall_e2e::cluster::{Cluster, Kind, Options, run};
 use tonic::Code;
 
@@ -257,7 +257,7 @@ async fn a_disk_that_fills_up_refuses_sales_and_loses_nothing() {
         .name;
     let alice = cluster.session("alice", &[]).unwrap();
     let mut history = Vec::new();
-    let mut buy = async |cluster: &Cluster| -> Option<tonic::Status> {
+    let mut buy = async |cluster: &Cluster, alice: &Session| -> Option<tonic::Status> {
         let id = request_id();
         let mut request = alice.request(buy_request(&event, "ga", 1, &id));
         request.set_timeout(Duration::from_secs(3));
@@ -290,7 +290,7 @@ async fn a_disk_that_fills_up_refuses_sales_and_loses_nothing() {
         refusal
     };
     for _ in 0..50 {
-        assert!(buy(&cluster).await.is_none());
+        assert!(buy(&cluster, &alice).await.is_none());
     }
 
     // Fill it to the last byte.
@@ -304,7 +304,7 @@ async fn a_disk_that_fills_up_refuses_sales_and_loses_nothing() {
     }
     drop(written);
     let deadline = tokio::time::Instant::now() + Duration::from_secs(120);
-    while buy(&cluster).await.is_none() {
+    while buy(&cluster, &alice).await.is_none() {
         assert!(
             tokio::time::Instant::now() < deadline,
             "a full disk refuses nothing\n{}",
@@ -318,8 +318,10 @@ async fn a_disk_that_fills_up_refuses_sales_and_loses_nothing() {
         cluster.kill_all();
         cluster.restart().await.unwrap();
     }
+    // The gateway may have another port now.
+    let alice = cluster.session("alice", &[]).unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(120);
-    while buy(&cluster).await.is_some() {
+    while buy(&cluster, &alice).await.is_some() {
         assert!(
             tokio::time::Instant::now() < deadline,
             "room does not help\n{}",

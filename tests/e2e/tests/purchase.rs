@@ -39,6 +39,69 @@ fn stock(event: &Event) -> (i64, i64, i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn regions_and_events_are_listed_page_by_page() {
+    let organiser = organiser().await;
+    let all = organiser.region_names().await.unwrap();
+    assert_eq!(all.len(), 12, "the default topology has twelve regions: {all:?}");
+    let mut paged = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListRegionsRequest {
+            page_size: 5,
+            page_token,
+        };
+        let page = organiser
+            .regions()
+            .list_regions(organiser.request(request))
+            .await
+            .unwrap()
+            .into_inner();
+        assert!(page.regions.len() <= 5);
+        paged.extend(page.regions.into_iter().map(|region| region.name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(paged, all);
+
+    // The second region belongs to this test alone.
+    let mut created = Vec::new();
+    for _ in 0..5 {
+        created.push(
+            organiser
+                .create_event(&all[1], event_of(vec![tier("ga", 1)]))
+                .await
+                .unwrap()
+                .name,
+        );
+    }
+    created.sort();
+    let mut listed = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListEventsRequest {
+            parent: all[1].clone(),
+            page_size: 2,
+            page_token,
+        };
+        let page = organiser
+            .events()
+            .list_events(organiser.request(request))
+            .await
+            .unwrap()
+            .into_inner();
+        assert!(page.events.len() <= 2);
+        listed.extend(page.events.into_iter().map(|event| event.name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(listed, created);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_purchase_is_decided_once_and_remembered() {
     let event = sale(vec![tier("ga", 10)], 10).await;
     let (name, alice) = buyer().await;

@@ -103,7 +103,7 @@ async fn nodes_end_with_their_supervisor() {
     let cluster = Cluster::start(Options::default()).await.unwrap();
     let processes = cluster.processes();
     assert!(processes.len() >= 4, "{processes:?}");
-    cluster.kill(cluster.endpoints().supervisor_pid).unwrap();
+    cluster.kill(cluster.supervisor()).unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     for (kind, id) in processes {
         // Reparented children are reaped by init; a zombie has no command line any more.

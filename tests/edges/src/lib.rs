@@ -119,6 +119,7 @@ pub const TABLE: &[Row] = &[
             "tidewall-client",
             "tidewall-env",
             "tidewall-gateway",
+            "tidewall-load",
             "tidewall-node",
         ],
         tests_may_use: &[],

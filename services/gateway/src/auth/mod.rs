@@ -61,7 +61,9 @@ impl Role {
 /// Whether a string can be the subject of a token, and so the owner of a ticket: 1 to 128 bytes, no control
 /// characters, and not `*`, which means everybody in a request.
 pub fn valid_subject(subject: &str) -> bool {
-    (1..=SUBJECT_BYTES_MAX).contains(&subject.len()) && subject != "*" && !subject.chars().any(char::is_control)
+    (1..=SUBJECT_BYTES_MAX).contains(&subject.len())
+        && subject != "*"
+        && !subject.chars().any(char::is_control)
 }
 
 /// A verified caller.
@@ -125,7 +127,10 @@ impl Authenticator {
         validation.validate_nbf = true;
         validation.leeway = LEEWAY_S;
         Self {
-            keys: public_keys.iter().map(|key| DecodingKey::from_ed_der(key)).collect(),
+            keys: public_keys
+                .iter()
+                .map(|key| DecodingKey::from_ed_der(key))
+                .collect(),
             validation,
             cache: TokenCache::new(cache_entries),
         }
@@ -179,7 +184,11 @@ impl Authenticator {
             .into_iter()
             .filter(|role| claims.roles.iter().any(|name| name == role.name()))
             .fold(0, |bits, role| bits | role.bit());
-        let principal = Arc::new(Principal { subject: claims.sub, roles, expires_at_s: claims.exp });
+        let principal = Arc::new(Principal {
+            subject: claims.sub,
+            roles,
+            expires_at_s: claims.exp,
+        });
         self.cache.put(token, &principal);
         Ok(principal)
     }
@@ -208,7 +217,10 @@ impl Authenticator {
                 }
             }
         }
-        Err(ApiError::unauthenticated("TOKEN_INVALID", format!("the token is not accepted: {why}")))
+        Err(ApiError::unauthenticated(
+            "TOKEN_INVALID",
+            format!("the token is not accepted: {why}"),
+        ))
     }
 }
 
@@ -230,12 +242,19 @@ mod tests {
 
     fn check(authenticator: &Authenticator, token: &str) -> Result<Arc<Principal>, String> {
         let metadata = metadata(&format!("Bearer {token}"));
-        let caller = authenticator.look_up(&metadata).map_err(|error| format!("{error:?}"))?;
+        let caller = authenticator
+            .look_up(&metadata)
+            .map_err(|error| format!("{error:?}"))?;
         authenticator.verify(caller).map_err(|error| format!("{error:?}"))
     }
 
     fn signed(key: &KeyPair, claims: &Value) -> String {
-        encode(&Header::new(Algorithm::EdDSA), claims, &EncodingKey::from_ed_der(&key.pkcs8)).unwrap()
+        encode(
+            &Header::new(Algorithm::EdDSA),
+            claims,
+            &EncodingKey::from_ed_der(&key.pkcs8),
+        )
+        .unwrap()
     }
 
     fn now_s() -> u64 {
@@ -252,7 +271,10 @@ mod tests {
         assert!(alice.has(Role::Seller) && !alice.has(Role::Operator));
         assert!(alice.require(Role::Operator).is_err());
         let metadata = metadata(&format!("bearer {token}"));
-        assert!(matches!(authenticator.look_up(&metadata).unwrap(), Caller::Known(_)));
+        assert!(matches!(
+            authenticator.look_up(&metadata).unwrap(),
+            Caller::Known(_)
+        ));
     }
 
     #[test]
@@ -275,21 +297,32 @@ mod tests {
         }
         let stranger = generate_key().unwrap();
         let forged = signed(&stranger, &json!({"sub": "a", "aud": "tidewall", "exp": exp}));
-        assert!(check(&authenticator, &forged).unwrap_err().contains("signed with a key"));
+        assert!(
+            check(&authenticator, &forged)
+                .unwrap_err()
+                .contains("signed with a key")
+        );
         let symmetric = encode(
             &Header::new(Algorithm::HS256),
             &json!({"sub": "a", "aud": "tidewall", "exp": exp}),
             &EncodingKey::from_secret(&key.public),
         )
         .unwrap();
-        assert!(check(&authenticator, &symmetric).is_err(), "the public key is no secret");
+        assert!(
+            check(&authenticator, &symmetric).is_err(),
+            "the public key is no secret"
+        );
     }
 
     #[test]
     fn a_remembered_token_expires_all_the_same() {
         let key = generate_key().unwrap();
         let authenticator = Authenticator::new(&[key.public], 100);
-        let old = Principal { subject: "a".into(), roles: 0, expires_at_s: now_s() - 60 };
+        let old = Principal {
+            subject: "a".into(),
+            roles: 0,
+            expires_at_s: now_s() - 60,
+        };
         authenticator.cache.put("old", &Arc::new(old));
         assert!(check(&authenticator, "old").is_err());
     }

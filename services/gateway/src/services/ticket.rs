@@ -30,7 +30,11 @@ fn listed_owner<'a>(call: &'a Call, owner: &'a str) -> Option<&'a str> {
 /// A batch counts for more than a single call.
 fn batch_target(message: &v1::BatchBuyTicketsRequest) -> Option<Target<'_>> {
     let weight = 1 + message.purchases.len() / BATCH_ITEMS_PER_WEIGHT;
-    Some(Target { field: "parent", name: &message.parent, weight })
+    Some(Target {
+        field: "parent",
+        name: &message.parent,
+        weight,
+    })
 }
 
 /// One purchase of a batch as a command.
@@ -65,7 +69,11 @@ fn batch_result(name: EventName<'_>, item: pb::BatchItem) -> v1::BatchBuyTickets
     use v1::batch_buy_tickets_result::Result as Shown;
     let undecided = |refusal: &pb::Refusal| {
         let (code, reason, message) = batch_refusal(refusal);
-        Shown::Undecided(v1::Rejection { code: code.into(), reason: reason.to_owned(), message })
+        Shown::Undecided(v1::Rejection {
+            code: code.into(),
+            reason: reason.to_owned(),
+            message,
+        })
     };
     let unknown = |message: &str| {
         undecided(&pb::Refusal {
@@ -90,7 +98,9 @@ fn batch_result(name: EventName<'_>, item: pb::BatchItem) -> v1::BatchBuyTickets
     };
     v1::BatchBuyTicketsResult {
         result: Some(result),
-        receipt: receipt.as_ref().map(|receipt| convert::receipt(name.region, receipt)),
+        receipt: receipt
+            .as_ref()
+            .map(|receipt| convert::receipt(name.region, receipt)),
     }
 }
 
@@ -111,14 +121,25 @@ impl TicketService for Services {
                 seats: places.seats,
                 ttl_ms: validate::ttl_ms(message.ttl_seconds)?,
             };
-            let decided = self.command(&call, name.region, id, pb::command::Op::Hold(hold)).await?;
-            let pb::outcome::Result::Hold(view) = decided.result else { return Err(convert::mismatch()) };
+            let decided = self
+                .command(&call, name.region, id, pb::command::Op::Hold(hold))
+                .await?;
+            let pb::outcome::Result::Hold(view) = decided.result else {
+                return Err(convert::mismatch());
+            };
             Ok(v1::HoldTicketsResponse {
                 hold: Some(convert::hold(name.region, name.event, view)),
                 receipt: decided.receipt,
             })
         };
-        self.0.run(Method::HoldTickets, request, |message| Some(Target::parent(&message.parent)), handler).await
+        self.0
+            .run(
+                Method::HoldTickets,
+                request,
+                |message| Some(Target::parent(&message.parent)),
+                handler,
+            )
+            .await
     }
 
     async fn confirm_hold(
@@ -129,15 +150,29 @@ impl TicketService for Services {
             let name = names::parse_hold("name", &message.name)?;
             let id = request_id::parse("request_id", &message.request_id)?;
             let EventName { region, event } = name.event;
-            let confirm = pb::ConfirmHold { event_id: event.to_owned(), hold_id: name.id.to_owned() };
-            let decided = self.command(&call, region, id, pb::command::Op::ConfirmHold(confirm)).await?;
-            let pb::outcome::Result::Purchase(view) = decided.result else { return Err(convert::mismatch()) };
+            let confirm = pb::ConfirmHold {
+                event_id: event.to_owned(),
+                hold_id: name.id.to_owned(),
+            };
+            let decided = self
+                .command(&call, region, id, pb::command::Op::ConfirmHold(confirm))
+                .await?;
+            let pb::outcome::Result::Purchase(view) = decided.result else {
+                return Err(convert::mismatch());
+            };
             Ok(v1::ConfirmHoldResponse {
                 purchase: Some(convert::purchase(region, event, view)),
                 receipt: decided.receipt,
             })
         };
-        self.0.run(Method::ConfirmHold, request, |message| Some(Target::name(&message.name)), handler).await
+        self.0
+            .run(
+                Method::ConfirmHold,
+                request,
+                |message| Some(Target::name(&message.name)),
+                handler,
+            )
+            .await
     }
 
     async fn release_hold(
@@ -148,14 +183,28 @@ impl TicketService for Services {
             let name = names::parse_hold("name", &message.name)?;
             let id = request_id::parse("request_id", &message.request_id)?;
             let EventName { region, event } = name.event;
-            let release = pb::ReleaseHold { event_id: event.to_owned(), hold_id: name.id.to_owned() };
-            let decided = self.command(&call, region, id, pb::command::Op::ReleaseHold(release)).await?;
+            let release = pb::ReleaseHold {
+                event_id: event.to_owned(),
+                hold_id: name.id.to_owned(),
+            };
+            let decided = self
+                .command(&call, region, id, pb::command::Op::ReleaseHold(release))
+                .await?;
             let pb::outcome::Result::ReleasedHoldId(_) = decided.result else {
                 return Err(convert::mismatch());
             };
-            Ok(v1::ReleaseHoldResponse { receipt: decided.receipt })
+            Ok(v1::ReleaseHoldResponse {
+                receipt: decided.receipt,
+            })
         };
-        self.0.run(Method::ReleaseHold, request, |message| Some(Target::name(&message.name)), handler).await
+        self.0
+            .run(
+                Method::ReleaseHold,
+                request,
+                |message| Some(Target::name(&message.name)),
+                handler,
+            )
+            .await
     }
 
     async fn buy_tickets(
@@ -173,14 +222,25 @@ impl TicketService for Services {
                 seats: places.seats,
                 buyer: String::new(),
             };
-            let decided = self.command(&call, name.region, id, pb::command::Op::Buy(buy)).await?;
-            let pb::outcome::Result::Purchase(view) = decided.result else { return Err(convert::mismatch()) };
+            let decided = self
+                .command(&call, name.region, id, pb::command::Op::Buy(buy))
+                .await?;
+            let pb::outcome::Result::Purchase(view) = decided.result else {
+                return Err(convert::mismatch());
+            };
             Ok(v1::BuyTicketsResponse {
                 purchase: Some(convert::purchase(name.region, name.event, view)),
                 receipt: decided.receipt,
             })
         };
-        self.0.run(Method::BuyTickets, request, |message| Some(Target::parent(&message.parent)), handler).await
+        self.0
+            .run(
+                Method::BuyTickets,
+                request,
+                |message| Some(Target::parent(&message.parent)),
+                handler,
+            )
+            .await
     }
 
     async fn batch_buy_tickets(
@@ -204,11 +264,20 @@ impl TicketService for Services {
                 .collect();
             let batch = pb::CommandBatch { commands: commands? };
             let answer = self.0.client.batch(call.group, batch, call.deadline.at).await;
-            let answer = answer.map_err(|error| ApiError::Client { error, request_id: None })?;
-            let results = answer.items.into_iter().map(|item| batch_result(name, item)).collect();
+            let answer = answer.map_err(|error| ApiError::Client {
+                error,
+                request_id: None,
+            })?;
+            let results = answer
+                .items
+                .into_iter()
+                .map(|item| batch_result(name, item))
+                .collect();
             Ok(v1::BatchBuyTicketsResponse { results })
         };
-        self.0.run(Method::BatchBuyTickets, request, batch_target, handler).await
+        self.0
+            .run(Method::BatchBuyTickets, request, batch_target, handler)
+            .await
     }
 
     async fn cancel_ticket(
@@ -219,15 +288,29 @@ impl TicketService for Services {
             let name = names::parse_ticket("name", &message.name)?;
             let id = request_id::parse("request_id", &message.request_id)?;
             let EventName { region, event } = name.event;
-            let cancel = pb::CancelTicket { event_id: event.to_owned(), ticket_id: name.id.to_owned() };
-            let decided = self.command(&call, region, id, pb::command::Op::CancelTicket(cancel)).await?;
-            let pb::outcome::Result::Cancelled(view) = decided.result else { return Err(convert::mismatch()) };
+            let cancel = pb::CancelTicket {
+                event_id: event.to_owned(),
+                ticket_id: name.id.to_owned(),
+            };
+            let decided = self
+                .command(&call, region, id, pb::command::Op::CancelTicket(cancel))
+                .await?;
+            let pb::outcome::Result::Cancelled(view) = decided.result else {
+                return Err(convert::mismatch());
+            };
             Ok(v1::CancelTicketResponse {
                 ticket: Some(convert::ticket(region, event, view)),
                 receipt: decided.receipt,
             })
         };
-        self.0.run(Method::CancelTicket, request, |message| Some(Target::name(&message.name)), handler).await
+        self.0
+            .run(
+                Method::CancelTicket,
+                request,
+                |message| Some(Target::name(&message.name)),
+                handler,
+            )
+            .await
     }
 
     async fn get_ticket(
@@ -238,8 +321,12 @@ impl TicketService for Services {
             check_consistency(message.consistency)?;
             let name = names::parse_ticket("name", &message.name)?;
             let EventName { region, event } = name.event;
-            let get = pb::GetTicket { event_id: event.to_owned(), ticket_id: name.id.to_owned() };
-            let pb::query_result::Result::Ticket(view) = self.query(&call, pb::query::Op::GetTicket(get)).await?
+            let get = pb::GetTicket {
+                event_id: event.to_owned(),
+                ticket_id: name.id.to_owned(),
+            };
+            let pb::query_result::Result::Ticket(view) =
+                self.query(&call, pb::query::Op::GetTicket(get)).await?
             else {
                 return Err(convert::mismatch());
             };
@@ -255,9 +342,18 @@ impl TicketService for Services {
                     ),
                 ));
             }
-            Ok(v1::GetTicketResponse { ticket: Some(convert::ticket(region, event, view)) })
+            Ok(v1::GetTicketResponse {
+                ticket: Some(convert::ticket(region, event, view)),
+            })
         };
-        self.0.run(Method::GetTicket, request, |message| Some(Target::name(&message.name)), handler).await
+        self.0
+            .run(
+                Method::GetTicket,
+                request,
+                |message| Some(Target::name(&message.name)),
+                handler,
+            )
+            .await
     }
 
     async fn list_tickets(
@@ -300,8 +396,18 @@ impl TicketService for Services {
                 _ => String::new(),
             };
             let shown = |view| convert::ticket(name.region, name.event, view);
-            Ok(v1::ListTicketsResponse { tickets: list.tickets.into_iter().map(shown).collect(), next_page_token })
+            Ok(v1::ListTicketsResponse {
+                tickets: list.tickets.into_iter().map(shown).collect(),
+                next_page_token,
+            })
         };
-        self.0.run(Method::ListTickets, request, |message| Some(Target::parent(&message.parent)), handler).await
+        self.0
+            .run(
+                Method::ListTickets,
+                request,
+                |message| Some(Target::parent(&message.parent)),
+                handler,
+            )
+            .await
     }
 }

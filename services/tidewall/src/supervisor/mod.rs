@@ -39,6 +39,8 @@ pub struct ChildSpec {
     pub name: String,
     /// What to run.
     pub program: PathBuf,
+    /// The name that it sees as its own, and that `ps` shows.
+    pub title: OsString,
     /// With which arguments.
     pub arguments: Vec<OsString>,
     /// Where its output goes.
@@ -207,6 +209,7 @@ async fn keep(spec: ChildSpec, mut order: watch::Receiver<Order>, report: Report
 fn spawn(spec: &ChildSpec) -> io::Result<(Child, ChildStdin)> {
     let log = logs::open(&spec.log)?;
     let mut child = Command::new(&spec.program)
+        .arg0(&spec.title)
         .args(&spec.arguments)
         .stdin(Stdio::piped())
         .stdout(log.try_clone()?)
@@ -377,6 +380,7 @@ mod tests {
             ChildSpec {
                 name: "child".into(),
                 program: "/bin/sh".into(),
+                title: "sh".into(),
                 arguments: vec!["-c".into(), script.into()],
                 log: self.directory.path().join("child.log"),
                 probe: None,

@@ -1,0 +1,170 @@
+//! Finds the actor of a row, makes it when it is needed, and lets idle ones go.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use actix::prelude::*;
+use parking_lot::Mutex;
+
+use crate::proposer::Proposer;
+use crate::request::{Refusal, Request};
+use crate::row::{Requests, Retire, Row};
+use crate::shard::Shard;
+
+/// Bounds of the actors. Nothing here grows without one.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Messages in a mailbox; a message carries many requests.
+    pub mailbox: usize,
+    /// Requests waiting in a row.
+    pub queue_max: usize,
+    /// Offers of a row that the proposer has at a time.
+    pub offers_max: usize,
+    /// Commands in an offer.
+    pub offer_commands_max: usize,
+    /// Commands in a Raft entry.
+    pub entry_commands_max: usize,
+    /// Commands that a row gets into an entry in one turn.
+    pub portion_max: usize,
+    /// Entries of a group on their way at a time.
+    pub entries_in_flight: usize,
+    /// When a refused caller should come back.
+    pub retry_after_ms: u32,
+    /// Rows with an actor, per group.
+    pub rows_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            mailbox: 256,
+            queue_max: 8_192,
+            offers_max: 2,
+            offer_commands_max: 512,
+            entry_commands_max: 1_024,
+            portion_max: 64,
+            entries_in_flight: 2,
+            retry_after_ms: 200,
+            rows_max: 10_000,
+        }
+    }
+}
+
+/// What a row reports without being asked.
+#[derive(Debug, Default)]
+pub(crate) struct RowStats {
+    pub commands: AtomicU64,
+    pub queued: AtomicU64,
+}
+
+/// A row and how busy it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HotRow {
+    /// The row: an event's id.
+    pub row: String,
+    /// Commands since the last call of [`Directory::sample`].
+    pub commands: u64,
+    /// Commands waiting now.
+    pub queued: u64,
+}
+
+struct Known {
+    address: Addr<Row>,
+    stats: Arc<RowStats>,
+    /// `commands` at the last sample.
+    sampled: u64,
+    /// Samples in a row without a command.
+    idle_samples: u32,
+}
+
+struct Inner {
+    shard: Arc<dyn Shard>,
+    proposer: Addr<Proposer>,
+    limits: Limits,
+    arbiter: ArbiterHandle,
+    rows: Mutex<BTreeMap<String, Known>>,
+}
+
+/// The actors of one shard group; clones share them.
+#[derive(Clone)]
+pub struct Directory {
+    inner: Arc<Inner>,
+}
+
+impl Directory {
+    /// Starts the group's proposer on an arbiter, on which its rows will live too.
+    pub fn start(shard: Arc<dyn Shard>, limits: Limits, arbiter: ArbiterHandle) -> Self {
+        let behind = Arc::clone(&shard);
+        let proposer = Proposer::start_in_arbiter(&arbiter, move |_| Proposer::new(behind, limits));
+        Self { inner: Arc::new(Inner { shard, proposer, limits, arbiter, rows: Mutex::default() }) }
+    }
+
+    /// Hands requests for one row to its actor. Every request is answered, sooner or later; this never blocks.
+    pub fn submit(&self, row: &str, requests: Vec<Request>) {
+        if !self.inner.shard.leads() {
+            let leader = self.inner.shard.leader();
+            for request in requests {
+                request.answer(Err(Refusal::NotLeader { leader }));
+            }
+            return;
+        }
+        let Some(address) = self.actor(row) else {
+            return self.refuse(requests, "too many rows are busy at once");
+        };
+        if let Err(SendError::Full(Requests(requests)) | SendError::Closed(Requests(requests))) =
+            address.try_send(Requests(requests))
+        {
+            self.refuse(requests, "the row's mailbox is full");
+        }
+    }
+
+    fn refuse(&self, requests: Vec<Request>, what: &'static str) {
+        let retry_after_ms = self.inner.limits.retry_after_ms;
+        for request in requests {
+            request.answer(Err(Refusal::Overloaded { what, retry_after_ms }));
+        }
+    }
+
+    fn actor(&self, row: &str) -> Option<Addr<Row>> {
+        let mut rows = self.inner.rows.lock();
+        if let Some(known) = rows.get(row)
+            && known.address.connected()
+        {
+            return Some(known.address.clone());
+        }
+        if rows.len() >= self.inner.limits.rows_max {
+            return None;
+        }
+        let stats = Arc::new(RowStats::default());
+        let (shard, proposer) = (Arc::clone(&self.inner.shard), self.inner.proposer.clone());
+        let (limits, shared) = (self.inner.limits, Arc::clone(&stats));
+        let address =
+            Row::start_in_arbiter(&self.inner.arbiter, move |_| Row::new(shard, proposer, limits, shared));
+        rows.insert(row.to_owned(), Known { address: address.clone(), stats, sampled: 0, idle_samples: 0 });
+        Some(address)
+    }
+
+    /// The busiest rows since the last call, busiest first. Actors that were idle over ten calls end.
+    pub fn sample(&self, count: usize) -> Vec<HotRow> {
+        let mut hot = Vec::new();
+        self.inner.rows.lock().retain(|row, known| {
+            let commands = known.stats.commands.load(Ordering::Relaxed);
+            let queued = known.stats.queued.load(Ordering::Relaxed);
+            let recent = commands - known.sampled;
+            known.sampled = commands;
+            known.idle_samples = if recent == 0 && queued == 0 { known.idle_samples + 1 } else { 0 };
+            if recent > 0 || queued > 0 {
+                hot.push(HotRow { row: row.clone(), commands: recent, queued });
+            }
+            if known.idle_samples > 10 {
+                // A full mailbox means that it is not idle after all.
+                return known.address.try_send(Retire).is_err();
+            }
+            true
+        });
+        hot.sort_by(|a, b| (b.commands, b.queued, &a.row).cmp(&(a.commands, a.queued, &b.row)));
+        hot.truncate(count);
+        hot
+    }
+}

@@ -1,0 +1,164 @@
+//! The actor that merges the offers of all rows of a shard group into Raft entries, fairly by row.
+//!
+//! Rows take turns, a portion each, until the entry is full. A few entries are in flight at a
+//! time; the next one fills meanwhile, so that load makes entries larger, not queues longer.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use tidewall_machine::{Command, Decision, SystemCommand};
+
+use crate::directory::Limits;
+use crate::request::{Refusal, Reply};
+use crate::row::{Row, Settled};
+use crate::shard::Shard;
+
+/// How often the proposer looks whether a hold is due while nothing flows.
+const TICK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Commands of one row, to be decided in this order.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Offer {
+    pub commands: Vec<Command>,
+    pub row: Addr<Row>,
+}
+
+/// An offer that is being worked off.
+struct Waiting {
+    row: Addr<Row>,
+    commands: VecDeque<Command>,
+    /// Commands that are in entries and not answered.
+    proposed: usize,
+    replies: Vec<(u128, Reply)>,
+}
+
+/// A proposed command: its offer and its request id.
+struct Slot {
+    offer: u64,
+    request_id: u128,
+}
+
+/// Merges the offers of a group's rows.
+pub(crate) struct Proposer {
+    shard: Arc<dyn Shard>,
+    limits: Limits,
+    /// Offers by number.
+    offers: BTreeMap<u64, Waiting>,
+    /// Offers with commands that are in no entry yet; the first has the next turn.
+    turns: VecDeque<u64>,
+    entries: usize,
+    next_offer: u64,
+}
+
+impl Proposer {
+    pub(crate) fn new(shard: Arc<dyn Shard>, limits: Limits) -> Self {
+        Self { shard, limits, offers: BTreeMap::new(), turns: VecDeque::new(), entries: 0, next_offer: 0 }
+    }
+
+    /// Fills an entry: offers take turns, with a portion each that lets all of them in if possible.
+    fn fill(&mut self) -> (Vec<Command>, Vec<Slot>) {
+        let (mut commands, mut slots) = (Vec::new(), Vec::new());
+        let room = self.limits.entry_commands_max;
+        let portion = (room / self.turns.len().max(1)).clamp(1, self.limits.portion_max);
+        while commands.len() < room
+            && let Some(number) = self.turns.pop_front()
+        {
+            let Some(offer) = self.offers.get_mut(&number) else { continue };
+            let take = portion.min(room - commands.len()).min(offer.commands.len());
+            for command in offer.commands.drain(..take) {
+                slots.push(Slot { offer: number, request_id: command.request_id });
+                commands.push(command);
+            }
+            offer.proposed += take;
+            if !offer.commands.is_empty() {
+                self.turns.push_back(number);
+            }
+        }
+        (commands, slots)
+    }
+
+    fn propose(&mut self, context: &mut Context<Self>) {
+        while self.entries < self.limits.entries_in_flight {
+            let (commands, slots) = self.fill();
+            if commands.is_empty() {
+                return;
+            }
+            self.entries += 1;
+            let count = commands.len();
+            let decided = self.shard.propose(commands).into_actor(self);
+            context.spawn(decided.map(move |decided, proposer, context| {
+                proposer.entries -= 1;
+                proposer.settle(slots, count, decided);
+                proposer.propose(context);
+            }));
+        }
+    }
+
+    fn settle(&mut self, slots: Vec<Slot>, count: usize, decided: Result<Vec<Decision>, Refusal>) {
+        let replies: Vec<Reply> = match decided {
+            Ok(decisions) if decisions.len() == count => decisions.into_iter().map(Ok).collect(),
+            Ok(decisions) => {
+                let what = format!("{} decisions for {count} commands", decisions.len());
+                vec![Err(Refusal::Unknown(what)); count]
+            }
+            Err(refusal) => vec![Err(refusal); count],
+        };
+        for (slot, reply) in slots.into_iter().zip(replies) {
+            let Some(offer) = self.offers.get_mut(&slot.offer) else { continue };
+            offer.proposed -= 1;
+            offer.replies.push((slot.request_id, reply));
+            if offer.commands.is_empty()
+                && offer.proposed == 0
+                && let Some(offer) = self.offers.remove(&slot.offer)
+            {
+                // A row waits for its own offers only, so this cannot outgrow `offers_max`; its mailbox bound is for
+                // requests. A row that is gone has answered its callers in its last moment.
+                #[expect(clippy::disallowed_methods, reason = "bounded by offers_max per row")]
+                offer.row.do_send(Settled { replies: offer.replies });
+            }
+        }
+    }
+
+    /// When a hold is due and nothing flows, lets log time pass.
+    fn tick(&mut self, context: &mut Context<Self>) {
+        if self.entries > 0 || !self.offers.is_empty() || !self.shard.leads() {
+            return;
+        }
+        let mut due = None;
+        self.shard.look(&mut |machine| due = machine.tickets().earliest_due());
+        if due.is_some_and(|due| due <= self.shard.now_ms()) {
+            self.entries += 1;
+            let ticked = self.shard.propose(vec![Command::system(SystemCommand::Tick)]).into_actor(self);
+            context.spawn(ticked.map(|_, proposer, context| {
+                proposer.entries -= 1;
+                proposer.propose(context);
+            }));
+        }
+    }
+}
+
+impl Actor for Proposer {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.set_mailbox_capacity(self.limits.mailbox);
+        context.run_interval(TICK_INTERVAL, Self::tick);
+    }
+}
+
+impl Handler<Offer> for Proposer {
+    type Result = ();
+
+    fn handle(&mut self, offer: Offer, context: &mut Self::Context) {
+        let number = self.next_offer;
+        self.next_offer += 1;
+        let replies = Vec::with_capacity(offer.commands.len());
+        let commands = offer.commands.into();
+        self.offers.insert(number, Waiting { row: offer.row, commands, proposed: 0, replies });
+        self.turns.push_back(number);
+        self.propose(context);
+    }
+}

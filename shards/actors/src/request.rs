@@ -1,0 +1,77 @@
+//! A command on its way through the actors, and how its caller is answered.
+
+use tidewall_machine::{Command, Decision};
+
+/// Why there is no decision.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Not decided here: ask the leader.
+    #[error("this node does not lead the group")]
+    NotLeader {
+        /// Who does, as far as is known.
+        leader: Option<u64>,
+    },
+    /// Not decided: a bound was reached.
+    #[error("{what}: come back in {retry_after_ms} ms")]
+    Overloaded {
+        /// Which bound.
+        what: &'static str,
+        /// When to come back.
+        retry_after_ms: u32,
+    },
+    /// May or may not have been decided.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+    /// This replica has stopped.
+    #[error("this replica has halted: {0}")]
+    Halted(String),
+}
+
+/// What a caller gets.
+pub type Reply = Result<Decision, Refusal>;
+
+/// A command with the way back to its caller.
+///
+/// The caller is answered exactly once, whatever happens: a request that is dropped unanswered, with an actor that died
+/// or a mailbox that was lost, answers *unknown*, never success.
+pub struct Request {
+    /// What is asked.
+    pub command: Command,
+    reply: Option<Box<dyn FnOnce(Reply) + Send>>,
+}
+
+impl Request {
+    /// A command and what to do with its answer.
+    pub fn new(command: Command, reply: impl FnOnce(Reply) + Send + 'static) -> Self {
+        Self { command, reply: Some(Box::new(reply)) }
+    }
+
+    /// Answers the caller.
+    pub fn answer(mut self, reply: Reply) {
+        if let Some(answer) = self.reply.take() {
+            answer(reply);
+        }
+    }
+
+    /// Takes the command out, to be proposed; what is left still answers.
+    pub(crate) fn take_command(&mut self) -> Command {
+        let op = tidewall_machine::Op::System(tidewall_machine::SystemCommand::Tick);
+        let nothing =
+            Command { principal: String::new(), request_id: 0, expires_ms: 0, privileged: false, op };
+        std::mem::replace(&mut self.command, nothing)
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        if let Some(answer) = self.reply.take() {
+            answer(Err(Refusal::Unknown("the request was lost inside the node".into())));
+        }
+    }
+}
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request").field("command", &self.command).finish_non_exhaustive()
+    }
+}
