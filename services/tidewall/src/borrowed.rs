@@ -68,7 +68,7 @@ pub async fn with_target<T>(
     let result = tokio::select! {
         result = all => result,
         signal = signals.next() => Err(interrupted(signal)),
-        given_up = cluster.broken() => Err(Failure::with_code(i32::from(given_up.code), given_up.message)),
+        given_up = cluster.broken() => Err(Failure::with_code(i32::from(given_up.code), given_up.summary())),
     };
     let hurry = async {
         signals.next().await;

@@ -73,6 +73,13 @@ pub struct GivenUp {
     pub message: String,
 }
 
+impl GivenUp {
+    /// What happened in one line, without the end of the log, which was shown when it happened.
+    pub fn summary(&self) -> &str {
+        self.message.lines().next().unwrap_or(&self.name)
+    }
+}
+
 /// The endpoints file, kept up to date as processes come and go.
 #[derive(Clone)]
 struct Board {

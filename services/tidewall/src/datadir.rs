@@ -5,6 +5,7 @@
 //! DIR/endpoints.json   where the running cluster can be reached (see `endpoints`)
 //! DIR/keys/            development key pair that signs tokens (see `keys`)
 //! DIR/node-N/          data of shard node N; only that node's process touches it
+//! DIR/node-N.made      that shard node N once had data; DIR/node-N.lock is held by its process
 //! DIR/logs/            output of the processes
 //! DIR/lock             held by the supervisor
 //! ```

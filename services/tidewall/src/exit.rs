@@ -126,7 +126,7 @@ impl Failure {
             // The client library says so when its own timer has run out.
             Code::DeadlineExceeded | Code::Cancelled => "no answer in time",
             Code::ResourceExhausted => "overloaded, try again",
-            Code::Unauthenticated => "the token was not accepted",
+            Code::Unauthenticated => "the caller is not known",
             Code::PermissionDenied => "not allowed",
             Code::NotFound => "not found",
             Code::Unimplemented => "this gateway cannot do that (another version, or not a Tidewall gateway)",

@@ -47,7 +47,7 @@ impl Progress {
     /// What is still waited for, in words.
     pub fn line(&self) -> String {
         if self.nodes_up == 0 {
-            return format!("starting {} nodes", self.nodes);
+            return format!("none of {} nodes answers yet", self.nodes);
         }
         if self.regions_led < self.regions {
             return format!("{} of {} regions have a leader", self.regions_led, self.regions);
@@ -176,6 +176,9 @@ mod tests {
             .line(),
             "1 of 2 gateways answer"
         );
-        assert_eq!(Progress { nodes_up: 0, ..all }.line(), "starting 3 nodes");
+        assert_eq!(
+            Progress { nodes_up: 0, ..all }.line(),
+            "none of 3 nodes answers yet"
+        );
     }
 }

@@ -275,10 +275,7 @@ async fn export(arguments: &ExportArgs, format: Format) -> Result<(), Failure> {
     let file = tokio::time::timeout(limit, receive).await.map_err(|_| {
         Failure::new(
             Exit::Unavailable,
-            format!(
-                "exporting {name} took longer than {:?}: give more with --timeout",
-                limit
-            ),
+            format!("exporting {name} took longer than {limit:?}: give more with --timeout"),
         )
     })??;
     let bytes = file.commit()?;

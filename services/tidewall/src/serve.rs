@@ -4,7 +4,8 @@
 //! This module only turns arguments into the configuration of the two crates that do the work. It never
 //! makes a topology or a key: what it is given must exist.
 
-use std::io::{IsTerminal as _, Read as _};
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +24,10 @@ use crate::signals::Signals;
 
 /// How long a node's previous process may take to let go of its data.
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
+/// Written last when a node makes its directory, so what proves that the directory was made.
+const IDENTITY: &str = "node.json";
+/// How often a starting node's directory is looked at, whether it was made.
+const MADE_CHECK_EVERY: Duration = Duration::from_millis(10);
 /// How long this process may take to end by itself once its supervisor is gone.
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
@@ -115,13 +120,14 @@ fn shard(arguments: &ShardArgs) -> Result<(), Failure> {
     }
     watch_parent(arguments.parent_pipe)?;
     // Beside the data, not in them: the node alone decides what is in its directory.
-    let _lock = Lock::take(&lock_beside(&arguments.data)?, PREDECESSOR_PATIENCE)
+    let _lock = Lock::take(&beside(&arguments.data, ".lock")?, PREDECESSOR_PATIENCE)
         .map_err(|e| Failure::new(Exit::Environment, e))?;
     let config = NodeConfig {
         node: arguments.node,
         data_dir: arguments.data.clone(),
         topology,
         ephemeral: arguments.ephemeral,
+        create: may_create(&arguments.data)?,
     };
     tidewall_node::run(config)
         .map_err(|error| Failure::with_code(error.exit_code(), format!("node {}: {error}", arguments.node)))
@@ -159,8 +165,55 @@ fn load_topology(path: &Path) -> Result<Topology, Failure> {
     Topology::load(path).map_err(|e| Failure::new(Exit::Environment, e))
 }
 
-/// The lock file of a node's directory: `node-1.lock` beside `node-1`.
-fn lock_beside(data: &Path) -> Result<PathBuf, Failure> {
+/// Whether a node may make its directory: only once. A node that comes back with nothing has forgotten its votes
+/// and could elect a leader that knows nothing either, so `node-1.made` beside `node-1` remembers that
+/// there was something, and an emptied directory is refused.
+fn may_create(data: &Path) -> Result<bool, Failure> {
+    let marker = beside(data, ".made")?;
+    if marker.exists() {
+        return Ok(false);
+    }
+    let failed = |e: io::Error| {
+        Failure::new(
+            Exit::Environment,
+            format!("cannot write {}: {e}", marker.display()),
+        )
+    };
+    let identity = data.join(IDENTITY);
+    if identity.exists() {
+        remember(&marker).map_err(failed)?;
+        return Ok(false);
+    }
+    let path = marker.clone();
+    std::thread::Builder::new()
+        .name("made".into())
+        .spawn(move || {
+            while !identity.exists() {
+                std::thread::sleep(MADE_CHECK_EVERY);
+            }
+            if let Err(error) = remember(&path) {
+                tracing::error!(
+                    "cannot write {}: {error}; this node must not go on without it",
+                    path.display()
+                );
+                std::process::exit(i32::from(Exit::Environment.code()));
+            }
+        })
+        .map_err(|e| Failure::new(Exit::Environment, format!("cannot start a thread: {e}")))?;
+    Ok(true)
+}
+
+/// Makes an empty file that survives a power cut.
+fn remember(path: &Path) -> io::Result<()> {
+    File::create(path)?.sync_all()?;
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => File::open(".")?.sync_all(),
+    }
+}
+
+/// A file that belongs to a node's directory and is not in it: `node-1.lock` beside `node-1`.
+fn beside(data: &Path, suffix: &str) -> Result<PathBuf, Failure> {
     let Some(name) = data.file_name() else {
         let text = format!(
             "{} cannot be a node's directory: name one below it with --data",
@@ -169,7 +222,7 @@ fn lock_beside(data: &Path) -> Result<PathBuf, Failure> {
         return Err(Failure::new(Exit::Usage, text));
     };
     let mut name = name.to_os_string();
-    name.push(".lock");
+    name.push(suffix);
     let path = data.with_file_name(name);
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(|e| {
@@ -263,11 +316,44 @@ mod tests {
     #[test]
     fn every_node_directory_has_a_lock_of_its_own() {
         let parent = tempfile::tempdir().unwrap();
-        let lock = |name: &str| lock_beside(&parent.path().join("deep").join(name)).unwrap();
+        let lock = |name: &str| beside(&parent.path().join("deep").join(name), ".lock").unwrap();
         assert_eq!(lock("node.1"), parent.path().join("deep/node.1.lock"));
         assert_ne!(lock("node.1"), lock("node.2"));
         assert!(parent.path().join("deep").is_dir());
-        assert_eq!(lock_beside(Path::new("/")).unwrap_err().code(), 2);
+        assert_eq!(beside(Path::new("/"), ".lock").unwrap_err().code(), 2);
+    }
+
+    #[test]
+    fn a_node_may_make_its_directory_only_once() {
+        let parent = tempfile::tempdir().unwrap();
+        let data = parent.path().join("node-1");
+        let marker = parent.path().join("node-1.made");
+        assert!(may_create(&data).unwrap());
+        assert!(
+            may_create(&data).unwrap(),
+            "a start that was cut off before anything was made is no obstacle"
+        );
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(data.join(IDENTITY), "{}").unwrap();
+        // The thread of the first start remembers it; bounded, so that a fault fails instead of hanging.
+        for _ in 0..6_000 {
+            if marker.exists() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(marker.exists());
+        std::fs::remove_dir_all(&data).unwrap();
+        assert!(
+            !may_create(&data).unwrap(),
+            "an emptied directory must not be started over"
+        );
+
+        let restored = parent.path().join("node-2");
+        std::fs::create_dir(&restored).unwrap();
+        std::fs::write(restored.join(IDENTITY), "{}").unwrap();
+        assert!(!may_create(&restored).unwrap());
+        assert!(parent.path().join("node-2.made").exists());
     }
 
     #[test]

@@ -94,7 +94,7 @@ pub async fn run(
             Ok(())
         }
         Ok(Ending::Broken(given_up)) => {
-            let text = format!("the cluster cannot run and was stopped: {}", given_up.message);
+            let text = format!("the cluster cannot run and was stopped: {}", given_up.summary());
             Err(Failure::with_code(i32::from(given_up.code), text))
         }
         Err(failure) => Err(failure),

@@ -7,13 +7,13 @@ use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError,
 use openraft::impls::{BasicNode, ProgressResponder};
 use openraft::raft::ReadPolicy;
 use openraft::{Config, ServerState, SnapshotPolicy};
-use tidewall_machine::Decision;
+use tidewall_machine::{Decision, Frozen};
 use tidewall_store::checkpoint::CheckpointWriter;
 use tidewall_store::log::GroupLog;
 
 use crate::log_store::LogStore;
 use crate::network::{Network, Peers};
-use crate::state::{FailStop, StateHandle, StateMachine};
+use crate::state::{FailStop, SnapshotData, StateHandle, StateMachine};
 use crate::types::*;
 
 /// Raft's clock.
@@ -326,6 +326,18 @@ impl Group {
         let last = metrics.last_log_index;
         let replication = metrics.replication.as_ref().and_then(|progress| progress.get(&peer));
         replication.is_some_and(|matched| matched.as_ref().map(|id| id.index) == last)
+    }
+
+    /// Everything there is at one index, to be exported.
+    ///
+    /// # Errors
+    /// Why there is nothing to export.
+    pub async fn freeze(&self) -> Result<Arc<Frozen>, String> {
+        // openraft asks the state machine between two entries, where a freeze is whole.
+        match self.raft.get_snapshot().await.map_err(|error| error.to_string())?.map(|found| found.snapshot) {
+            Some(SnapshotData::Frozen(frozen)) => Ok(frozen),
+            _ => Err("the group has decided nothing yet".into()),
+        }
     }
 
     /// Stops the replica; what it has acknowledged is on disk.

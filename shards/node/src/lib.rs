@@ -1,1 +1,22 @@
-//! tidewall-node
+//! A shard node: one process, one data directory, one replica of each shard group.
+//!
+//! Puts store, consensus and actors together behind two ports: one for gateways and operators ([`exchange`]), one for
+//! the other nodes. Raft has threads of its own, so that no client load delays a heartbeat. There are no
+//! business rules here: commands are translated, not judged.
+//!
+//! [`run`] starts a node and returns when it is told to stop, or when it must not go on.
+
+mod admin;
+mod config;
+mod convert;
+mod data;
+mod exchange;
+mod keeper;
+mod metrics;
+mod node;
+mod shard;
+mod space;
+mod views;
+
+pub use config::{NodeConfig, NodeError};
+pub use node::run;

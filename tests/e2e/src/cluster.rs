@@ -184,6 +184,7 @@ impl Cluster {
             options,
             temporary,
             running: None,
+            operator: None,
         };
         cluster.boot().await?;
         Ok(cluster)

@@ -149,9 +149,13 @@ async fn data_of_another_format_or_cluster_is_refused_and_a_directory_serves_one
     std::fs::rename(&own, &kept).unwrap();
     std::fs::rename(second.data().join("node-1"), &own).unwrap();
     let foreign = content(&own);
+    // Whoever refuses them names the cluster that they belong to.
+    let other = std::fs::read_to_string(second.data().join("topology.json")).unwrap();
+    let other: serde_json::Value = serde_json::from_str(&other).unwrap();
+    let other = other["cluster"].as_str().unwrap();
     first.restart_unsettled().await.unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-    while !first.log_tail().contains("belongs to cluster") {
+    while !first.log_tail().contains(other) {
         assert!(
             tokio::time::Instant::now() < deadline,
             "nobody refuses foreign data\n{}",

@@ -1,0 +1,306 @@
+//! A shard node that answers what a test tells it to, and a gateway in front of two of them.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt as _, stream};
+use parking_lot::Mutex;
+use tidewall_client::{ExchangeProtocol, Topology};
+use tidewall_gateway::auth::{KeyPair, Role, generate_key, mint};
+use tidewall_gateway::{Gateway, GatewayConfig};
+use tidewall_link::{Handler, ReplySender, ServeOptions, serve, server_builder};
+use tidewall_proto::internal::v1 as pb;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, oneshot};
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status, Streaming};
+
+/// What a node does with one call.
+pub enum Action {
+    /// Replies.
+    Answer(Box<pb::reply::Result>),
+    /// Never replies.
+    Silence,
+    /// Ends the stream without a reply.
+    Break,
+}
+
+/// The script and the memory of a fake node.
+#[derive(Default)]
+pub struct Node {
+    pub script: Mutex<VecDeque<Action>>,
+    pub commands: Mutex<Vec<pb::Command>>,
+    pub batches: Mutex<Vec<pb::CommandBatch>>,
+    pub queries: Mutex<Vec<pb::Query>>,
+    pub imported: Mutex<Vec<pb::ImportRequest>>,
+    leads: AtomicBool,
+    broken: Arc<Notify>,
+}
+
+impl Node {
+    pub fn plan(&self, actions: impl IntoIterator<Item = Action>) {
+        self.script.lock().extend(actions);
+    }
+
+    pub fn request_ids(&self) -> Vec<Vec<u8>> {
+        self.commands
+            .lock()
+            .iter()
+            .map(|command| command.request_id.clone())
+            .collect()
+    }
+}
+
+pub fn refusal(kind: pb::RefusalKind, leader_node: u64, retry_after_ms: u32) -> pb::Refusal {
+    pb::Refusal {
+        kind: kind.into(),
+        leader_node,
+        retry_after_ms,
+        message: "as scripted".into(),
+    }
+}
+
+pub fn refuse(kind: pb::RefusalKind, leader_node: u64, retry_after_ms: u32) -> Action {
+    Action::Answer(pb::reply::Result::Refusal(refusal(
+        kind,
+        leader_node,
+        retry_after_ms,
+    )))
+}
+
+pub fn sold(first_number: u64, count: u32) -> pb::Outcome {
+    pb::Outcome {
+        receipt: Some(pb::Receipt {
+            incarnation: 1,
+            term: 2,
+            index: 3,
+            ..Default::default()
+        }),
+        result: Some(pb::outcome::Result::Purchase(pb::PurchaseView {
+            tier_id: "ga".into(),
+            first_number,
+            count,
+            seats: vec![],
+        })),
+        event_id: "gala".into(),
+        replayed: false,
+    }
+}
+
+pub fn outcome(outcome: pb::Outcome) -> Action {
+    Action::Answer(Box::new(pb::reply::Result::Outcome(outcome)))
+}
+
+pub fn query(result: pb::query_result::Result) -> Action {
+    Action::Answer(Box::new(pb::reply::Result::Query(pb::QueryResult {
+        result: Some(result),
+    })))
+}
+
+struct Scripted(Arc<Node>);
+
+impl Handler<ExchangeProtocol> for Scripted {
+    fn on_calls(&mut self, calls: Vec<pb::Call>, replies: &ReplySender<ExchangeProtocol>) {
+        for call in calls {
+            match call.op {
+                Some(pb::call::Op::Command(command)) => self.0.commands.lock().push(command),
+                Some(pb::call::Op::Batch(batch)) => self.0.batches.lock().push(batch),
+                Some(pb::call::Op::Query(query)) => self.0.queries.lock().push(query),
+                None => panic!("an empty call"),
+            }
+            let action = self.0.script.lock().pop_front();
+            match action.unwrap_or_else(|| outcome(sold(1, 1))) {
+                Action::Answer(result) => replies.send(pb::Reply {
+                    id: call.id,
+                    result: Some(result),
+                }),
+                Action::Silence => {}
+                Action::Break => self.0.broken.notify_one(),
+            }
+        }
+    }
+
+    fn refuse(&mut self, _: pb::Call) -> pb::Reply {
+        panic!("no test sends so much")
+    }
+}
+
+struct Server(Arc<Node>, u64);
+
+type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl pb::shard_service_server::ShardService for Server {
+    type ExchangeStream = Boxed<pb::ExchangeResponse>;
+
+    async fn exchange(
+        &self,
+        request: Request<Streaming<pb::ExchangeRequest>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let replies = serve(
+            request.into_inner(),
+            ServeOptions::default(),
+            Scripted(Arc::clone(&self.0)),
+        );
+        let broken = Arc::clone(&self.0.broken);
+        let end = Box::pin(async move { broken.notified().await });
+        Ok(Response::new(Box::pin(replies.take_until(end))))
+    }
+
+    async fn get_node_state(
+        &self,
+        _: Request<pb::GetNodeStateRequest>,
+    ) -> Result<Response<pb::GetNodeStateResponse>, Status> {
+        let role = if self.0.leads.load(Ordering::Relaxed) {
+            "leader"
+        } else {
+            "follower"
+        };
+        let group = |group| pb::GroupState {
+            group,
+            role: role.into(),
+            term: self.1,
+            ..Default::default()
+        };
+        let state = pb::GetNodeStateResponse {
+            node: self.1,
+            groups: vec![group(1), group(2)],
+            ..Default::default()
+        };
+        Ok(Response::new(state))
+    }
+
+    type ExportStream = Boxed<pb::ExportResponse>;
+
+    async fn export(
+        &self,
+        request: Request<pb::ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        let group = request.into_inner().group;
+        let chunks = ["rows of ".to_owned(), group.to_string()];
+        Ok(Response::new(Box::pin(stream::iter(
+            chunks.map(|chunk| Ok(pb::ExportResponse { chunk: chunk.into() })),
+        ))))
+    }
+
+    async fn import(
+        &self,
+        request: Request<Streaming<pb::ImportRequest>>,
+    ) -> Result<Response<pb::ImportResponse>, Status> {
+        let mut messages = request.into_inner();
+        while let Some(message) = messages.message().await? {
+            self.0.imported.lock().push(message);
+        }
+        let done = pb::ImportDone {
+            incarnation: 2,
+            applied_index: 7,
+            digest: vec![0xab; 16],
+            rows: 5,
+        };
+        Ok(Response::new(pb::ImportResponse {
+            result: Some(pb::import_response::Result::Done(done)),
+        }))
+    }
+}
+
+async fn serve_node(node: Arc<Node>, id: u64) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = pb::shard_service_server::ShardServiceServer::new(Server(node, id));
+    tokio::spawn(
+        server_builder()
+            .add_service(service)
+            .serve_with_incoming(TcpIncoming::from(listener)),
+    );
+    address
+}
+
+/// Two regions, two nodes, one gateway. Node 1 is the preferred leader of `regions/north`.
+pub struct Cluster {
+    pub nodes: [Arc<Node>; 2],
+    pub address: SocketAddr,
+    pub config: GatewayConfig,
+    pub key: KeyPair,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+    }
+}
+
+pub async fn cluster() -> Cluster {
+    cluster_with(|_| ()).await
+}
+
+pub async fn cluster_with(change: impl FnOnce(&mut GatewayConfig)) -> Cluster {
+    let nodes = [Arc::new(Node::default()), Arc::new(Node::default())];
+    nodes[0].leads.store(true, Ordering::Relaxed);
+    let mut listed = Vec::new();
+    for (id, node) in (1..).zip(&nodes) {
+        let address = serve_node(Arc::clone(node), id).await;
+        listed.push(tidewall_client::topology::Node {
+            id,
+            address,
+            peer_address: address,
+        });
+    }
+    let region = |id: &str, group| tidewall_client::topology::Region {
+        id: id.into(),
+        display_name: id.to_uppercase(),
+        group,
+    };
+    let topology = Topology {
+        format: tidewall_client::topology::TOPOLOGY_FORMAT,
+        cluster: "00112233445566778899aabbccddeeff".into(),
+        regions: vec![region("north", 1), region("south", 2)],
+        nodes: listed,
+    };
+    topology.check().unwrap();
+    let key = generate_key().unwrap();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let mut config = GatewayConfig::new(listen, Arc::new(topology), vec![key.public]);
+    change(&mut config);
+    let gateway = Gateway::bind(config.clone()).await.unwrap();
+    let address = gateway.local_addr;
+    let (stop, stopped) = oneshot::channel();
+    tokio::spawn(gateway.serve(async {
+        let _ = stopped.await;
+    }));
+    Cluster {
+        nodes,
+        address,
+        config,
+        key,
+        stop: Some(stop),
+    }
+}
+
+impl Cluster {
+    pub async fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("http://{}", self.address))
+            .unwrap()
+            .connect()
+            .await
+            .unwrap()
+    }
+
+    /// A request with a token for `subject` and a deadline of 20 s.
+    pub fn request<T>(&self, subject: &str, roles: &[Role], message: T) -> Request<T> {
+        let token = mint(&self.key.pkcs8, subject, roles, Duration::from_secs(60)).unwrap();
+        let mut request = Request::new(message);
+        request
+            .metadata_mut()
+            .insert("authorization", format!("Bearer {token}").parse().unwrap());
+        request.set_timeout(Duration::from_secs(20));
+        request
+    }
+}

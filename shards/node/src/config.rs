@@ -1,0 +1,64 @@
+//! What a node needs to start, and why it may end.
+
+use std::path::PathBuf;
+
+use tidewall_client::topology::Topology;
+
+/// How to run a node.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Its id in the topology.
+    pub node: u64,
+    /// Its data directory; no other process may use it.
+    pub data_dir: PathBuf,
+    /// The cluster.
+    pub topology: Topology,
+    /// The data need not outlive this run. They are synced all the same.
+    pub ephemeral: bool,
+    /// The directory may be new. A node that has served before must never start on an empty one: its votes
+    /// would be forgotten.
+    pub create: bool,
+}
+
+/// Why a node could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The settings make no sense.
+    #[error("{0}")]
+    Config(String),
+    /// The system refused something: a port, a thread, a directory.
+    #[error("{what}: {source}")]
+    System {
+        /// What was refused, and what to do.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The disk failed: what it holds is unknown.
+    #[error("storage has failed, this node has stopped and must not be restarted before the disk was checked: {0}")]
+    Storage(String),
+    /// The data are damaged, of another cluster, or of another format.
+    #[error("{0}")]
+    Data(String),
+    /// A part failed that should not.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl NodeError {
+    /// Exit code of the process: 70 and 71 must not be restarted blindly.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::Config(_) => 2,
+            Self::System { .. } => 5,
+            Self::Storage(_) => 70,
+            Self::Data(_) => 71,
+            Self::Internal(_) => 1,
+        }
+    }
+
+    pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::System { what, source }
+    }
+}

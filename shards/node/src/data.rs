@@ -1,0 +1,253 @@
+//! What lies in a node's data directory, and whether it may be used.
+//!
+//! `node.json` names the cluster, the node and the format: it is the last thing written when the directory is made,
+//! and checked before anything else is opened. `log/` is the Raft log, `checkpoint/` the rows, `incoming/` snapshot
+//! files on their way. A directory of something else is refused and not touched.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tidewall_env::disk::RealDisk;
+use tidewall_machine::Machine;
+use tidewall_store::checkpoint::sled_store::SledCheckpoints;
+use tidewall_store::checkpoint::{CheckpointError, CheckpointStore, CheckpointWriter};
+use tidewall_store::log::{LogError, LogOptions, NodeLog};
+
+use crate::config::{NodeConfig, NodeError};
+
+/// Version of the layout of a node's data directory.
+const DATA_FORMAT: u32 = 1;
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Identity {
+    format: u32,
+    cluster: String,
+    node: u64,
+}
+
+/// The opened data of a node.
+pub struct Data {
+    /// The Raft log of all groups.
+    pub log: NodeLog,
+    /// Writes checkpoints.
+    pub writer: CheckpointWriter,
+    /// The rows of each group, or why they cannot be used.
+    pub machines: BTreeMap<u32, Result<Machine, String>>,
+    /// Where snapshot files are received.
+    pub incoming: PathBuf,
+}
+
+/// Opens the directory, making it if that is allowed.
+pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
+    let directory = &config.data_dir;
+    let place = directory.display();
+    let system = |what: String| NodeError::system(format!("{what}; check that the directory is writable"));
+    let identity = Identity { format: DATA_FORMAT, cluster: config.topology.cluster.clone(), node: config.node };
+    let fresh = check_identity(directory, &identity, config.create)?;
+    let incoming = directory.join("incoming");
+    if incoming.exists() {
+        std::fs::remove_dir_all(&incoming).map_err(system(format!("cannot empty {}", incoming.display())))?;
+    }
+    std::fs::create_dir_all(&incoming).map_err(system(format!("cannot create {}", incoming.display())))?;
+    let cluster = config.topology.cluster_bytes().ok_or_else(|| {
+        NodeError::Config(format!("the cluster id {:?} is not 32 hexadecimal digits", config.topology.cluster))
+    })?;
+    let disk = RealDisk::open(directory.join("log")).map_err(system(format!("cannot open the log in {place}")))?;
+    let (log, report) = NodeLog::open(Arc::new(disk), LogOptions::new(cluster, config.node)).map_err(log_error)?;
+    tracing::info!(?report, "log opened");
+    if report.fresh && !fresh {
+        return Err(NodeError::Data(format!(
+            "the Raft log in {place} is gone, though this node has served before: its votes are lost, so it must not \
+             come back under its id. Remove the directory and let it rejoin under a new id"
+        )));
+    }
+    let mut store = SledCheckpoints::open(&directory.join("checkpoint"), cluster, config.node)
+        .map_err(|error| NodeError::Data(error.to_string()))?;
+    let mut machines = BTreeMap::new();
+    for region in &config.topology.regions {
+        machines.insert(region.group, load(&mut store, &log, region.group)?);
+    }
+    let writer = CheckpointWriter::start(Box::new(store)).map_err(NodeError::system("cannot start a thread"))?;
+    if fresh {
+        write_identity(directory, &identity).map_err(system(format!("cannot write to {place}")))?;
+    }
+    Ok(Data { log, writer, machines, incoming })
+}
+
+/// The rows of a group, if they are whole and reach as far as the log was purged.
+fn load(
+    store: &mut SledCheckpoints,
+    log: &NodeLog,
+    group: u32,
+) -> Result<Result<Machine, String>, NodeError> {
+    let machine = match store.load(group) {
+        Ok(Some((_, machine))) => machine,
+        Ok(None) => Machine::new(),
+        Err(CheckpointError::Failed { doing, what }) => {
+            return Err(NodeError::Storage(format!("while {doing} a checkpoint: {what}")));
+        }
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    let purged = log.group(group).state().last_purged;
+    let applied = machine.head().applied.map(|at| at.index);
+    if let Some(purged) = purged
+        && applied.is_none_or(|applied| applied < purged.index)
+    {
+        return Ok(Err(format!(
+            "the checkpoint of group {group} reaches index {applied:?}, but the log was purged up to {}: rows are \
+             lost; remove the node's data directory and let it rejoin under a new id",
+            purged.index
+        )));
+    }
+    Ok(Ok(machine))
+}
+
+fn log_error(error: LogError) -> NodeError {
+    match error {
+        LogError::Io { .. } | LogError::Failed { .. } | LogError::DiskFull { .. } => {
+            NodeError::Storage(error.to_string())
+        }
+        _ => NodeError::Data(error.to_string()),
+    }
+}
+
+/// Whether the directory is new. Refuses what belongs to something else.
+fn check_identity(directory: &Path, expected: &Identity, create: bool) -> Result<bool, NodeError> {
+    let place = directory.display();
+    let path = directory.join("node.json");
+    let found: Identity = match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
+            NodeError::Data(format!("{} is damaged or of another program: {error}", path.display()))
+        })?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            if !create {
+                return Err(NodeError::Data(format!(
+                    "{place} holds no data of node {}, which has served in this cluster before: its votes are lost, so \
+                     it must not come back under its id. Put its directory back, or let it rejoin under a new id",
+                    expected.node
+                )));
+            }
+            refuse_foreign_files(directory)?;
+            return Ok(true);
+        }
+        Err(source) => return Err(NodeError::System { what: format!("cannot read {}", path.display()), source }),
+    };
+    if found.format != DATA_FORMAT {
+        return Err(NodeError::Data(format!(
+            "{place} has data format {}, this build reads format {DATA_FORMAT}: use the build that wrote it",
+            found.format
+        )));
+    }
+    if found != *expected {
+        return Err(NodeError::Data(format!(
+            "{place} belongs to node {} of cluster {}, not to node {} of cluster {}: use its own directory",
+            found.node, found.cluster, expected.node, expected.cluster
+        )));
+    }
+    Ok(false)
+}
+
+/// A start that was cut short leaves its own directories; anything else belongs to somebody.
+fn refuse_foreign_files(directory: &Path) -> Result<(), NodeError> {
+    const OWN: [&str; 5] = ["log", "checkpoint", "incoming", "node.tmp", "ballast"];
+    let Ok(entries) = std::fs::read_dir(directory) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if !OWN.iter().any(|own| name == *own) {
+            return Err(NodeError::Data(format!(
+                "{} holds {name:?}, which is not a node's data: choose an empty directory",
+                directory.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn write_identity(directory: &Path, identity: &Identity) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let temporary = directory.join("node.tmp");
+    let mut file = std::fs::File::create(&temporary)?;
+    file.write_all(&serde_json::to_vec_pretty(identity)?)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, directory.join("node.json"))?;
+    std::fs::File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT, Topology};
+
+    fn config(directory: &Path) -> NodeConfig {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let topology = Topology {
+            format: TOPOLOGY_FORMAT,
+            cluster: "00112233445566778899aabbccddeeff".into(),
+            regions: vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
+            nodes: vec![Node { id: 1, address, peer_address: address }, Node { id: 2, address, peer_address: address }],
+        };
+        NodeConfig { node: 1, data_dir: directory.to_owned(), topology, ephemeral: false, create: true }
+    }
+
+    fn refusal(config: &NodeConfig) -> (i32, String) {
+        let error = open(config).map(drop).unwrap_err();
+        (error.exit_code(), error.to_string())
+    }
+
+    #[test]
+    fn a_directory_is_made_once_and_then_recognised() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = config(directory.path());
+        let data = open(&config).unwrap();
+        data.writer.stop();
+        data.log.close().unwrap();
+        config.create = false;
+        let data = open(&config).unwrap();
+        data.writer.stop();
+        data.log.close().unwrap();
+
+        config.node = 2;
+        let (code, text) = refusal(&config);
+        assert!(code == 71 && text.contains("belongs to node 1"), "{text}");
+        config.node = 1;
+        config.topology.cluster = "ff112233445566778899aabbccddeeff".into();
+        let (code, text) = refusal(&config);
+        assert!(code == 71 && text.contains("cluster ff11"), "{text}");
+    }
+
+    #[test]
+    fn a_node_that_served_before_does_not_start_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = config(directory.path());
+        config.create = false;
+        let (code, text) = refusal(&config);
+        assert!(code == 71 && text.contains("served in this cluster before"), "{text}");
+
+        config.create = true;
+        let data = open(&config).unwrap();
+        data.writer.stop();
+        data.log.close().unwrap();
+        std::fs::remove_dir_all(directory.path().join("log")).unwrap();
+        let (code, text) = refusal(&config);
+        assert!(code == 71 && text.contains("Raft log"), "{text}");
+    }
+
+    #[test]
+    fn another_format_and_foreign_files_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path());
+        std::fs::write(directory.path().join("diary.txt"), "dear diary").unwrap();
+        let (code, text) = refusal(&config);
+        assert!(code == 71 && text.contains("diary.txt"), "{text}");
+        std::fs::remove_file(directory.path().join("diary.txt")).unwrap();
+        let identity = Identity { format: 9, cluster: config.topology.cluster.clone(), node: 1 };
+        write_identity(directory.path(), &identity).unwrap();
+        let (code, text) = refusal(&config);
+        assert!(code == 71 && text.contains("format 9"), "{text}");
+        std::fs::write(directory.path().join("node.json"), "{").unwrap();
+        assert_eq!(refusal(&config).0, 71);
+    }
+}

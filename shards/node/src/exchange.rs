@@ -1,0 +1,219 @@
+//! The client port: calls of gateways come in on streams, go to the actors or to the rows, and are answered on the
+//! same stream. Nothing here waits: what cannot be taken is refused.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tidewall_actors::{Directory, Refusal, Reply, Request};
+use tidewall_consensus::Group;
+use tidewall_link::{ExchangeProtocol, Handler, ReplySender};
+use tidewall_machine::{Command, Op};
+use tidewall_domain::tickets;
+use tidewall_proto::internal::v1 as pb;
+
+use crate::metrics::Metrics;
+use crate::space::Space;
+use crate::{convert, shard, views};
+
+/// Refused work should come back after this when the disk is nearly full, ms.
+const LOW_SPACE_RETRY_MS: u32 = 2_000;
+
+/// What serves one group on this node.
+#[derive(Clone)]
+pub struct Served {
+    /// The replica.
+    pub group: Group,
+    /// Its actors.
+    pub rows: Directory,
+}
+
+/// What this node serves; shared by all streams.
+pub struct Serving {
+    /// By group number. A group that is missing here is quarantined: see `faults`.
+    pub groups: BTreeMap<u32, Served>,
+    /// Why groups are not served.
+    pub faults: BTreeMap<u32, String>,
+    /// Free space.
+    pub space: Space,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Commands for the actors, by group and row, collected from one message.
+type ByRow = BTreeMap<(u32, String), Vec<Request>>;
+
+/// Serves one stream.
+pub struct ExchangeHandler {
+    serving: Arc<Serving>,
+}
+
+impl ExchangeHandler {
+    /// A handler for a new stream.
+    pub fn new(serving: Arc<Serving>) -> Self {
+        Self { serving }
+    }
+
+    fn served(&self, group: u32) -> Result<&Served, pb::Refusal> {
+        if let Some(served) = self.serving.groups.get(&group) {
+            return Ok(served);
+        }
+        match self.serving.faults.get(&group) {
+            Some(why) => Err(views::refusal(&Refusal::Halted(why.clone()))),
+            None => Err(views::invalid(format!("this node serves no group {group}"))),
+        }
+    }
+
+    /// Sorts a command to its row, or refuses it.
+    fn sort(
+        &self,
+        group: u32,
+        message: pb::Command,
+        by_row: &mut ByRow,
+        answer: impl FnOnce(Answered) + Send + 'static,
+    ) {
+        let served = match self.served(group) {
+            Ok(served) => served,
+            Err(refusal) => return answer(Answered::Refused(refusal)),
+        };
+        let command = match convert::command(message) {
+            Ok(command) => command,
+            Err(why) => return answer(Answered::Refused(views::invalid(why))),
+        };
+        let Op::Tickets(op) = &command.op else {
+            return answer(Answered::Refused(views::invalid("not a command of clients")));
+        };
+        if self.serving.space.is_low() && !op.finishes() {
+            let what = "the disk of the region's active node is nearly full";
+            let refusal = Refusal::Overloaded { what, retry_after_ms: LOW_SPACE_RETRY_MS };
+            return answer(Answered::Refused(views::refusal(&refusal)));
+        }
+        let row = op.event().to_owned();
+        let tier = hot_tier(&command);
+        let (metrics, state) = (Arc::clone(&self.serving.metrics), served.group.state().clone());
+        let request = Request::new(command, move |reply: Reply| {
+            metrics.command(group, &reply);
+            answer(match reply {
+                Ok(decision) => Answered::Decided(
+                    views::without_rows(&decision, &tier)
+                        .unwrap_or_else(|| state.read(|machine| views::outcome(machine, &decision))),
+                ),
+                Err(refusal) => Answered::Refused(views::refusal(&refusal)),
+            });
+        });
+        by_row.entry((group, row)).or_default().push(request);
+    }
+
+    fn batch(&self, call: u64, group: u32, batch: pb::CommandBatch, replies: &ReplySender<ExchangeProtocol>, by_row: &mut ByRow) {
+        let count = batch.commands.len();
+        if count == 0 {
+            let result = pb::reply::Result::Batch(pb::OutcomeBatch::default());
+            return replies.send(pb::Reply { id: call, result: Some(result) });
+        }
+        let gathered = Arc::new(Mutex::new((vec![None; count], count)));
+        for (at, command) in batch.commands.into_iter().enumerate() {
+            let (gathered, replies) = (Arc::clone(&gathered), replies.clone());
+            self.sort(group, command, by_row, move |answered| {
+                let mut gathered = gathered.lock();
+                gathered.0[at] = Some(answered);
+                gathered.1 -= 1;
+                if gathered.1 > 0 {
+                    return;
+                }
+                let items = gathered.0.drain(..).flatten().map(|answered| pb::BatchItem {
+                    result: Some(match answered {
+                        Answered::Decided(outcome) => pb::batch_item::Result::Outcome(outcome),
+                        Answered::Refused(refusal) => pb::batch_item::Result::Refusal(refusal),
+                    }),
+                });
+                let result = pb::reply::Result::Batch(pb::OutcomeBatch { items: items.collect() });
+                replies.send(pb::Reply { id: call, result: Some(result) });
+            });
+        }
+    }
+
+    /// Answers queries of one group after one confirmation of leadership.
+    fn ask(&self, number: u32, queries: Vec<(u64, pb::Query)>, replies: &ReplySender<ExchangeProtocol>) {
+        let group = match self.served(number) {
+            Ok(served) => served.group.clone(),
+            Err(refusal) => {
+                for (id, _) in queries {
+                    replies.send(pb::Reply { id, result: Some(pb::reply::Result::Refusal(refusal.clone())) });
+                }
+                return;
+            }
+        };
+        let (replies, metrics) = (replies.clone(), Arc::clone(&self.serving.metrics));
+        tokio::spawn(async move {
+            let confirmed = shard::confirm(&group).await;
+            metrics.queries(number, queries.len() as u64, confirmed.is_ok());
+            for (id, query) in queries {
+                let result = match &confirmed {
+                    Ok(()) => match group.state().read(|machine| views::query(machine, &query)) {
+                        Ok(result) => pb::reply::Result::Query(result),
+                        Err(why) => pb::reply::Result::Refusal(views::invalid(why)),
+                    },
+                    Err(refusal) => pb::reply::Result::Refusal(views::refusal(refusal)),
+                };
+                replies.send(pb::Reply { id, result: Some(result) });
+            }
+        });
+    }
+}
+
+/// What became of a command.
+#[derive(Clone)]
+enum Answered {
+    Decided(pb::Outcome),
+    Refused(pb::Refusal),
+}
+
+/// Tier of a purchase whose outcome can be told without looking at the rows again.
+fn hot_tier(command: &Command) -> String {
+    match &command.op {
+        Op::Tickets(tickets::Command::Buy { tier, seats, .. }) if seats.is_empty() => tier.clone(),
+        _ => String::new(),
+    }
+}
+
+impl Handler<ExchangeProtocol> for ExchangeHandler {
+    fn on_calls(&mut self, calls: Vec<pb::Call>, replies: &ReplySender<ExchangeProtocol>) {
+        let mut by_row = ByRow::new();
+        let mut queries: BTreeMap<u32, Vec<(u64, pb::Query)>> = BTreeMap::new();
+        for call in calls {
+            let id = call.id;
+            match call.op {
+                Some(pb::call::Op::Command(command)) => {
+                    let replies = replies.clone();
+                    self.sort(call.group, command, &mut by_row, move |answered| {
+                        let result = match answered {
+                            Answered::Decided(outcome) => pb::reply::Result::Outcome(outcome),
+                            Answered::Refused(refusal) => pb::reply::Result::Refusal(refusal),
+                        };
+                        replies.send(pb::Reply { id, result: Some(result) });
+                    });
+                }
+                Some(pb::call::Op::Batch(batch)) => self.batch(id, call.group, batch, replies, &mut by_row),
+                Some(pb::call::Op::Query(query)) => queries.entry(call.group).or_default().push((id, query)),
+                None => {
+                    let refusal = views::invalid("the call asks for nothing");
+                    replies.send(pb::Reply { id, result: Some(pb::reply::Result::Refusal(refusal)) });
+                }
+            }
+        }
+        for ((group, row), requests) in by_row {
+            // `sort` has found the group; a request of one that is gone answers for itself.
+            if let Some(served) = self.serving.groups.get(&group) {
+                served.rows.submit(&row, requests);
+            }
+        }
+        for (group, queries) in queries {
+            self.ask(group, queries, replies);
+        }
+    }
+
+    fn refuse(&mut self, call: pb::Call) -> pb::Reply {
+        let refusal = Refusal::Overloaded { what: "too many calls of this gateway are open", retry_after_ms: 200 };
+        pb::Reply { id: call.id, result: Some(pb::reply::Result::Refusal(views::refusal(&refusal))) }
+    }
+}

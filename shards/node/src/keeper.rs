@@ -1,0 +1,80 @@
+//! Looks after the groups of a node from time to time: checkpoints, the size of the log, who leads.
+//!
+//! Leaders are spread by preference: a node that leads a group which another one should lead hands it over, once that
+//! one has been caught up for a while. Nothing here is needed for correctness.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidewall_client::topology::Topology;
+use tidewall_store::log::NodeLog;
+
+use crate::exchange::Serving;
+
+const ROUND: Duration = Duration::from_millis(500);
+/// A checkpoint is due after so many bytes of commands.
+const CHECKPOINT_BYTES: u64 = 16 << 20;
+/// Or after so long, when anything has changed.
+const CHECKPOINT_AGE: Duration = Duration::from_secs(60);
+/// Groups that pin old segments are checkpointed when the log is larger than this.
+const LOG_BYTES_MAX: u64 = 192 << 20;
+/// How long the preferred leader must have been caught up before it is given the lead.
+const STEADY: Duration = Duration::from_secs(3);
+/// How long a handover is given before it is tried again.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Default)]
+struct Memory {
+    checkpoint_at: BTreeMap<u32, (Instant, u64)>,
+    steady_since: BTreeMap<u32, Instant>,
+    transferred_at: BTreeMap<u32, Instant>,
+}
+
+/// Runs until the node stops.
+pub async fn keep(node: u64, topology: Topology, serving: Arc<Serving>, log: NodeLog) {
+    let mut memory = Memory::default();
+    loop {
+        tokio::time::sleep(ROUND).await;
+        if let Err(error) = serving.space.check() {
+            tracing::warn!(%error, "cannot see how much space is free");
+        }
+        checkpoints(&serving, &log, &mut memory).await;
+        spread(node, &topology, &serving, &mut memory).await;
+    }
+}
+
+async fn checkpoints(serving: &Serving, log: &NodeLog, memory: &mut Memory) {
+    let pinning: BTreeMap<u32, u64> = log.purge_hints(LOG_BYTES_MAX).into_iter().collect();
+    for (number, served) in &serving.groups {
+        let state = served.group.checkpoint_state();
+        let (last, index) = memory.checkpoint_at.entry(*number).or_insert_with(|| (Instant::now(), state.index));
+        if *index != state.index {
+            (*last, *index) = (Instant::now(), state.index);
+        }
+        let aged = state.pages > 0 && last.elapsed() > CHECKPOINT_AGE;
+        let pins = pinning.get(number).is_some_and(|upto| *upto > state.index);
+        if state.bytes > CHECKPOINT_BYTES || aged || pins {
+            served.group.checkpoint().await;
+        }
+    }
+}
+
+async fn spread(node: u64, topology: &Topology, serving: &Serving, memory: &mut Memory) {
+    for (number, served) in &serving.groups {
+        let preferred = topology.preferred_leader(*number);
+        let should_go =
+            preferred != node && served.group.believes_to_lead() && served.group.caught_up(preferred);
+        if !should_go {
+            memory.steady_since.remove(number);
+            continue;
+        }
+        let steady = memory.steady_since.entry(*number).or_insert_with(Instant::now).elapsed() > STEADY;
+        let tried = memory.transferred_at.get(number).is_some_and(|at| at.elapsed() < TRANSFER_PATIENCE);
+        if steady && !tried {
+            tracing::info!(group = number, to = preferred, "handing the lead to the preferred node");
+            memory.transferred_at.insert(*number, Instant::now());
+            served.group.transfer_leadership(preferred).await;
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Counters of a node, for Prometheus. Reading them costs the hot path nothing; writing, one atomic addition.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tidewall_actors::{Refusal, Reply};
+use tidewall_client::topology::Topology;
+use tidewall_machine::Answer;
+use tidewall_store::log::NodeLog;
+
+use crate::exchange::Serving;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CommandLabels {
+    region: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RegionLabels {
+    region: String,
+}
+
+const OUTCOMES: [&str; 6] = ["done", "rejected", "not_leader", "overloaded", "unknown", "halted"];
+
+/// Counters that the hot path touches, resolved once.
+struct GroupCounters {
+    commands: [Counter; OUTCOMES.len()],
+    queries: Counter,
+    queries_refused: Counter,
+}
+
+/// The counters of a node.
+pub struct Metrics {
+    registry: Registry,
+    groups: BTreeMap<u32, GroupCounters>,
+    leads: Family<RegionLabels, Gauge>,
+    applied: Family<RegionLabels, Gauge>,
+    lag: Family<RegionLabels, Gauge>,
+    backlog: Family<RegionLabels, Gauge>,
+    faults: Family<RegionLabels, Gauge>,
+    log_bytes: Gauge,
+    checkpoint_bytes: Gauge,
+    low_space: Gauge<i64, std::sync::atomic::AtomicI64>,
+    regions: BTreeMap<u32, String>,
+}
+
+impl Metrics {
+    /// Counters for all regions of a topology.
+    pub fn new(topology: &Topology) -> Self {
+        let mut registry = Registry::with_prefix("tidewall_node");
+        let commands = Family::<CommandLabels, Counter<u64, AtomicU64>>::default();
+        let queries = Family::<CommandLabels, Counter<u64, AtomicU64>>::default();
+        registry.register("commands", "Commands by region and outcome", commands.clone());
+        registry.register("queries", "Queries by region and outcome", queries.clone());
+        let mut gauge = |name: &str, help: &str| {
+            let family = Family::<RegionLabels, Gauge>::default();
+            registry.register(name, help, family.clone());
+            family
+        };
+        let leads = gauge("leads", "1 when this node leads the region");
+        let applied = gauge("applied_index", "Last applied log index");
+        let lag = gauge("lag_entries", "Entries that are committed and not applied");
+        let backlog = gauge("checkpoint_backlog_pages", "Pages changed since the last checkpoint");
+        let faults = gauge("broken_invariants", "Commands taken back because of a broken invariant: an alarm");
+        let mut single = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let log_bytes = single("log_bytes", "Bytes of the Raft log on disk");
+        let checkpoint_bytes = single("checkpoint_bytes", "Bytes of the checkpoint store on disk");
+        let low_space = single("disk_low", "1 while new work is refused for lack of space");
+        let regions: BTreeMap<u32, String> =
+            topology.regions.iter().map(|region| (region.group, region.id.clone())).collect();
+        let counters = |region: &String| GroupCounters {
+            commands: OUTCOMES.map(|outcome| {
+                commands.get_or_create(&CommandLabels { region: region.clone(), outcome }).clone()
+            }),
+            queries: queries.get_or_create(&CommandLabels { region: region.clone(), outcome: "done" }).clone(),
+            queries_refused: queries
+                .get_or_create(&CommandLabels { region: region.clone(), outcome: "refused" })
+                .clone(),
+        };
+        let groups = regions.iter().map(|(group, region)| (*group, counters(region))).collect();
+        Self {
+            registry,
+            groups,
+            leads,
+            applied,
+            lag,
+            backlog,
+            faults,
+            log_bytes,
+            checkpoint_bytes,
+            low_space,
+            regions,
+        }
+    }
+
+    /// Counts a command by what became of it.
+    pub fn command(&self, group: u32, reply: &Reply) {
+        let at = match reply {
+            Ok(decision) if matches!(decision.answer, Answer::Done(_)) => 0,
+            Ok(_) => 1,
+            Err(Refusal::NotLeader { .. }) => 2,
+            Err(Refusal::Overloaded { .. }) => 3,
+            Err(Refusal::Unknown(_)) => 4,
+            Err(Refusal::Halted(_)) => 5,
+        };
+        if let Some(counters) = self.groups.get(&group) {
+            counters.commands[at].inc();
+        }
+    }
+
+    /// Counts queries.
+    pub fn queries(&self, group: u32, count: u64, answered: bool) {
+        if let Some(counters) = self.groups.get(&group) {
+            let counter = if answered { &counters.queries } else { &counters.queries_refused };
+            counter.inc_by(count);
+        }
+    }
+
+    /// Everything as text.
+    pub fn text(&self, serving: &Serving, log: &NodeLog, checkpoint_bytes: u64) -> String {
+        for (group, region) in &self.regions {
+            let labels = RegionLabels { region: region.clone() };
+            let Some(served) = serving.groups.get(group) else { continue };
+            let status = served.group.status();
+            let checkpoint = served.group.checkpoint_state();
+            let broken = served.group.state().read(tidewall_machine::Machine::faults);
+            self.leads.get_or_create(&labels).set(i64::from(served.group.believes_to_lead()));
+            self.applied.get_or_create(&labels).set(status.applied as i64);
+            self.lag.get_or_create(&labels).set(status.committed.saturating_sub(status.applied) as i64);
+            self.backlog.get_or_create(&labels).set(checkpoint.pages as i64);
+            self.faults.get_or_create(&labels).set(broken as i64);
+        }
+        self.log_bytes.set(log.disk_bytes() as i64);
+        self.checkpoint_bytes.set(checkpoint_bytes as i64);
+        self.low_space.set(i64::from(serving.space.is_low()));
+        let mut text = String::new();
+        match encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            Err(error) => format!("# the metrics cannot be encoded: {error}\n"),
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Watches the free space under a node's data.
+//!
+//! Below the low-water mark new work is refused while finishing and undoing go on; a ballast file keeps room for what must
+//! still be written. The check is made from time to time by the node, never on a request's path.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// New work stops when less than this is free, bytes.
+pub const LOW_WATER_BYTES: u64 = 96 << 20;
+/// Kept aside for the last checkpoint, bytes.
+const BALLAST_BYTES: u64 = 16 << 20;
+
+/// Whether there is room for new work. Clones share it.
+#[derive(Clone)]
+pub struct Space {
+    directory: PathBuf,
+    low: Arc<AtomicBool>,
+}
+
+impl Space {
+    /// Lays the ballast out and looks for the first time.
+    pub fn new(directory: &Path) -> std::io::Result<Self> {
+        let space = Self { directory: directory.to_owned(), low: Arc::default() };
+        space.check()?;
+        let ballast = directory.join("ballast");
+        if !space.is_low() && !ballast.exists() {
+            let file = std::fs::File::create(&ballast)?;
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, BALLAST_BYTES)
+                .or_else(|_| file.set_len(BALLAST_BYTES).map_err(|_| rustix::io::Errno::IO))?;
+        }
+        Ok(space)
+    }
+
+    /// Looks how much is free. Gives the ballast up when space is low and lays it out again when it is not.
+    pub fn check(&self) -> std::io::Result<()> {
+        let stat = rustix::fs::statvfs(&self.directory)?;
+        let free = stat.f_bavail * stat.f_frsize;
+        let low = free < LOW_WATER_BYTES;
+        if self.low.swap(low, Ordering::Relaxed) != low {
+            if low {
+                tracing::error!(free, "the disk is nearly full: new work is refused, finishing goes on; free space");
+            } else {
+                tracing::info!(free, "there is space again: new work is accepted");
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees the ballast, for a node that could not write otherwise.
+    pub fn drop_ballast(&self) {
+        if let Err(error) = std::fs::remove_file(self.directory.join("ballast")) {
+            tracing::debug!(%error, "there was no ballast to drop");
+        }
+    }
+
+    /// Whether new work must be refused.
+    pub fn is_low(&self) -> bool {
+        self.low.load(Ordering::Relaxed)
+    }
+}
