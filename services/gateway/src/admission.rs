@@ -57,12 +57,7 @@ struct Pace {
 
 impl Pace {
     fn new(now: Instant) -> Self {
-        Self {
-            window_began: now,
-            completed_then: 0,
-            rate: RATE_INITIAL,
-            next: now,
-        }
+        Self { window_began: now, completed_then: 0, rate: RATE_INITIAL, next: now }
     }
 
     /// When to come back. `jitter` is uniform in [0, 1).
@@ -109,9 +104,7 @@ pub(crate) struct Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.gate.in_flight.fetch_sub(self.weight, Ordering::AcqRel);
-        self.gate
-            .completed
-            .fetch_add(self.weight as u64, Ordering::Relaxed);
+        self.gate.completed.fetch_add(self.weight as u64, Ordering::Relaxed);
     }
 }
 
@@ -126,9 +119,7 @@ impl Admission {
                 pace: Mutex::new(Pace::new(Instant::now())),
             })
         };
-        Self {
-            gates: (0..regions).map(|_| gate()).collect(),
-        }
+        Self { gates: (0..regions).map(|_| gate()).collect() }
     }
 
     /// Lets a call in that weighs as much as `weight` single ones, or says when to come back.
@@ -139,10 +130,7 @@ impl Admission {
         let weight = weight.clamp(1, bound);
         let before = gate.in_flight.fetch_add(weight, Ordering::AcqRel);
         if before + weight <= bound {
-            return Ok(Permit {
-                gate: Arc::clone(gate),
-                weight,
-            });
+            return Ok(Permit { gate: Arc::clone(gate), weight });
         }
         gate.in_flight.fetch_sub(weight, Ordering::AcqRel);
         gate.refused.fetch_add(1, Ordering::Relaxed);
@@ -162,10 +150,7 @@ impl Admission {
     /// Calls under way in a region, and refusals so far.
     pub(crate) fn state(&self, region: usize) -> (usize, u64) {
         let gate = &self.gates[region];
-        (
-            gate.in_flight.load(Ordering::Relaxed),
-            gate.refused.load(Ordering::Relaxed),
-        )
+        (gate.in_flight.load(Ordering::Relaxed), gate.refused.load(Ordering::Relaxed))
     }
 }
 
@@ -180,25 +165,17 @@ mod tests {
     #[test]
     fn the_limit_holds_and_finishing_comes_before_browsing() {
         let admission = Admission::new(2, 8);
-        let mut permits: Vec<Permit> = (0..7)
-            .map(|_| admission.enter(0, Class::Start, 1).unwrap())
-            .collect();
+        let mut permits: Vec<Permit> = (0..7).map(|_| admission.enter(0, Class::Start, 1).unwrap()).collect();
         assert!(admission.enter(0, Class::Browse, 1).is_err());
         permits.push(admission.enter(0, Class::Start, 1).unwrap());
         assert!(admission.enter(0, Class::Start, 1).is_err());
         permits.push(admission.enter(0, Class::Finish, 1).unwrap());
         assert!(admission.enter(0, Class::Finish, 1).is_err());
-        assert!(
-            admission.enter(1, Class::Browse, 1).is_ok(),
-            "other regions do not notice"
-        );
+        assert!(admission.enter(1, Class::Browse, 1).is_ok(), "other regions do not notice");
         assert_eq!(admission.state(0), (9, 3));
         permits.clear();
         assert_eq!(admission.state(0), (0, 3));
-        assert!(
-            admission.enter(0, Class::Start, 1000).is_ok(),
-            "a heavy call gets in alone"
-        );
+        assert!(admission.enter(0, Class::Start, 1000).is_ok(), "a heavy call gets in alone");
     }
 
     #[test]
@@ -209,10 +186,7 @@ mod tests {
             let Err(ApiError::Overloaded { retry_after, .. }) = admission.enter(0, Class::Start, 1) else {
                 panic!("must refuse")
             };
-            assert!(
-                (RETURN_MIN..=RETURN_MAX).contains(&retry_after),
-                "{retry_after:?}"
-            );
+            assert!((RETURN_MIN..=RETURN_MAX).contains(&retry_after), "{retry_after:?}");
         }
     }
 
@@ -246,9 +220,6 @@ mod tests {
             now += TICK;
         }
         assert!(completed >= 49_500, "{completed} served, {refusals} refusals");
-        assert!(
-            refusals < 5 * 50_000,
-            "the crowd must not hammer: {refusals} refusals"
-        );
+        assert!(refusals < 5 * 50_000, "the crowd must not hammer: {refusals} refusals");
     }
 }

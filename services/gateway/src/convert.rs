@@ -15,10 +15,7 @@ pub(crate) struct Decided {
 }
 
 pub(crate) fn decided(region: &str, outcome: pb::Outcome) -> Result<Decided, ApiError> {
-    let receipt = outcome
-        .receipt
-        .as_ref()
-        .map(|receipt| self::receipt(region, receipt));
+    let receipt = outcome.receipt.as_ref().map(|receipt| self::receipt(region, receipt));
     match outcome.result {
         Some(pb::outcome::Result::Rejection(rejection)) => Err(ApiError::Rejected(rejection)),
         Some(result) => Ok(Decided { result, receipt }),
@@ -57,13 +54,11 @@ fn small(value: u32) -> i32 {
 /// Lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 pub(crate) fn receipt(region: &str, receipt: &pb::Receipt) -> v1::Receipt {
@@ -79,10 +74,7 @@ pub(crate) fn receipt(region: &str, receipt: &pb::Receipt) -> v1::Receipt {
 }
 
 fn money(currency_code: String, minor_units: u64) -> v1::Money {
-    v1::Money {
-        currency_code,
-        minor_units: signed(minor_units),
-    }
+    v1::Money { currency_code, minor_units: signed(minor_units) }
 }
 
 pub(crate) fn event(region: &str, view: pb::EventView) -> v1::Event {
@@ -100,10 +92,7 @@ pub(crate) fn event(region: &str, view: pb::EventView) -> v1::Event {
 
 fn tier(view: pb::TierView) -> v1::Tier {
     let spec = view.spec.unwrap_or_default();
-    let seat_row = |row: pb::SeatRowSpec| v1::SeatRow {
-        label: row.label,
-        seats: small(row.seats),
-    };
+    let seat_row = |row: pb::SeatRowSpec| v1::SeatRow { label: row.label, seats: small(row.seats) };
     v1::Tier {
         tier_id: spec.tier_id,
         display_name: spec.display_name,
@@ -131,24 +120,13 @@ pub(crate) fn purchase(region: &str, event: &str, view: pb::PurchaseView) -> v1:
     let first = view.first_number;
     let ticket = |offset: u32| {
         let number = first.saturating_add(u64::from(offset));
-        format!(
-            "regions/{region}/events/{event}/tickets/{}-{number}",
-            view.tier_id
-        )
+        format!("regions/{region}/events/{event}/tickets/{}-{number}", view.tier_id)
     };
-    v1::Purchase {
-        tickets: (0..view.count).map(ticket).collect(),
-        tier_id: view.tier_id,
-        seats: view.seats,
-    }
+    v1::Purchase { tickets: (0..view.count).map(ticket).collect(), tier_id: view.tier_id, seats: view.seats }
 }
 
 pub(crate) fn ticket(region: &str, event: &str, view: pb::TicketView) -> v1::Ticket {
-    let state = if view.cancelled {
-        v1::TicketState::Cancelled
-    } else {
-        v1::TicketState::Valid
-    };
+    let state = if view.cancelled { v1::TicketState::Cancelled } else { v1::TicketState::Valid };
     v1::Ticket {
         name: names::ticket(region, event, &view.ticket_id),
         owner: view.owner,
@@ -162,11 +140,7 @@ pub(crate) fn ticket(region: &str, event: &str, view: pb::TicketView) -> v1::Tic
 }
 
 pub(crate) fn rejection(view: pb::RejectionView) -> v1::Rejection {
-    v1::Rejection {
-        code: view.code,
-        reason: view.reason,
-        message: view.message,
-    }
+    v1::Rejection { code: view.code, reason: view.reason, message: view.message }
 }
 
 /// What a region remembers of a request.
@@ -174,16 +148,8 @@ pub(crate) fn remembered(region: &str, view: pb::OutcomeView) -> Result<v1::GetO
     use pb::outcome::Result as Stored;
     use v1::get_outcome_response::Result as Shown;
     let Some(outcome) = view.outcome else {
-        let state = if view.forgotten {
-            v1::OutcomeState::Forgotten
-        } else {
-            v1::OutcomeState::Undecided
-        };
-        return Ok(v1::GetOutcomeResponse {
-            state: state.into(),
-            receipt: None,
-            result: None,
-        });
+        let state = if view.forgotten { v1::OutcomeState::Forgotten } else { v1::OutcomeState::Undecided };
+        return Ok(v1::GetOutcomeResponse { state: state.into(), receipt: None, result: None });
     };
     let event_id = outcome.event_id;
     let result = match outcome.result.ok_or_else(mismatch)? {
@@ -196,10 +162,7 @@ pub(crate) fn remembered(region: &str, view: pb::OutcomeView) -> Result<v1::GetO
     };
     Ok(v1::GetOutcomeResponse {
         state: v1::OutcomeState::Decided.into(),
-        receipt: outcome
-            .receipt
-            .as_ref()
-            .map(|receipt| self::receipt(region, receipt)),
+        receipt: outcome.receipt.as_ref().map(|receipt| self::receipt(region, receipt)),
         result: Some(result),
     })
 }
@@ -211,19 +174,11 @@ mod tests {
 
     #[test]
     fn a_purchase_names_its_tickets_in_order() {
-        let view = pb::PurchaseView {
-            tier_id: "ga".into(),
-            first_number: 9,
-            count: 2,
-            seats: vec![],
-        };
+        let view = pb::PurchaseView { tier_id: "ga".into(), first_number: 9, count: 2, seats: vec![] };
         let tickets = purchase("north", "gala", view).tickets;
         assert_eq!(
             tickets,
-            [
-                "regions/north/events/gala/tickets/ga-9",
-                "regions/north/events/gala/tickets/ga-10"
-            ]
+            ["regions/north/events/gala/tickets/ga-9", "regions/north/events/gala/tickets/ga-10"]
         );
     }
 
@@ -231,38 +186,20 @@ mod tests {
     fn an_outcome_is_undecided_decided_or_forgotten() {
         let state = |view| remembered("north", view).unwrap().state();
         assert_eq!(state(pb::OutcomeView::default()), v1::OutcomeState::Undecided);
-        let forgotten = pb::OutcomeView {
-            outcome: None,
-            forgotten: true,
-        };
+        let forgotten = pb::OutcomeView { outcome: None, forgotten: true };
         assert_eq!(state(forgotten), v1::OutcomeState::Forgotten);
         let released = pb::Outcome {
             event_id: "gala".into(),
             result: Some(pb::outcome::Result::ReleasedHoldId("ga-h3".into())),
-            receipt: Some(pb::Receipt {
-                chain_hash: 255,
-                ..Default::default()
-            }),
+            receipt: Some(pb::Receipt { chain_hash: 255, ..Default::default() }),
             ..Default::default()
         };
-        let shown = remembered(
-            "north",
-            pb::OutcomeView {
-                outcome: Some(released),
-                forgotten: false,
-            },
-        )
-        .unwrap();
+        let shown =
+            remembered("north", pb::OutcomeView { outcome: Some(released), forgotten: false }).unwrap();
         assert_eq!(shown.receipt.unwrap().chain_hash, "00000000000000ff");
         let name = "regions/north/events/gala/holds/ga-h3".to_owned();
-        assert_eq!(
-            shown.result,
-            Some(v1::get_outcome_response::Result::ReleasedHold(name))
-        );
-        let empty = pb::OutcomeView {
-            outcome: Some(pb::Outcome::default()),
-            forgotten: false,
-        };
+        assert_eq!(shown.result, Some(v1::get_outcome_response::Result::ReleasedHold(name)));
+        let empty = pb::OutcomeView { outcome: Some(pb::Outcome::default()), forgotten: false };
         assert!(remembered("north", empty).is_err());
     }
 
@@ -273,13 +210,7 @@ mod tests {
             ..Default::default()
         };
         assert!(matches!(decided("north", rejected), Err(ApiError::Rejected(_))));
-        assert_eq!(
-            timestamp(1_700_000_000_123),
-            Timestamp {
-                seconds: 1_700_000_000,
-                nanos: 123_000_000
-            }
-        );
+        assert_eq!(timestamp(1_700_000_000_123), Timestamp { seconds: 1_700_000_000, nanos: 123_000_000 });
         assert_eq!(optional_timestamp(0), None);
     }
 }

@@ -76,9 +76,7 @@ fn parse_timeout(text: &[u8]) -> Option<Duration> {
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let number = digits
-        .iter()
-        .fold(0u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+    let number = digits.iter().fold(0u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
     match unit {
         b'H' => Some(Duration::from_secs(number * 3600)),
         b'M' => Some(Duration::from_secs(number * 60)),
@@ -101,10 +99,7 @@ mod tests {
         assert_eq!(parse_timeout(b"3M"), Some(Duration::from_secs(180)));
         assert_eq!(parse_timeout(b"1S"), Some(Duration::from_secs(1)));
         assert_eq!(parse_timeout(b"250m"), Some(Duration::from_millis(250)));
-        assert_eq!(
-            parse_timeout(b"99999999u"),
-            Some(Duration::from_micros(99_999_999))
-        );
+        assert_eq!(parse_timeout(b"99999999u"), Some(Duration::from_micros(99_999_999)));
         assert_eq!(parse_timeout(b"5n"), Some(Duration::from_nanos(5)));
         for wrong in ["", "S", "5", "999999999m", "-1S", "1.5S", "1s", "1 S"] {
             assert_eq!(parse_timeout(wrong.as_bytes()), None, "{wrong}");
@@ -115,13 +110,7 @@ mod tests {
     fn a_missing_deadline_is_refused_and_a_long_one_is_cut() {
         let mut metadata = MetadataMap::new();
         let refused = Deadline::of_call(&metadata).unwrap_err();
-        assert!(matches!(
-            refused,
-            ApiError::Plain {
-                reason: "DEADLINE_REQUIRED",
-                ..
-            }
-        ));
+        assert!(matches!(refused, ApiError::Plain { reason: "DEADLINE_REQUIRED", .. }));
         metadata.insert("grpc-timeout", "10H".parse().unwrap());
         let before = unix_ms();
         let deadline = Deadline::of_call(&metadata).unwrap();

@@ -13,10 +13,7 @@ pub(crate) fn decorate(response: Response<Body>) -> Response<Body> {
     if !response.headers().contains_key(Status::GRPC_STATUS) {
         return response;
     }
-    match Status::from_header_map(response.headers())
-        .as_ref()
-        .and_then(translate_transport_error)
-    {
+    match Status::from_header_map(response.headers()).as_ref().and_then(translate_transport_error) {
         Some(better) => better.into_http(),
         None => response,
     }

@@ -159,19 +159,11 @@ pub(crate) struct Target<'a> {
 
 impl<'a> Target<'a> {
     pub(crate) fn parent(name: &'a str) -> Self {
-        Self {
-            field: "parent",
-            name,
-            weight: 1,
-        }
+        Self { field: "parent", name, weight: 1 }
     }
 
     pub(crate) fn name(name: &'a str) -> Self {
-        Self {
-            field: "name",
-            name,
-            weight: 1,
-        }
+        Self { field: "name", name, weight: 1 }
     }
 }
 
@@ -197,16 +189,12 @@ impl Edge {
     /// Position of a region in the topology.
     pub(crate) fn region(&self, field: &str, name: &str) -> Result<usize, ApiError> {
         let id = names::leading_region(field, name)?;
-        self.topology
-            .regions
-            .iter()
-            .position(|region| region.id == id)
-            .ok_or_else(|| {
-                ApiError::not_found(
-                    "REGION_NOT_FOUND",
-                    format!("this cluster has no region {id}: RegionService.ListRegions lists those it has"),
-                )
-            })
+        self.topology.regions.iter().position(|region| region.id == id).ok_or_else(|| {
+            ApiError::not_found(
+                "REGION_NOT_FOUND",
+                format!("this cluster has no region {id}: RegionService.ListRegions lists those it has"),
+            )
+        })
     }
 
     fn enter(
@@ -234,12 +222,7 @@ impl Edge {
         {
             principal.require(*first)?;
         }
-        Ok(Call {
-            principal,
-            deadline,
-            group,
-            _permit: permit,
-        })
+        Ok(Call { principal, deadline, group, _permit: permit })
     }
 
     /// Runs one call that has a message. `target` finds the region in it, if the method has one.

@@ -20,17 +20,9 @@ const ASK_AGAIN: &str = "it may or may not have been decided: send the same requ
 #[derive(Debug)]
 pub(crate) enum ApiError {
     /// A field of the request breaks a rule.
-    Field {
-        field: String,
-        reason: &'static str,
-        message: String,
-    },
+    Field { field: String, reason: &'static str, message: String },
     /// No field is to blame.
-    Plain {
-        code: Code,
-        reason: &'static str,
-        message: String,
-    },
+    Plain { code: Code, reason: &'static str, message: String },
     /// Refused before anything was sent to the region.
     Overloaded { retry_after: Duration, message: String },
     /// The region decided "no".
@@ -46,11 +38,7 @@ pub(crate) enum ApiError {
 impl ApiError {
     /// A field has a value that it may not have.
     pub(crate) fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Field {
-            field: field.into(),
-            reason: "INVALID_FIELD",
-            message: message.into(),
-        }
+        Self::Field { field: field.into(), reason: "INVALID_FIELD", message: message.into() }
     }
 
     /// As [`ApiError::field`], with a reason of its own.
@@ -59,44 +47,24 @@ impl ApiError {
         reason: &'static str,
         message: impl Into<String>,
     ) -> Self {
-        Self::Field {
-            field: field.into(),
-            reason,
-            message: message.into(),
-        }
+        Self::Field { field: field.into(), reason, message: message.into() }
     }
 
     pub(crate) fn unauthenticated(reason: &'static str, message: impl Into<String>) -> Self {
-        Self::Plain {
-            code: Code::Unauthenticated,
-            reason,
-            message: message.into(),
-        }
+        Self::Plain { code: Code::Unauthenticated, reason, message: message.into() }
     }
 
     pub(crate) fn denied(reason: &'static str, message: impl Into<String>) -> Self {
-        Self::Plain {
-            code: Code::PermissionDenied,
-            reason,
-            message: message.into(),
-        }
+        Self::Plain { code: Code::PermissionDenied, reason, message: message.into() }
     }
 
     pub(crate) fn not_found(reason: &'static str, message: impl Into<String>) -> Self {
-        Self::Plain {
-            code: Code::NotFound,
-            reason,
-            message: message.into(),
-        }
+        Self::Plain { code: Code::NotFound, reason, message: message.into() }
     }
 
     /// The other side broke the protocol.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
-        Self::Plain {
-            code: Code::Internal,
-            reason: "INTERNAL",
-            message: message.into(),
-        }
+        Self::Plain { code: Code::Internal, reason: "INTERNAL", message: message.into() }
     }
 
     /// The gRPC code that the caller will see.
@@ -104,24 +72,13 @@ impl ApiError {
         match self {
             Self::Field { .. } => Code::InvalidArgument,
             Self::Plain { code, .. } => *code,
-            Self::Overloaded { .. }
-            | Self::Client {
-                error: ClientError::Overloaded { .. },
-                ..
-            } => Code::ResourceExhausted,
+            Self::Overloaded { .. } | Self::Client { error: ClientError::Overloaded { .. }, .. } => {
+                Code::ResourceExhausted
+            }
             Self::Rejected(rejection) => rejection_code(rejection),
-            Self::Client {
-                error: ClientError::Unknown { .. },
-                ..
-            } => Code::DeadlineExceeded,
-            Self::Client {
-                error: ClientError::Unavailable { .. },
-                ..
-            } => Code::Unavailable,
-            Self::Client {
-                error: ClientError::Invalid(_),
-                ..
-            } => Code::InvalidArgument,
+            Self::Client { error: ClientError::Unknown { .. }, .. } => Code::DeadlineExceeded,
+            Self::Client { error: ClientError::Unavailable { .. }, .. } => Code::Unavailable,
+            Self::Client { error: ClientError::Invalid(_), .. } => Code::InvalidArgument,
         }
     }
 }
@@ -162,18 +119,9 @@ impl From<ApiError> for Status {
         let code = error.code();
         let none = HashMap::new;
         match error {
-            ApiError::Field {
-                field,
-                reason,
-                message,
-            } => build(
-                code,
-                reason,
-                format!("{field}: {message}"),
-                Some(&field),
-                None,
-                none(),
-            ),
+            ApiError::Field { field, reason, message } => {
+                build(code, reason, format!("{field}: {message}"), Some(&field), None, none())
+            }
             ApiError::Plain { reason, message, .. } => build(code, reason, message, None, None, none()),
             ApiError::Overloaded { retry_after, message } => {
                 build(code, "OVERLOADED", message, None, Some(retry_after), none())
@@ -188,41 +136,24 @@ impl From<ApiError> for Status {
 }
 
 fn client_status(code: Code, error: ClientError, request_id: Option<String>) -> Status {
-    let metadata: HashMap<String, String> = request_id
-        .map(|id| ("request_id".to_owned(), id))
-        .into_iter()
-        .collect();
+    let metadata: HashMap<String, String> =
+        request_id.map(|id| ("request_id".to_owned(), id)).into_iter().collect();
     match error {
-        ClientError::Unknown { why } => build(
-            code,
-            "OUTCOME_UNKNOWN",
-            format!("{ASK_AGAIN} ({why})"),
-            None,
-            None,
-            metadata,
-        ),
+        ClientError::Unknown { why } => {
+            build(code, "OUTCOME_UNKNOWN", format!("{ASK_AGAIN} ({why})"), None, None, metadata)
+        }
         ClientError::Unavailable { why } => {
             let message = format!(
                 "the region did not answer before the deadline and nothing was decided: try again ({why})"
             );
             let retry_after = jittered(Duration::from_millis(500));
-            build(
-                code,
-                "REGION_UNAVAILABLE",
-                message,
-                None,
-                Some(retry_after),
-                metadata,
-            )
+            build(code, "REGION_UNAVAILABLE", message, None, Some(retry_after), metadata)
         }
         ClientError::Overloaded { retry_after, message } => {
             let message = format!("the region is overloaded and decided nothing: {message}");
             // A refusal without a delay would be answered by a crowd at once.
-            let retry_after = if retry_after.is_zero() {
-                jittered(Duration::from_millis(200))
-            } else {
-                retry_after
-            };
+            let retry_after =
+                if retry_after.is_zero() { jittered(Duration::from_millis(200)) } else { retry_after };
             build(code, "OVERLOADED", message, None, Some(retry_after), metadata)
         }
         ClientError::Invalid(message) => build(code, "INVALID_REQUEST", message, None, None, metadata),
@@ -241,10 +172,7 @@ pub(crate) fn translate_transport_error(status: &Status) -> Option<Status> {
         Code::OutOfRange if status.message().contains("message length too large") => plain(
             Code::InvalidArgument,
             "MESSAGE_TOO_LARGE",
-            format!(
-                "{}: send less in one request, for example fewer purchases per batch",
-                status.message()
-            ),
+            format!("{}: send less in one request, for example fewer purchases per batch", status.message()),
         ),
         Code::Internal => plain(
             Code::InvalidArgument,
@@ -276,17 +204,13 @@ pub(crate) fn batch_refusal(refusal: &pb::Refusal) -> (Code, &'static str, Strin
                 refusal.retry_after_ms.max(50)
             ),
         ),
-        pb::RefusalKind::NotLeader | pb::RefusalKind::Halted => (
-            Code::Unavailable,
-            "REGION_UNAVAILABLE",
-            format!("not decided: {}", refusal.message),
-        ),
+        pb::RefusalKind::NotLeader | pb::RefusalKind::Halted => {
+            (Code::Unavailable, "REGION_UNAVAILABLE", format!("not decided: {}", refusal.message))
+        }
         pb::RefusalKind::Invalid => (Code::InvalidArgument, "INVALID_REQUEST", refusal.message.clone()),
-        pb::RefusalKind::Unknown | pb::RefusalKind::Unspecified => (
-            Code::DeadlineExceeded,
-            "OUTCOME_UNKNOWN",
-            format!("{ASK_AGAIN} ({})", refusal.message),
-        ),
+        pb::RefusalKind::Unknown | pb::RefusalKind::Unspecified => {
+            (Code::DeadlineExceeded, "OUTCOME_UNKNOWN", format!("{ASK_AGAIN} ({})", refusal.message))
+        }
     }
 }
 
@@ -296,25 +220,16 @@ mod tests {
     use super::*;
 
     fn client(error: ClientError) -> Status {
-        ApiError::Client {
-            error,
-            request_id: Some("id-1".into()),
-        }
-        .into()
+        ApiError::Client { error, request_id: Some("id-1".into()) }.into()
     }
 
     #[test]
     fn unknown_stays_unknown_and_carries_the_request_id() {
-        let status = client(ClientError::Unknown {
-            why: "the connection broke".into(),
-        });
+        let status = client(ClientError::Unknown { why: "the connection broke".into() });
         assert_eq!(status.code(), Code::DeadlineExceeded);
         let details = status.get_error_details();
         let info = details.error_info().unwrap();
-        assert_eq!(
-            (info.reason.as_str(), info.domain.as_str()),
-            ("OUTCOME_UNKNOWN", "tidewall")
-        );
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("OUTCOME_UNKNOWN", "tidewall"));
         assert_eq!(info.metadata["request_id"], "id-1");
         assert!(details.retry_info().is_none());
         assert!(status.message().contains("same request_id") && status.message().contains("GetOutcome"));
@@ -324,17 +239,12 @@ mod tests {
     fn overload_always_says_when_to_come_back() {
         for retry_ms in [0, 70] {
             let retry_after = Duration::from_millis(retry_ms);
-            let status = client(ClientError::Overloaded {
-                retry_after,
-                message: "queue".into(),
-            });
+            let status = client(ClientError::Overloaded { retry_after, message: "queue".into() });
             assert_eq!(status.code(), Code::ResourceExhausted);
             let delay = status.get_details_retry_info().unwrap().retry_delay.unwrap();
             assert!(delay >= Duration::from_millis(70), "{delay:?}");
         }
-        let status = client(ClientError::Unavailable {
-            why: "electing".into(),
-        });
+        let status = client(ClientError::Unavailable { why: "electing".into() });
         assert_eq!(status.code(), Code::Unavailable);
         assert!(status.get_details_retry_info().unwrap().retry_delay.is_some());
     }
@@ -351,19 +261,9 @@ mod tests {
         assert_eq!(status.code(), Code::FailedPrecondition);
         let details = status.get_error_details();
         assert_eq!(details.error_info().unwrap().reason, "SOLD_OUT");
-        assert_eq!(
-            details.bad_request().unwrap().field_violations[0].field,
-            "tier_id"
-        );
-        let nonsense = pb::RejectionView {
-            code: 0,
-            ..Default::default()
-        };
-        assert_eq!(
-            ApiError::Rejected(nonsense).code(),
-            Code::Internal,
-            "a no is never OK"
-        );
+        assert_eq!(details.bad_request().unwrap().field_violations[0].field, "tier_id");
+        let nonsense = pb::RejectionView { code: 0, ..Default::default() };
+        assert_eq!(ApiError::Rejected(nonsense).code(), Code::Internal, "a no is never OK");
     }
 
     #[test]
@@ -371,14 +271,8 @@ mod tests {
         let large = Status::out_of_range("Error, decoded message length too large: found 9 bytes");
         let status = translate_transport_error(&large).unwrap();
         assert_eq!(status.code(), Code::InvalidArgument);
-        assert_eq!(
-            status.get_details_error_info().unwrap().reason,
-            "MESSAGE_TOO_LARGE"
-        );
+        assert_eq!(status.get_details_error_info().unwrap().reason, "MESSAGE_TOO_LARGE");
         let own: Status = ApiError::internal("x").into();
-        assert!(
-            translate_transport_error(&own).is_none(),
-            "our own errors stay as they are"
-        );
+        assert!(translate_transport_error(&own).is_none(), "our own errors stay as they are");
     }
 }

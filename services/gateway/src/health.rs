@@ -14,9 +14,11 @@ use tonic_health::server::HealthReporter;
 use crate::edge::Edge;
 use crate::services::Services;
 
-/// Pause between two questions until the first answer that is good enough.
+/// Pause between two questions until every region had a leader once.
 const PAUSE_STARTING: Duration = Duration::from_millis(50);
-/// Pause between two questions from then on.
+/// Pause between two questions while regions lack a leader later on.
+const PAUSE_PARTIAL: Duration = Duration::from_millis(500);
+/// Pause between two questions while all regions have a leader.
 const PAUSE_SERVING: Duration = Duration::from_secs(5);
 /// How long the nodes may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -29,10 +31,7 @@ pub(crate) struct Readiness {
 
 impl Readiness {
     pub(crate) fn new(regions: usize) -> Self {
-        Self {
-            leaderless: AtomicUsize::new(regions),
-            regions,
-        }
+        Self { leaderless: AtomicUsize::new(regions), regions }
     }
 
     /// Whether calls to some region can be answered, and how many regions have no leader.
@@ -59,6 +58,8 @@ async fn report(reporter: &HealthReporter, status: ServingStatus) {
 /// Keeps the health service and `readiness` up to date; never returns.
 pub(crate) async fn watch(edge: Arc<Edge>, readiness: Arc<Readiness>, reporter: HealthReporter) {
     let mut serving = false;
+    // Every region had a leader once: the cluster is no longer starting.
+    let mut complete = false;
     report(&reporter, ServingStatus::NotServing).await;
     loop {
         let leaderless = edge.client.discover(TIMEOUT).await;
@@ -66,18 +67,15 @@ pub(crate) async fn watch(edge: Arc<Edge>, readiness: Arc<Readiness>, reporter: 
         let (reachable, _) = readiness.state();
         if reachable != serving {
             serving = reachable;
-            let status = if serving {
-                ServingStatus::Serving
-            } else {
-                ServingStatus::NotServing
-            };
+            let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
             tracing::info!(serving, leaderless, "health changed");
             report(&reporter, status).await;
         }
-        sleep(if leaderless == 0 {
-            PAUSE_SERVING
-        } else {
-            PAUSE_STARTING
+        complete |= leaderless == 0;
+        sleep(match leaderless {
+            0 => PAUSE_SERVING,
+            _ if !complete => PAUSE_STARTING,
+            _ => PAUSE_PARTIAL,
         })
         .await;
     }

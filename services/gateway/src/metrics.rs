@@ -19,9 +19,8 @@ use crate::edge::Method;
 /// gRPC status codes are 0 to 16.
 const CODES: usize = 17;
 /// Upper bounds of the latency buckets, seconds.
-const BUCKETS_S: [f64; 15] = [
-    0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0,
-];
+const BUCKETS_S: [f64; 15] =
+    [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CallLabels {
@@ -61,16 +60,8 @@ impl Metrics {
         let in_flight = Family::<RegionLabels, Gauge>::default();
         let refused = Family::<RegionLabels, Gauge>::default();
         registry.register("calls", "Calls that were answered", calls.clone());
-        registry.register(
-            "call_seconds",
-            "Time from the arrival of a call to its answer",
-            latency.clone(),
-        );
-        registry.register(
-            "calls_in_flight",
-            "Admitted calls that are not answered yet",
-            in_flight.clone(),
-        );
+        registry.register("call_seconds", "Time from the arrival of a call to its answer", latency.clone());
+        registry.register("calls_in_flight", "Admitted calls that are not answered yet", in_flight.clone());
         registry.register(
             "admission_refusals",
             "Calls refused at admission since the start",
@@ -78,25 +69,13 @@ impl Metrics {
         );
         let mut regions: Vec<String> = topology.regions.iter().map(|region| region.id.clone()).collect();
         let gauge = |family: &Family<RegionLabels, Gauge>, region: &String| {
-            family.get_or_create_owned(&RegionLabels {
-                region: region.clone(),
-            })
+            family.get_or_create_owned(&RegionLabels { region: region.clone() })
         };
         let in_flight = regions.iter().map(|region| gauge(&in_flight, region)).collect();
         let refused = regions.iter().map(|region| gauge(&refused, region)).collect();
         regions.push("none".to_owned());
-        let handles = (0..Method::ALL.len() * regions.len() * CODES)
-            .map(|_| OnceLock::new())
-            .collect();
-        Self {
-            registry,
-            latency,
-            calls,
-            in_flight,
-            refused,
-            regions,
-            handles,
-        }
+        let handles = (0..Method::ALL.len() * regions.len() * CODES).map(|_| OnceLock::new()).collect();
+        Self { registry, latency, calls, in_flight, refused, regions, handles }
     }
 
     /// Counts one answered call; `region` is its position in the topology.
@@ -110,10 +89,7 @@ impl Metrics {
                 region: self.regions[region].clone(),
                 code: code_name(code),
             };
-            (
-                self.calls.get_or_create_owned(&labels),
-                self.latency.get_or_create_owned(&labels),
-            )
+            (self.calls.get_or_create_owned(&labels), self.latency.get_or_create_owned(&labels))
         });
         calls.inc();
         latency.observe(took.as_secs_f64());

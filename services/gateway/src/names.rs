@@ -22,11 +22,7 @@ pub(crate) struct ChildName<'a> {
 fn wrong(field: &str, text: &str, form: &str) -> ApiError {
     // What comes back is bounded: names of garbage may be as long as a message.
     let shown: String = text.chars().take(80).collect();
-    ApiError::field_reason(
-        field,
-        "NAME_INVALID",
-        format!("{shown:?} is not a name of the form {form}"),
-    )
+    ApiError::field_reason(field, "NAME_INVALID", format!("{shown:?} is not a name of the form {form}"))
 }
 
 /// The region id at the beginning of any resource name.
@@ -34,13 +30,7 @@ pub(crate) fn leading_region<'a>(field: &str, text: &'a str) -> Result<&'a str, 
     text.strip_prefix("regions/")
         .map(|rest| rest.split_once('/').map_or(rest, |(region, _)| region))
         .filter(|region| valid_region_id(region))
-        .ok_or_else(|| {
-            wrong(
-                field,
-                text,
-                "regions/{region}, as RegionService.ListRegions gives them",
-            )
-        })
+        .ok_or_else(|| wrong(field, text, "regions/{region}, as RegionService.ListRegions gives them"))
 }
 
 /// `regions/{region}` and nothing more.
@@ -99,9 +89,7 @@ fn valid_number(text: &str) -> bool {
 pub(crate) fn valid_event_id(id: &str) -> bool {
     (4..=40).contains(&id.len())
         && id.starts_with(|c: char| c.is_ascii_lowercase())
-        && id
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// 1 to 32 of `[a-z0-9]`, starting with a letter.
@@ -134,42 +122,21 @@ mod tests {
 
     #[test]
     fn what_is_written_can_be_read() {
-        let gala = EventName {
-            region: "north",
-            event: "gala",
-        };
+        let gala = EventName { region: "north", event: "gala" };
         assert_eq!(parse_region("name", &region("north")).unwrap(), "north");
         assert_eq!(parse_event("name", &event("north", "gala")).unwrap(), gala);
         let name = ticket("north", "gala", "ga-12");
-        assert_eq!(
-            parse_ticket("name", &name).unwrap(),
-            ChildName {
-                event: gala,
-                id: "ga-12"
-            }
-        );
+        assert_eq!(parse_ticket("name", &name).unwrap(), ChildName { event: gala, id: "ga-12" });
         let name = hold("north", "gala", "ga-h3");
-        assert_eq!(
-            parse_hold("name", &name).unwrap(),
-            ChildName {
-                event: gala,
-                id: "ga-h3"
-            }
-        );
+        assert_eq!(parse_hold("name", &name).unwrap(), ChildName { event: gala, id: "ga-h3" });
         assert_eq!(leading_region("parent", &name).unwrap(), "north");
     }
 
     #[test]
     fn other_spellings_are_refused() {
-        for text in [
-            "",
-            "north",
-            "regions/",
-            "regions/North",
-            "regions/north/",
-            "/regions/north",
-            "regions/a b",
-        ] {
+        for text in
+            ["", "north", "regions/", "regions/North", "regions/north/", "/regions/north", "regions/a b"]
+        {
             assert!(parse_region("name", text).is_err(), "{text}");
         }
         for text in [
@@ -180,22 +147,10 @@ mod tests {
         ] {
             assert!(parse_event("name", text).is_err(), "{text}");
         }
-        for id in [
-            "",
-            "ga",
-            "ga-",
-            "ga-x",
-            "ga-h1",
-            "ga-01",
-            "ga--1",
-            "GA-1",
-            "ga-1/2",
-            "ga-99999999999999999999",
-        ] {
-            assert!(
-                parse_ticket("name", &ticket("north", "gala", id)).is_err(),
-                "{id}"
-            );
+        for id in
+            ["", "ga", "ga-", "ga-x", "ga-h1", "ga-01", "ga--1", "GA-1", "ga-1/2", "ga-99999999999999999999"]
+        {
+            assert!(parse_ticket("name", &ticket("north", "gala", id)).is_err(), "{id}");
         }
         assert!(parse_hold("name", &hold("north", "gala", "ga-1")).is_err());
     }
@@ -203,9 +158,7 @@ mod tests {
     #[test]
     fn the_error_names_the_field_and_bounds_what_it_repeats() {
         let long = "x".repeat(10_000);
-        let Err(ApiError::Field { field, message, .. }) = parse_event("parent", &long) else {
-            panic!()
-        };
+        let Err(ApiError::Field { field, message, .. }) = parse_event("parent", &long) else { panic!() };
         assert_eq!(field, "parent");
         assert!(message.len() < 200);
     }

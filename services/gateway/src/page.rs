@@ -41,10 +41,7 @@ pub(crate) fn size(page_size: i32, default: u32, max: u32) -> Result<u32, ApiErr
     match u32::try_from(page_size) {
         Ok(0) => Ok(default),
         Ok(size) if size <= max => Ok(size),
-        _ => Err(ApiError::field(
-            "page_size",
-            format!("must be 0 (for {default}) to {max}"),
-        )),
+        _ => Err(ApiError::field("page_size", format!("must be 0 (for {default}) to {max}"))),
     }
 }
 

@@ -23,9 +23,7 @@ pub(crate) fn parse_any_age(field: &str, text: &str) -> Result<Vec<u8>, ApiError
 
 /// The canonical text of 16 bytes; empty when there are none.
 pub(crate) fn format(bytes: &[u8]) -> String {
-    Uuid::from_slice(bytes)
-        .map(|id| id.to_string())
-        .unwrap_or_default()
+    Uuid::from_slice(bytes).map(|id| id.to_string()).unwrap_or_default()
 }
 
 fn parse_uuid(field: &str, text: &str) -> Result<Uuid, ApiError> {
@@ -38,23 +36,21 @@ fn parse_uuid(field: &str, text: &str) -> Result<Uuid, ApiError> {
     }
     // The parser also takes braces, URNs and no hyphens: one intent must have one spelling.
     let parsed = (text.len() == 36).then(|| Uuid::try_parse(text).ok()).flatten();
-    parsed
-        .filter(|id| id.get_version_num() == 7 && id.get_variant() == uuid::Variant::RFC4122)
-        .ok_or_else(|| {
+    parsed.filter(|id| id.get_version_num() == 7 && id.get_variant() == uuid::Variant::RFC4122).ok_or_else(
+        || {
             ApiError::field_reason(
                 field,
                 "REQUEST_ID_INVALID",
                 "is not a UUID of version 7 in canonical form (8-4-4-4-12 hexadecimal digits)",
             )
-        })
+        },
+    )
 }
 
 fn parse_at(field: &str, text: &str, now_ms: u64) -> Result<Vec<u8>, ApiError> {
     let id = parse_uuid(field, text)?;
     let bytes = id.as_bytes();
-    let made_at_ms = bytes[..6]
-        .iter()
-        .fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
+    let made_at_ms = bytes[..6].iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
     if made_at_ms > now_ms.saturating_add(AHEAD_MAX_MS) {
         return Err(ApiError::field_reason(
             field,
@@ -81,13 +77,8 @@ mod tests {
     const NOW_MS: u64 = 1_790_000_000_000;
 
     fn made_at(ms: u64) -> String {
-        Uuid::new_v7(uuid::Timestamp::from_unix_time(
-            ms / 1000,
-            (ms % 1000) as u32 * 1_000_000,
-            0,
-            0,
-        ))
-        .to_string()
+        Uuid::new_v7(uuid::Timestamp::from_unix_time(ms / 1000, (ms % 1000) as u32 * 1_000_000, 0, 0))
+            .to_string()
     }
 
     fn reason(text: &str) -> &'static str {
@@ -110,10 +101,7 @@ mod tests {
     fn other_ids_are_refused_by_reason() {
         assert_eq!(reason(""), "REQUEST_ID_REQUIRED");
         assert_eq!(reason("7"), "REQUEST_ID_INVALID");
-        assert_eq!(
-            reason("f47ac10b-58cc-4372-a567-0e02b2c3d479"),
-            "REQUEST_ID_INVALID"
-        );
+        assert_eq!(reason("f47ac10b-58cc-4372-a567-0e02b2c3d479"), "REQUEST_ID_INVALID");
         assert_eq!(reason(&made_at(NOW_MS).replace('-', "")), "REQUEST_ID_INVALID");
         assert_eq!(reason(&made_at(NOW_MS + AHEAD_MAX_MS + 1)), "REQUEST_ID_INVALID");
         assert_eq!(reason(&made_at(NOW_MS - AGE_MAX_MS - 1)), "REQUEST_ID_EXPIRED");

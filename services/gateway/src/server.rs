@@ -79,9 +79,7 @@ pub struct Gateway {
 
 impl std::fmt::Debug for Gateway {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gateway")
-            .field("local_addr", &self.local_addr)
-            .finish_non_exhaustive()
+        f.debug_struct("Gateway").field("local_addr", &self.local_addr).finish_non_exhaustive()
     }
 }
 
@@ -103,20 +101,12 @@ impl Gateway {
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
-        Ok(Self {
-            listener,
-            local_addr,
-            config,
-        })
+        Ok(Self { listener, local_addr, config })
     }
 
     /// Answers calls until `shutdown` completes; then lets calls under way finish, for the configured grace.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), GatewayError> {
-        let Self {
-            listener,
-            local_addr,
-            config,
-        } = self;
+        let Self { listener, local_addr, config } = self;
         let regions = config.topology.regions.len();
         let edge = Arc::new(Edge {
             topology: Arc::clone(&config.topology),
@@ -127,11 +117,8 @@ impl Gateway {
         });
         let readiness = Arc::new(Readiness::new(regions));
         let (reporter, health_service) = tonic_health::server::health_reporter();
-        let watching = AbortOnDrop(tokio::spawn(health::watch(
-            Arc::clone(&edge),
-            Arc::clone(&readiness),
-            reporter,
-        )));
+        let watching =
+            AbortOnDrop(tokio::spawn(health::watch(Arc::clone(&edge), Arc::clone(&readiness), reporter)));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -165,9 +152,7 @@ impl Gateway {
         if let Some(age) = config.connection_age_min {
             // Gateways that started together must not send their clients away together.
             let age = age.mul_f64(rand::rng().random_range(1.0..2.0));
-            server = server
-                .max_connection_age(age)
-                .max_connection_age_grace(config.grace);
+            server = server.max_connection_age(age).max_connection_age_grace(config.grace);
         }
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let (stop, stopped) = oneshot::channel::<()>();
@@ -209,26 +194,16 @@ impl Drop for AbortOnDrop {
 /// Adds the pages for machines that do not speak gRPC.
 fn with_plain_pages(router: axum::Router, edge: Arc<Edge>, readiness: Arc<Readiness>) -> axum::Router {
     const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let metrics = move || async move {
-        (
-            [(header::CONTENT_TYPE, METRICS_TYPE)],
-            edge.metrics.render(&edge.admission),
-        )
-    };
+    let metrics =
+        move || async move { ([(header::CONTENT_TYPE, METRICS_TYPE)], edge.metrics.render(&edge.admission)) };
     let health = move || async move {
         match readiness.state() {
             (true, 0) => (StatusCode::OK, "ok\n".to_owned()),
-            (true, leaderless) => (
-                StatusCode::OK,
-                format!("ok, regions without a leader: {leaderless}\n"),
-            ),
-            (false, _) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "no shard node answers as a leader yet\n".to_owned(),
-            ),
+            (true, leaderless) => (StatusCode::OK, format!("ok, regions without a leader: {leaderless}\n")),
+            (false, _) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "no shard node answers as a leader yet\n".to_owned())
+            }
         }
     };
-    router
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(health))
+    router.route("/metrics", get(metrics)).route("/healthz", get(health))
 }

@@ -54,16 +54,10 @@ pub(crate) fn places(
     for (position, seat) in seats.iter().enumerate() {
         let field = || format!("{prefix}seats[{position}]");
         if !valid_seat(seat) {
-            return Err(ApiError::field(
-                field(),
-                "must be a row's label and a number, for example A-12",
-            ));
+            return Err(ApiError::field(field(), "must be a row's label and a number, for example A-12"));
         }
         if !seen.insert(seat.as_str()) {
-            return Err(ApiError::field(
-                field(),
-                "names a seat that is already in the list",
-            ));
+            return Err(ApiError::field(field(), "names a seat that is already in the list"));
         }
     }
     let named = seats.len() as u32;
@@ -77,17 +71,10 @@ pub(crate) fn places(
             ));
         }
         _ => {
-            return Err(ApiError::field(
-                format!("{prefix}quantity"),
-                format!("must be 1 to {QUANTITY_MAX}"),
-            ));
+            return Err(ApiError::field(format!("{prefix}quantity"), format!("must be 1 to {QUANTITY_MAX}")));
         }
     };
-    Ok(Places {
-        tier_id,
-        quantity,
-        seats,
-    })
+    Ok(Places { tier_id, quantity, seats })
 }
 
 fn valid_seat(seat: &str) -> bool {
@@ -98,9 +85,7 @@ fn valid_seat(seat: &str) -> bool {
         && (1..=5).contains(&number.len())
         && number.bytes().all(|b| b.is_ascii_digit())
         && !number.starts_with('0')
-        && number
-            .parse()
-            .is_ok_and(|number: i32| number <= SEATS_PER_ROW_MAX)
+        && number.parse().is_ok_and(|number: i32| number <= SEATS_PER_ROW_MAX)
 }
 
 fn valid_row_label(label: &str) -> bool {
@@ -135,10 +120,7 @@ pub(crate) fn new_event_id(event_id: &str) -> Result<(), ApiError> {
     if event_id.is_empty() || valid_event_id(event_id) {
         return Ok(());
     }
-    Err(ApiError::field(
-        "event_id",
-        "must be empty or 4 to 40 of [a-z0-9-], starting with a letter",
-    ))
+    Err(ApiError::field("event_id", "must be empty or 4 to 40 of [a-z0-9-], starting with a letter"))
 }
 
 fn display_name(field: &str, text: &str, least: usize) -> Result<(), ApiError> {
@@ -155,10 +137,7 @@ fn quota(quota: i32, least: i32) -> Result<u32, ApiError> {
     if (least..=QUOTA_MAX).contains(&quota) {
         return Ok(if quota == 0 { QUOTA_DEFAULT } else { quota as u32 });
     }
-    Err(ApiError::field(
-        "event.quota_per_buyer",
-        format!("must be {least} to {QUOTA_MAX}"),
-    ))
+    Err(ApiError::field("event.quota_per_buyer", format!("must be {least} to {QUOTA_MAX}")))
 }
 
 /// Unix ms; 0 when absent.
@@ -170,29 +149,20 @@ fn time_ms(field: &str, time: Option<&Timestamp>) -> Result<u64, ApiError> {
         .map(|seconds| seconds * 1000 + time.nanos as u64 / 1_000_000);
     // 0 would silently mean "absent".
     ms.filter(|ms| *ms > 0).ok_or_else(|| {
-        ApiError::field(
-            field,
-            "must be a valid time after 1970 and before the year 10000, or absent",
-        )
+        ApiError::field(field, "must be a valid time after 1970 and before the year 10000, or absent")
     })
 }
 
 fn sale_window(opens_at_ms: u64, closes_at_ms: u64) -> Result<(), ApiError> {
     if closes_at_ms != 0 && closes_at_ms <= opens_at_ms {
-        return Err(ApiError::field(
-            "event.sale_closes_at",
-            "must be after sale_opens_at",
-        ));
+        return Err(ApiError::field("event.sale_closes_at", "must be after sale_opens_at"));
     }
     Ok(())
 }
 
 fn tiers(tiers: &[v1::Tier]) -> Result<Vec<pb::TierSpec>, ApiError> {
     if !(1..=TIERS_MAX).contains(&tiers.len()) {
-        return Err(ApiError::field(
-            "event.tiers",
-            format!("must be 1 to {TIERS_MAX} tiers"),
-        ));
+        return Err(ApiError::field("event.tiers", format!("must be 1 to {TIERS_MAX} tiers")));
     }
     let mut seen = BTreeSet::new();
     let mut specs = Vec::with_capacity(tiers.len());
@@ -220,10 +190,7 @@ fn tiers(tiers: &[v1::Tier]) -> Result<Vec<pb::TierSpec>, ApiError> {
                 ));
             }
             _ => {
-                return Err(ApiError::field(
-                    field("capacity"),
-                    format!("must be 1 to {CAPACITY_MAX}"),
-                ));
+                return Err(ApiError::field(field("capacity"), format!("must be 1 to {CAPACITY_MAX}")));
             }
         };
         let (currency_code, price_minor_units) = price(&field, tier.price.as_ref())?;
@@ -270,10 +237,7 @@ fn seat_rows(field: &dyn Fn(&str) -> String, rows: &[v1::SeatRow]) -> Result<Vec
             return Err(ApiError::field(field("label"), "is the label of an earlier row"));
         }
         if !(1..=SEATS_PER_ROW_MAX).contains(&row.seats) {
-            return Err(ApiError::field(
-                field("seats"),
-                format!("must be 1 to {SEATS_PER_ROW_MAX}"),
-            ));
+            return Err(ApiError::field(field("seats"), format!("must be 1 to {SEATS_PER_ROW_MAX}")));
         }
         total += row.seats as u64;
         if total > SEATS_PER_TIER_MAX {
@@ -282,10 +246,7 @@ fn seat_rows(field: &dyn Fn(&str) -> String, rows: &[v1::SeatRow]) -> Result<Vec
                 format!("the tier has more than {SEATS_PER_TIER_MAX} seats up to here"),
             ));
         }
-        specs.push(pb::SeatRowSpec {
-            label: row.label.clone(),
-            seats: row.seats as u32,
-        });
+        specs.push(pb::SeatRowSpec { label: row.label.clone(), seats: row.seats as u32 });
     }
     Ok(specs)
 }
@@ -325,11 +286,7 @@ pub(crate) fn update_event(
                 .to_owned(),
         ));
     }
-    let mut change = pb::UpdateEvent {
-        event_id,
-        expected_revision: event.revision,
-        ..Default::default()
-    };
+    let mut change = pb::UpdateEvent { event_id, expected_revision: event.revision, ..Default::default() };
     for path in paths {
         match path.as_str() {
             "display_name" => {
@@ -386,10 +343,7 @@ mod tests {
             tiers: vec![v1::Tier {
                 tier_id: "ga".into(),
                 capacity: 100,
-                price: Some(v1::Money {
-                    currency_code: "EUR".into(),
-                    minor_units: 4500,
-                }),
+                price: Some(v1::Money { currency_code: "EUR".into(), minor_units: 4500 }),
                 ..Default::default()
             }],
             ..Default::default()
@@ -406,27 +360,13 @@ mod tests {
             assert_eq!(field(places(quantity, &[])), "quantity", "{quantity}");
         }
         assert_eq!(field(places(2, &["A-1"])), "quantity");
-        for seat in [
-            "",
-            "A",
-            "A-",
-            "A-0",
-            "A-01",
-            "A-10001",
-            "A-99999999999",
-            "-1",
-            "AAAAAAAAA-1",
-            "A 1",
-        ] {
+        for seat in ["", "A", "A-", "A-0", "A-01", "A-10001", "A-99999999999", "-1", "AAAAAAAAA-1", "A 1"] {
             assert_eq!(field(places(0, &["B-1", seat])), "seats[1]", "{seat}");
         }
         assert_eq!(field(places(0, &["A-1", "A-1"])), "seats[1]");
         let many: Vec<String> = (1..=101).map(|n| format!("A-{n}")).collect();
         assert_eq!(field(super::places("", "ga".into(), 0, many)), "seats");
-        assert_eq!(
-            field(super::places("purchases[3].", "GA".into(), 1, vec![])),
-            "purchases[3].tier_id"
-        );
+        assert_eq!(field(super::places("purchases[3].", "GA".into(), 1, vec![])), "purchases[3].tier_id");
     }
 
     #[test]
@@ -448,21 +388,12 @@ mod tests {
         assert_eq!(field(create_event("abc".into(), Some(&event()))), "event_id");
         assert_eq!(field(create_event(String::new(), None)), "event");
         assert_eq!(refused(|e| e.display_name.clear()), "event.display_name");
-        assert_eq!(
-            refused(|e| e.display_name = "x".repeat(201)),
-            "event.display_name"
-        );
+        assert_eq!(refused(|e| e.display_name = "x".repeat(201)), "event.display_name");
         assert_eq!(refused(|e| e.quota_per_buyer = -1), "event.quota_per_buyer");
         assert_eq!(refused(|e| e.tiers.clear()), "event.tiers");
-        assert_eq!(
-            refused(|e| e.tiers.push(e.tiers[0].clone())),
-            "event.tiers[1].tier_id"
-        );
+        assert_eq!(refused(|e| e.tiers.push(e.tiers[0].clone())), "event.tiers[1].tier_id");
         assert_eq!(refused(|e| e.tiers[0].capacity = 0), "event.tiers[0].capacity");
-        assert_eq!(
-            refused(|e| e.tiers[0].capacity = 10_000_001),
-            "event.tiers[0].capacity"
-        );
+        assert_eq!(refused(|e| e.tiers[0].capacity = 10_000_001), "event.tiers[0].capacity");
         assert_eq!(
             refused(|e| e.tiers[0].price.as_mut().unwrap().minor_units = -1),
             "event.tiers[0].price.minor_units"
@@ -473,19 +404,13 @@ mod tests {
         );
         assert_eq!(
             refused(|e| {
-                e.sale_opens_at = Some(Timestamp {
-                    seconds: 2_000_000_000,
-                    nanos: 0,
-                });
+                e.sale_opens_at = Some(Timestamp { seconds: 2_000_000_000, nanos: 0 });
                 e.sale_closes_at = e.sale_opens_at;
             }),
             "event.sale_closes_at"
         );
         assert_eq!(
-            refused(|e| e.sale_opens_at = Some(Timestamp {
-                seconds: -1,
-                nanos: 0
-            })),
+            refused(|e| e.sale_opens_at = Some(Timestamp { seconds: -1, nanos: 0 })),
             "event.sale_opens_at"
         );
     }
@@ -493,31 +418,16 @@ mod tests {
     #[test]
     fn numbered_seats_make_the_capacity() {
         let mut event = event();
-        let row = |label: &str, seats| v1::SeatRow {
-            label: label.into(),
-            seats,
-        };
+        let row = |label: &str, seats| v1::SeatRow { label: label.into(), seats };
         event.tiers[0].capacity = 0;
         event.tiers[0].seat_rows = vec![row("A", 12), row("B", 8)];
-        assert_eq!(
-            create_event(String::new(), Some(&event)).unwrap().tiers[0].capacity,
-            20
-        );
+        assert_eq!(create_event(String::new(), Some(&event)).unwrap().tiers[0].capacity, 20);
         event.tiers[0].capacity = 21;
-        assert_eq!(
-            field(create_event(String::new(), Some(&event))),
-            "event.tiers[0].capacity"
-        );
+        assert_eq!(field(create_event(String::new(), Some(&event))), "event.tiers[0].capacity");
         event.tiers[0].seat_rows = vec![row("A", 12), row("A", 8)];
-        assert_eq!(
-            field(create_event(String::new(), Some(&event))),
-            "event.tiers[0].seat_rows[1].label"
-        );
+        assert_eq!(field(create_event(String::new(), Some(&event))), "event.tiers[0].seat_rows[1].label");
         event.tiers[0].seat_rows = (0..11).map(|n| row(&format!("R{n}"), 10_000)).collect();
-        assert_eq!(
-            field(create_event(String::new(), Some(&event))),
-            "event.tiers[0].seat_rows[10].seats"
-        );
+        assert_eq!(field(create_event(String::new(), Some(&event))), "event.tiers[0].seat_rows[10].seats");
     }
 
     #[test]
@@ -526,15 +436,8 @@ mod tests {
         let update = |paths: &[&str]| update_event("gala".into(), &event(), Some(&mask(paths)));
         let change = update(&["display_name", "sale_closes_at"]).unwrap();
         assert_eq!(change.display_name.as_deref(), Some("Gala"));
-        assert_eq!(
-            change.sale_closes_at_ms,
-            Some(0),
-            "absent in the event: sales never end"
-        );
-        assert_eq!(
-            (change.quota_per_buyer, change.sale_opens_at_ms, change.set_tiers),
-            (None, None, false)
-        );
+        assert_eq!(change.sale_closes_at_ms, Some(0), "absent in the event: sales never end");
+        assert_eq!((change.quota_per_buyer, change.sale_opens_at_ms, change.set_tiers), (None, None, false));
         assert!(update(&["tiers"]).unwrap().set_tiers);
         assert_eq!(field(update(&["quota_per_buyer"])), "event.quota_per_buyer");
         assert_eq!(field(update(&["organiser"])), "update_mask");

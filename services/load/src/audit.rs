@@ -210,15 +210,10 @@ impl Findings {
 
     /// Tickets, seats or sales that exist twice.
     pub fn duplicates(&self) -> u64 {
-        [
-            Kind::DuplicateTicket,
-            Kind::DuplicateSeat,
-            Kind::DuplicateSale,
-            Kind::SharedTicket,
-        ]
-        .into_iter()
-        .map(|kind| self.count(kind))
-        .sum()
+        [Kind::DuplicateTicket, Kind::DuplicateSeat, Kind::DuplicateSale, Kind::SharedTicket]
+            .into_iter()
+            .map(|kind| self.count(kind))
+            .sum()
     }
 
     /// Acknowledged tickets that are gone.
@@ -243,17 +238,9 @@ impl fmt::Display for Findings {
         if self.ok() {
             return f.write_str("ok");
         }
-        let counts: Vec<String> = self
-            .counts
-            .iter()
-            .map(|(kind, number)| format!("{} ({number})", kind.phrase()))
-            .collect();
-        write!(
-            f,
-            "{}. For example: {}",
-            counts.join(", "),
-            self.examples.join("; ")
-        )
+        let counts: Vec<String> =
+            self.counts.iter().map(|(kind, number)| format!("{} ({number})", kind.phrase())).collect();
+        write!(f, "{}. For example: {}", counts.join(", "), self.examples.join("; "))
     }
 }
 
@@ -280,24 +267,15 @@ pub fn audit(asked: &[Asked], events: &[SeenEvent]) -> Findings {
                 continue;
             }
             owners.insert(ticket.owner.as_str());
-            let intent = ticket
-                .request_id
-                .parse()
-                .ok()
-                .and_then(|id: Uuid| by_request.get(&id).copied());
+            let intent = ticket.request_id.parse().ok().and_then(|id: Uuid| by_request.get(&id).copied());
             let Some(intent) = intent.filter(|intent| intent.event == event.name) else {
-                findings.add(Kind::Phantom, 1, || {
-                    format!("{} by request {:?}", ticket.name, ticket.request_id)
-                });
+                findings
+                    .add(Kind::Phantom, 1, || format!("{} by request {:?}", ticket.name, ticket.request_id));
                 continue;
             };
             *sold_by_request.entry(intent.request_id).or_insert(0) += 1;
             if ticket.owner != intent.owner || ticket.tier_id != intent.tier_id {
-                let kind = if ticket.owner == intent.owner {
-                    Kind::Phantom
-                } else {
-                    Kind::WrongOwner
-                };
+                let kind = if ticket.owner == intent.owner { Kind::Phantom } else { Kind::WrongOwner };
                 findings.add(kind, 1, || {
                     format!(
                         "{} is {}'s in tier {}, asked for was {}'s in tier {}",
@@ -318,10 +296,7 @@ pub fn audit(asked: &[Asked], events: &[SeenEvent]) -> Findings {
         let intent = by_request[id];
         let surplus = number.saturating_sub(u64::from(intent.quantity));
         findings.add(Kind::DuplicateSale, surplus, || {
-            format!(
-                "request {id} asked for {} and made {number} tickets",
-                intent.quantity
-            )
+            format!("request {id} asked for {} and made {number} tickets", intent.quantity)
         });
         findings.unknown_sold += u64::from(intent.answer == Answer::Unknown);
     }
@@ -334,27 +309,12 @@ pub fn audit(asked: &[Asked], events: &[SeenEvent]) -> Findings {
 /// Counters of each tier.
 fn check_stock(event: &SeenEvent, findings: &mut Findings) {
     for tier in &event.tiers {
-        let SeenTier {
-            tier_id,
-            capacity,
-            planned,
-            free,
-            held,
-            sold,
-        } = tier;
-        let listed = event
-            .tickets
-            .iter()
-            .filter(|t| t.valid && t.tier_id == *tier_id)
-            .count() as i64;
+        let SeenTier { tier_id, capacity, planned, free, held, sold } = tier;
+        let listed = event.tickets.iter().filter(|t| t.valid && t.tier_id == *tier_id).count() as i64;
         let limit = if *planned > 0 { *planned } else { *capacity };
         let excess = (*sold).max(listed).saturating_sub(limit).max(0);
         findings.add(Kind::Oversold, excess.unsigned_abs(), || {
-            format!(
-                "{} tier {tier_id}: {} of {limit}",
-                event.name,
-                (*sold).max(listed)
-            )
+            format!("{} tier {tier_id}: {} of {limit}", event.name, (*sold).max(listed))
         });
         let sum = i128::from(*free) + i128::from(*held) + i128::from(*sold);
         let broken = sum != i128::from(*capacity) || [*free, *held, *sold].iter().any(|n| *n < 0);
@@ -364,21 +324,11 @@ fn check_stock(event: &SeenEvent, findings: &mut Findings) {
                 event.name
             )
         });
-        findings.add(
-            Kind::Capacity,
-            u64::from(*planned > 0 && planned != capacity),
-            || {
-                format!(
-                    "{} tier {tier_id}: created with {planned}, now {capacity}",
-                    event.name
-                )
-            },
-        );
+        findings.add(Kind::Capacity, u64::from(*planned > 0 && planned != capacity), || {
+            format!("{} tier {tier_id}: created with {planned}, now {capacity}", event.name)
+        });
         findings.add(Kind::Counter, sold.abs_diff(listed), || {
-            format!(
-                "{} tier {tier_id}: counter {sold}, valid tickets {listed}",
-                event.name
-            )
+            format!("{} tier {tier_id}: counter {sold}, valid tickets {listed}", event.name)
         });
     }
 }
@@ -389,16 +339,9 @@ fn check_lists(event: &SeenEvent, findings: &mut Findings) {
     let mut seats: BTreeSet<(&str, &str)> = BTreeSet::new();
     let mut per_owner: BTreeMap<&str, i64> = BTreeMap::new();
     for ticket in event.tickets.iter().filter(|ticket| ticket.valid) {
-        findings.add(
-            Kind::Phantom,
-            u64::from(!known.contains(ticket.tier_id.as_str())),
-            || {
-                format!(
-                    "{} in tier {:?}, which the event has not",
-                    ticket.name, ticket.tier_id
-                )
-            },
-        );
+        findings.add(Kind::Phantom, u64::from(!known.contains(ticket.tier_id.as_str())), || {
+            format!("{} in tier {:?}, which the event has not", ticket.name, ticket.tier_id)
+        });
         if !ticket.seat.is_empty() {
             let first = seats.insert((&ticket.tier_id, &ticket.seat));
             findings.add(Kind::DuplicateSeat, u64::from(!first), || {
@@ -409,10 +352,7 @@ fn check_lists(event: &SeenEvent, findings: &mut Findings) {
     }
     for (owner, number) in per_owner {
         findings.add(Kind::Quota, u64::from(number > event.quota), || {
-            format!(
-                "{owner} has {number} of {}, the quota is {}",
-                event.name, event.quota
-            )
+            format!("{owner} has {number} of {}, the quota is {}", event.name, event.quota)
         });
     }
 }
@@ -426,19 +366,13 @@ fn check_acknowledged(asked: &[Asked], tickets: &BTreeMap<&str, &SeenTicket>, fi
         };
         let differs = names.len() as u64 != u64::from(intent.quantity);
         findings.add(Kind::WrongQuantity, u64::from(differs), || {
-            format!(
-                "request {} asked for {} and got {}",
-                intent.request_id,
-                intent.quantity,
-                names.len()
-            )
+            format!("request {} asked for {} and got {}", intent.request_id, intent.quantity, names.len())
         });
         for name in names {
             let name: &str = name;
             if let Some(other) = given.insert(name, intent.request_id) {
-                findings.add(Kind::SharedTicket, 1, || {
-                    format!("{name} to {other} and {}", intent.request_id)
-                });
+                findings
+                    .add(Kind::SharedTicket, 1, || format!("{name} to {other} and {}", intent.request_id));
             }
             match tickets.get(name) {
                 Some(ticket) if ticket.valid => {
@@ -453,11 +387,7 @@ fn check_acknowledged(asked: &[Asked], tickets: &BTreeMap<&str, &SeenTicket>, fi
                     });
                 }
                 found => findings.add(Kind::Lost, 1, || {
-                    let how = if found.is_some() {
-                        "is cancelled"
-                    } else {
-                        "does not exist"
-                    };
+                    let how = if found.is_some() { "is cancelled" } else { "does not exist" };
                     format!("{name} of {} (request {}) {how}", intent.owner, intent.request_id)
                 }),
             }
@@ -470,37 +400,25 @@ fn check_refusals(asked: &[Asked], events: &[SeenEvent], findings: &mut Findings
     let free: BTreeMap<(&str, &str), i64> = events
         .iter()
         .flat_map(|event| {
-            event
-                .tiers
-                .iter()
-                .map(|tier| ((event.name.as_str(), tier.tier_id.as_str()), tier.free))
+            event.tiers.iter().map(|tier| ((event.name.as_str(), tier.tier_id.as_str()), tier.free))
         })
         .collect();
     for intent in asked.iter().filter(|intent| intent.answer == Answer::SoldOut) {
-        let left = free
-            .get(&(intent.event.as_str(), intent.tier_id.as_str()))
-            .copied()
-            .unwrap_or(0);
-        findings.add(
-            Kind::RefusedWithStock,
-            u64::from(left >= i64::from(intent.quantity)),
-            || {
-                format!(
-                    "request {} for {} of {} tier {}; {left} are free",
-                    intent.request_id, intent.quantity, intent.event, intent.tier_id
-                )
-            },
-        );
+        let left = free.get(&(intent.event.as_str(), intent.tier_id.as_str())).copied().unwrap_or(0);
+        findings.add(Kind::RefusedWithStock, u64::from(left >= i64::from(intent.quantity)), || {
+            format!(
+                "request {} for {} of {} tier {}; {left} are free",
+                intent.request_id, intent.quantity, intent.event, intent.tier_id
+            )
+        });
     }
 }
 
 /// Receipts of a region: one for each purchase, no place in the log used twice, and term, chain hash and
 /// log time never contradict the order of the log.
 fn check_receipts(asked: &[Asked], events: &[SeenEvent], findings: &mut Findings) {
-    let region_of: BTreeMap<&str, &str> = events
-        .iter()
-        .map(|event| (event.name.as_str(), event.region.as_str()))
-        .collect();
+    let region_of: BTreeMap<&str, &str> =
+        events.iter().map(|event| (event.name.as_str(), event.region.as_str())).collect();
     let mut by_region: BTreeMap<&str, Vec<(Stamp, Uuid)>> = BTreeMap::new();
     for intent in asked {
         let Answer::Sold { receipt, .. } = &intent.answer else {
@@ -510,14 +428,9 @@ fn check_receipts(asked: &[Asked], events: &[SeenEvent], findings: &mut Findings
             Some(stamp) => {
                 findings.receipts += 1;
                 let region = region_of.get(intent.event.as_str()).copied().unwrap_or_default();
-                by_region
-                    .entry(region)
-                    .or_default()
-                    .push((*stamp, intent.request_id));
+                by_region.entry(region).or_default().push((*stamp, intent.request_id));
             }
-            None => findings.add(Kind::Receipt, 1, || {
-                format!("request {} has none", intent.request_id)
-            }),
+            None => findings.add(Kind::Receipt, 1, || format!("request {} has none", intent.request_id)),
         }
     }
     for (region, mut stamps) in by_region {
@@ -587,10 +500,7 @@ mod tests {
                 tier_id: "ga".to_owned(),
                 quantity: 1,
                 answer: if n < 3 {
-                    Answer::Sold {
-                        tickets: vec![name(n).into()],
-                        receipt: Some(stamp(n)),
-                    }
+                    Answer::Sold { tickets: vec![name(n).into()], receipt: Some(stamp(n)) }
                 } else {
                     Answer::SoldOut
                 },
@@ -606,14 +516,7 @@ mod tests {
                 valid: true,
             })
             .collect();
-        let tier = SeenTier {
-            tier_id: "ga".to_owned(),
-            capacity: 2,
-            planned: 2,
-            free: 0,
-            held: 0,
-            sold: 2,
-        };
+        let tier = SeenTier { tier_id: "ga".to_owned(), capacity: 2, planned: 2, free: 0, held: 0, sold: 2 };
         let event = SeenEvent {
             name: EVENT.to_owned(),
             region: "regions/north".to_owned(),
@@ -632,11 +535,7 @@ mod tests {
     }
 
     fn kinds(findings: &Findings) -> Vec<(Kind, u64)> {
-        findings
-            .counts
-            .iter()
-            .map(|(kind, number)| (*kind, *number))
-            .collect()
+        findings.counts.iter().map(|(kind, number)| (*kind, *number)).collect()
     }
 
     #[test]
@@ -645,12 +544,7 @@ mod tests {
         let findings = audit(&asked, &events);
         assert_eq!(findings.to_string(), "ok");
         assert_eq!(
-            (
-                findings.tickets,
-                findings.distinct_tickets,
-                findings.owners,
-                findings.receipts
-            ),
+            (findings.tickets, findings.distinct_tickets, findings.owners, findings.receipts),
             (2, 2, 2, 2)
         );
     }
@@ -658,10 +552,7 @@ mod tests {
     #[test]
     fn a_ticket_beyond_capacity_is_oversold() {
         let findings = doctored(|asked, event| {
-            asked[2].answer = Answer::Sold {
-                tickets: vec![name(3).into()],
-                receipt: Some(stamp(3)),
-            };
+            asked[2].answer = Answer::Sold { tickets: vec![name(3).into()], receipt: Some(stamp(3)) };
             let extra = SeenTicket {
                 name: name(3),
                 owner: "buyer-3".to_owned(),
@@ -705,10 +596,7 @@ mod tests {
     fn a_ticket_number_listed_twice_is_a_duplicate() {
         let findings = doctored(|_, event| {
             event.quota = 2;
-            let again = SeenTicket {
-                seat: "A-9".to_owned(),
-                ..event.tickets[0].clone()
-            };
+            let again = SeenTicket { seat: "A-9".to_owned(), ..event.tickets[0].clone() };
             event.tickets.push(again);
         });
         assert_eq!(findings.count(Kind::DuplicateTicket), 1);
@@ -730,11 +618,7 @@ mod tests {
             event.tiers[0].capacity = 3;
             event.tiers[0].planned = 3;
             event.tiers[0].sold = 3;
-            let again = SeenTicket {
-                name: name(7),
-                seat: "A-7".to_owned(),
-                ..event.tickets[0].clone()
-            };
+            let again = SeenTicket { name: name(7), seat: "A-7".to_owned(), ..event.tickets[0].clone() };
             event.tickets.push(again);
         });
         assert_eq!(kinds(&findings), [(Kind::DuplicateSale, 1)]);
@@ -743,10 +627,7 @@ mod tests {
     #[test]
     fn a_ticket_given_to_two_purchases_is_a_duplicate() {
         let findings = doctored(|asked, _| {
-            asked[1].answer = Answer::Sold {
-                tickets: vec![name(1).into()],
-                receipt: Some(stamp(2)),
-            };
+            asked[1].answer = Answer::Sold { tickets: vec![name(1).into()], receipt: Some(stamp(2)) };
         });
         assert_eq!(findings.count(Kind::SharedTicket), 1);
         assert_eq!(findings.count(Kind::WrongOwner), 1);
@@ -800,11 +681,7 @@ mod tests {
             event.tiers[0].sold = 1;
             event.tiers[0].held = 1;
         });
-        assert_eq!(
-            kinds(&tier),
-            [(Kind::Phantom, 2)],
-            "an unknown tier, and not the one asked for"
-        );
+        assert_eq!(kinds(&tier), [(Kind::Phantom, 2)], "an unknown tier, and not the one asked for");
     }
 
     #[test]
@@ -850,17 +727,11 @@ mod tests {
             doctored(|asked, _| {
                 let mut second = stamp(2);
                 edit(&mut second);
-                asked[1].answer = Answer::Sold {
-                    tickets: vec![name(2).into()],
-                    receipt: Some(second),
-                };
+                asked[1].answer = Answer::Sold { tickets: vec![name(2).into()], receipt: Some(second) };
             })
         };
         let missing = doctored(|asked, _| {
-            asked[1].answer = Answer::Sold {
-                tickets: vec![name(2).into()],
-                receipt: None,
-            };
+            asked[1].answer = Answer::Sold { tickets: vec![name(2).into()], receipt: None };
         });
         let broken = [
             missing,
@@ -881,10 +752,7 @@ mod tests {
             s.chain_hash = 901;
         });
         assert!(fine.ok(), "two purchases of one entry: {fine}");
-        assert!(
-            change(|s| s.incarnation = 2).ok(),
-            "incarnations are not compared"
-        );
+        assert!(change(|s| s.incarnation = 2).ok(), "incarnations are not compared");
     }
 
     #[test]
@@ -906,10 +774,6 @@ mod tests {
         });
         assert_eq!(kinds(&findings), [(Kind::Phantom, 40)]);
         assert_eq!(findings.examples.len() as u64, EXAMPLES_MAX);
-        assert!(
-            findings
-                .to_string()
-                .starts_with("ticket that nobody asked for (40). For example: ")
-        );
+        assert!(findings.to_string().starts_with("ticket that nobody asked for (40). For example: "));
     }
 }

@@ -39,14 +39,7 @@ pub struct DemoOptions {
 
 impl Default for DemoOptions {
     fn default() -> Self {
-        Self {
-            stock: 1_000,
-            buyers: 5_000,
-            region: None,
-            connections: 4,
-            seed: 1,
-            live: Live::Lines,
-        }
+        Self { stock: 1_000, buyers: 5_000, region: None, connections: 4, seed: 1, live: Live::Lines }
     }
 }
 
@@ -152,11 +145,7 @@ pub fn proof(report: &Report) -> String {
             event.free,
             event.held,
             event.sold,
-            if event.free == 0 && event.held == 0 {
-                ", sold out exactly"
-            } else {
-                ""
-            }
+            if event.free == 0 && event.held == 0 { ", sold out exactly" } else { "" }
         ));
     }
     text.push_str(&format!(
@@ -193,13 +182,8 @@ pub async fn flash_sale(
         )
         .map_err(LoadError::Output)?;
     }
-    let screen = Mutex::new(Screen {
-        out: &mut *out,
-        live: options.live,
-        shown: None,
-        width: 0,
-        failed: None,
-    });
+    let screen =
+        Mutex::new(Screen { out: &mut *out, live: options.live, shown: None, width: 0, failed: None });
     let result = crate::flash_sale(target, &plan, |progress| screen.lock().show(&progress)).await;
     let Screen { shown, failed, .. } = screen.into_inner();
     if options.live == Live::Rewrite && shown.is_some() && failed.is_none() {

@@ -74,11 +74,7 @@ pub(crate) struct Intent {
 #[derive(Debug, Clone)]
 pub(crate) enum Intents {
     /// One event, one tier; buyers come in turn. Without a count, for as long as the run lasts.
-    Uniform {
-        subjects: u32,
-        quantity: u32,
-        count: Option<u64>,
-    },
+    Uniform { subjects: u32, quantity: u32, count: Option<u64> },
     /// As recorded.
     Listed(Vec<Intent>),
 }
@@ -94,12 +90,8 @@ impl Intents {
 
     fn get(&self, index: u64) -> Option<Intent> {
         match self {
-            Intents::Uniform {
-                count: Some(count), ..
-            } if index >= *count => None,
-            Intents::Uniform {
-                subjects, quantity, ..
-            } => Some(Intent {
+            Intents::Uniform { count: Some(count), .. } if index >= *count => None,
+            Intents::Uniform { subjects, quantity, .. } => Some(Intent {
                 // The remainder fits: `subjects` is a u32.
                 subject: (index % u64::from(*subjects)) as u32,
                 lot: 0,
@@ -224,10 +216,7 @@ impl Arrivals {
     pub(crate) fn of(mode: Mode, until: Option<Duration>) -> Self {
         match mode {
             Mode::Closed { concurrency } => Arrivals::Closed { concurrency, until },
-            Mode::Open { rate_per_second } => Arrivals::Rate {
-                per_second: rate_per_second,
-                until,
-            },
+            Mode::Open { rate_per_second } => Arrivals::Rate { per_second: rate_per_second, until },
             // A crowd at once is a record in which everybody has the offset 0.
             Mode::AllAtOnce => Arrivals::Recorded,
         }
@@ -256,18 +245,8 @@ pub(crate) struct Driven {
 impl Run {
     /// A run whose clock starts now.
     pub(crate) fn begin(parts: RunParts) -> Arc<Self> {
-        let RunParts {
-            pool,
-            lots,
-            subjects,
-            tokens,
-            seller,
-            batch,
-            intents,
-            honour_retry,
-            patience,
-            seed,
-        } = parts;
+        let RunParts { pool, lots, subjects, tokens, seller, batch, intents, honour_retry, patience, seed } =
+            parts;
         Arc::new(Self {
             pool,
             lots,
@@ -291,9 +270,7 @@ impl Run {
 
     /// The token that an intent's calls carry, also when its outcome is asked for.
     pub(crate) fn token(&self, intent: Intent) -> &Token {
-        self.seller
-            .as_ref()
-            .unwrap_or_else(|| &self.tokens[intent.subject as usize])
+        self.seller.as_ref().unwrap_or_else(|| &self.tokens[intent.subject as usize])
     }
 
     /// Where the run stands.
@@ -368,10 +345,8 @@ impl Run {
     /// Why the run should be stopped, when for a long time nobody has got a decision.
     fn silence(&self) -> Option<String> {
         let waiting = self.live.begun.load(Ordering::Relaxed) > self.live.done.load(Ordering::Relaxed);
-        let silent = Duration::from_micros(
-            self.now_us()
-                .saturating_sub(self.live.heard_us.load(Ordering::Relaxed)),
-        );
+        let silent =
+            Duration::from_micros(self.now_us().saturating_sub(self.live.heard_us.load(Ordering::Relaxed)));
         let bound = self.patience + self.pool.deadline() + SILENCE_GRACE;
         (waiting && silent > bound).then(|| {
             format!(
@@ -431,10 +406,7 @@ impl Pursuit {
     fn bought(&mut self, run: &Run, purchase: Option<v1::Purchase>, receipt: Option<v1::Receipt>) {
         // An answer without a purchase acknowledges nothing; the audit reports the wrong quantity.
         let tickets = purchase.map(|p| p.tickets.into_iter().map(String::into_boxed_str).collect());
-        let end = End::Sold {
-            tickets: tickets.unwrap_or_default(),
-            receipt: receipt.as_ref().map(stamp),
-        };
+        let end = End::Sold { tickets: tickets.unwrap_or_default(), receipt: receipt.as_ref().map(stamp) };
         self.finish(run, end);
     }
 
@@ -454,11 +426,7 @@ impl Pursuit {
             }
             Verdict::Failed => {
                 // An earlier call may have been decided: then this refusal says nothing about it.
-                let end = if self.maybe {
-                    End::Unknown
-                } else {
-                    End::Failed(answer.key.as_str().into())
-                };
+                let end = if self.maybe { End::Unknown } else { End::Failed(answer.key.as_str().into()) };
                 self.finish(run, end);
                 return None;
             }
@@ -518,11 +486,7 @@ pub(crate) fn stamp(receipt: &v1::Receipt) -> Stamp {
         decided_at_ms: receipt
             .decided_at
             .as_ref()
-            .map(|at| {
-                at.seconds
-                    .saturating_mul(1_000)
-                    .saturating_add(i64::from(at.nanos / 1_000_000))
-            })
+            .map(|at| at.seconds.saturating_mul(1_000).saturating_add(i64::from(at.nanos / 1_000_000)))
             .unwrap_or_default(),
     }
 }
@@ -574,21 +538,15 @@ async fn pursue_one(run: &Run, index: u64, intent: Intent, due: Duration) -> Rec
 
 /// Pursues several intents of one event with `BatchBuyTickets`; what stays undecided is sent again.
 async fn pursue_batch(run: &Run, items: Vec<(u64, Intent, Duration)>) -> Vec<Record> {
-    let Some((first, lot)) = items
-        .first()
-        .map(|(index, intent, _)| (*index, &run.lots[intent.lot as usize]))
+    let Some((first, lot)) = items.first().map(|(index, intent, _)| (*index, &run.lots[intent.lot as usize]))
     else {
         return Vec::new();
     };
-    let mut pursuits: Vec<Pursuit> = items
-        .into_iter()
-        .map(|(index, intent, due)| Pursuit::begin(run, index, intent, due))
-        .collect();
+    let mut pursuits: Vec<Pursuit> =
+        items.into_iter().map(|(index, intent, due)| Pursuit::begin(run, index, intent, due)).collect();
     for round in 0_u64.. {
-        let mut open: Vec<&mut Pursuit> = pursuits
-            .iter_mut()
-            .filter(|pursuit| pursuit.end.is_none())
-            .collect();
+        let mut open: Vec<&mut Pursuit> =
+            pursuits.iter_mut().filter(|pursuit| pursuit.end.is_none()).collect();
         let Some(intent) = open.first().map(|pursuit| pursuit.intent) else {
             break;
         };
@@ -604,17 +562,10 @@ async fn pursue_batch(run: &Run, items: Vec<(u64, Intent, Duration)>) -> Vec<Rec
                 request_id: pursuit.request_id.to_string(),
             })
             .collect();
-        let message = v1::BatchBuyTicketsRequest {
-            parent: lot.name.clone(),
-            purchases,
-        };
-        let mut client = run
-            .pool
-            .tickets((first / run.batch.max(1) as u64).wrapping_add(round));
-        let answer = run
-            .pool
-            .bounded(client.batch_buy_tickets(run.pool.request(run.token(intent), message)))
-            .await;
+        let message = v1::BatchBuyTicketsRequest { parent: lot.name.clone(), purchases };
+        let mut client = run.pool.tickets((first / run.batch.max(1) as u64).wrapping_add(round));
+        let answer =
+            run.pool.bounded(client.batch_buy_tickets(run.pool.request(run.token(intent), message))).await;
         let mut wait: Option<Duration> = None;
         match answer {
             Ok(response) => {
@@ -650,10 +601,7 @@ async fn pursue_batch(run: &Run, items: Vec<(u64, Intent, Duration)>) -> Vec<Rec
             tokio::time::sleep(wait).await;
         }
     }
-    pursuits
-        .into_iter()
-        .map(|pursuit| pursuit.into_record(run))
-        .collect()
+    pursuits.into_iter().map(|pursuit| pursuit.into_record(run)).collect()
 }
 
 /// Pursues the intents of one call.
@@ -686,9 +634,8 @@ async fn worker(run: Arc<Run>, next: Arc<AtomicU64>, until: Option<Duration>) {
             run.note_begun(1);
             records.push(pursue_one(&run, first, intent, due).await);
         } else {
-            let items: Vec<_> = take(&run, first..first + step)
-                .map(|(index, intent)| (index, intent, due))
-                .collect();
+            let items: Vec<_> =
+                take(&run, first..first + step).map(|(index, intent)| (index, intent, due)).collect();
             if items.is_empty() {
                 break;
             }
@@ -806,20 +753,9 @@ mod tests {
 
     #[test]
     fn intents_at_a_steady_rate_are_due_at_equal_distances_until_the_time_is_over() {
-        let arrivals = Arrivals::of(
-            Mode::Open {
-                rate_per_second: 200.0,
-            },
-            Some(Duration::from_millis(20)),
-        );
-        let intents = Intents::Uniform {
-            subjects: 3,
-            quantity: 2,
-            count: None,
-        };
-        let due: Vec<_> = (0..9)
-            .map_while(|n| arrivals.due(n, intents.get(n).unwrap()))
-            .collect();
+        let arrivals = Arrivals::of(Mode::Open { rate_per_second: 200.0 }, Some(Duration::from_millis(20)));
+        let intents = Intents::Uniform { subjects: 3, quantity: 2, count: None };
+        let due: Vec<_> = (0..9).map_while(|n| arrivals.due(n, intents.get(n).unwrap())).collect();
         assert_eq!(due, [0, 5, 10, 15].map(Duration::from_millis));
         assert_eq!(intents.get(7).unwrap().subject, 1, "buyers come in turn");
     }
@@ -827,11 +763,7 @@ mod tests {
     #[test]
     fn a_crowd_at_once_is_due_at_the_start_and_ends_with_its_last_buyer() {
         let arrivals = Arrivals::of(Mode::AllAtOnce, None);
-        let intents = Intents::Uniform {
-            subjects: 5,
-            quantity: 1,
-            count: Some(5),
-        };
+        let intents = Intents::Uniform { subjects: 5, quantity: 1, count: Some(5) };
         assert_eq!(arrivals.due(4, intents.get(4).unwrap()), Some(Duration::ZERO));
         assert!(intents.get(5).is_none());
     }
@@ -839,11 +771,7 @@ mod tests {
     #[test]
     fn jitter_depends_on_the_seed_alone_and_stays_in_its_bounds() {
         let most = Duration::from_millis(10);
-        let row = |seed| {
-            (0..200)
-                .map(move |n| jitter(seed, n, 1, most))
-                .collect::<Vec<_>>()
-        };
+        let row = |seed| (0..200).map(move |n| jitter(seed, n, 1, most)).collect::<Vec<_>>();
         assert_eq!(row(7), row(7));
         assert_ne!(row(7), row(8));
         assert!(row(7).iter().all(|pause| *pause <= most));

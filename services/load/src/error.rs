@@ -94,9 +94,5 @@ pub enum LoadError {
 }
 
 fn reason_suffix(reason: &str) -> String {
-    if reason.is_empty() {
-        String::new()
-    } else {
-        format!(", reason {reason}")
-    }
+    if reason.is_empty() { String::new() } else { format!(", reason {reason}") }
 }

@@ -16,9 +16,8 @@ use crate::report::{PercentilePoint, TimelinePoint};
 /// Highest latency that is told apart, in microseconds: a day.
 const LATENCY_US_MAX: u64 = 86_400_000_000;
 /// Percentiles of the plot.
-const PERCENTILES: [f64; 13] = [
-    0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0,
-];
+const PERCENTILES: [f64; 13] =
+    [0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0];
 /// Points of the timeline, at most.
 const TIMELINE_POINTS_MAX: u64 = 240;
 /// Shortest step of the timeline, milliseconds.
@@ -61,10 +60,7 @@ fn decided(record: &Record) -> bool {
 
 /// Computes the figures.
 pub(crate) fn figures(records: &[Record]) -> Figures {
-    let mut figures = Figures {
-        offered: records.len() as u64,
-        ..Figures::default()
-    };
+    let mut figures = Figures { offered: records.len() as u64, ..Figures::default() };
     // The bounds are constants that the histogram accepts.
     let mut latency =
         Histogram::<u64>::new_with_bounds(1, LATENCY_US_MAX, 3).expect("constant bounds are valid");
@@ -110,11 +106,7 @@ pub(crate) fn figures(records: &[Record]) -> Figures {
     let first_due = records.iter().map(|record| record.due).min().unwrap_or_default();
     let rate = |number: u64, until: Duration| {
         let window = until.saturating_sub(first_due).as_secs_f64();
-        if number == 0 || window <= 0.0 {
-            0.0
-        } else {
-            number as f64 / window
-        }
+        if number == 0 || window <= 0.0 { 0.0 } else { number as f64 / window }
     };
     figures.duration_s = last_end.saturating_sub(first_due).as_secs_f64();
     figures.decided_per_second = rate(answers, last_decision);
@@ -151,10 +143,7 @@ fn timeline(records: &[Record], last_end: Duration) -> Vec<TimelinePoint> {
     let step_ms = total_ms.div_ceil(TIMELINE_POINTS_MAX).max(TIMELINE_STEP_MS_MIN);
     let mut points: BTreeMap<u64, (u64, u64, u64)> = BTreeMap::new();
     for record in records.iter().filter(|record| !record.resolved) {
-        let bucket = u64::try_from(record.ended.as_millis())
-            .unwrap_or(u64::MAX)
-            .min(total_ms - 1)
-            / step_ms;
+        let bucket = u64::try_from(record.ended.as_millis()).unwrap_or(u64::MAX).min(total_ms - 1) / step_ms;
         let (answers, sales, losses) = points.entry(bucket).or_default();
         if decided(record) {
             *answers += 1;
@@ -192,13 +181,7 @@ mod tests {
 
     fn record(due_ms: u64, ended_ms: u64, end: End) -> Record {
         Record {
-            intent: Intent {
-                subject: 0,
-                lot: 0,
-                tier: 0,
-                quantity: 1,
-                offset: Duration::ZERO,
-            },
+            intent: Intent { subject: 0, lot: 0, tier: 0, quantity: 1, offset: Duration::ZERO },
             request_id: Uuid::nil(),
             end,
             attempts: 1,
@@ -210,10 +193,7 @@ mod tests {
     }
 
     fn sold() -> End {
-        End::Sold {
-            tickets: vec!["t".into()],
-            receipt: None,
-        }
+        End::Sold { tickets: vec!["t".into()], receipt: None }
     }
 
     #[test]
@@ -251,21 +231,11 @@ mod tests {
             resolved,
         ];
         let figures = figures(&records);
-        let parts = (
-            figures.sold,
-            figures.sold_out,
-            figures.overloaded,
-            figures.unknown,
-            figures.errors,
-        );
+        let parts = (figures.sold, figures.sold_out, figures.overloaded, figures.unknown, figures.errors);
         assert_eq!(parts, (2, 1, 2, 1, 2));
         assert_eq!(parts.0 + parts.1 + parts.2 + parts.3 + parts.4, figures.offered);
         assert_eq!((figures.undecided, figures.resolved, figures.retries), (1, 1, 3));
-        assert_eq!(
-            figures.max_ms.round(),
-            30.0,
-            "what was not decided in time has no latency"
-        );
+        assert_eq!(figures.max_ms.round(), 30.0, "what was not decided in time has no latency");
         assert_eq!(figures.timely_percent, 37.5);
         assert_eq!(figures.errors_by_reason["UNAUTHENTICATED"], 1);
         assert!((figures.decided_per_second - 100.0).abs() < 0.1);
@@ -279,11 +249,7 @@ mod tests {
         let step = points[1].at_s - points[0].at_s;
         let sum: f64 = points.iter().map(|point| point.sold_per_second * step).sum();
         assert!((sum - 60_000.0).abs() < 500.0, "{sum}");
-        assert!(
-            points
-                .iter()
-                .all(|point| (point.sold_per_second - 1_000.0).abs() < 20.0)
-        );
+        assert!(points.iter().all(|point| (point.sold_per_second - 1_000.0).abs() < 20.0));
     }
 
     #[test]

@@ -216,9 +216,7 @@ fn within(what: &str, value: u64, min: u64, max: u64) -> Result<(), LoadError> {
     if (min..=max).contains(&value) {
         Ok(())
     } else {
-        Err(LoadError::Plan(format!(
-            "{what} is {value}; it must be from {min} to {max}"
-        )))
+        Err(LoadError::Plan(format!("{what} is {value}; it must be from {min} to {max}")))
     }
 }
 

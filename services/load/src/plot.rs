@@ -17,10 +17,8 @@ const UNDECIDED: RGBColor = RGBColor(196, 53, 41);
 /// Writes the drawing to a file.
 pub(crate) fn write(report: &Report, path: &Path) -> Result<(), LoadError> {
     let mut svg = String::new();
-    draw(report, &mut svg).map_err(|error| LoadError::Plot {
-        path: path.to_owned(),
-        message: error.to_string(),
-    })?;
+    draw(report, &mut svg)
+        .map_err(|error| LoadError::Plot { path: path.to_owned(), message: error.to_string() })?;
     std::fs::write(path, svg).map_err(|source| LoadError::File {
         doing: "write",
         path: path.to_owned(),
@@ -33,10 +31,7 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 fn draw(report: &Report, svg: &mut String) -> Result<(), Box<dyn Error>> {
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let root = root.titled(
-        &format!("Tidewall: {} ({})", report.kind, report.mode),
-        (FONT, 20),
-    )?;
+    let root = root.titled(&format!("Tidewall: {} ({})", report.kind, report.mode), (FONT, 20))?;
     let (upper, lower) = root.split_vertically(400);
     latency(report, &upper)?;
     throughput(report, &lower)?;
@@ -56,24 +51,14 @@ fn percentile_label(x: &f64) -> String {
 }
 
 fn latency(report: &Report, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
-    let points: Vec<(f64, f64)> = report
-        .percentiles
-        .iter()
-        .map(|point| (nines(point.percentile), point.ms.max(0.001)))
-        .collect();
-    let lowest = points
-        .iter()
-        .map(|(_, ms)| *ms)
-        .fold(f64::INFINITY, f64::min)
-        .min(1_000_000.0);
+    let points: Vec<(f64, f64)> =
+        report.percentiles.iter().map(|point| (nines(point.percentile), point.ms.max(0.001))).collect();
+    let lowest = points.iter().map(|(_, ms)| *ms).fold(f64::INFINITY, f64::min).min(1_000_000.0);
     let highest = points.iter().map(|(_, ms)| *ms).fold(0.0, f64::max);
     let range = (lowest / 1.5)..(highest * 1.5).max(lowest * 2.0);
     let mut chart = ChartBuilder::on(area)
         .caption(
-            format!(
-                "Latency of business answers: p50 {:.2} ms, p99 {:.2} ms",
-                report.p50_ms, report.p99_ms
-            ),
+            format!("Latency of business answers: p50 {:.2} ms, p99 {:.2} ms", report.p50_ms, report.p99_ms),
             (FONT, 15),
         )
         .margin(12)
@@ -88,11 +73,7 @@ fn latency(report: &Report, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
         .y_label_formatter(&|ms| format!("{ms}"))
         .draw()?;
     chart.draw_series(LineSeries::new(points.iter().copied(), DECIDED.stroke_width(2)))?;
-    chart.draw_series(
-        points
-            .iter()
-            .map(|point| Circle::new(*point, 3, DECIDED.filled())),
-    )?;
+    chart.draw_series(points.iter().map(|point| Circle::new(*point, 3, DECIDED.filled())))?;
     Ok(())
 }
 
@@ -115,11 +96,7 @@ fn throughput(report: &Report, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
         .x_label_area_size(38)
         .y_label_area_size(70)
         .build_cartesian_2d(0.0..end, 0.0..top * 1.1)?;
-    chart
-        .configure_mesh()
-        .x_desc("seconds")
-        .y_desc("per second")
-        .draw()?;
+    chart.configure_mesh().x_desc("seconds").y_desc("per second").draw()?;
     type Pick = fn(&crate::TimelinePoint) -> f64;
     let series: [(&str, RGBColor, Pick); 3] = [
         ("decided", DECIDED, |point| point.decided_per_second),
@@ -188,9 +165,6 @@ mod tests {
         Report::default().write_svg(&path).unwrap();
         let missing = folder.path().join("no/such/folder.svg");
         let error = report.write_svg(&missing).unwrap_err().to_string();
-        assert!(
-            error.contains("cannot write") && error.contains("folder.svg"),
-            "{error}"
-        );
+        assert!(error.contains("cannot write") && error.contains("folder.svg"), "{error}");
     }
 }

@@ -35,9 +35,7 @@ pub(crate) type Token = MetadataValue<Ascii>;
 
 /// Makes a token ready to be sent.
 pub(crate) fn bearer(subject: &str, token: &str) -> Result<Token, LoadError> {
-    format!("Bearer {token}").parse().map_err(|_| LoadError::Token {
-        subject: subject.to_owned(),
-    })
+    format!("Bearer {token}").parse().map_err(|_| LoadError::Token { subject: subject.to_owned() })
 }
 
 /// Connections to the target.
@@ -52,9 +50,7 @@ impl Pool {
     /// Prepares connections; they are made by the first calls on them.
     pub(crate) fn new(target: &Target, connections: usize, deadline: Duration) -> Result<Self, LoadError> {
         if target.endpoints.is_empty() {
-            return Err(LoadError::Plan(
-                "no gateway is given: name at least one endpoint".to_owned(),
-            ));
+            return Err(LoadError::Plan("no gateway is given: name at least one endpoint".to_owned()));
         }
         // At least one connection for each gateway, or a call could not go on to the next gateway.
         let count = connections.max(target.endpoints.len());
@@ -62,10 +58,7 @@ impl Pool {
             .map(|n| {
                 let endpoint = &target.endpoints[n % target.endpoints.len()];
                 let channel = Endpoint::from_shared(endpoint.clone())
-                    .map_err(|source| LoadError::Endpoint {
-                        endpoint: endpoint.clone(),
-                        source,
-                    })?
+                    .map_err(|source| LoadError::Endpoint { endpoint: endpoint.clone(), source })?
                     .tcp_nodelay(true)
                     .connect_timeout(Duration::from_secs(1))
                     .initial_stream_window_size(STREAM_WINDOW)
@@ -78,11 +71,7 @@ impl Pool {
                 Ok(channel)
             })
             .collect::<Result<_, LoadError>>()?;
-        Ok(Self {
-            channels,
-            endpoints: target.endpoints.clone(),
-            deadline,
-        })
+        Ok(Self { channels, endpoints: target.endpoints.clone(), deadline })
     }
 
     /// Deadline of each call.
@@ -175,10 +164,7 @@ impl Pool {
                 return Err(LoadError::Plan("no connection is configured".to_owned()));
             };
             if began.elapsed() >= patience || !crate::verdict::worth_repeating(&status) {
-                if matches!(
-                    status.code(),
-                    Code::Unavailable | Code::DeadlineExceeded | Code::Unknown
-                ) {
+                if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown) {
                     return Err(LoadError::Unreachable {
                         endpoints: self.endpoints(),
                         waited: began.elapsed(),
@@ -195,23 +181,15 @@ impl Pool {
         let mut regions = Vec::new();
         let mut page_token = String::new();
         loop {
-            let message = v1::ListRegionsRequest {
-                page_size: 1_000,
-                page_token: page_token.clone(),
-            };
+            let message = v1::ListRegionsRequest { page_size: 1_000, page_token: page_token.clone() };
             let mut client = self.regions(slot);
-            let page = self
-                .bounded(client.list_regions(self.request(token, message)))
-                .await?;
+            let page = self.bounded(client.list_regions(self.request(token, message))).await?;
             regions.extend(page.regions);
             if page.next_page_token.is_empty() {
                 return Ok(regions);
             }
             if page.next_page_token == page_token {
-                return Err(Status::new(
-                    Code::DataLoss,
-                    "a page of regions names itself as the next page",
-                ));
+                return Err(Status::new(Code::DataLoss, "a page of regions names itself as the next page"));
             }
             page_token = page.next_page_token;
         }

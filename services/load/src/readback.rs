@@ -38,19 +38,11 @@ const READ_PAUSE: Duration = Duration::from_millis(500);
 /// Settles unknown intents with `GetOutcome`, as far as that is possible.
 pub(crate) async fn resolve(run: &Run, records: &mut [Record], progress: &(impl Fn(Progress) + Sync)) {
     let began = Instant::now();
-    let open: Vec<usize> = records
-        .iter()
-        .enumerate()
-        .filter(|(_, record)| record.end == End::Unknown)
-        .map(|(n, _)| n)
-        .collect();
+    let open: Vec<usize> =
+        records.iter().enumerate().filter(|(_, record)| record.end == End::Unknown).map(|(n, _)| n).collect();
     let total = Some(open.len() as u64);
     // A copy that is still on its way can be decided until its deadline: "undecided" counts only after it.
-    let settled_at = open
-        .iter()
-        .map(|n| records[*n].last_call)
-        .max()
-        .map(|last| last + run.pool.deadline());
+    let settled_at = open.iter().map(|n| records[*n].last_call).max().map(|last| last + run.pool.deadline());
     let Some(settled_at) = settled_at else { return };
     progress(run.progress(Phase::Resolve, began.elapsed(), 0, total));
     tokio::time::sleep_until(settled_at).await;
@@ -77,10 +69,8 @@ pub(crate) async fn resolve(run: &Run, records: &mut [Record], progress: &(impl 
 /// What was decided for an intent; `None` when nobody can say.
 async fn ask(run: &Run, record: &Record) -> Option<End> {
     let lot = &run.lots[record.intent.lot as usize];
-    let message = v1::GetOutcomeRequest {
-        parent: lot.region.clone(),
-        request_id: record.request_id.to_string(),
-    };
+    let message =
+        v1::GetOutcomeRequest { parent: lot.region.clone(), request_id: record.request_id.to_string() };
     let answer = repeat(run.patience.clamp(PATIENCE_MIN, QUESTION_PATIENCE_MAX), |slot| {
         let mut client = run.pool.outcomes(slot);
         let request = run.pool.request(run.token(record.intent), message.clone());
@@ -96,11 +86,7 @@ async fn ask(run: &Run, record: &Record) -> Option<End> {
         }),
         (v1::OutcomeState::Decided, Some(Outcome::Rejection(no))) => {
             let read = verdict::of_item(no.code, &no.reason, true);
-            Some(if read.verdict == Verdict::SoldOut {
-                End::SoldOut
-            } else {
-                End::Refused(read.key.into())
-            })
+            Some(if read.verdict == Verdict::SoldOut { End::SoldOut } else { End::Refused(read.key.into()) })
         }
         _ => None,
     }
@@ -119,10 +105,9 @@ pub(crate) fn asked(run: &Run, records: &[Record]) -> Vec<Asked> {
                 tier_id: lot.tiers[record.intent.tier as usize].tier_id.clone(),
                 quantity: record.intent.quantity,
                 answer: match &record.end {
-                    End::Sold { tickets, receipt } => Answer::Sold {
-                        tickets: tickets.clone(),
-                        receipt: *receipt,
-                    },
+                    End::Sold { tickets, receipt } => {
+                        Answer::Sold { tickets: tickets.clone(), receipt: *receipt }
+                    }
                     End::SoldOut => Answer::SoldOut,
                     End::Refused(_) | End::Failed(_) | End::Overloaded | End::Undecided => Answer::Not,
                     End::Unknown => Answer::Unknown,
@@ -165,24 +150,15 @@ async fn read_event(
     tell: &mut impl FnMut(u64),
 ) -> Result<SeenEvent, String> {
     let failed = |doing: &str, status: Status| {
-        format!(
-            "{doing} {} failed: {:?}: {}",
-            lot.name,
-            status.code(),
-            status.message()
-        )
+        format!("{doing} {} failed: {:?}: {}", lot.name, status.code(), status.message())
     };
     let mut reads = 1;
     loop {
-        let before = get_event(run, organiser, lot)
-            .await
-            .map_err(|status| failed("reading", status))?;
+        let before = get_event(run, organiser, lot).await.map_err(|status| failed("reading", status))?;
         let tickets = list_tickets(run, organiser, lot, tell)
             .await
             .map_err(|status| failed("listing the tickets of", status))?;
-        let after = get_event(run, organiser, lot)
-            .await
-            .map_err(|status| failed("reading", status))?;
+        let after = get_event(run, organiser, lot).await.map_err(|status| failed("reading", status))?;
         if before.tiers != after.tiers && reads < READS_MAX {
             // A copy of a call whose answer was lost was decided just now.
             reads += 1;
@@ -215,19 +191,15 @@ async fn read_event(
 }
 
 async fn get_event(run: &Run, organiser: &Token, lot: &Lot) -> Result<v1::Event, Status> {
-    let message = v1::GetEventRequest {
-        name: lot.name.clone(),
-        consistency: v1::ReadConsistency::Linearizable as i32,
-    };
+    let message =
+        v1::GetEventRequest { name: lot.name.clone(), consistency: v1::ReadConsistency::Linearizable as i32 };
     let answer = repeat(run.patience.clamp(PATIENCE_MIN, PAGE_PATIENCE_MAX), |slot| {
         let mut client = run.pool.events(slot);
         let request = run.pool.request(organiser, message.clone());
         async move { run.pool.bounded(client.get_event(request)).await }
     })
     .await?;
-    answer
-        .event
-        .ok_or_else(|| Status::new(Code::DataLoss, "the answer carries no event"))
+    answer.event.ok_or_else(|| Status::new(Code::DataLoss, "the answer carries no event"))
 }
 
 async fn list_tickets(
@@ -264,10 +236,7 @@ async fn list_tickets(
             return Ok(tickets);
         }
         if page.next_page_token == page_token {
-            return Err(Status::new(
-                Code::DataLoss,
-                "a page names itself as the next page",
-            ));
+            return Err(Status::new(Code::DataLoss, "a page names itself as the next page"));
         }
         page_token = page.next_page_token;
     }

@@ -187,10 +187,7 @@ fn rounded(number: f64) -> String {
 }
 
 fn listed(map: &BTreeMap<String, u64>) -> String {
-    let parts: Vec<String> = map
-        .iter()
-        .map(|(key, number)| format!("{key} {}", grouped(*number)))
-        .collect();
+    let parts: Vec<String> = map.iter().map(|(key, number)| format!("{key} {}", grouped(*number))).collect();
     parts.join(", ")
 }
 
@@ -211,28 +208,12 @@ impl fmt::Display for Report {
         if self.events.len() > 20 {
             line(f, "", format!("and {} more events", self.events.len() - 20))?;
         }
-        line(
-            f,
-            "offered",
-            format!("{} intents in {:.2} s", grouped(self.offered), self.duration_s),
-        )?;
-        line(
-            f,
-            "sold",
-            format!("{} ({} tickets)", grouped(self.sold), grouped(self.tickets_sold)),
-        )?;
+        line(f, "offered", format!("{} intents in {:.2} s", grouped(self.offered), self.duration_s))?;
+        line(f, "sold", format!("{} ({} tickets)", grouped(self.sold), grouped(self.tickets_sold)))?;
         line(f, "sold out", format!("{} were told so", grouped(self.sold_out)))?;
-        line(
-            f,
-            "overloaded",
-            format!("{} gave up, nothing decided", grouped(self.overloaded)),
-        )?;
+        line(f, "overloaded", format!("{} gave up, nothing decided", grouped(self.overloaded)))?;
         let unknown = if self.resolved > 0 {
-            format!(
-                "{} ({} more were settled by GetOutcome)",
-                grouped(self.unknown),
-                grouped(self.resolved)
-            )
+            format!("{} ({} more were settled by GetOutcome)", grouped(self.unknown), grouped(self.resolved))
         } else {
             grouped(self.unknown)
         };
@@ -246,11 +227,7 @@ impl fmt::Display for Report {
         line(
             f,
             "calls repeated",
-            format!(
-                "{} ({} broken connections)",
-                grouped(self.retries),
-                grouped(self.transport_errors)
-            ),
+            format!("{} ({} broken connections)", grouped(self.retries), grouped(self.transport_errors)),
         )?;
         if self.overloads_without_retry_info > 0 {
             line(
@@ -280,20 +257,13 @@ impl fmt::Display for Report {
         line(
             f,
             "within 10 s",
-            format!(
-                "{:.2} % had a business answer",
-                self.business_answers_within_10s_percent
-            ),
+            format!("{:.2} % had a business answer", self.business_answers_within_10s_percent),
         )?;
         line(f, "oversold", grouped(self.oversold))?;
         line(f, "duplicates", grouped(self.duplicates))?;
         line(f, "lost", grouped(self.lost))?;
         if let Some(why) = &self.aborted {
-            line(
-                f,
-                "stopped",
-                format!("{why}; {} intents were not begun", grouped(self.not_offered)),
-            )?;
+            line(f, "stopped", format!("{why}; {} intents were not begun", grouped(self.not_offered)))?;
         }
         line(f, "audit", self.audit.clone())
     }
@@ -358,10 +328,7 @@ mod tests {
 
     #[test]
     fn text_groups_digits() {
-        assert_eq!(
-            [0, 999, 1_000, 1_234_567].map(grouped),
-            ["0", "999", "1,000", "1,234,567"]
-        );
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         assert!(fine().to_string().contains("12,345 intents"));
     }
 }

@@ -39,16 +39,10 @@ pub async fn flash_sale(
     progress(setup::plain(Phase::Prepare, Duration::ZERO, 0, None));
     let pool = Pool::new(target, plan.connections, plan.deadline)?;
     let organiser = setup::organiser(target)?;
-    let regions = pool
-        .connect(&organiser, plan.patience.min(PREPARE_PATIENCE))
-        .await?;
+    let regions = pool.connect(&organiser, plan.patience.min(PREPARE_PATIENCE)).await?;
     let region = choose_region(&regions, plan.region.as_deref(), plan.seed)?;
 
-    let subjects = if plan.distinct_tokens {
-        plan.buyers
-    } else {
-        plan.buyers.min(SHARED_SUBJECTS)
-    };
+    let subjects = if plan.distinct_tokens { plan.buyers } else { plan.buyers.min(SHARED_SUBJECTS) };
     let quota = match (plan.quota, plan.duration) {
         (Some(quota), _) => quota,
         (None, Some(_)) => QUOTA_MAX as u32,
@@ -62,10 +56,7 @@ pub async fn flash_sale(
         event_id: setup::event_id("flash-sale", 0),
         display_name: "Flash sale".to_owned(),
         quota,
-        tiers: vec![LotTier {
-            tier_id: "ga".to_owned(),
-            capacity: plan.stock,
-        }],
+        tiers: vec![LotTier { tier_id: "ga".to_owned(), capacity: plan.stock }],
     };
     let lot = create_event(&pool, &organiser, event).await?;
     progress(setup::plain(Phase::Prepare, began.elapsed(), 1, Some(1)));
@@ -124,16 +115,11 @@ pub async fn replay_trace(
         path: path.to_owned(),
         source,
     })?;
-    let trace = trace::parse(&bytes).map_err(|source| LoadError::Trace {
-        path: path.to_owned(),
-        source,
-    })?;
+    let trace = trace::parse(&bytes).map_err(|source| LoadError::Trace { path: path.to_owned(), source })?;
     drop(bytes);
     let pool = Pool::new(target, options.connections, options.deadline)?;
     let organiser = setup::organiser(target)?;
-    let regions = pool
-        .connect(&organiser, options.patience.min(PREPARE_PATIENCE))
-        .await?;
+    let regions = pool.connect(&organiser, options.patience.min(PREPARE_PATIENCE)).await?;
     if regions.is_empty() {
         choose_region(&regions, None, options.seed)?;
     }
@@ -160,12 +146,7 @@ pub async fn replay_trace(
         };
         lots.push(create_event(&pool, &organiser, event).await?);
         let total = Some(trace.events.len() as u64);
-        progress(setup::plain(
-            Phase::Prepare,
-            began.elapsed(),
-            lots.len() as u64,
-            total,
-        ));
+        progress(setup::plain(Phase::Prepare, began.elapsed(), lots.len() as u64, total));
     }
     let tokens = mint_all(&target.mint, &trace.buyers, &progress).await?;
     let intents = trace
@@ -221,10 +202,7 @@ async fn finish(
     report(run, kind, mode, basis, figures, &events, findings, aborted)
 }
 
-#[allow(
-    clippy::too_many_arguments,
-    reason = "each is one part of the report, and there is one caller"
-)]
+#[allow(clippy::too_many_arguments, reason = "each is one part of the report, and there is one caller")]
 fn report(
     run: &Run,
     kind: &str,
@@ -244,10 +222,8 @@ fn report(
         .lots
         .iter()
         .map(|lot| {
-            let tiers = seen
-                .iter()
-                .find(|event| event.name == lot.name)
-                .map_or(&[][..], |event| &event.tiers);
+            let tiers =
+                seen.iter().find(|event| event.name == lot.name).map_or(&[][..], |event| &event.tiers);
             EventReport {
                 event: lot.name.clone(),
                 display_name: lot.display_name.clone(),
@@ -283,10 +259,7 @@ fn report(
         latency_basis: basis.to_owned(),
         audit,
         aborted,
-        not_offered: run
-            .intents
-            .count()
-            .map_or(0, |count| count.saturating_sub(figures.offered)),
+        not_offered: run.intents.count().map_or(0, |count| count.saturating_sub(figures.offered)),
         duration_s: figures.duration_s,
         tickets_sold: figures.tickets_sold,
         retries: figures.retries,

@@ -49,10 +49,7 @@ where
             Ok(answer) => return Ok(answer),
             Err(status) => status,
         };
-        let pause = status
-            .get_details_retry_info()
-            .and_then(|info| info.retry_delay)
-            .unwrap_or(REPEAT_PAUSE);
+        let pause = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or(REPEAT_PAUSE);
         if !verdict::worth_repeating(&status) || Instant::now() + pause > until {
             return Err(status);
         }
@@ -79,9 +76,7 @@ pub(crate) async fn mint_all(
 ) -> Result<Vec<Token>, LoadError> {
     let began = Instant::now();
     let made = Arc::new(AtomicU64::new(0));
-    let threads = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(MINT_THREADS_MAX);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MINT_THREADS_MAX);
     let share = subjects.len().div_ceil(threads).max(1);
     let tasks: Vec<_> = subjects
         .chunks(share)
@@ -101,12 +96,7 @@ pub(crate) async fn mint_all(
         .collect();
     let tell = || {
         let total = Some(subjects.len() as u64);
-        progress(plain(
-            Phase::Mint,
-            began.elapsed(),
-            made.load(Ordering::Relaxed),
-            total,
-        ));
+        progress(plain(Phase::Mint, began.elapsed(), made.load(Ordering::Relaxed), total));
     };
     let all = futures_util::future::join_all(tasks);
     tokio::pin!(all);
@@ -156,13 +146,7 @@ pub(crate) struct NewEvent {
 pub(crate) fn event_id(name: &str, number: usize) -> String {
     let mut slug: String = name
         .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_lowercase()
-            } else {
-                '-'
-            }
-        })
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
         .take(SLUG_MAX)
         .collect();
     if !slug.starts_with(|c: char| c.is_ascii_lowercase()) {
@@ -175,13 +159,7 @@ pub(crate) fn event_id(name: &str, number: usize) -> String {
 
 /// Creates an event.
 pub(crate) async fn create_event(pool: &Pool, organiser: &Token, event: NewEvent) -> Result<Lot, LoadError> {
-    let NewEvent {
-        region,
-        event_id,
-        display_name,
-        quota,
-        tiers,
-    } = event;
+    let NewEvent { region, event_id, display_name, quota, tiers } = event;
     let doing = format!("creating event {event_id} in {region}");
     let message = v1::CreateEventRequest {
         parent: region.clone(),
@@ -195,10 +173,7 @@ pub(crate) async fn create_event(pool: &Pool, organiser: &Token, event: NewEvent
                     display_name: tier.tier_id.clone(),
                     // At most 10,000,000: plan and trace were checked.
                     capacity: tier.capacity as i64,
-                    price: Some(v1::Money {
-                        currency_code: "EUR".to_owned(),
-                        minor_units: 4_900,
-                    }),
+                    price: Some(v1::Money { currency_code: "EUR".to_owned(), minor_units: 4_900 }),
                     ..v1::Tier::default()
                 })
                 .collect(),
@@ -215,23 +190,14 @@ pub(crate) async fn create_event(pool: &Pool, organiser: &Token, event: NewEvent
     })
     .await
     .map_err(|status| refused(&doing, &status))?;
-    let name = answer
-        .event
-        .map(|event| event.name)
-        .filter(|name| !name.is_empty());
+    let name = answer.event.map(|event| event.name).filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| LoadError::Setup {
         doing,
         code: tonic::Code::DataLoss,
         reason: String::new(),
         message: "the answer names no event".to_owned(),
     })?;
-    Ok(Lot {
-        name,
-        display_name,
-        region,
-        quota,
-        tiers,
-    })
+    Ok(Lot { name, display_name, region, quota, tiers })
 }
 
 /// Finds a region by name, or lets the seed choose one.
@@ -240,36 +206,23 @@ pub(crate) fn choose_region(
     wanted: Option<&str>,
     seed: u64,
 ) -> Result<String, LoadError> {
-    let known = || {
-        regions
-            .iter()
-            .map(|region| region.name.as_str())
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
+    let known = || regions.iter().map(|region| region.name.as_str()).collect::<Vec<_>>().join(", ");
     match wanted {
-        None if regions.is_empty() => Err(LoadError::NoRegion {
-            wanted: "*".to_owned(),
-            known: "none".to_owned(),
-        }),
+        None if regions.is_empty() => {
+            Err(LoadError::NoRegion { wanted: "*".to_owned(), known: "none".to_owned() })
+        }
         None => {
             // The remainder is smaller than a usize: it comes from one.
             let chosen = (crate::drive::mix(seed) % regions.len() as u64) as usize;
             Ok(regions[chosen].name.clone())
         }
         Some(wanted) => {
-            let full = if wanted.starts_with("regions/") {
-                wanted.to_owned()
-            } else {
-                format!("regions/{wanted}")
-            };
+            let full =
+                if wanted.starts_with("regions/") { wanted.to_owned() } else { format!("regions/{wanted}") };
             if regions.iter().any(|region| region.name == full) {
                 Ok(full)
             } else {
-                Err(LoadError::NoRegion {
-                    wanted: wanted.to_owned(),
-                    known: known(),
-                })
+                Err(LoadError::NoRegion { wanted: wanted.to_owned(), known: known() })
             }
         }
     }
@@ -287,11 +240,7 @@ mod tests {
             let id = event_id(name, 9_999);
             assert!((4..=40).contains(&id.len()), "{id}");
             assert!(id.starts_with(|c: char| c.is_ascii_lowercase()), "{id}");
-            assert!(
-                id.chars()
-                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'),
-                "{id}"
-            );
+            assert!(id.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'), "{id}");
         }
         assert!(event_id("gala", 0).starts_with("gala-0-"));
         assert_ne!(event_id("gala", 0), event_id("gala", 0));
@@ -300,25 +249,15 @@ mod tests {
     #[test]
     fn a_region_is_found_by_either_form_of_its_name_or_by_the_seed() {
         let regions: Vec<_> = ["regions/east", "regions/west"]
-            .map(|name| v1::Region {
-                name: name.to_owned(),
-                display_name: String::new(),
-            })
+            .map(|name| v1::Region { name: name.to_owned(), display_name: String::new() })
             .to_vec();
         assert_eq!(choose_region(&regions, Some("west"), 0).unwrap(), "regions/west");
-        assert_eq!(
-            choose_region(&regions, Some("regions/east"), 0).unwrap(),
-            "regions/east"
-        );
-        let chosen: std::collections::BTreeSet<_> = (0..20)
-            .map(|seed| choose_region(&regions, None, seed).unwrap())
-            .collect();
+        assert_eq!(choose_region(&regions, Some("regions/east"), 0).unwrap(), "regions/east");
+        let chosen: std::collections::BTreeSet<_> =
+            (0..20).map(|seed| choose_region(&regions, None, seed).unwrap()).collect();
         assert_eq!(chosen.len(), 2);
         let error = choose_region(&regions, Some("north"), 0).unwrap_err().to_string();
-        assert!(
-            error.contains("\"north\"") && error.contains("regions/east, regions/west"),
-            "{error}"
-        );
+        assert!(error.contains("\"north\"") && error.contains("regions/east, regions/west"), "{error}");
         assert!(choose_region(&[], None, 0).is_err());
     }
 }

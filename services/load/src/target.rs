@@ -24,18 +24,13 @@ impl Target {
         endpoints: Vec<String>,
         mint: impl Fn(&str, &[&str]) -> String + Send + Sync + 'static,
     ) -> Self {
-        Self {
-            endpoints,
-            mint: Arc::new(mint),
-        }
+        Self { endpoints, mint: Arc::new(mint) }
     }
 }
 
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The mint holds a signing key in its closure: it is never shown.
-        f.debug_struct("Target")
-            .field("endpoints", &self.endpoints)
-            .finish_non_exhaustive()
+        f.debug_struct("Target").field("endpoints", &self.endpoints).finish_non_exhaustive()
     }
 }

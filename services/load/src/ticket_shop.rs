@@ -32,54 +32,14 @@ struct Act {
 }
 
 const ACTS: [Act; 8] = [
-    Act {
-        name: "aurora",
-        opens_ms: 0,
-        share: 460,
-        tiers: &[("stand", 60), ("seat", 30), ("vip", 10)],
-    },
-    Act {
-        name: "harbour",
-        opens_ms: 12_000,
-        share: 200,
-        tiers: &[("stand", 70), ("seat", 30)],
-    },
-    Act {
-        name: "jazz",
-        opens_ms: 20_000,
-        share: 110,
-        tiers: &[("ga", 80), ("box", 20)],
-    },
-    Act {
-        name: "derby",
-        opens_ms: 0,
-        share: 90,
-        tiers: &[("north", 50), ("south", 50)],
-    },
-    Act {
-        name: "opera",
-        opens_ms: 0,
-        share: 60,
-        tiers: &[("stalls", 60), ("circle", 30), ("box", 10)],
-    },
-    Act {
-        name: "comedy",
-        opens_ms: 0,
-        share: 40,
-        tiers: &[("ga", 100)],
-    },
-    Act {
-        name: "circus",
-        opens_ms: 0,
-        share: 25,
-        tiers: &[("ga", 85), ("front", 15)],
-    },
-    Act {
-        name: "lecture",
-        opens_ms: 0,
-        share: 15,
-        tiers: &[("ga", 100)],
-    },
+    Act { name: "aurora", opens_ms: 0, share: 460, tiers: &[("stand", 60), ("seat", 30), ("vip", 10)] },
+    Act { name: "harbour", opens_ms: 12_000, share: 200, tiers: &[("stand", 70), ("seat", 30)] },
+    Act { name: "jazz", opens_ms: 20_000, share: 110, tiers: &[("ga", 80), ("box", 20)] },
+    Act { name: "derby", opens_ms: 0, share: 90, tiers: &[("north", 50), ("south", 50)] },
+    Act { name: "opera", opens_ms: 0, share: 60, tiers: &[("stalls", 60), ("circle", 30), ("box", 10)] },
+    Act { name: "comedy", opens_ms: 0, share: 40, tiers: &[("ga", 100)] },
+    Act { name: "circus", opens_ms: 0, share: 25, tiers: &[("ga", 85), ("front", 15)] },
+    Act { name: "lecture", opens_ms: 0, share: 15, tiers: &[("ga", 100)] },
 ];
 
 /// A stream of numbers from a seed.
@@ -119,11 +79,7 @@ pub fn morning() -> String {
     let mut numbers = Numbers(0);
     let steps = LENGTH_MS / STEP_MS;
     let cells: Vec<(u64, usize, u64)> = (0..steps)
-        .flat_map(|step| {
-            ACTS.iter()
-                .enumerate()
-                .map(move |(act, it)| (step, act, strength(it, step)))
-        })
+        .flat_map(|step| ACTS.iter().enumerate().map(move |(act, it)| (step, act, strength(it, step))))
         .collect();
     let total: u64 = cells.iter().map(|(_, _, weight)| weight).sum();
     // Largest-remainder by running sums: exactly REQUESTS requests, each cell within one of its share.
@@ -169,15 +125,9 @@ mod tests {
 
     #[test]
     fn the_repository_carries_exactly_this_morning() {
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../../tests/traces/ticket-shop-morning.csv"
-        );
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/traces/ticket-shop-morning.csv");
         let file = std::fs::read_to_string(path).unwrap();
-        assert!(
-            file == morning(),
-            "{path} differs: make it anew with the example ticket_shop_morning"
-        );
+        assert!(file == morning(), "{path} differs: make it anew with the example ticket_shop_morning");
     }
 
     #[test]
@@ -192,18 +142,11 @@ mod tests {
         let last = trace.arrivals.last().unwrap().offset;
         assert!(last.as_millis() < u128::from(LENGTH_MS) && last.as_millis() > u128::from(LENGTH_MS) - 1_000);
         let within = |from: u128, to: u128| {
-            trace
-                .arrivals
-                .iter()
-                .filter(|a| (from..to).contains(&a.offset.as_millis()))
-                .count()
+            trace.arrivals.iter().filter(|a| (from..to).contains(&a.offset.as_millis())).count()
         };
         let opening = within(0, 1_000);
         assert!(opening > 4 * within(10_000, 11_000), "a burst at the opening");
-        assert!(
-            within(12_000, 13_000) > 2 * within(11_000, 12_000),
-            "a second burst"
-        );
+        assert!(within(12_000, 13_000) > 2 * within(11_000, 12_000), "a second burst");
         assert!(within(29_000, 30_000) > 300, "a heavy tail");
     }
 }

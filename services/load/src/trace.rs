@@ -137,9 +137,7 @@ impl Names {
 /// # Errors
 /// The first thing that is wrong: line, field, what was expected and what was found.
 pub fn parse(bytes: &[u8]) -> Result<Trace, TraceError> {
-    let mut lines = bytes
-        .split(|byte| *byte == b'\n')
-        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines = bytes.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let header = lines.next().unwrap_or_default();
     if header != HEADER.as_bytes() {
         return Err(TraceError::Line {
@@ -149,12 +147,8 @@ pub fn parse(bytes: &[u8]) -> Result<Trace, TraceError> {
         });
     }
     let mut trace = Trace::default();
-    let mut buyers = Names {
-        numbers: BTreeMap::new(),
-    };
-    let mut events = Names {
-        numbers: BTreeMap::new(),
-    };
+    let mut buyers = Names { numbers: BTreeMap::new() };
+    let mut events = Names { numbers: BTreeMap::new() };
     let mut tiers: Vec<Names> = Vec::new();
     let mut previous_ms = 0_u64;
     let mut lines = lines.enumerate().peekable();
@@ -186,10 +180,7 @@ pub fn parse(bytes: &[u8]) -> Result<Trace, TraceError> {
             )
         })?;
         if !(1..=128).contains(&fields[1].len()) || fields[1].chars().any(char::is_control) {
-            return Err(bad(
-                1,
-                "a buyer's name of 1 to 128 bytes without control characters".to_owned(),
-            ));
+            return Err(bad(1, "a buyer's name of 1 to 128 bytes without control characters".to_owned()));
         }
         let event_ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, ' ' | '-' | '_' | '.');
         if !(1..=64).contains(&fields[2].len()) || !fields[2].chars().all(event_ok) {
@@ -200,14 +191,9 @@ pub fn parse(bytes: &[u8]) -> Result<Trace, TraceError> {
         }
         let tier_ok = fields[3].starts_with(|c: char| c.is_ascii_lowercase())
             && fields[3].len() <= 32
-            && fields[3]
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+            && fields[3].chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
         if !tier_ok {
-            return Err(bad(
-                3,
-                "a tier id of 1 to 32 of a-z and 0-9 that starts with a letter".to_owned(),
-            ));
+            return Err(bad(3, "a tier id of 1 to 32 of a-z and 0-9 that starts with a letter".to_owned()));
         }
         let quantity =
             number_in(fields[4], 1, 100).ok_or_else(|| bad(4, "a whole number from 1 to 100".to_owned()))?;
@@ -224,13 +210,8 @@ pub fn parse(bytes: &[u8]) -> Result<Trace, TraceError> {
                     format!("one of the events named before; a trace has at most {EVENTS_MAX}"),
                 ));
             }
-            trace.events.push(TraceEvent {
-                name: fields[2].to_owned(),
-                tiers: Vec::new(),
-            });
-            tiers.push(Names {
-                numbers: BTreeMap::new(),
-            });
+            trace.events.push(TraceEvent { name: fields[2].to_owned(), tiers: Vec::new() });
+            tiers.push(Names { numbers: BTreeMap::new() });
         }
         let known = &mut trace.events[event as usize].tiers;
         let (tier, new) = tiers[event as usize].number(fields[3]);
@@ -266,25 +247,17 @@ pub fn parse(bytes: &[u8]) -> Result<Trace, TraceError> {
 }
 
 fn split(line: &[u8], line_number: usize) -> Result<[&str; 5], TraceError> {
-    let whole = |expected: String| TraceError::Line {
-        line: line_number,
-        expected,
-        found: shown(line),
-    };
+    let whole = |expected: String| TraceError::Line { line: line_number, expected, found: shown(line) };
     let text = std::str::from_utf8(line).map_err(|_| whole("UTF-8 text".to_owned()))?;
     let fields: Vec<&str> = text.split(',').collect();
     let count = fields.len();
     fields.try_into().map_err(|_| {
         if text.is_empty() {
-            whole(format!(
-                "a request ({HEADER}); only the end of the file may be empty"
-            ))
+            whole(format!("a request ({HEADER}); only the end of the file may be empty"))
         } else if count < FIELDS.len() {
             whole(format!("5 fields ({HEADER}); field {} is missing", FIELDS[count]))
         } else {
-            whole(format!(
-                "5 fields ({HEADER}), not {count}; fields cannot contain commas"
-            ))
+            whole(format!("5 fields ({HEADER}), not {count}; fields cannot contain commas"))
         }
     })
 }
@@ -292,9 +265,7 @@ fn split(line: &[u8], line_number: usize) -> Result<[&str; 5], TraceError> {
 /// A number written with digits only, within bounds.
 fn number_in(text: &str, min: u64, max: u64) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse()
-        .ok()
-        .filter(|number| digits && (min..=max).contains(number))
+    text.parse().ok().filter(|number| digits && (min..=max).contains(number))
 }
 
 #[cfg(test)]
@@ -318,13 +289,7 @@ mod tests {
         assert_eq!(tiers(1), [("front".to_owned(), 3)]);
         assert_eq!(
             trace.arrivals[2],
-            Arrival {
-                offset: Duration::from_millis(7),
-                buyer: 0,
-                event: 1,
-                tier: 0,
-                quantity: 3
-            }
+            Arrival { offset: Duration::from_millis(7), buyer: 0, event: 1, tier: 0, quantity: 3 }
         );
         assert_eq!(trace.highest_demand(), 3);
     }
@@ -354,10 +319,7 @@ mod tests {
         for (line, field, words) in cases {
             let error = with(&format!("0,eve,gala,ga,1\n{line}\n")).unwrap_err();
             let text = error.to_string();
-            assert!(
-                text.starts_with(&format!("line 3, field {field}: expected ")),
-                "{text}"
-            );
+            assert!(text.starts_with(&format!("line 3, field {field}: expected ")), "{text}");
             assert!(text.contains(words), "{text}");
         }
     }
@@ -383,27 +345,16 @@ mod tests {
         let mut bytes = format!("{HEADER}\n0,").into_bytes();
         bytes.extend([0xff, 0xfe]);
         bytes.extend(b",gala,ga,1\n");
-        assert!(
-            parse(&bytes)
-                .unwrap_err()
-                .to_string()
-                .contains("line 2: expected UTF-8")
-        );
+        assert!(parse(&bytes).unwrap_err().to_string().contains("line 2: expected UTF-8"));
     }
 
     #[test]
     fn a_file_without_header_or_requests_is_refused() {
-        for bytes in [
-            "",
-            "0,ann,gala,ga,1\n",
-            "offset,buyer,event,tier,quantity\n",
-            "\u{feff}offset_ms,buyer",
-        ] {
+        for bytes in
+            ["", "0,ann,gala,ga,1\n", "offset,buyer,event,tier,quantity\n", "\u{feff}offset_ms,buyer"]
+        {
             let text = parse(bytes.as_bytes()).unwrap_err().to_string();
-            assert!(
-                text.starts_with("line 1: expected the header \"offset_ms,"),
-                "{text}"
-            );
+            assert!(text.starts_with("line 1: expected the header \"offset_ms,"), "{text}");
         }
         for lines in ["", "\n"] {
             let text = with(lines).unwrap_err().to_string();
@@ -415,9 +366,6 @@ mod tests {
     fn too_many_tiers_are_refused_by_name() {
         let lines: String = (0..33).map(|n| format!("{n},ann,gala,t{n},1\n")).collect();
         let text = with(&lines).unwrap_err().to_string();
-        assert!(
-            text.starts_with("line 34, field tier") && text.contains("at most 32"),
-            "{text}"
-        );
+        assert!(text.starts_with("line 34, field tier") && text.contains("at most 32"), "{text}");
     }
 }

@@ -38,17 +38,13 @@ pub(crate) fn of_status(status: &Status) -> Answer {
     let reason = reason(status);
     let ours = !reason.is_empty();
     let verdict = match verdict_of(status.code(), &reason) {
-        Verdict::Overloaded { .. } => Verdict::Overloaded {
-            after: status.get_details_retry_info().and_then(|info| info.retry_delay),
-        },
+        Verdict::Overloaded { .. } => {
+            Verdict::Overloaded { after: status.get_details_retry_info().and_then(|info| info.retry_delay) }
+        }
         other => other,
     };
     let transport = !ours && matches!(verdict, Verdict::Unknown) && status.code() != Code::DeadlineExceeded;
-    Answer {
-        verdict,
-        key: key(status.code(), &reason),
-        transport,
-    }
+    Answer { verdict, key: key(status.code(), &reason), transport }
 }
 
 /// Reads a rejection, or an undecided item, of a batch.
@@ -58,16 +54,10 @@ pub(crate) fn of_item(code: i32, reason: &str, decided: bool) -> Answer {
         (true, Verdict::SoldOut) => Verdict::SoldOut,
         (true, _) => Verdict::Refused,
         // An item carries no RetryInfo of its own.
-        (false, Verdict::Overloaded { .. }) => Verdict::Overloaded {
-            after: Some(Duration::from_millis(50)),
-        },
+        (false, Verdict::Overloaded { .. }) => Verdict::Overloaded { after: Some(Duration::from_millis(50)) },
         (false, _) => Verdict::Unknown,
     };
-    Answer {
-        verdict,
-        key: key(code, reason),
-        transport: false,
-    }
+    Answer { verdict, key: key(code, reason), transport: false }
 }
 
 fn verdict_of(code: Code, reason: &str) -> Verdict {
@@ -88,26 +78,16 @@ fn verdict_of(code: Code, reason: &str) -> Verdict {
 
 /// Whether a call of the preparation or the audit should be repeated.
 pub(crate) fn worth_repeating(status: &Status) -> bool {
-    matches!(
-        of_status(status).verdict,
-        Verdict::Unknown | Verdict::Overloaded { .. }
-    )
+    matches!(of_status(status).verdict, Verdict::Unknown | Verdict::Overloaded { .. })
 }
 
 /// Reason as in `google.rpc.ErrorInfo`; empty when the status has none.
 pub(crate) fn reason(status: &Status) -> String {
-    status
-        .get_details_error_info()
-        .map(|info| info.reason)
-        .unwrap_or_default()
+    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }
 
 fn key(code: Code, reason: &str) -> String {
-    if reason.is_empty() {
-        code_name(code).to_owned()
-    } else {
-        format!("{}/{reason}", code_name(code))
-    }
+    if reason.is_empty() { code_name(code).to_owned() } else { format!("{}/{reason}", code_name(code)) }
 }
 
 /// The code as gRPC's documents write it.
@@ -144,11 +124,7 @@ mod tests {
     fn status(code: Code, reason: &str, retry: Option<Duration>) -> Status {
         let mut details = ErrorDetails::new();
         if !reason.is_empty() {
-            details.set_error_info(
-                reason,
-                "tidewall",
-                std::collections::HashMap::<String, String>::new(),
-            );
+            details.set_error_info(reason, "tidewall", std::collections::HashMap::<String, String>::new());
         }
         if retry.is_some() {
             details.set_retry_info(retry);
@@ -173,13 +149,9 @@ mod tests {
 
     #[test]
     fn broken_connections_are_unknown_and_counted_as_transport() {
-        for code in [
-            Code::Unavailable,
-            Code::Unknown,
-            Code::Internal,
-            Code::Cancelled,
-            Code::ResourceExhausted,
-        ] {
+        for code in
+            [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled, Code::ResourceExhausted]
+        {
             let answer = of_status(&Status::new(code, "h2 protocol error"));
             assert_eq!(answer.verdict, Verdict::Unknown, "{code:?}");
             assert!(answer.transport, "{code:?}");
@@ -195,14 +167,8 @@ mod tests {
     fn undecided_items_of_a_batch_are_repeated_and_rejections_are_not() {
         let over = of_item(Code::ResourceExhausted as i32, "OVERLOADED", false).verdict;
         assert!(matches!(over, Verdict::Overloaded { after: Some(_) }));
-        assert_eq!(
-            of_item(Code::Unavailable as i32, "", false).verdict,
-            Verdict::Unknown
-        );
-        assert_eq!(
-            of_item(Code::FailedPrecondition as i32, "SOLD_OUT", true).verdict,
-            Verdict::SoldOut
-        );
+        assert_eq!(of_item(Code::Unavailable as i32, "", false).verdict, Verdict::Unknown);
+        assert_eq!(of_item(Code::FailedPrecondition as i32, "SOLD_OUT", true).verdict, Verdict::SoldOut);
         assert_eq!(
             of_item(Code::FailedPrecondition as i32, "QUOTA_EXCEEDED", true).verdict,
             Verdict::Refused

@@ -59,10 +59,7 @@ pub async fn with_target<T>(
     let cluster = Cluster::start(&plan).await?;
     let all = async {
         ready(&cluster).await?;
-        output::note(&format!(
-            "the cluster is ready after {:.1} s",
-            begun.elapsed().as_secs_f64()
-        ));
+        output::note(&format!("the cluster is ready after {:.1} s", begun.elapsed().as_secs_f64()));
         work(&target(cluster.urls(), cluster.key())?).await
     };
     let result = tokio::select! {
@@ -109,10 +106,7 @@ async fn ready(cluster: &Cluster) -> Result<(), Failure> {
 fn target(urls: Vec<String>, key: &PrivateKey) -> Result<Target, Failure> {
     let minter = Minter::new(key.pkcs8()).map_err(|e| Failure::new(Exit::Environment, e))?;
     Ok(Target::new(urls, move |subject, roles| {
-        let roles: Vec<Role> = Role::ALL
-            .into_iter()
-            .filter(|role| roles.contains(&role.name()))
-            .collect();
+        let roles: Vec<Role> = Role::ALL.into_iter().filter(|role| roles.contains(&role.name())).collect();
         minter.mint(subject, &roles, TOKEN_TTL).unwrap_or_else(|error| {
             tracing::error!("cannot mint a token for {subject:?}: {error}");
             // A call with it is refused, and counted as that.
@@ -122,10 +116,7 @@ fn target(urls: Vec<String>, key: &PrivateKey) -> Result<Target, Failure> {
 }
 
 fn interrupted(signal: &str) -> Failure {
-    Failure::new(
-        Exit::Failed,
-        format!("{signal}: the run was stopped and nothing was audited"),
-    )
+    Failure::new(Exit::Failed, format!("{signal}: the run was stopped and nothing was audited"))
 }
 
 #[cfg(test)]
@@ -138,11 +129,7 @@ mod tests {
     fn nothing_running_means_a_cluster_of_its_own() {
         let directory = tempfile::tempdir().unwrap();
         let source = |target: Vec<String>| Source {
-            target: TargetArgs {
-                target,
-                data: directory.path().to_owned(),
-                key: None,
-            },
+            target: TargetArgs { target, data: directory.path().to_owned(), key: None },
             own_cluster: false,
         };
         assert_eq!(running(&source(Vec::new())).unwrap(), None);

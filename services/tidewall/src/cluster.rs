@@ -98,18 +98,10 @@ impl Board {
 
     fn set_pid(&self, name: &str, pid: Option<u32>) {
         self.change(|endpoints| {
-            for node in endpoints
-                .nodes
-                .iter_mut()
-                .filter(|node| node_name(node.id) == name)
-            {
+            for node in endpoints.nodes.iter_mut().filter(|node| node_name(node.id) == name) {
                 node.pid = pid;
             }
-            for gateway in endpoints
-                .gateways
-                .iter_mut()
-                .filter(|gateway| gateway_name(gateway.id) == name)
-            {
+            for gateway in endpoints.gateways.iter_mut().filter(|gateway| gateway_name(gateway.id) == name) {
                 gateway.pid = pid;
             }
         });
@@ -152,27 +144,18 @@ impl Cluster {
         // Nothing is changed before all of this is known to be possible.
         directory.check(&plan.wanted).map_err(|e| environment(&e))?;
         let unclean = directory.endpoints().exists();
-        let patience = if unclean {
-            LEFTOVER_PATIENCE
-        } else {
-            Duration::ZERO
-        };
+        let patience = if unclean { LEFTOVER_PATIENCE } else { Duration::ZERO };
         let mut reservation = Reservation::default();
         let listens = gateway_addresses(plan, &directory, &mut reservation, patience)?;
-        let (lock, topology, node_ports) = directory
-            .prepare(&plan.wanted, patience)
-            .map_err(|e| environment(&e))?;
+        let (lock, topology, node_ports) =
+            directory.prepare(&plan.wanted, patience).map_err(|e| environment(&e))?;
         let key = keys::ensure(&directory.keys()).map_err(|e| environment(&e))?;
 
         let board = Board {
             path: directory.endpoints(),
             endpoints: Arc::new(Mutex::new(endpoints(&topology, &listens))),
         };
-        board
-            .endpoints
-            .lock()
-            .write(&board.path)
-            .map_err(|e| environment(&e))?;
+        board.endpoints.lock().write(&board.path).map_err(|e| environment(&e))?;
         let (give_up, given_up) = watch::channel(Vec::new());
         let report: Report = {
             let board = board.clone();
@@ -184,47 +167,23 @@ impl Cluster {
                 }
             })
         };
-        let maker = SpecMaker {
-            program,
-            directory: &directory,
-            log: plan.log.as_deref(),
-        };
+        let maker = SpecMaker { program, directory: &directory, log: plan.log.as_deref() };
         let ephemeral = temporary.is_some();
         // The ports are free again from here on, for the processes that they were kept for.
         drop((node_ports, reservation));
-        let nodes = topology
-            .nodes
-            .iter()
-            .map(|node| maker.node(node.id, node.address, ephemeral))
-            .collect();
+        let nodes = topology.nodes.iter().map(|node| maker.node(node.id, node.address, ephemeral)).collect();
         let nodes = Crew::start(nodes, &report);
-        let gateways = (1..)
-            .zip(&listens)
-            .map(|(id, listen)| maker.gateway(id, *listen))
-            .collect();
+        let gateways = (1..).zip(&listens).map(|(id, listen)| maker.gateway(id, *listen)).collect();
         let gateways = Crew::start(gateways, &report);
-        Ok(Self {
-            gateways,
-            nodes,
-            board,
-            given_up,
-            topology,
-            key,
-            directory,
-            _lock: lock,
-            temporary,
-        })
+        Ok(Self { gateways, nodes, board, given_up, topology, key, directory, _lock: lock, temporary })
     }
 
     /// Waits until every region has a leader and every gateway answers. Never returns before; the caller
     /// bounds it.
     pub async fn ready(&self, told: impl FnMut(Progress)) -> Result<(), Failure> {
         let token = token::mint(&self.key, "supervisor", &[Role::Operator], OWN_TOKEN_TTL)?;
-        let callers = self
-            .urls()
-            .iter()
-            .map(|url| Caller::lazy(url, &token))
-            .collect::<Result<Vec<_>, _>>()?;
+        let callers =
+            self.urls().iter().map(|url| Caller::lazy(url, &token)).collect::<Result<Vec<_>, _>>()?;
         readiness::wait(&self.topology, &callers, told).await;
         self.board.change(|endpoints| endpoints.ready = true);
         Ok(())
@@ -269,10 +228,7 @@ impl Cluster {
         if let Some(temporary) = self.temporary.take() {
             let path = temporary.path().to_owned();
             if let Err(error) = temporary.close() {
-                tracing::warn!(
-                    "cannot remove the temporary directory {}: {error}",
-                    path.display()
-                );
+                tracing::warn!("cannot remove the temporary directory {}: {error}", path.display());
             }
         }
     }
@@ -352,32 +308,17 @@ impl SpecMaker<'_> {
 /// Whether too many processes are gone for good.
 fn beyond_repair(given_up: &[GivenUp], endpoints: &Endpoints) -> Option<GivenUp> {
     let gone = |name: String| given_up.iter().any(|gone| gone.name == name);
-    let nodes_left = endpoints
-        .nodes
-        .iter()
-        .filter(|node| !gone(node_name(node.id)))
-        .count();
+    let nodes_left = endpoints.nodes.iter().filter(|node| !gone(node_name(node.id))).count();
     let majority = endpoints.nodes.len() / 2 + 1;
-    let no_gateway = endpoints
-        .gateways
-        .iter()
-        .all(|gateway| gone(gateway_name(gateway.id)));
-    if nodes_left < majority || no_gateway {
-        given_up.last().cloned()
-    } else {
-        None
-    }
+    let no_gateway = endpoints.gateways.iter().all(|gateway| gone(gateway_name(gateway.id)));
+    if nodes_left < majority || no_gateway { given_up.last().cloned() } else { None }
 }
 
 /// This binary. On Linux through /proc, so that a restarted process is the same program even when the file
 /// was replaced meanwhile (by a build, for example): a cluster never mixes versions by accident.
 fn own_program() -> std::io::Result<PathBuf> {
     let link = Path::new("/proc/self/exe");
-    if link.exists() {
-        Ok(link.to_owned())
-    } else {
-        std::env::current_exe()
-    }
+    if link.exists() { Ok(link.to_owned()) } else { std::env::current_exe() }
 }
 
 /// Reserves the addresses of the gateways.
@@ -451,13 +392,7 @@ mod tests {
     use super::*;
 
     fn plan(data: &Path, listen: SocketAddr, gateways: u16) -> Plan {
-        Plan {
-            data: Some(data.to_owned()),
-            wanted: Wanted::default(),
-            gateways,
-            listen,
-            log: None,
-        }
+        Plan { data: Some(data.to_owned()), wanted: Wanted::default(), gateways, listen, log: None }
     }
 
     #[tokio::test]
@@ -469,10 +404,7 @@ mod tests {
         let failure = Cluster::start(&plan(&data, listen, 1)).await.err().unwrap();
         assert_eq!(failure.code(), 5);
         let text = failure.to_string();
-        assert!(
-            text.contains(&listen.to_string()) && text.contains("--listen"),
-            "{text}"
-        );
+        assert!(text.contains(&listen.to_string()) && text.contains("--listen"), "{text}");
         assert!(!data.exists());
     }
 
@@ -490,38 +422,21 @@ mod tests {
         assert_eq!(chosen.len(), 3);
         assert!(chosen.iter().all(|address| address.port() != 0));
         let last = plan(Path::new("x"), "127.0.0.1:65535".parse().unwrap(), 2);
-        let failure = gateway_addresses(&last, &directory, &mut reservation, Duration::ZERO)
-            .err()
-            .unwrap();
-        assert_eq!(
-            failure.code(),
-            if failure.to_string().contains("in use") {
-                5
-            } else {
-                2
-            }
-        );
+        let failure = gateway_addresses(&last, &directory, &mut reservation, Duration::ZERO).err().unwrap();
+        assert_eq!(failure.code(), if failure.to_string().contains("in use") { 5 } else { 2 });
     }
 
     #[test]
     fn a_cluster_is_broken_without_a_majority_of_nodes_or_any_gateway() {
         let parent = tempfile::tempdir().unwrap();
-        let (_lock, topology, _ports) = DataDir::new(parent.path())
-            .prepare(&Wanted::default(), Duration::ZERO)
-            .unwrap();
-        let listens = [
-            "127.0.0.1:7400".parse().unwrap(),
-            "127.0.0.1:7401".parse().unwrap(),
-        ];
+        let (_lock, topology, _ports) =
+            DataDir::new(parent.path()).prepare(&Wanted::default(), Duration::ZERO).unwrap();
+        let listens = ["127.0.0.1:7400".parse().unwrap(), "127.0.0.1:7401".parse().unwrap()];
         let endpoints = endpoints(&topology, &listens);
         let last = |names: &[&str]| {
             let gone: Vec<_> = names
                 .iter()
-                .map(|name| GivenUp {
-                    name: (*name).into(),
-                    code: 70,
-                    message: String::new(),
-                })
+                .map(|name| GivenUp { name: (*name).into(), code: 70, message: String::new() })
                 .collect();
             beyond_repair(&gone, &endpoints).map(|gone| gone.name)
         };
@@ -546,18 +461,9 @@ mod tests {
         board.set_pid("gateway-2", Some(43));
         let read = Endpoints::running(&directory.endpoints()).unwrap();
         assert_eq!(read.urls(), ["http://127.0.0.1:7400", "http://127.0.0.1:7401"]);
-        assert_eq!(
-            read.nodes.iter().map(|n| n.pid).collect::<Vec<_>>(),
-            [None, Some(42), None]
-        );
-        assert_eq!(
-            read.gateways.iter().map(|g| g.pid).collect::<Vec<_>>(),
-            [None, Some(43)]
-        );
+        assert_eq!(read.nodes.iter().map(|n| n.pid).collect::<Vec<_>>(), [None, Some(42), None]);
+        assert_eq!(read.gateways.iter().map(|g| g.pid).collect::<Vec<_>>(), [None, Some(43)]);
         board.set_pid("node-2", None);
-        assert_eq!(
-            Endpoints::running(&directory.endpoints()).unwrap().nodes[1].pid,
-            None
-        );
+        assert_eq!(Endpoints::running(&directory.endpoints()).unwrap().nodes[1].pid, None);
     }
 }

@@ -51,10 +51,7 @@ mod tests {
     fn scripts_know_the_commands() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             let script = String::from_utf8_lossy(&script(shell, crate::Cli::command())).into_owned();
-            assert!(
-                script.contains("flash-sale") && script.contains("region"),
-                "{shell:?}"
-            );
+            assert!(script.contains("flash-sale") && script.contains("region"), "{shell:?}");
         }
     }
 }

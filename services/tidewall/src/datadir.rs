@@ -167,11 +167,7 @@ impl DataDir {
     }
 
     fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> DataDirError {
-        move |source| DataDirError::Io {
-            action,
-            path: path.display().to_string(),
-            source,
-        }
+        move |source| DataDirError::Io { action, path: path.display().to_string(), source }
     }
 
     /// Looks at the directory without changing anything.
@@ -189,10 +185,7 @@ impl DataDir {
         if topology.exists() {
             return Topology::load(&topology)
                 .map(Contents::Cluster)
-                .map_err(|e| DataDirError::Topology {
-                    directory: directory(),
-                    message: e.to_string(),
-                });
+                .map_err(|e| DataDirError::Topology { directory: directory(), message: e.to_string() });
         }
         let mut names = Vec::new();
         for entry in entries {
@@ -200,10 +193,7 @@ impl DataDir {
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
         names.sort();
-        match names
-            .into_iter()
-            .find(|name| !LEFT_BY_A_FIRST_START.contains(&name.as_str()))
-        {
+        match names.into_iter().find(|name| !LEFT_BY_A_FIRST_START.contains(&name.as_str())) {
             None => Ok(Contents::Fresh),
             Some(found) => {
                 let hint = if found.starts_with("node-") {
@@ -211,11 +201,7 @@ impl DataDir {
                 } else {
                     ""
                 };
-                Err(DataDirError::Foreign {
-                    directory: directory(),
-                    found,
-                    hint,
-                })
+                Err(DataDirError::Foreign { directory: directory(), found, hint })
             }
         }
     }
@@ -226,16 +212,10 @@ impl DataDir {
         if let Contents::Cluster(topology) = &contents {
             let other = |difference, advice| {
                 let directory = self.root.display().to_string();
-                Err(DataDirError::OtherCluster {
-                    directory,
-                    difference,
-                    advice,
-                })
+                Err(DataDirError::OtherCluster { directory, difference, advice })
             };
-            if let Some(difference) = wanted
-                .regions
-                .as_deref()
-                .and_then(|r| regions_differ(&topology.regions, r))
+            if let Some(difference) =
+                wanted.regions.as_deref().and_then(|r| regions_differ(&topology.regions, r))
             {
                 return other(
                     difference,
@@ -279,12 +259,10 @@ impl DataDir {
             }
         }
         if recorded.as_ref() != Some(&topology) {
-            topology
-                .save(&self.topology())
-                .map_err(|e| DataDirError::Topology {
-                    directory: self.root.display().to_string(),
-                    message: e.to_string(),
-                })?;
+            topology.save(&self.topology()).map_err(|e| DataDirError::Topology {
+                directory: self.root.display().to_string(),
+                message: e.to_string(),
+            })?;
         }
         Ok((lock, topology, reservation))
     }
@@ -320,10 +298,7 @@ impl Lock {
                         Ok(pid) => format!(" by process {pid}"),
                         Err(_) => String::new(),
                     };
-                    return Err(DataDirError::Locked {
-                        path: path.display().to_string(),
-                        by,
-                    });
+                    return Err(DataDirError::Locked { path: path.display().to_string(), by });
                 }
                 Err(e) => return Err(DataDir::io("lock", path)(e.into())),
             }
@@ -342,16 +317,9 @@ fn new_topology(wanted: &Wanted) -> Topology {
     Topology {
         format: TOPOLOGY_FORMAT,
         cluster: uuid::Uuid::now_v7().simple().to_string(),
-        regions: wanted
-            .regions
-            .clone()
-            .unwrap_or_else(regions_file::default_regions),
+        regions: wanted.regions.clone().unwrap_or_else(regions_file::default_regions),
         nodes: (1..=wanted.nodes.unwrap_or(DEFAULT_NODES))
-            .map(|id| Node {
-                id,
-                address: any,
-                peer_address: any,
-            })
+            .map(|id| Node { id, address: any, peer_address: any })
             .collect(),
     }
 }
@@ -364,13 +332,8 @@ fn regions_differ(recorded: &[Region], wanted: &[Region]) -> Option<String> {
             have.group, have.id, have.display_name, want.id, want.display_name
         ));
     }
-    (recorded.len() != wanted.len()).then(|| {
-        format!(
-            "it has {} regions, the regions file lists {}",
-            recorded.len(),
-            wanted.len()
-        )
-    })
+    (recorded.len() != wanted.len())
+        .then(|| format!("it has {} regions, the regions file lists {}", recorded.len(), wanted.len()))
 }
 
 #[cfg(test)]
@@ -388,11 +351,7 @@ mod tests {
     }
 
     fn region(id: &str, group: u32) -> Region {
-        Region {
-            id: id.into(),
-            display_name: id.into(),
-            group,
-        }
+        Region { id: id.into(), display_name: id.into(), group }
     }
 
     #[test]
@@ -402,21 +361,15 @@ mod tests {
         assert!(matches!(data.examine().unwrap(), Contents::Missing));
         let (lock, first, ports) = data.prepare(&Wanted::default(), Duration::ZERO).unwrap();
         assert_eq!((first.regions.len(), first.nodes.len()), (12, 3));
-        let mut all: Vec<u16> = first
-            .nodes
-            .iter()
-            .flat_map(|n| [n.address.port(), n.peer_address.port()])
-            .collect();
+        let mut all: Vec<u16> =
+            first.nodes.iter().flat_map(|n| [n.address.port(), n.peer_address.port()]).collect();
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), 6, "ports must differ");
         assert!(!all.contains(&0));
         drop((lock, ports));
         let (_lock, second, _ports) = data.prepare(&Wanted::default(), Duration::ZERO).unwrap();
-        assert_eq!(
-            (&second.cluster, &second.regions),
-            (&first.cluster, &first.regions)
-        );
+        assert_eq!((&second.cluster, &second.regions), (&first.cluster, &first.regions));
         assert_eq!(Topology::load(&data.topology()).unwrap(), second);
     }
 
@@ -443,14 +396,8 @@ mod tests {
         let data = DataDir::new(directory.path());
         let first = data.prepare(&Wanted::default(), Duration::ZERO).unwrap();
         let before = std::fs::read(data.topology()).unwrap();
-        let message = data
-            .prepare(&Wanted::default(), Duration::ZERO)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains(&format!("in use by process {}", std::process::id())),
-            "{message}"
-        );
+        let message = data.prepare(&Wanted::default(), Duration::ZERO).unwrap_err().to_string();
+        assert!(message.contains(&format!("in use by process {}", std::process::id())), "{message}");
         assert_eq!(std::fs::read(data.topology()).unwrap(), before);
         drop(first);
         data.prepare(&Wanted::default(), Duration::ZERO).unwrap();
@@ -461,14 +408,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("thesis.txt"), "dear").unwrap();
         let data = DataDir::new(directory.path());
-        let message = data
-            .prepare(&Wanted::default(), Duration::ZERO)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("thesis.txt") && message.contains("--data"),
-            "{message}"
-        );
+        let message = data.prepare(&Wanted::default(), Duration::ZERO).unwrap_err().to_string();
+        assert!(message.contains("thesis.txt") && message.contains("--data"), "{message}");
         assert_eq!(names(directory.path()), ["thesis.txt"]);
     }
 
@@ -477,10 +418,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("node-1")).unwrap();
         let data = DataDir::new(directory.path());
-        let message = data
-            .prepare(&Wanted::default(), Duration::ZERO)
-            .unwrap_err()
-            .to_string();
+        let message = data.prepare(&Wanted::default(), Duration::ZERO).unwrap_err().to_string();
         assert!(message.contains("put its topology.json back"), "{message}");
         assert_eq!(names(directory.path()), ["node-1"]);
     }
@@ -503,34 +441,17 @@ mod tests {
         let before = std::fs::read(data.topology()).unwrap();
         let refused = |wanted: Wanted| data.prepare(&wanted, Duration::ZERO).unwrap_err().to_string();
 
-        let one = refused(Wanted {
-            regions: Some(vec![region("x", 1)]),
-            nodes: None,
-        });
-        assert!(
-            one.contains("its region 1 is north") && one.contains("--regions"),
-            "{one}"
-        );
+        let one = refused(Wanted { regions: Some(vec![region("x", 1)]), nodes: None });
+        assert!(one.contains("its region 1 is north") && one.contains("--regions"), "{one}");
         let mut fewer = regions_file::default_regions();
         fewer.pop();
-        let two = refused(Wanted {
-            regions: Some(fewer),
-            nodes: None,
-        });
+        let two = refused(Wanted { regions: Some(fewer), nodes: None });
         assert!(two.contains("12 regions") && two.contains("lists 11"), "{two}");
-        let three = refused(Wanted {
-            regions: None,
-            nodes: Some(5),
-        });
-        assert!(
-            three.contains("3 nodes") && three.contains("asks for 5"),
-            "{three}"
-        );
+        let three = refused(Wanted { regions: None, nodes: Some(5) });
+        assert!(three.contains("3 nodes") && three.contains("asks for 5"), "{three}");
         assert_eq!(std::fs::read(data.topology()).unwrap(), before);
 
-        let newer = String::from_utf8(before)
-            .unwrap()
-            .replace("\"format\": 1", "\"format\": 9");
+        let newer = String::from_utf8(before).unwrap().replace("\"format\": 1", "\"format\": 9");
         std::fs::write(data.topology(), &newer).unwrap();
         assert!(refused(Wanted::default()).contains("format 9"));
         std::fs::write(data.topology(), "garbage").unwrap();
@@ -542,10 +463,7 @@ mod tests {
     fn the_same_shape_may_be_asked_for_again() {
         let directory = tempfile::tempdir().unwrap();
         let data = DataDir::new(directory.path());
-        let wanted = Wanted {
-            regions: Some(vec![region("x", 1), region("y", 2)]),
-            nodes: Some(1),
-        };
+        let wanted = Wanted { regions: Some(vec![region("x", 1), region("y", 2)]), nodes: Some(1) };
         drop(data.prepare(&wanted, Duration::ZERO).unwrap());
         let (_lock, topology, _ports) = data.prepare(&wanted, Duration::ZERO).unwrap();
         assert_eq!((topology.regions.len(), topology.nodes.len()), (2, 1));
@@ -557,10 +475,7 @@ mod tests {
         let file = directory.path().join("file");
         std::fs::write(&file, "x").unwrap();
         let refused = |path: PathBuf| {
-            DataDir::new(path)
-                .prepare(&Wanted::default(), Duration::ZERO)
-                .unwrap_err()
-                .to_string()
+            DataDir::new(path).prepare(&Wanted::default(), Duration::ZERO).unwrap_err().to_string()
         };
         assert!(refused(file.clone()).contains("not a directory"));
         assert!(refused(file.join("below")).contains("--data"));

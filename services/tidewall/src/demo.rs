@@ -72,9 +72,7 @@ pub async fn run(command: &DemoCommand, format: Format, log: Option<&str>) -> Re
         live,
     };
     let report = borrowed::with_target(&arguments.source, log, async |target: &Target| {
-        tidewall_load::demo::flash_sale(target, &options, &mut io::stdout())
-            .await
-            .map_err(load::failure)
+        tidewall_load::demo::flash_sale(target, &options, &mut io::stdout()).await.map_err(load::failure)
     })
     .await?;
     if format == Format::Json {

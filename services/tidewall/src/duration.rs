@@ -43,17 +43,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in [
-            "",
-            "10",
-            "s",
-            "-1s",
-            "1.5h",
-            "10 s",
-            "0s",
-            "99999999999999999999s",
-            "18446744073709551615d",
-        ] {
+        for text in
+            ["", "10", "s", "-1s", "1.5h", "10 s", "0s", "99999999999999999999s", "18446744073709551615d"]
+        {
             assert!(parse(text).is_err(), "{text:?} was accepted");
         }
         assert!(parse("10").unwrap_err().contains("10s"));

@@ -87,10 +87,7 @@ impl Endpoints {
     /// Writes the file whole: a reader sees the old or the new one. It is not synced, since it is worthless
     /// after a crash of the machine.
     pub fn write(&self, path: &Path) -> Result<(), EndpointsError> {
-        let io = |source| EndpointsError::Io {
-            path: path.display().to_string(),
-            source,
-        };
+        let io = |source| EndpointsError::Io { path: path.display().to_string(), source };
         let text = serde_json::to_vec_pretty(self).map_err(|e| io(std::io::Error::other(e)))?;
         let temporary = path.with_extension("json.tmp");
         std::fs::write(&temporary, text).map_err(io)?;
@@ -105,19 +102,11 @@ impl Endpoints {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(EndpointsError::Io { path: name(), source }),
         };
-        let found: Self = serde_json::from_slice(&text).map_err(|e| EndpointsError::Foreign {
-            path: name(),
-            message: e.to_string(),
-        })?;
+        let found: Self = serde_json::from_slice(&text)
+            .map_err(|e| EndpointsError::Foreign { path: name(), message: e.to_string() })?;
         if found.format != ENDPOINTS_FORMAT {
-            let message = format!(
-                "format {}, this build reads format {ENDPOINTS_FORMAT}",
-                found.format
-            );
-            return Err(EndpointsError::Foreign {
-                path: name(),
-                message,
-            });
+            let message = format!("format {}, this build reads format {ENDPOINTS_FORMAT}", found.format);
+            return Err(EndpointsError::Foreign { path: name(), message });
         }
         Ok(Some(found))
     }
@@ -145,10 +134,7 @@ pub fn alive(pid: u32) -> bool {
     let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else {
         return false;
     };
-    !matches!(
-        rustix::process::test_kill_process(pid),
-        Err(rustix::io::Errno::SRCH)
-    )
+    !matches!(rustix::process::test_kill_process(pid), Err(rustix::io::Errno::SRCH))
 }
 
 #[cfg(test)]
@@ -162,11 +148,7 @@ mod tests {
             cluster: "00112233445566778899aabbccddeeff".into(),
             supervisor_pid,
             ready: true,
-            gateways: vec![GatewayEndpoint {
-                id: 1,
-                url: "http://127.0.0.1:7400".into(),
-                pid: Some(7),
-            }],
+            gateways: vec![GatewayEndpoint { id: 1, url: "http://127.0.0.1:7400".into(), pid: Some(7) }],
             nodes: vec![NodeEndpoint {
                 id: 1,
                 address: "127.0.0.1:1".parse().unwrap(),
@@ -199,15 +181,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("endpoints.json");
         let message = Endpoints::running(&path).unwrap_err().to_string();
-        assert!(
-            message.contains("no cluster is running") && message.contains("tidewall up"),
-            "{message}"
-        );
+        assert!(message.contains("no cluster is running") && message.contains("tidewall up"), "{message}");
         sample(dead_pid()).write(&path).unwrap();
-        assert!(matches!(
-            Endpoints::running(&path),
-            Err(EndpointsError::NotRunning { .. })
-        ));
+        assert!(matches!(Endpoints::running(&path), Err(EndpointsError::NotRunning { .. })));
         assert!(Endpoints::read(&path).unwrap().is_some());
     }
 
@@ -216,21 +192,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("endpoints.json");
         std::fs::write(&path, "{}").unwrap();
-        assert!(matches!(
-            Endpoints::read(&path),
-            Err(EndpointsError::Foreign { .. })
-        ));
-        Endpoints {
-            format: 2,
-            ..sample(1)
-        }
-        .write(&path)
-        .unwrap();
-        assert!(
-            Endpoints::read(&path)
-                .unwrap_err()
-                .to_string()
-                .contains("format 2")
-        );
+        assert!(matches!(Endpoints::read(&path), Err(EndpointsError::Foreign { .. })));
+        Endpoints { format: 2, ..sample(1) }.write(&path).unwrap();
+        assert!(Endpoints::read(&path).unwrap_err().to_string().contains("format 2"));
     }
 }

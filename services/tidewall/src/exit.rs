@@ -101,22 +101,13 @@ pub struct Failure {
 impl Failure {
     /// A failure with a documented code. The message says what happened, to what, and what to do.
     pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
-        Self {
-            code: exit.code(),
-            message: message.to_string(),
-        }
+        Self { code: exit.code(), message: message.to_string() }
     }
 
     /// A failure of a part that chose its own code; what no process can end with becomes 1.
     pub fn with_code(code: i32, message: impl fmt::Display) -> Self {
-        let code = u8::try_from(code)
-            .ok()
-            .filter(|code| *code != 0)
-            .unwrap_or(Exit::Failed.code());
-        Self {
-            code,
-            message: message.to_string(),
-        }
+        let code = u8::try_from(code).ok().filter(|code| *code != 0).unwrap_or(Exit::Failed.code());
+        Self { code, message: message.to_string() }
     }
 
     /// What a gateway answered to `what`.
@@ -160,11 +151,7 @@ mod tests {
     fn codes_are_distinct_and_documented() {
         let table = table();
         for (position, exit) in Exit::ALL.iter().enumerate() {
-            assert!(
-                Exit::ALL[..position]
-                    .iter()
-                    .all(|other| other.code() < exit.code())
-            );
+            assert!(Exit::ALL[..position].iter().all(|other| other.code() < exit.code()));
             assert!(table.contains(&format!("{:>2}  {}", exit.code(), exit.meaning())));
         }
     }

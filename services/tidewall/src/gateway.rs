@@ -98,18 +98,11 @@ pub fn load_key(path: &Path) -> Result<PrivateKey, Failure> {
 
 /// A URL of a gateway with its scheme; refused when it cannot be one.
 pub fn checked_url(text: &str) -> Result<String, Failure> {
-    let url = if text.contains("://") {
-        text.to_owned()
-    } else {
-        format!("http://{text}")
-    };
+    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let usable = url.starts_with("http://")
         && Endpoint::from_shared(url.clone()).is_ok_and(|endpoint| {
             let uri = endpoint.uri();
-            let port = uri
-                .authority()
-                .and_then(|a| a.as_str().rsplit_once(':'))
-                .map(|(_, port)| port);
+            let port = uri.authority().and_then(|a| a.as_str().rsplit_once(':')).map(|(_, port)| port);
             let port_fits = port.is_none_or(|port| port.ends_with(']') || port.parse::<u16>().is_ok());
             uri.host().is_some_and(|host| !host.is_empty()) && port_fits
         });
@@ -134,11 +127,7 @@ pub struct Caller {
 impl Caller {
     /// A caller that connects when it is used.
     pub fn lazy(url: &str, token: &str) -> Result<Self, Failure> {
-        Ok(Self {
-            url: url.into(),
-            channel: endpoint(url)?.connect_lazy(),
-            bearer: bearer(token)?,
-        })
+        Ok(Self { url: url.into(), channel: endpoint(url)?.connect_lazy(), bearer: bearer(token)? })
     }
 
     /// Connects to the first of `urls` that can be reached within the time.
@@ -150,11 +139,7 @@ impl Caller {
             let left = timeout.saturating_sub(begun.elapsed());
             match tokio::time::timeout(left, endpoint(url)?.connect()).await {
                 Ok(Ok(channel)) => {
-                    return Ok(Self {
-                        url: url.clone(),
-                        channel,
-                        bearer,
-                    });
+                    return Ok(Self { url: url.clone(), channel, bearer });
                 }
                 Ok(Err(error)) => reasons.push(format!("{url}: {}", with_causes(&error))),
                 Err(_) => reasons.push(format!("{url}: no answer in time")),
@@ -183,9 +168,7 @@ impl Caller {
     pub fn request<T>(&self, message: T, deadline: Duration) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(deadline);
-        request
-            .metadata_mut()
-            .insert("authorization", self.bearer.clone());
+        request.metadata_mut().insert("authorization", self.bearer.clone());
         request
     }
 }
@@ -195,23 +178,14 @@ pub async fn operator(target: &TargetArgs, given: &TokenArgs) -> Result<Caller, 
     let urls = target.urls()?;
     let token = match &given.token {
         Some(token) => token.trim().to_owned(),
-        None => token::mint(
-            &target.private_key()?,
-            "operator",
-            &[Role::Operator],
-            OWN_TOKEN_TTL,
-        )?,
+        None => token::mint(&target.private_key()?, "operator", &[Role::Operator], OWN_TOKEN_TTL)?,
     };
     Caller::connect(&urls, &token, given.for_question()).await
 }
 
 fn endpoint(url: &str) -> Result<Endpoint, Failure> {
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| {
-        Failure::new(
-            Exit::Usage,
-            format!("{url:?} is not the address of a gateway: {e}"),
-        )
-    })?;
+    let endpoint = Endpoint::from_shared(url.to_owned())
+        .map_err(|e| Failure::new(Exit::Usage, format!("{url:?} is not the address of a gateway: {e}")))?;
     Ok(endpoint.connect_timeout(CONNECT_WITHIN).tcp_nodelay(true))
 }
 
@@ -245,10 +219,7 @@ mod tests {
     #[test]
     fn urls_are_completed_or_refused() {
         assert_eq!(checked_url("127.0.0.1:7400").unwrap(), "http://127.0.0.1:7400");
-        assert_eq!(
-            checked_url("http://shop.example:80").unwrap(),
-            "http://shop.example:80"
-        );
+        assert_eq!(checked_url("http://shop.example:80").unwrap(), "http://shop.example:80");
         for bad in ["", "http://", "ftp://x", "https://x", "a b", "http://x:99999999"] {
             assert_eq!(checked_url(bad).err().map(|e| e.code()), Some(2), "{bad:?}");
         }
@@ -278,14 +249,9 @@ mod tests {
     #[tokio::test]
     async fn a_dead_gateway_is_unavailable() {
         // A port that was just free.
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
-        let failure = Caller::connect(&[format!("http://{port}")], "t", Duration::from_secs(20))
-            .await
-            .err()
-            .unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let failure =
+            Caller::connect(&[format!("http://{port}")], "t", Duration::from_secs(20)).await.err().unwrap();
         assert_eq!(failure.code(), 3);
         assert!(failure.to_string().contains("tidewall up"), "{failure}");
     }

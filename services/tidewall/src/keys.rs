@@ -14,9 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use tidewall_gateway::auth;
 
 /// DER in front of the 32 bytes of an Ed25519 public key (RFC 8410).
-const SPKI_PREFIX: [u8; 12] = [
-    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
-];
+const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 const PRIVATE: &str = "PRIVATE KEY";
 const PUBLIC: &str = "PUBLIC KEY";
@@ -76,11 +74,7 @@ pub fn ensure(directory: &Path) -> Result<PrivateKey, KeyError> {
         move |source| KeyError::Io { path, source }
     };
     if !directory.is_dir() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .map_err(io(directory))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io(directory))?;
     }
     let key = match load_private(&private) {
         Err(KeyError::Missing(_)) => {
@@ -115,10 +109,7 @@ pub fn load_private(path: &Path) -> Result<PrivateKey, KeyError> {
 
 /// Reads all public keys of a file; there is at least one. A file may list several while keys are exchanged.
 pub fn load_public(path: &Path) -> Result<Vec<[u8; 32]>, KeyError> {
-    let invalid = |message: String| KeyError::Invalid {
-        path: path.display().to_string(),
-        message,
-    };
+    let invalid = |message: String| KeyError::Invalid { path: path.display().to_string(), message };
     let blocks = read(path, PUBLIC)?;
     if blocks.is_empty() {
         return Err(invalid(format!("no block of {PUBLIC:?}")));
@@ -134,10 +125,8 @@ pub fn load_public(path: &Path) -> Result<Vec<[u8; 32]>, KeyError> {
 }
 
 fn verifying_key(path: &Path, key: &PrivateKey) -> Result<[u8; 32], KeyError> {
-    auth::public_key_of(key.pkcs8()).map_err(|e| KeyError::Invalid {
-        path: path.display().to_string(),
-        message: e.to_string(),
-    })
+    auth::public_key_of(key.pkcs8())
+        .map_err(|e| KeyError::Invalid { path: path.display().to_string(), message: e.to_string() })
 }
 
 /// Writes a file so that a crash leaves the old one or the new one.
@@ -150,11 +139,7 @@ fn write(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)
@@ -166,10 +151,7 @@ fn read(path: &Path, label: &str) -> Result<Vec<Vec<u8>>, KeyError> {
         std::io::ErrorKind::NotFound => KeyError::Missing(name()),
         _ => KeyError::Io { path: name(), source },
     })?;
-    from_pem(label, &text).ok_or_else(|| KeyError::Invalid {
-        path: name(),
-        message: "not a PEM file".into(),
-    })
+    from_pem(label, &text).ok_or_else(|| KeyError::Invalid { path: name(), message: "not a PEM file".into() })
 }
 
 fn to_pem(label: &str, der: &[u8]) -> String {
@@ -183,10 +165,7 @@ fn to_pem(label: &str, der: &[u8]) -> String {
 
 /// All blocks with this label; `None` when the text is not well-formed.
 fn from_pem(label: &str, text: &str) -> Option<Vec<Vec<u8>>> {
-    let (begin, end) = (
-        format!("-----BEGIN {label}-----"),
-        format!("-----END {label}-----"),
-    );
+    let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
     let mut blocks = Vec::new();
     let mut rest = text;
     while let Some(start) = rest.find(&begin) {
@@ -215,10 +194,7 @@ mod tests {
         assert_eq!(public.len(), 1);
         assert_eq!(public[0], verifying_key(Path::new("x"), &first).unwrap());
         assert_eq!(ensure(&directory).unwrap().pkcs8(), first.pkcs8());
-        let mode = std::fs::metadata(private_path(&directory))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = std::fs::metadata(private_path(&directory)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
     }
@@ -258,10 +234,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("dev.key");
         let message = load_private(&path).err().unwrap().to_string();
-        assert!(
-            message.contains("tidewall up") && message.contains("--key"),
-            "{message}"
-        );
+        assert!(message.contains("tidewall up") && message.contains("--key"), "{message}");
         for text in [
             "",
             "secret",

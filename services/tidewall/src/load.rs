@@ -121,11 +121,7 @@ impl FlashSaleArgs {
     /// The plan of a sale; what was not said is the load generator's default.
     fn plan(&self) -> Result<FlashSale, Failure> {
         let base = FlashSale::default();
-        let arrival = self.mode.unwrap_or(if self.rate.is_some() {
-            Arrival::Open
-        } else {
-            Arrival::Closed
-        });
+        let arrival = self.mode.unwrap_or(if self.rate.is_some() { Arrival::Open } else { Arrival::Closed });
         let usage = |text: &str| Err(Failure::new(Exit::Usage, text));
         let mode = match (arrival, self.rate, self.concurrency) {
             (Arrival::Open, Some(rate_per_second), None) => Mode::Open { rate_per_second },
@@ -204,19 +200,11 @@ pub async fn run(command: &LoadCommand, format: Format, log: Option<&str>) -> Re
 
 /// Refuses a trace that cannot be replayed before a cluster is started for it.
 fn check_trace(path: &std::path::Path) -> Result<(), Failure> {
-    let bytes = std::fs::read(path).map_err(|source| {
-        failure(LoadError::File {
-            doing: "read",
-            path: path.to_owned(),
-            source,
-        })
-    })?;
-    tidewall_load::trace::parse(&bytes).map(|_| ()).map_err(|source| {
-        failure(LoadError::Trace {
-            path: path.to_owned(),
-            source,
-        })
-    })
+    let bytes = std::fs::read(path)
+        .map_err(|source| failure(LoadError::File { doing: "read", path: path.to_owned(), source }))?;
+    tidewall_load::trace::parse(&bytes)
+        .map(|_| ())
+        .map_err(|source| failure(LoadError::Trace { path: path.to_owned(), source }))
 }
 
 /// Prints a report to standard output.
@@ -288,9 +276,7 @@ mod tests {
     fn plan(arguments: &[&str]) -> Result<FlashSale, u8> {
         let all = ["tidewall", "load", "flash-sale"].iter().chain(arguments);
         let cli = crate::parse(all).map_err(|_| 2)?;
-        let Some(Command::Load(LoadCommand {
-            scenario: Scenario::FlashSale(arguments),
-        })) = cli.command
+        let Some(Command::Load(LoadCommand { scenario: Scenario::FlashSale(arguments) })) = cli.command
         else {
             panic!("another command")
         };
@@ -300,39 +286,19 @@ mod tests {
     #[test]
     fn what_is_not_said_is_the_default() {
         assert_eq!(plan(&[]).unwrap(), FlashSale::default());
-        let said = plan(&[
-            "--buyers",
-            "50000",
-            "--stock",
-            "10000",
-            "--no-retry",
-            "--timeout",
-            "2s",
-        ])
-        .unwrap();
-        assert_eq!(
-            (said.buyers, said.stock, said.honour_retry),
-            (50_000, 10_000, false)
-        );
+        let said = plan(&["--buyers", "50000", "--stock", "10000", "--no-retry", "--timeout", "2s"]).unwrap();
+        assert_eq!((said.buyers, said.stock, said.honour_retry), (50_000, 10_000, false));
         assert_eq!(said.deadline, Duration::from_secs(2));
     }
 
     #[test]
     fn modes_take_their_own_figures_only() {
-        assert_eq!(
-            plan(&["--rate", "500"]).unwrap().mode,
-            Mode::Open {
-                rate_per_second: 500.0
-            }
-        );
+        assert_eq!(plan(&["--rate", "500"]).unwrap().mode, Mode::Open { rate_per_second: 500.0 });
         assert_eq!(
             plan(&["--mode", "open", "--rate", "5"]).unwrap().mode,
             Mode::Open { rate_per_second: 5.0 }
         );
-        assert_eq!(
-            plan(&["--concurrency", "9"]).unwrap().mode,
-            Mode::Closed { concurrency: 9 }
-        );
+        assert_eq!(plan(&["--concurrency", "9"]).unwrap().mode, Mode::Closed { concurrency: 9 });
         assert_eq!(plan(&["--mode", "at-once"]).unwrap().mode, Mode::AllAtOnce);
         for bad in [
             &["--mode", "open"][..],
@@ -348,24 +314,12 @@ mod tests {
 
     #[test]
     fn only_an_audited_run_succeeds() {
-        let good = Report {
-            audit: "ok".into(),
-            ..Report::default()
-        };
+        let good = Report { audit: "ok".into(), ..Report::default() };
         assert!(verdict(&good).is_ok());
         for bad in [
-            Report {
-                audit: "2 tickets sold twice".into(),
-                ..good.clone()
-            },
-            Report {
-                aborted: Some("nobody answers".into()),
-                ..good.clone()
-            },
-            Report {
-                oversold: 1,
-                ..good.clone()
-            },
+            Report { audit: "2 tickets sold twice".into(), ..good.clone() },
+            Report { aborted: Some("nobody answers".into()), ..good.clone() },
+            Report { oversold: 1, ..good.clone() },
         ] {
             assert_eq!(verdict(&bad).unwrap_err().code(), 1);
         }

@@ -184,15 +184,11 @@ fn block_on(threads: Threads, work: impl Future<Output = Result<(), Failure>>) -
 /// is there for.
 fn set_up_logging(cli: &Cli) -> Result<(), Failure> {
     let default = match &cli.command {
-        None | Some(Command::Up(_)) => "warn,tidewall=info",
-        Some(Command::Serve(_)) => "info",
+        // `tidewall` covers all our crates; the libraries below them say too much at `info`.
+        None | Some(Command::Up(_) | Command::Serve(_)) => "warn,tidewall=info",
         Some(_) => "warn",
     };
-    let filter = cli
-        .log
-        .as_deref()
-        .filter(|filter| !filter.is_empty())
-        .unwrap_or(default);
+    let filter = cli.log.as_deref().filter(|filter| !filter.is_empty()).unwrap_or(default);
     let filter = EnvFilter::try_new(filter).map_err(|e| {
         Failure::new(
             Exit::Usage,
@@ -221,14 +217,8 @@ mod tests {
     fn the_help_of_every_command_has_an_example() {
         fn check(command: &mut clap::Command, path: &str) {
             let help = command.render_long_help().to_string();
-            assert!(
-                help.contains("Example"),
-                "the help of `{path}` has no example:\n{help}"
-            );
-            let names: Vec<String> = command
-                .get_subcommands()
-                .map(|sub| sub.get_name().to_owned())
-                .collect();
+            assert!(help.contains("Example"), "the help of `{path}` has no example:\n{help}");
+            let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
             for name in names.iter().filter(|name| *name != "help") {
                 let path = format!("{path} {name}");
                 check(command.find_subcommand_mut(name).unwrap(), &path);
@@ -247,13 +237,9 @@ mod tests {
             &["load", "flash-sale"],
         ] {
             let mut cli = Cli::command();
-            let command = path.iter().fold(&mut cli, |command, name| {
-                command.find_subcommand_mut(name).unwrap()
-            });
-            assert!(
-                command.get_arguments().any(|a| a.get_long() == Some("timeout")),
-                "{path:?}"
-            );
+            let command =
+                path.iter().fold(&mut cli, |command, name| command.find_subcommand_mut(name).unwrap());
+            assert!(command.get_arguments().any(|a| a.get_long() == Some("timeout")), "{path:?}");
         }
     }
 
@@ -301,11 +287,7 @@ mod tests {
     #[test]
     fn exit_codes_are_in_the_help() {
         let mut cli = Cli::command();
-        let help = cli
-            .find_subcommand_mut("exit-codes")
-            .unwrap()
-            .render_long_help()
-            .to_string();
+        let help = cli.find_subcommand_mut("exit-codes").unwrap().render_long_help().to_string();
         assert!(help.contains("70") && help.contains("71"), "{help}");
     }
 }

@@ -64,12 +64,7 @@ pub async fn run(command: &NodeCommand, format: Format) -> Result<(), Failure> {
         .list_nodes(caller.request(ListNodesRequest {}, arguments.token.for_question()))
         .await
         .map_err(|e| Failure::from_status(format_args!("list the nodes at {}", caller.url()), &e))?;
-    let nodes: Vec<NodeView> = answer
-        .into_inner()
-        .nodes
-        .into_iter()
-        .map(NodeView::from)
-        .collect();
+    let nodes: Vec<NodeView> = answer.into_inner().nodes.into_iter().map(NodeView::from).collect();
     match format {
         Format::Json => output::json(&NodeList { nodes }),
         Format::Table => output::text(&table(&nodes)),
@@ -95,44 +90,21 @@ fn table(nodes: &[NodeView]) -> String {
     let rows = nodes
         .iter()
         .map(|node| {
-            let leads: Vec<&str> = node
-                .leads
-                .iter()
-                .map(|name| name.trim_start_matches("regions/"))
-                .collect();
+            let leads: Vec<&str> =
+                node.leads.iter().map(|name| name.trim_start_matches("regions/")).collect();
             vec![
                 node.node.to_string(),
                 node.address.clone(),
-                if node.reachable {
-                    "up".into()
-                } else {
-                    "UNREACHABLE".into()
-                },
+                if node.reachable { "up".into() } else { "UNREACHABLE".into() },
                 leads.len().to_string(),
                 node.replicas.to_string(),
                 output::bytes(node.log_bytes),
                 node.version.clone(),
-                if node.fault.is_empty() {
-                    leads.join(" ")
-                } else {
-                    node.fault.clone()
-                },
+                if node.fault.is_empty() { leads.join(" ") } else { node.fault.clone() },
             ]
         })
         .collect();
-    output::table(
-        &[
-            "NODE",
-            "ADDRESS",
-            "STATE",
-            "LEADS",
-            "REPLICAS",
-            "LOG",
-            "VERSION",
-            "REGIONS LED",
-        ],
-        rows,
-    )
+    output::table(&["NODE", "ADDRESS", "STATE", "LEADS", "REPLICAS", "LOG", "VERSION", "REGIONS LED"], rows)
 }
 
 #[cfg(test)]
@@ -152,31 +124,10 @@ mod tests {
             version: "0.1.0".into(),
             fault: String::new(),
         };
-        let gone = NodeStatus {
-            node: 2,
-            fault: "refused".into(),
-            ..Default::default()
-        };
+        let gone = NodeStatus { node: 2, fault: "refused".into(), ..Default::default() };
         let text = table(&[NodeView::from(up), NodeView::from(gone)]);
-        let rows: Vec<Vec<_>> = text
-            .lines()
-            .map(|line| line.split_whitespace().collect())
-            .collect();
-        assert_eq!(
-            rows[1],
-            [
-                "1",
-                "127.0.0.1:1",
-                "up",
-                "2",
-                "12",
-                "2.0",
-                "KiB",
-                "0.1.0",
-                "north",
-                "east"
-            ]
-        );
+        let rows: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows[1], ["1", "127.0.0.1:1", "up", "2", "12", "2.0", "KiB", "0.1.0", "north", "east"]);
         assert!(rows[2].contains(&"UNREACHABLE") && rows[2].contains(&"refused"));
     }
 }

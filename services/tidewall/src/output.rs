@@ -23,10 +23,9 @@ pub enum Format {
 pub fn text(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(
-            Exit::Environment,
-            format!("cannot write to standard output: {e}"),
-        )),
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Environment, format!("cannot write to standard output: {e}")))
+        }
         _ => Ok(()),
     }
 }
@@ -53,9 +52,7 @@ pub fn note(line: &str) {
 /// Lays out rows under headings, as wide as the terminal allows.
 pub fn table(headings: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table
-        .load_preset(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     if !io::stdout().is_terminal() {
         // Nobody to wrap for; a script gets one line a row.
         table.set_content_arrangement(ContentArrangement::Disabled);
@@ -94,10 +91,7 @@ pub struct ProgressLine {
 
 impl Default for ProgressLine {
     fn default() -> Self {
-        Self {
-            terminal: io::stderr().is_terminal(),
-            shown: String::new(),
-        }
+        Self { terminal: io::stderr().is_terminal(), shown: String::new() }
     }
 }
 
@@ -140,10 +134,7 @@ mod tests {
             &["REGION", "LEADER"],
             vec![vec!["north".into(), "1".into()], vec!["s".into(), "-".into()]],
         );
-        let lines: Vec<_> = text
-            .lines()
-            .map(|l| l.split_whitespace().collect::<Vec<_>>())
-            .collect();
+        let lines: Vec<_> = text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>()).collect();
         assert_eq!(lines, [["REGION", "LEADER"], ["north", "1"], ["s", "-"]]);
     }
 

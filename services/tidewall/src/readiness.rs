@@ -59,11 +59,8 @@ impl Progress {
 /// Asks nodes and gateways until the cluster serves, and tells how far it is. Never returns before; the
 /// caller bounds it. `callers` are one for each gateway.
 pub async fn wait(topology: &Topology, callers: &[Caller], mut told: impl FnMut(Progress)) {
-    let nodes: Vec<ShardServiceClient<Channel>> = topology
-        .nodes
-        .iter()
-        .map(|node| ShardServiceClient::new(channel(node.address)))
-        .collect();
+    let nodes: Vec<ShardServiceClient<Channel>> =
+        topology.nodes.iter().map(|node| ShardServiceClient::new(channel(node.address))).collect();
     let mut progress = Progress {
         nodes: nodes.len(),
         regions: topology.regions.len(),
@@ -73,12 +70,7 @@ pub async fn wait(topology: &Topology, callers: &[Caller], mut told: impl FnMut(
     loop {
         let led: Vec<Option<BTreeSet<u32>>> = join_all(nodes.iter().map(|node| led_by(node.clone()))).await;
         progress.nodes_up = led.iter().flatten().count();
-        progress.regions_led = led
-            .into_iter()
-            .flatten()
-            .flatten()
-            .collect::<BTreeSet<u32>>()
-            .len();
+        progress.regions_led = led.into_iter().flatten().flatten().collect::<BTreeSet<u32>>().len();
         if progress.regions_led == progress.regions {
             let answers = join_all(callers.iter().map(answers)).await;
             progress.gateways_up = answers.into_iter().filter(|yes| *yes).count();
@@ -105,30 +97,14 @@ async fn led_by(mut node: ShardServiceClient<Channel>) -> Option<BTreeSet<u32>> 
     request.set_timeout(ANSWER_WITHIN);
     let asked = tokio::time::timeout(ANSWER_WITHIN, node.get_node_state(request));
     let state = asked.await.ok()?.ok()?.into_inner();
-    Some(
-        state
-            .groups
-            .iter()
-            .filter(|group| group.role == "leader")
-            .map(|group| group.group)
-            .collect(),
-    )
+    Some(state.groups.iter().filter(|group| group.role == "leader").map(|group| group.group).collect())
 }
 
 /// Whether a gateway answers a call of an authenticated caller.
 async fn answers(caller: &Caller) -> bool {
     let mut client = RegionServiceClient::new(caller.channel());
-    let request = caller.request(
-        ListRegionsRequest {
-            page_size: 1,
-            ..Default::default()
-        },
-        ANSWER_WITHIN,
-    );
-    matches!(
-        tokio::time::timeout(ANSWER_WITHIN, client.list_regions(request)).await,
-        Ok(Ok(_))
-    )
+    let request = caller.request(ListRegionsRequest { page_size: 1, ..Default::default() }, ANSWER_WITHIN);
+    matches!(tokio::time::timeout(ANSWER_WITHIN, client.list_regions(request)).await, Ok(Ok(_)))
 }
 
 #[cfg(test)]
@@ -137,48 +113,13 @@ mod tests {
 
     #[test]
     fn ready_needs_every_region_and_every_gateway_but_not_every_node() {
-        let all = Progress {
-            nodes_up: 2,
-            nodes: 3,
-            regions_led: 12,
-            regions: 12,
-            gateways_up: 2,
-            gateways: 2,
-        };
+        let all =
+            Progress { nodes_up: 2, nodes: 3, regions_led: 12, regions: 12, gateways_up: 2, gateways: 2 };
         assert!(all.ready());
-        assert!(
-            !Progress {
-                regions_led: 11,
-                ..all
-            }
-            .ready()
-        );
-        assert!(
-            !Progress {
-                gateways_up: 1,
-                ..all
-            }
-            .ready()
-        );
-        assert_eq!(
-            Progress {
-                regions_led: 9,
-                ..all
-            }
-            .line(),
-            "9 of 12 regions have a leader"
-        );
-        assert_eq!(
-            Progress {
-                gateways_up: 1,
-                ..all
-            }
-            .line(),
-            "1 of 2 gateways answer"
-        );
-        assert_eq!(
-            Progress { nodes_up: 0, ..all }.line(),
-            "none of 3 nodes answers yet"
-        );
+        assert!(!Progress { regions_led: 11, ..all }.ready());
+        assert!(!Progress { gateways_up: 1, ..all }.ready());
+        assert_eq!(Progress { regions_led: 9, ..all }.line(), "9 of 12 regions have a leader");
+        assert_eq!(Progress { gateways_up: 1, ..all }.line(), "1 of 2 gateways answer");
+        assert_eq!(Progress { nodes_up: 0, ..all }.line(), "none of 3 nodes answers yet");
     }
 }

@@ -208,12 +208,7 @@ async fn statuses(target: &TargetArgs, token: &TokenArgs) -> Result<Vec<RegionVi
         .list_region_statuses(request)
         .await
         .map_err(|e| Failure::from_status(format_args!("list the regions at {}", caller.url()), &e))?;
-    Ok(answer
-        .into_inner()
-        .regions
-        .into_iter()
-        .map(RegionView::from)
-        .collect())
+    Ok(answer.into_inner().regions.into_iter().map(RegionView::from).collect())
 }
 
 async fn status(arguments: &StatusArgs, format: Format) -> Result<(), Failure> {
@@ -226,19 +221,14 @@ async fn status(arguments: &StatusArgs, format: Format) -> Result<(), Failure> {
     };
     let caller = gateway::operator(&arguments.target, &arguments.token).await?;
     let mut client = OperatorServiceClient::new(caller.channel());
-    let request = caller.request(
-        GetRegionStatusRequest { name: name.clone() },
-        arguments.token.for_question(),
-    );
+    let request =
+        caller.request(GetRegionStatusRequest { name: name.clone() }, arguments.token.for_question());
     let answer = client
         .get_region_status(request)
         .await
         .map_err(|e| Failure::from_status(format_args!("get the status of {name}"), &e))?;
     let region = answer.into_inner().region.ok_or_else(|| {
-        Failure::new(
-            Exit::Refused,
-            format!("the gateway at {} sent no status of {name}", caller.url()),
-        )
+        Failure::new(Exit::Refused, format!("the gateway at {} sent no status of {name}", caller.url()))
     })?;
     let region = RegionView::from(region);
     match format {
@@ -256,11 +246,7 @@ async fn export(arguments: &ExportArgs, format: Format) -> Result<(), Failure> {
     let request = caller.request(ExportRegionRequest { name: name.clone() }, limit);
     let refused = |e: &tonic::Status| Failure::from_status(format_args!("export {name}"), e);
     let receive = async {
-        let mut stream = client
-            .export_region(request)
-            .await
-            .map_err(|e| refused(&e))?
-            .into_inner();
+        let mut stream = client.export_region(request).await.map_err(|e| refused(&e))?.into_inner();
         let mut line = ProgressLine::default();
         // Only a stream that ends with an OK status ends this loop without an error: a cut one does not.
         while let Some(part) = stream.message().await.map_err(|e| refused(&e))? {
@@ -280,11 +266,7 @@ async fn export(arguments: &ExportArgs, format: Format) -> Result<(), Failure> {
     })??;
     let bytes = file.commit()?;
     match format {
-        Format::Json => output::json(&Exported {
-            region: name,
-            file: &arguments.file,
-            bytes,
-        }),
+        Format::Json => output::json(&Exported { region: name, file: &arguments.file, bytes }),
         Format::Table => output::text(&format!(
             "{name} was exported to {} ({})\n",
             arguments.file.display(),
@@ -297,25 +279,16 @@ async fn import(arguments: &ImportArgs, format: Format) -> Result<(), Failure> {
     let name = &arguments.region;
     let limit = arguments.token.for_transfer();
     let unreadable = |e: io::Error| {
-        Failure::new(
-            Exit::Environment,
-            format!("cannot read {}: {e}", arguments.file.display()),
-        )
+        Failure::new(Exit::Environment, format!("cannot read {}: {e}", arguments.file.display()))
     };
     let mut source = File::open(&arguments.file).map_err(unreadable)?;
     let size = source.metadata().map_err(unreadable)?;
     if !size.is_file() {
-        return Err(Failure::new(
-            Exit::Usage,
-            format!("{} is not a file", arguments.file.display()),
-        ));
+        return Err(Failure::new(Exit::Usage, format!("{} is not a file", arguments.file.display())));
     }
     // The service checks this and more; here it saves sending what cannot be accepted.
     snapshot_file::verify(&mut source).map_err(|e| {
-        Failure::new(
-            Exit::Usage,
-            format!("{} cannot be imported: {e}", arguments.file.display()),
-        )
+        Failure::new(Exit::Usage, format!("{} cannot be imported: {e}", arguments.file.display()))
     })?;
     source.rewind().map_err(unreadable)?;
     if arguments.replace && !arguments.yes {
@@ -335,11 +308,7 @@ async fn import(arguments: &ImportArgs, format: Format) -> Result<(), Failure> {
                 return Ok(());
             }
             let (name, replace) = head.take().unwrap_or_default();
-            let message = ImportRegionRequest {
-                name,
-                replace,
-                chunk: Bytes::from(chunk),
-            };
+            let message = ImportRegionRequest { name, replace, chunk: Bytes::from(chunk) };
             if send.blocking_send(message).is_err() {
                 // The call has ended; its answer says why.
                 return Ok(());
@@ -356,16 +325,11 @@ async fn import(arguments: &ImportArgs, format: Format) -> Result<(), Failure> {
             // A file that could not be read to its end was not sent to its end: the service refuses it, too.
             Ok(Err(e)) => return Err(unreadable(e)),
             Err(e) => {
-                return Err(Failure::new(
-                    Exit::Failed,
-                    format!("reading the file ended abnormally: {e}"),
-                ));
+                return Err(Failure::new(Exit::Failed, format!("reading the file ended abnormally: {e}")));
             }
         }
     }
-    let done = answer
-        .map_err(|e| Failure::from_status(format_args!("import {name}"), &e))?
-        .into_inner();
+    let done = answer.map_err(|e| Failure::from_status(format_args!("import {name}"), &e))?.into_inner();
     match format {
         Format::Json => output::json(&Imported {
             region: name,
@@ -389,9 +353,7 @@ fn confirm(name: &str) -> Result<(), Failure> {
             format!("--replace removes everything that {name} holds: confirm with --yes"),
         ));
     }
-    output::note(&format!(
-        "This replaces everything that {name} holds. Type {name} to go on:"
-    ));
+    output::note(&format!("This replaces everything that {name} holds. Type {name} to go on:"));
     let mut answer = String::new();
     io::stdin()
         .lock()
@@ -429,45 +391,28 @@ impl NewFile {
         if !overwrite && path.exists() {
             return Err(Self::exists(path));
         }
-        let directory = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
+        let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // In the same directory, so that it can be renamed.
         let temporary = tempfile::Builder::new()
             .prefix(".tidewall-export-")
             .tempfile_in(directory)
             .map_err(|e| Self::failed(path, &e))?;
-        Ok(Self {
-            path: path.to_owned(),
-            temporary,
-            verifier: Verifier::default(),
-            overwrite,
-            bytes: 0,
-        })
+        Ok(Self { path: path.to_owned(), temporary, verifier: Verifier::default(), overwrite, bytes: 0 })
     }
 
     fn exists(path: &Path) -> Failure {
         Failure::new(
             Exit::Usage,
-            format!(
-                "{} exists: choose another file, or replace it with --overwrite",
-                path.display()
-            ),
+            format!("{} exists: choose another file, or replace it with --overwrite", path.display()),
         )
     }
 
     fn failed(path: &Path, error: &io::Error) -> Failure {
-        Failure::new(
-            Exit::Environment,
-            format!("cannot write {}: {error}", path.display()),
-        )
+        Failure::new(Exit::Environment, format!("cannot write {}: {error}", path.display()))
     }
 
     fn write(&mut self, chunk: &[u8]) -> Result<(), Failure> {
-        self.temporary
-            .write_all(chunk)
-            .map_err(|e| Self::failed(&self.path, &e))?;
+        self.temporary.write_all(chunk).map_err(|e| Self::failed(&self.path, &e))?;
         self.verifier.update(chunk);
         self.bytes += chunk.len() as u64;
         Ok(())
@@ -476,13 +421,7 @@ impl NewFile {
     /// Checks that the file is whole, syncs the content, gives the file its name, and syncs that. Returns its
     /// size in bytes.
     fn commit(self) -> Result<u64, Failure> {
-        let Self {
-            path,
-            temporary,
-            verifier,
-            overwrite,
-            bytes,
-        } = self;
+        let Self { path, temporary, verifier, overwrite, bytes } = self;
         verifier.finish().map_err(|e| {
             Failure::new(
                 Exit::Refused,
@@ -512,12 +451,10 @@ impl NewFile {
         if overwrite {
             temporary.persist(&path).map_err(|e| failed(e.error))?;
         } else {
-            temporary
-                .persist_noclobber(&path)
-                .map_err(|e| match e.error.kind() {
-                    io::ErrorKind::AlreadyExists => Self::exists(&path),
-                    _ => failed(e.error),
-                })?;
+            temporary.persist_noclobber(&path).map_err(|e| match e.error.kind() {
+                io::ErrorKind::AlreadyExists => Self::exists(&path),
+                _ => failed(e.error),
+            })?;
         }
         if let Some(directory) = directory {
             File::open(directory).and_then(|d| d.sync_all()).map_err(failed)?;
@@ -551,11 +488,7 @@ impl From<RegionStatus> for RegionView {
             leader_node: region.leader_node,
             term: region.term,
             applied_index: region.applied_index,
-            lag_entries_max: replicas
-                .iter()
-                .map(|replica| replica.lag_entries)
-                .max()
-                .unwrap_or(0),
+            lag_entries_max: replicas.iter().map(|replica| replica.lag_entries).max().unwrap_or(0),
             digest: region.digest,
             incarnation: region.incarnation,
             rows: region.rows,
@@ -594,15 +527,11 @@ fn list_table(regions: &[RegionView]) -> String {
     let rows = regions
         .iter()
         .map(|region| {
-            let well = region
-                .replicas
-                .iter()
-                .filter(|replica| replica.fault.is_empty())
-                .count();
-            let hottest = region.hot_rows.first().map_or_else(
-                || "-".into(),
-                |row| format!("{} {:.0}/s", row.name, row.commands_per_second),
-            );
+            let well = region.replicas.iter().filter(|replica| replica.fault.is_empty()).count();
+            let hottest = region
+                .hot_rows
+                .first()
+                .map_or_else(|| "-".into(), |row| format!("{} {:.0}/s", row.name, row.commands_per_second));
             vec![
                 region.name.trim_start_matches("regions/").to_owned(),
                 node_or_dash(region.leader_node),
@@ -617,17 +546,7 @@ fn list_table(regions: &[RegionView]) -> String {
         })
         .collect();
     output::table(
-        &[
-            "REGION",
-            "LEADER",
-            "TERM",
-            "APPLIED",
-            "LAG",
-            "REPLICAS OK",
-            "ROWS",
-            "DIGEST",
-            "HOTTEST ROW",
-        ],
+        &["REGION", "LEADER", "TERM", "APPLIED", "LAG", "REPLICAS OK", "ROWS", "DIGEST", "HOTTEST ROW"],
         rows,
     )
 }
@@ -688,11 +607,7 @@ fn status_text(region: &RegionView) -> String {
             .hot_rows
             .iter()
             .map(|row| {
-                vec![
-                    row.name.clone(),
-                    format!("{:.1}", row.commands_per_second),
-                    row.queued.to_string(),
-                ]
+                vec![row.name.clone(), format!("{:.1}", row.commands_per_second), row.queued.to_string()]
             })
             .collect();
         text.push('\n');
@@ -740,11 +655,7 @@ mod tests {
                     fault: "refused".into(),
                     ..Default::default()
                 },
-                ReplicaStatus {
-                    node: 3,
-                    role: 99,
-                    ..Default::default()
-                },
+                ReplicaStatus { node: 3, role: 99, ..Default::default() },
             ],
             hot_rows: vec![HotRow {
                 name: "regions/north/events/gala".into(),
@@ -761,18 +672,7 @@ mod tests {
         let row: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(
             row,
-            [
-                "north",
-                "-",
-                "4",
-                "99",
-                "5",
-                "2/3",
-                "7",
-                "0123456789ab",
-                "regions/north/events/gala",
-                "1234/s"
-            ]
+            ["north", "-", "4", "99", "5", "2/3", "7", "0123456789ab", "regions/north/events/gala", "1234/s"]
         );
         let text = status_text(&sample());
         assert!(
@@ -784,10 +684,7 @@ mod tests {
 
     #[test]
     fn json_has_the_documented_fields() {
-        let json = serde_json::to_value(RegionList {
-            regions: vec![sample()],
-        })
-        .unwrap();
+        let json = serde_json::to_value(RegionList { regions: vec![sample()] }).unwrap();
         let region = &json["regions"][0];
         assert_eq!(region["lag_entries_max"], 5);
         assert_eq!(region["replicas"][1]["role"], "UNREACHABLE");
@@ -795,10 +692,7 @@ mod tests {
     }
 
     fn names(path: &Path) -> Vec<String> {
-        std::fs::read_dir(path)
-            .unwrap()
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .collect()
+        std::fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
     }
 
     #[test]

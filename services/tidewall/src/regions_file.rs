@@ -89,37 +89,21 @@ pub fn load(path: &Path) -> Result<Vec<Region>, RegionsError> {
 
 /// Checks the text of a regions file; groups are numbered in the order of the file.
 fn parse(path: &str, text: &str) -> Result<Vec<Region>, RegionsError> {
-    let file: File = toml::from_str(text).map_err(|e| RegionsError::Syntax {
-        path: path.into(),
-        message: e.to_string().trim_end().into(),
-    })?;
+    let file: File = toml::from_str(text)
+        .map_err(|e| RegionsError::Syntax { path: path.into(), message: e.to_string().trim_end().into() })?;
     if file.regions.is_empty() || file.regions.len() > REGIONS_MAX {
-        return Err(RegionsError::Count {
-            path: path.into(),
-            count: file.regions.len(),
-        });
+        return Err(RegionsError::Count { path: path.into(), count: file.regions.len() });
     }
     let mut regions: Vec<Region> = Vec::with_capacity(file.regions.len());
     for (group, entry) in (1u32..).zip(file.regions) {
-        let refuse = |message| {
-            Err(RegionsError::Region {
-                path: path.into(),
-                position: group as usize,
-                message,
-            })
-        };
+        let refuse =
+            |message| Err(RegionsError::Region { path: path.into(), position: group as usize, message });
         let display_name = entry.display_name.unwrap_or_else(|| entry.id.clone());
         if !valid_region_id(&entry.id) {
-            return refuse(format!(
-                "id {:?} is not 1 to 32 of [a-z0-9-] starting with a letter",
-                entry.id
-            ));
+            return refuse(format!("id {:?} is not 1 to 32 of [a-z0-9-] starting with a letter", entry.id));
         }
         if let Some(first) = regions.iter().find(|other| other.id == entry.id) {
-            return refuse(format!(
-                "id {:?} is already the id of region {}",
-                entry.id, first.group
-            ));
+            return refuse(format!("id {:?} is already the id of region {}", entry.id, first.group));
         }
         if display_name.trim().is_empty()
             || display_name.len() > DISPLAY_NAME_BYTES_MAX
@@ -129,11 +113,7 @@ fn parse(path: &str, text: &str) -> Result<Vec<Region>, RegionsError> {
                 "display_name {display_name:?} is not 1 to {DISPLAY_NAME_BYTES_MAX} bytes without control characters"
             ));
         }
-        regions.push(Region {
-            id: entry.id,
-            display_name,
-            group,
-        });
+        regions.push(Region { id: entry.id, display_name, group });
     }
     Ok(regions)
 }
@@ -152,19 +132,14 @@ mod tests {
         let regions = default_regions();
         assert_eq!(regions.len(), 12);
         assert_eq!(regions[0].id, "north");
-        assert_eq!(
-            regions.iter().map(|r| r.group).collect::<Vec<_>>(),
-            (1..=12).collect::<Vec<_>>()
-        );
+        assert_eq!(regions.iter().map(|r| r.group).collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
     }
 
     #[test]
     fn a_file_may_list_others() {
-        let regions = parse(
-            "r.toml",
-            "[[regions]]\nid = \"a1\"\ndisplay_name = \"Ä One\"\n[[regions]]\nid = \"b\"",
-        )
-        .unwrap();
+        let regions =
+            parse("r.toml", "[[regions]]\nid = \"a1\"\ndisplay_name = \"Ä One\"\n[[regions]]\nid = \"b\"")
+                .unwrap();
         assert_eq!(regions.len(), 2);
         assert_eq!((regions[0].display_name.as_str(), regions[0].group), ("Ä One", 1));
         assert_eq!((regions[1].display_name.as_str(), regions[1].group), ("b", 2));
@@ -183,15 +158,10 @@ mod tests {
         );
         assert!(refused("[[regions]]\nid = \"a\"\ndisplay_name = \" \"").contains("display_name"));
         assert!(refused("[[regions]]\nid = \"a\"\ndisplay_name = \"x\\ny\"").contains("control"));
-        let many: String = (0..=REGIONS_MAX)
-            .map(|n| format!("[[regions]]\nid = \"r{n}\"\n"))
-            .collect();
+        let many: String = (0..=REGIONS_MAX).map(|n| format!("[[regions]]\nid = \"r{n}\"\n")).collect();
         assert!(refused(&many).contains("lists 257 regions"));
         assert!(
-            load(Path::new("/nonexistent/r.toml"))
-                .unwrap_err()
-                .to_string()
-                .contains("/nonexistent/r.toml")
+            load(Path::new("/nonexistent/r.toml")).unwrap_err().to_string().contains("/nonexistent/r.toml")
         );
     }
 }

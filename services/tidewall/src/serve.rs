@@ -173,12 +173,8 @@ fn may_create(data: &Path) -> Result<bool, Failure> {
     if marker.exists() {
         return Ok(false);
     }
-    let failed = |e: io::Error| {
-        Failure::new(
-            Exit::Environment,
-            format!("cannot write {}: {e}", marker.display()),
-        )
-    };
+    let failed =
+        |e: io::Error| Failure::new(Exit::Environment, format!("cannot write {}: {e}", marker.display()));
     let identity = data.join(IDENTITY);
     if identity.exists() {
         remember(&marker).map_err(failed)?;
@@ -215,10 +211,7 @@ fn remember(path: &Path) -> io::Result<()> {
 /// A file that belongs to a node's directory and is not in it: `node-1.lock` beside `node-1`.
 fn beside(data: &Path, suffix: &str) -> Result<PathBuf, Failure> {
     let Some(name) = data.file_name() else {
-        let text = format!(
-            "{} cannot be a node's directory: name one below it with --data",
-            data.display()
-        );
+        let text = format!("{} cannot be a node's directory: name one below it with --data", data.display());
         return Err(Failure::new(Exit::Usage, text));
     };
     let mut name = name.to_os_string();
@@ -226,10 +219,7 @@ fn beside(data: &Path, suffix: &str) -> Result<PathBuf, Failure> {
     let path = data.with_file_name(name);
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(|e| {
-            Failure::new(
-                Exit::Environment,
-                format!("cannot create {}: {e}", parent.display()),
-            )
+            Failure::new(Exit::Environment, format!("cannot create {}: {e}", parent.display()))
         })?;
     }
     Ok(path)
@@ -269,18 +259,9 @@ fn watch_parent(wanted: bool) -> Result<(), Failure> {
 pub fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum
-        && let Err(error) = setrlimit(
-            Resource::Nofile,
-            Rlimit {
-                current: limit.maximum,
-                ..limit
-            },
-        )
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
     {
-        tracing::warn!(
-            "cannot raise the limit of open files beyond {:?}: {error}",
-            limit.current
-        );
+        tracing::warn!("cannot raise the limit of open files beyond {:?}: {error}", limit.current);
     }
 }
 
@@ -293,10 +274,7 @@ mod tests {
     fn a_node_that_the_topology_does_not_know_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let data = crate::datadir::DataDir::new(directory.path());
-        drop(
-            data.prepare(&crate::datadir::Wanted::default(), Duration::ZERO)
-                .unwrap(),
-        );
+        drop(data.prepare(&crate::datadir::Wanted::default(), Duration::ZERO).unwrap());
         let arguments = ShardArgs {
             node: 9,
             data: data.node(9),
@@ -306,10 +284,7 @@ mod tests {
         };
         let failure = shard(&arguments).unwrap_err();
         assert_eq!(failure.code(), 2);
-        assert!(
-            failure.to_string().contains("no node 9; it has 1, 2, 3"),
-            "{failure}"
-        );
+        assert!(failure.to_string().contains("no node 9; it has 1, 2, 3"), "{failure}");
         assert!(!data.node(9).exists());
     }
 
@@ -344,10 +319,7 @@ mod tests {
         }
         assert!(marker.exists());
         std::fs::remove_dir_all(&data).unwrap();
-        assert!(
-            !may_create(&data).unwrap(),
-            "an emptied directory must not be started over"
-        );
+        assert!(!may_create(&data).unwrap(), "an emptied directory must not be started over");
 
         let restored = parent.path().join("node-2");
         std::fs::create_dir(&restored).unwrap();

@@ -105,23 +105,14 @@ pub mod tests {
     fn a_cut_changed_or_foreign_file_does_not() {
         let file = whole(&[7; 200]);
         for length in 8..file.len() {
-            assert!(
-                matches!(verify(&file[..length]), Err(SnapshotFileError::Damaged)),
-                "cut at {length}"
-            );
+            assert!(matches!(verify(&file[..length]), Err(SnapshotFileError::Damaged)), "cut at {length}");
         }
         for position in 8..file.len() {
             let mut changed = file.clone();
             changed[position] ^= 1;
-            assert!(
-                matches!(verify(&changed[..]), Err(SnapshotFileError::Damaged)),
-                "changed at {position}"
-            );
+            assert!(matches!(verify(&changed[..]), Err(SnapshotFileError::Damaged)), "changed at {position}");
         }
-        assert!(matches!(
-            verify(&b"something else"[..]),
-            Err(SnapshotFileError::Foreign)
-        ));
+        assert!(matches!(verify(&b"something else"[..]), Err(SnapshotFileError::Foreign)));
         assert!(matches!(verify(&b""[..]), Err(SnapshotFileError::Foreign)));
         assert!(verify(&[&file[..], b"x"].concat()[..]).is_err());
     }

@@ -50,19 +50,14 @@ struct Minted<'a> {
 /// Runs the command.
 pub fn run(command: &TokenCommand, format: Format) -> Result<(), Failure> {
     if command.ttl > TTL_MAX {
-        return Err(Failure::new(
-            Exit::Usage,
-            "a token may live 365d at most: choose a shorter --ttl",
-        ));
+        return Err(Failure::new(Exit::Usage, "a token may live 365d at most: choose a shorter --ttl"));
     }
     let path = match &command.key {
         Some(path) => path.clone(),
         None => keys::private_path(&DataDir::new(&command.data).keys()),
     };
-    let roles: Vec<Role> = Role::ALL
-        .into_iter()
-        .filter(|role| command.role.iter().any(|name| name == role.name()))
-        .collect();
+    let roles: Vec<Role> =
+        Role::ALL.into_iter().filter(|role| command.role.iter().any(|name| name == role.name())).collect();
     let token = mint(&gateway::load_key(&path)?, &command.subject, &roles, command.ttl)?;
     match format {
         Format::Table => output::text(&(token + "\n")),

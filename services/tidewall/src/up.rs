@@ -64,10 +64,7 @@ impl UpArgs {
         };
         Ok(Plan {
             data: (!self.ephemeral).then(|| self.data.clone()),
-            wanted: Wanted {
-                regions,
-                nodes: self.nodes,
-            },
+            wanted: Wanted { regions, nodes: self.nodes },
             gateways: self.gateways,
             listen: self.listen,
             log: log.map(str::to_owned),
@@ -88,9 +85,7 @@ pub async fn run(
     // From here on, every way out leads through `stop`.
     let result = match keep(&cluster, &mut signals, arguments, format, begun).await {
         Ok(Ending::Asked(signal)) => {
-            output::note(&format!(
-                "{signal}: stopping gateways, then nodes (again to stop at once)"
-            ));
+            output::note(&format!("{signal}: stopping gateways, then nodes (again to stop at once)"));
             Ok(())
         }
         Ok(Ending::Broken(given_up)) => {
@@ -209,9 +204,7 @@ struct Welcome<'a> {
 
 /// The first screen of a new user: what runs where, and what to try next, ready to be copied.
 fn welcome(about: &Welcome<'_>) -> String {
-    let Welcome {
-        endpoints, program, ..
-    } = about;
+    let Welcome { endpoints, program, .. } = about;
     let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let mut text = format!(
         "Tidewall is ready after {:.1} s: {}, {}, {}.\n\n",
@@ -229,11 +222,7 @@ fn welcome(about: &Welcome<'_>) -> String {
     for node in &endpoints.nodes {
         text += &format!("  node-{}     {}\n", node.id, node.address);
     }
-    let kept = if about.ephemeral {
-        "removed at the end"
-    } else {
-        "found again at the next start"
-    };
+    let kept = if about.ephemeral { "removed at the end" } else { "found again at the next start" };
     text += &format!("  data       {}  ({kept})\n", about.root.display());
     text += &format!("  logs       {}\n\n", about.root.join("logs").display());
     let data = if about.default_data {
@@ -278,11 +267,7 @@ mod tests {
             cluster: "00112233445566778899aabbccddeeff".into(),
             supervisor_pid: 1,
             ready: true,
-            gateways: vec![GatewayEndpoint {
-                id: 1,
-                url: "http://127.0.0.1:7400".into(),
-                pid: None,
-            }],
+            gateways: vec![GatewayEndpoint { id: 1, url: "http://127.0.0.1:7400".into(), pid: None }],
             nodes: Vec::new(),
         };
         let mut about = Welcome {
@@ -295,18 +280,9 @@ mod tests {
             ephemeral: true,
         };
         let text = welcome(&about);
-        assert!(
-            text.contains("ready after 1.4 s: 12 regions, 0 shard nodes, 1 gateway."),
-            "{text}"
-        );
-        assert!(
-            text.contains("tidewall token --user alice --data '/tmp/my data'"),
-            "{text}"
-        );
-        assert!(
-            text.contains("$TOKEN\" 127.0.0.1:7400 tidewall.v1.RegionService/ListRegions"),
-            "{text}"
-        );
+        assert!(text.contains("ready after 1.4 s: 12 regions, 0 shard nodes, 1 gateway."), "{text}");
+        assert!(text.contains("tidewall token --user alice --data '/tmp/my data'"), "{text}");
+        assert!(text.contains("$TOKEN\" 127.0.0.1:7400 tidewall.v1.RegionService/ListRegions"), "{text}");
         about.default_data = true;
         assert!(welcome(&about).contains("tidewall token --user alice)"));
     }

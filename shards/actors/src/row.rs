@@ -114,7 +114,8 @@ impl Row {
         shard.look(&mut |machine| {
             verdicts.extend(fresh.iter().map(|request| {
                 let known = machine.remembered(&request.command, scratch);
-                let hopeless = known.is_none() && sold_out(machine.tickets(), &request.command, now_ms).is_some();
+                let hopeless =
+                    known.is_none() && sold_out(machine.tickets(), &request.command, now_ms).is_some();
                 (known, hopeless)
             }));
         });
@@ -172,10 +173,12 @@ impl Row {
 
     /// Offers what is queued to the proposer, as far as this row's share allows.
     fn offer(&mut self, context: &mut Context<Self>) {
-        while self.offers < self.limits.offers_max && !(self.finishing.is_empty() && self.starting.is_empty()) {
+        while self.offers < self.limits.offers_max && !(self.finishing.is_empty() && self.starting.is_empty())
+        {
             let mut commands = Vec::new();
             while commands.len() < self.limits.offer_commands_max {
-                let Some(mut request) = self.finishing.pop_front().or_else(|| self.starting.pop_front()) else {
+                let Some(mut request) = self.finishing.pop_front().or_else(|| self.starting.pop_front())
+                else {
                     break;
                 };
                 let id = request.command.request_id;
@@ -201,7 +204,9 @@ impl Row {
                 Err(_) => {
                     let retry_after_ms = self.limits.retry_after_ms;
                     let what = "the shard group's queue is full";
-                    self.settle(ids.into_iter().map(|id| (id, Err(Refusal::Overloaded { what, retry_after_ms }))));
+                    self.settle(
+                        ids.into_iter().map(|id| (id, Err(Refusal::Overloaded { what, retry_after_ms }))),
+                    );
                     break;
                 }
             }

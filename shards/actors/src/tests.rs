@@ -1,1 +1,458 @@
+//! Actors against a group that lives in memory and can be told to hesitate, to fail, or to lose its lead.
+#![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tidewall_domain::tickets;
+use tidewall_domain::tickets::model::TierSpec;
+use tidewall_machine::{Answer, Command, Decision, Entry, Machine, Op, Position, SystemCommand};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use crate::{BoxFuture, Directory, Limits, Refusal, Reply, Request, Shard};
+
+const T0: u64 = 1_700_000_000_000;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A shard group in memory: entries pass when `gate` has a permit.
+struct Fake {
+    machine: Mutex<Machine>,
+    entries: Mutex<Vec<Vec<Command>>>,
+    gate: Arc<Semaphore>,
+    fail_next: AtomicBool,
+    leads: AtomicBool,
+    confirmed: AtomicU64,
+    now_ms: AtomicU64,
+}
+
+impl Fake {
+    fn new(events: &[&str], capacity: u64) -> Arc<Self> {
+        let fake = Self {
+            machine: Mutex::new(Machine::new()),
+            entries: Mutex::default(),
+            gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+            fail_next: AtomicBool::new(false),
+            leads: AtomicBool::new(true),
+            confirmed: AtomicU64::new(0),
+            now_ms: AtomicU64::new(T0),
+        };
+        for (n, event) in events.iter().enumerate() {
+            let tier = TierSpec {
+                id: "ga".into(),
+                display_name: String::new(),
+                capacity,
+                currency: "EUR".into(),
+                price: 1,
+                seat_rows: vec![],
+            };
+            let create = tickets::Command::CreateEvent {
+                event: (*event).into(),
+                display_name: "x".into(),
+                quota: 100_000,
+                opens_ms: 0,
+                closes_ms: 0,
+                tiers: vec![tier],
+            };
+            fake.apply(&[command(1_000_000 + n as u64, create)]);
+        }
+        fake.entries.lock().clear();
+        Arc::new(fake)
+    }
+
+    fn apply(&self, commands: &[Command]) -> Vec<Decision> {
+        let mut machine = self.machine.lock();
+        let index = machine.head().applied.map_or(0, |at| at.index + 1);
+        self.entries.lock().push(commands.to_vec());
+        let entry = Entry { stamp_ms: self.now_ms.load(Ordering::SeqCst), commands: commands.to_vec() };
+        machine.apply(Position { term: 1, node: 1, index }, &entry.encode()).unwrap()
+    }
+
+    /// Entries that are not ticks.
+    fn entries(&self) -> Vec<Vec<Command>> {
+        let entries = self.entries.lock().clone();
+        entries.into_iter().filter(|e| e.iter().all(|c| c.op != Op::System(SystemCommand::Tick))).collect()
+    }
+}
+
+struct Handle(Arc<Fake>);
+
+impl Shard for Handle {
+    fn propose(&self, commands: Vec<Command>) -> BoxFuture<Result<Vec<Decision>, Refusal>> {
+        let fake = Arc::clone(&self.0);
+        Box::pin(async move {
+            let permit = Arc::clone(&fake.gate).acquire_owned().await.unwrap();
+            permit.forget();
+            if fake.fail_next.swap(false, Ordering::SeqCst) {
+                return Err(Refusal::Unknown("injected".into()));
+            }
+            Ok(fake.apply(&commands))
+        })
+    }
+
+    fn confirm(&self) -> BoxFuture<Result<(), Refusal>> {
+        let fake = Arc::clone(&self.0);
+        Box::pin(async move {
+            fake.confirmed.fetch_add(1, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+            if fake.leads.load(Ordering::SeqCst) {
+                Ok(())
+            } else {
+                Err(Refusal::NotLeader { leader: Some(2) })
+            }
+        })
+    }
+
+    fn look(&self, look: &mut dyn FnMut(&Machine)) {
+        look(&self.0.machine.lock());
+    }
+
+    fn leads(&self) -> bool {
+        self.0.leads.load(Ordering::SeqCst)
+    }
+
+    fn leader(&self) -> Option<u64> {
+        Some(2)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.0.now_ms.load(Ordering::SeqCst)
+    }
+}
+
+fn command(n: u64, op: tickets::Command) -> Command {
+    let request_id = (u128::from(T0) << 80) | u128::from(n);
+    let principal = format!("buyer-{n}");
+    Command { principal, request_id, expires_ms: T0 + 60_000, privileged: false, op: Op::Tickets(op) }
+}
+
+fn buy(n: u64, event: &str) -> Command {
+    command(
+        n,
+        tickets::Command::Buy {
+            event: event.into(),
+            tier: "ga".into(),
+            quantity: 1,
+            seats: vec![],
+            buyer: String::new(),
+        },
+    )
+}
+
+type Answers = tokio::sync::mpsc::UnboundedReceiver<(u64, Reply)>;
+type Asker = tokio::sync::mpsc::UnboundedSender<(u64, Reply)>;
+
+fn request(n: u64, command: Command, answers: &Asker) -> Request {
+    let answers = answers.clone();
+    Request::new(command, move |reply| answers.send((n, reply)).unwrap())
+}
+
+fn channel() -> (Asker, Answers) {
+    tokio::sync::mpsc::unbounded_channel()
+}
+
+async fn next(answers: &mut Answers) -> (u64, Reply) {
+    timeout(PATIENCE, answers.recv()).await.expect("an answer in time").expect("open")
+}
+
+fn limits() -> Limits {
+    Limits::default()
+}
+
+fn started(fake: &Arc<Fake>, limits: Limits) -> Directory {
+    Directory::start(Arc::new(Handle(Arc::clone(fake))), limits, actix::Arbiter::current())
+}
+
+fn reason(reply: &Reply) -> String {
+    match reply {
+        Ok(Decision { answer: Answer::Done(_), .. }) => "done".into(),
+        Ok(Decision { answer: Answer::Rejected(why), .. }) => {
+            format!("{why:?}").split([' ', '(']).nth(1).unwrap_or_default().into()
+        }
+        Err(refusal) => format!("{refusal:?}").split([' ', '(']).next().unwrap_or_default().into(),
+    }
+}
+
+fn run(test: impl Future<Output = ()>) {
+    actix::System::new().block_on(test);
+}
+
+#[test]
+fn many_requests_become_few_entries_and_sell_out_exactly() {
+    run(async {
+        let fake = Fake::new(&["gala"], 100);
+        let rows = started(&fake, limits());
+        let (asker, mut answers) = channel();
+        for n in 0..400 {
+            rows.submit("gala", vec![request(n, buy(n, "gala"), &asker)]);
+        }
+        let mut done = 0;
+        for _ in 0..400 {
+            let (_, reply) = next(&mut answers).await;
+            match reason(&reply).as_str() {
+                "done" => done += 1,
+                "SoldOut" => {}
+                other => panic!("{other}"),
+            }
+        }
+        assert_eq!(done, 100);
+        let entries = fake.entries().len();
+        assert!(entries < 100, "{entries} entries for 400 requests: nothing was merged");
+    });
+}
+
+#[test]
+fn a_quick_no_is_confirmed_costs_no_entry_and_carries_no_receipt() {
+    run(async {
+        let fake = Fake::new(&["gala"], 1);
+        let rows = started(&fake, limits());
+        let (asker, mut answers) = channel();
+        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        assert_eq!(reason(&next(&mut answers).await.1), "done");
+        let entries = fake.entries().len();
+        for n in 2..12 {
+            rows.submit("gala", vec![request(n, buy(n, "gala"), &asker)]);
+            let reply = next(&mut answers).await.1;
+            assert_eq!(reason(&reply), "SoldOut");
+            assert_eq!(reply.unwrap().receipt, None);
+        }
+        assert_eq!(fake.entries().len(), entries);
+        assert!(fake.confirmed.load(Ordering::SeqCst) >= 10, "a no without a proof of leadership");
+        assert!(fake.machine.lock().outcome("buyer-2", buy(2, "gala").request_id).is_none());
+    });
+}
+
+#[test]
+fn a_leader_that_was_deposed_says_no_more() {
+    run(async {
+        let fake = Fake::new(&["gala"], 1);
+        let rows = started(&fake, limits());
+        let (asker, mut answers) = channel();
+        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        let _ = next(&mut answers).await;
+        // It still believes to lead when the request comes in, and learns better when it asks for a proof.
+        rows.submit("gala", vec![request(2, buy(2, "gala"), &asker)]);
+        fake.leads.store(false, Ordering::SeqCst);
+        assert_eq!(next(&mut answers).await.1, Err(Refusal::NotLeader { leader: Some(2) }));
+        rows.submit("gala", vec![request(3, buy(3, "gala"), &asker)]);
+        assert_eq!(next(&mut answers).await.1, Err(Refusal::NotLeader { leader: Some(2) }));
+    });
+}
+
+#[test]
+fn after_a_refund_the_log_decides_again() {
+    run(async {
+        let fake = Fake::new(&["gala"], 1);
+        let rows = started(&fake, limits());
+        let (asker, mut answers) = channel();
+        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        let _ = next(&mut answers).await;
+        rows.submit("gala", vec![request(2, buy(2, "gala"), &asker)]);
+        assert_eq!(reason(&next(&mut answers).await.1), "SoldOut");
+        let mut cancel =
+            command(3, tickets::Command::CancelTicket { event: "gala".into(), ticket: "ga-1".into() });
+        cancel.principal = "buyer-1".into();
+        rows.submit("gala", vec![request(3, cancel, &asker)]);
+        assert_eq!(reason(&next(&mut answers).await.1), "done");
+        // The refused request again, under its own id: it was not remembered, and now there is a place.
+        rows.submit("gala", vec![request(4, buy(2, "gala"), &asker)]);
+        assert_eq!(reason(&next(&mut answers).await.1), "done");
+    });
+}
+
+#[test]
+fn copies_of_a_request_share_one_decision() {
+    run(async {
+        let fake = Fake::new(&["gala"], 10);
+        let permits = fake.gate.available_permits();
+        fake.gate.forget_permits(permits);
+        let rows = started(&fake, limits());
+        let (asker, mut answers) = channel();
+        for n in 0..5 {
+            rows.submit("gala", vec![request(n, buy(7, "gala"), &asker)]);
+        }
+        // Somebody else's request with the same id is not a copy.
+        let mut other = buy(7, "gala");
+        other.principal = "mallory".into();
+        rows.submit("gala", vec![request(9, other, &asker)]);
+        let (n, refused) = next(&mut answers).await;
+        assert_eq!((n, reason(&refused).as_str()), (9, "Overloaded"));
+        fake.gate.add_permits(100);
+        let mut receipts = Vec::new();
+        for _ in 0..5 {
+            let decision = next(&mut answers).await.1.unwrap();
+            receipts.push(decision.receipt.unwrap());
+        }
+        assert!(receipts.windows(2).all(|pair| pair[0] == pair[1]));
+        assert_eq!(fake.entries().iter().map(Vec::len).sum::<usize>(), 1);
+    });
+}
+
+#[test]
+fn a_flood_on_one_row_leaves_room_for_the_others() {
+    run(async {
+        let fake = Fake::new(&["flooded", "quiet"], 100_000);
+        let permits = fake.gate.available_permits();
+        fake.gate.forget_permits(permits);
+        let limits = Limits { entry_commands_max: 64, portion_max: 16, entries_in_flight: 1, ..limits() };
+        let rows = started(&fake, limits);
+        let (asker, mut answers) = channel();
+        let flood = (0..3_000).map(|n| request(n, buy(n, "flooded"), &asker)).collect();
+        rows.submit("flooded", flood);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        rows.submit("quiet", vec![request(9_999, buy(9_999, "quiet"), &asker)]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        fake.gate.add_permits(1_000);
+        let mut before = 0;
+        loop {
+            let (n, _) = next(&mut answers).await;
+            if n == 9_999 {
+                break;
+            }
+            before += 1;
+        }
+        // Two entries at most were filled before it came: the one on its way and the one it rides in.
+        assert!(before <= 2 * 64, "{before} requests of the flooded row went first");
+    });
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_a_time_to_come_back() {
+    run(async {
+        let fake = Fake::new(&["gala"], 100_000);
+        let permits = fake.gate.available_permits();
+        fake.gate.forget_permits(permits);
+        let rows = started(&fake, Limits { queue_max: 50, offer_commands_max: 10, ..limits() });
+        let (asker, mut answers) = channel();
+        rows.submit("gala", (0..200).map(|n| request(n, buy(n, "gala"), &asker)).collect());
+        let (_, reply) = next(&mut answers).await;
+        let Err(Refusal::Overloaded { retry_after_ms, .. }) = reply else { panic!("{reply:?}") };
+        assert!(retry_after_ms > 0);
+        fake.gate.add_permits(1_000);
+        let mut done = 0;
+        for _ in 1..200 {
+            done += usize::from(next(&mut answers).await.1.is_ok());
+        }
+        assert!((50..=70).contains(&done), "{done}");
+    });
+}
+
+#[test]
+fn finishing_goes_before_starting() {
+    run(async {
+        let fake = Fake::new(&["gala"], 100_000);
+        let mut hold = command(
+            1,
+            tickets::Command::Hold {
+                event: "gala".into(),
+                tier: "ga".into(),
+                quantity: 1,
+                seats: vec![],
+                ttl_ms: 50_000,
+            },
+        );
+        hold.principal = "alice".into();
+        fake.apply(&[hold]);
+        let permits = fake.gate.available_permits();
+        fake.gate.forget_permits(permits);
+        let rows = started(&fake, Limits { offers_max: 1, offer_commands_max: 10, ..limits() });
+        let (asker, mut answers) = channel();
+        rows.submit("gala", (100..200).map(|n| request(n, buy(n, "gala"), &asker)).collect());
+        let mut confirm =
+            command(2, tickets::Command::ConfirmHold { event: "gala".into(), hold: "ga-h1".into() });
+        confirm.principal = "alice".into();
+        rows.submit("gala", vec![request(2, confirm, &asker)]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        fake.gate.add_permits(1_000);
+        let mut before = 0;
+        loop {
+            let (n, reply) = next(&mut answers).await;
+            if n == 2 {
+                assert_eq!(reason(&reply), "done");
+                break;
+            }
+            before += 1;
+        }
+        assert!(before <= 10, "{before} starters went before the finisher");
+    });
+}
+
+#[test]
+fn an_unknown_outcome_is_told_as_such_and_a_retry_finds_the_truth() {
+    run(async {
+        let fake = Fake::new(&["gala"], 10);
+        fake.fail_next.store(true, Ordering::SeqCst);
+        let rows = started(&fake, limits());
+        let (asker, mut answers) = channel();
+        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        assert_eq!(next(&mut answers).await.1, Err(Refusal::Unknown("injected".into())));
+        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        assert_eq!(reason(&next(&mut answers).await.1), "done");
+    });
+}
+
+#[test]
+fn a_request_that_is_lost_answers_unknown_never_success() {
+    let (asker, mut answers) = channel();
+    drop(request(1, buy(1, "gala"), &asker));
+    let (_, reply) = answers.try_recv().unwrap();
+    assert!(matches!(reply, Err(Refusal::Unknown(_))), "{reply:?}");
+}
+
+#[test]
+fn a_due_hold_is_ended_by_a_tick_when_nothing_flows() {
+    run(async {
+        let fake = Fake::new(&["gala"], 1);
+        let hold = tickets::Command::Hold {
+            event: "gala".into(),
+            tier: "ga".into(),
+            quantity: 1,
+            seats: vec![],
+            ttl_ms: 1_000,
+        };
+        fake.apply(&[command(1, hold)]);
+        let _rows = started(&fake, limits());
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert!(fake.machine.lock().tickets().earliest_due().is_some(), "ended before its time");
+        fake.now_ms.store(T0 + 1_000, Ordering::SeqCst);
+        timeout(PATIENCE, async {
+            while fake.machine.lock().tickets().earliest_due().is_some() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .expect("the tick came");
+    });
+}
+
+#[test]
+fn hot_rows_are_reported_and_idle_ones_let_go() {
+    run(async {
+        let fake = Fake::new(&["blazing", "warm"], 100);
+        let rows = started(&fake, limits());
+        let (asker, mut answers) = channel();
+        for n in 0..10 {
+            rows.submit(
+                if n < 7 { "blazing" } else { "warm" },
+                vec![request(n, buy(n, if n < 7 { "blazing" } else { "warm" }), &asker)],
+            );
+        }
+        for _ in 0..10 {
+            let _ = next(&mut answers).await;
+        }
+        let sample = rows.sample(5);
+        assert_eq!(
+            sample.iter().map(|hot| (hot.row.as_str(), hot.commands)).collect::<Vec<_>>(),
+            [("blazing", 7), ("warm", 3)]
+        );
+        for _ in 0..12 {
+            assert_eq!(rows.sample(5), []);
+        }
+        // A new request finds a new actor.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        rows.submit("blazing", vec![request(50, buy(50, "blazing"), &asker)]);
+        assert_eq!(reason(&next(&mut answers).await.1), "done");
+    });
+}

@@ -53,9 +53,7 @@ impl ShardClient {
                 continue;
             };
             for replica in state.groups.iter().filter(|replica| replica.role == "leader") {
-                let slot = (replica.group as usize)
-                    .checked_sub(1)
-                    .and_then(|at| leaders.get_mut(at));
+                let slot = (replica.group as usize).checked_sub(1).and_then(|at| leaders.get_mut(at));
                 if let Some(slot) = slot {
                     *slot = (*slot).max(Some((replica.term, position)));
                 }
@@ -83,9 +81,7 @@ impl ShardClient {
         let opened = self.node_client(leader).export(pb::ExportRequest { group }).await;
         opened
             .map(tonic::Response::into_inner)
-            .map_err(|status| ClientError::Unavailable {
-                why: status.message().to_owned(),
-            })
+            .map_err(|status| ClientError::Unavailable { why: status.message().to_owned() })
     }
 
     /// Finds the leader of a group for an import.
@@ -95,10 +91,7 @@ impl ShardClient {
     pub async fn importer(&self, group: u32, timeout: Duration) -> Result<Importer, ClientError> {
         self.discover(timeout).await;
         let leader = self.group(group)?.leader();
-        Ok(Importer {
-            group,
-            client: self.node_client(leader),
-        })
+        Ok(Importer { group, client: self.node_client(leader) })
     }
 }
 
@@ -120,16 +113,8 @@ impl Importer {
         principal: String,
         chunks: Pin<Box<dyn Stream<Item = Bytes> + Send>>,
     ) -> BoxFuture<'static, Result<pb::ImportResponse, ClientError>> {
-        let head = pb::ImportRequest {
-            group: self.group,
-            replace,
-            principal,
-            chunk: Bytes::new(),
-        };
-        let requests = ImportRequests {
-            head: Some(head),
-            chunks,
-        };
+        let head = pb::ImportRequest { group: self.group, replace, principal, chunk: Bytes::new() };
+        let requests = ImportRequests { head: Some(head), chunks };
         // Behind a pointer: callers cannot prove the bare future to be `Send` for every lifetime.
         Box::pin(async move {
             match self.client.import(requests).await {
@@ -142,9 +127,7 @@ impl Importer {
 
 impl std::fmt::Debug for Importer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Importer")
-            .field("group", &self.group)
-            .finish_non_exhaustive()
+        f.debug_struct("Importer").field("group", &self.group).finish_non_exhaustive()
     }
 }
 
@@ -162,12 +145,7 @@ impl Stream for ImportRequests {
             return Poll::Ready(Some(head));
         }
         let next = self.chunks.as_mut().poll_next(context);
-        next.map(|chunk| {
-            chunk.map(|chunk| pb::ImportRequest {
-                chunk,
-                ..pb::ImportRequest::default()
-            })
-        })
+        next.map(|chunk| chunk.map(|chunk| pb::ImportRequest { chunk, ..pb::ImportRequest::default() }))
     }
 }
 
@@ -180,12 +158,10 @@ async fn ask(
     let answer = tokio::time::timeout(timeout, client.get_node_state(pb::GetNodeStateRequest {}));
     let state = match answer.await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(ClientError::Unavailable {
-            why: status.message().to_owned(),
-        }),
-        Err(_) => Err(ClientError::Unavailable {
-            why: format!("no answer within {} ms", timeout.as_millis()),
-        }),
+        Ok(Err(status)) => Err(ClientError::Unavailable { why: status.message().to_owned() }),
+        Err(_) => {
+            Err(ClientError::Unavailable { why: format!("no answer within {} ms", timeout.as_millis()) })
+        }
     };
     (node, state)
 }
@@ -196,8 +172,6 @@ fn import_failure(status: &Status) -> ClientError {
         Code::InvalidArgument | Code::Unimplemented | Code::FailedPrecondition => {
             ClientError::Invalid(status.message().to_owned())
         }
-        _ => ClientError::Unknown {
-            why: status.message().to_owned(),
-        },
+        _ => ClientError::Unknown { why: status.message().to_owned() },
     }
 }

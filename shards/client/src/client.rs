@@ -86,9 +86,7 @@ pub struct ShardClient {
 
 impl std::fmt::Debug for ShardClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ShardClient")
-            .field("cluster", &self.topology.cluster)
-            .finish_non_exhaustive()
+        f.debug_struct("ShardClient").field("cluster", &self.topology.cluster).finish_non_exhaustive()
     }
 }
 
@@ -111,14 +109,8 @@ struct Progress {
 
 impl Progress {
     fn give_up(self) -> ClientError {
-        let why = self
-            .why
-            .unwrap_or_else(|| "the deadline passed before the call could be sent".into());
-        if self.in_doubt {
-            ClientError::Unknown { why }
-        } else {
-            ClientError::Unavailable { why }
-        }
+        let why = self.why.unwrap_or_else(|| "the deadline passed before the call could be sent".into());
+        if self.in_doubt { ClientError::Unknown { why } } else { ClientError::Unavailable { why } }
     }
 }
 
@@ -148,12 +140,7 @@ impl ShardClient {
                 Group::new(nodes.len(), leader)
             })
             .collect();
-        Self {
-            topology,
-            options,
-            nodes,
-            groups,
-        }
+        Self { topology, options, nodes, groups }
     }
 
     /// The cluster that this client calls.
@@ -178,14 +165,9 @@ impl ShardClient {
         deadline: Instant,
     ) -> Result<pb::Outcome, ClientError> {
         let op = || pb::call::Op::Command(command.clone());
-        match self
-            .call(group, Lane::Commands, op, Progress::default(), deadline)
-            .await?
-        {
+        match self.call(group, Lane::Commands, op, Progress::default(), deadline).await? {
             pb::reply::Result::Outcome(outcome) => Ok(outcome),
-            _ => Err(ClientError::Unknown {
-                why: "the node answered a command with something else".into(),
-            }),
+            _ => Err(ClientError::Unknown { why: "the node answered a command with something else".into() }),
         }
     }
 
@@ -200,14 +182,11 @@ impl ShardClient {
         deadline: Instant,
     ) -> Result<pb::QueryResult, ClientError> {
         let op = || pb::call::Op::Query(query.clone());
-        match self
-            .call(group, Lane::Queries, op, Progress::default(), deadline)
-            .await
-        {
+        match self.call(group, Lane::Queries, op, Progress::default(), deadline).await {
             Ok(pb::reply::Result::Query(result)) => Ok(result),
-            Ok(_) => Err(ClientError::Unavailable {
-                why: "the node answered a query with something else".into(),
-            }),
+            Ok(_) => {
+                Err(ClientError::Unavailable { why: "the node answered a query with something else".into() })
+            }
             Err(ClientError::Unknown { why }) => Err(ClientError::Unavailable { why }),
             Err(error) => Err(error),
         }
@@ -235,10 +214,8 @@ impl ShardClient {
                 let commands = open.iter().map(|position| commands[*position].clone()).collect();
                 pb::call::Op::Batch(pb::CommandBatch { commands })
             };
-            let progress = Progress {
-                in_doubt: open.iter().any(|position| in_doubt[*position]),
-                ..Progress::default()
-            };
+            let progress =
+                Progress { in_doubt: open.iter().any(|position| in_doubt[*position]), ..Progress::default() };
             let answer = match self.call(group, Lane::Bulk, op, progress, deadline).await {
                 Ok(pb::reply::Result::Batch(answer)) if answer.items.len() == open.len() => answer,
                 Ok(_) => {
@@ -279,21 +256,16 @@ impl ShardClient {
                 pauses += 1;
             }
         }
-        Ok(pb::OutcomeBatch {
-            items: items.into_iter().map(|result| pb::BatchItem { result }).collect(),
-        })
+        Ok(pb::OutcomeBatch { items: items.into_iter().map(|result| pb::BatchItem { result }).collect() })
     }
 
     pub(crate) fn group(&self, group: u32) -> Result<&Group, ClientError> {
-        (group as usize)
-            .checked_sub(1)
-            .and_then(|position| self.groups.get(position))
-            .ok_or_else(|| {
-                ClientError::Invalid(format!(
-                    "there is no shard group {group}: the cluster has {}",
-                    self.groups.len()
-                ))
-            })
+        (group as usize).checked_sub(1).and_then(|position| self.groups.get(position)).ok_or_else(|| {
+            ClientError::Invalid(format!(
+                "there is no shard group {group}: the cluster has {}",
+                self.groups.len()
+            ))
+        })
     }
 
     pub(crate) fn node_position(&self, id: u64) -> Option<usize> {
@@ -302,11 +274,7 @@ impl ShardClient {
 
     /// Pause number `count` of a series: doubling, jittered by half.
     fn pause_length(&self, count: u32) -> Duration {
-        let full = self
-            .options
-            .backoff_min
-            .saturating_mul(1 << count.min(16))
-            .min(self.options.backoff_max);
+        let full = self.options.backoff_min.saturating_mul(1 << count.min(16)).min(self.options.backoff_max);
         full.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 
@@ -326,11 +294,7 @@ impl ShardClient {
         let group = self.group(group_number)?;
         loop {
             let probe_pause = |failures: u32| {
-                if failures == 0 {
-                    Duration::ZERO
-                } else {
-                    self.pause_length(failures - 1)
-                }
+                if failures == 0 { Duration::ZERO } else { self.pause_length(failures - 1) }
             };
             let entry = match group.enter(deadline, self.options.held_max, probe_pause).await {
                 Ok(entry) => entry,
@@ -353,35 +317,18 @@ impl ShardClient {
             }
             // A call whose last attempt stayed without a reply asks somebody else who leads; the others
             // go on believing in the leader, who may be busy with that one row only.
-            let node = progress
-                .silent
-                .map_or_else(|| group.leader(), |silent| group.after(silent));
+            let node = progress.silent.map_or_else(|| group.leader(), |silent| group.after(silent));
             let limit = match &entry {
-                Entry::Open => self
-                    .options
-                    .attempt_timeout
-                    .saturating_mul(1 << progress.timeouts.min(6)),
+                Entry::Open => self.options.attempt_timeout.saturating_mul(1 << progress.timeouts.min(6)),
                 Entry::Probe(probe) => PROBE_TIMEOUT
                     .saturating_mul(1 << probe.failures().min(6))
                     .min(self.options.attempt_timeout),
             };
-            let call = pb::Call {
-                id: 0,
-                group: group_number,
-                op: Some(op()),
-            };
-            let sent = self.nodes[node]
-                .lane(lane)
-                .call(call, deadline.min(now + limit))
-                .await;
+            let call = pb::Call { id: 0, group: group_number, op: Some(op()) };
+            let sent = self.nodes[node].lane(lane).call(call, deadline.min(now + limit)).await;
             let refusal = match sent {
-                Ok(pb::Reply {
-                    result: Some(pb::reply::Result::Refusal(refusal)),
-                    ..
-                }) => refusal,
-                Ok(pb::Reply {
-                    result: Some(result), ..
-                }) => {
+                Ok(pb::Reply { result: Some(pb::reply::Result::Refusal(refusal)), .. }) => refusal,
+                Ok(pb::Reply { result: Some(result), .. }) => {
                     group.settle(node);
                     return Ok(result);
                 }
@@ -407,9 +354,7 @@ impl ShardClient {
             match refusal.kind() {
                 pb::RefusalKind::NotLeader => {
                     progress.why = Some(format!("node {} does not lead the region", self.nodes[node].id));
-                    let hint = self
-                        .node_position(refusal.leader_node)
-                        .filter(|hint| *hint != node);
+                    let hint = self.node_position(refusal.leader_node).filter(|hint| *hint != node);
                     match hint {
                         Some(hint) if progress.follows < FOLLOWS_MAX => {
                             progress.follows += 1;
@@ -431,10 +376,8 @@ impl ShardClient {
                     }
                 }
                 pb::RefusalKind::Halted => {
-                    progress.why = Some(format!(
-                        "node {} has halted: {}",
-                        self.nodes[node].id, refusal.message
-                    ));
+                    progress.why =
+                        Some(format!("node {} has halted: {}", self.nodes[node].id, refusal.message));
                     group.doubt(node);
                 }
                 pb::RefusalKind::Unknown => {
@@ -447,10 +390,7 @@ impl ShardClient {
                     group.settle(node);
                     let retry_after = Duration::from_millis(u64::from(refusal.retry_after_ms));
                     if !progress.in_doubt {
-                        return Err(ClientError::Overloaded {
-                            retry_after,
-                            message: refusal.message,
-                        });
+                        return Err(ClientError::Overloaded { retry_after, message: refusal.message });
                     }
                     // An earlier attempt may have been decided, so that "nothing was decided" would be a
                     // guess: ask again until somebody knows.
@@ -479,10 +419,7 @@ impl ShardClient {
         error: LinkError,
     ) {
         progress.in_doubt |= error.may_have_arrived();
-        progress.why = Some(format!(
-            "node {} at {}: {error}",
-            self.nodes[node].id, self.nodes[node].address
-        ));
+        progress.why = Some(format!("node {} at {}: {error}", self.nodes[node].id, self.nodes[node].address));
         progress.follows = 0;
         progress.silent = None;
         match error {
@@ -536,7 +473,5 @@ fn finish(
         });
         pb::BatchItem { result: Some(result) }
     });
-    Ok(pb::OutcomeBatch {
-        items: items.collect(),
-    })
+    Ok(pb::OutcomeBatch { items: items.collect() })
 }

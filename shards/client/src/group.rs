@@ -108,8 +108,7 @@ impl Group {
         }
         if self.in_doubt.load(Ordering::Acquire) && self.in_doubt.swap(false, Ordering::AcqRel) {
             self.failed_probes.store(0, Ordering::Release);
-            self.released
-                .store(self.held.load(Ordering::Acquire), Ordering::Release);
+            self.released.store(self.held.load(Ordering::Acquire), Ordering::Release);
             self.settled.notify_waiters();
         }
     }
@@ -118,24 +117,16 @@ impl Group {
     pub(crate) fn learn(&self, asked: usize, silent: Option<usize>, hint: usize) {
         // Only whoever still believes in the old leader is corrected: a late answer must not undo what
         // others have found out since.
-        let corrected = self
-            .leader
-            .compare_exchange(asked, hint, Ordering::AcqRel, Ordering::Acquire);
+        let corrected = self.leader.compare_exchange(asked, hint, Ordering::AcqRel, Ordering::Acquire);
         if let (Err(_), Some(silent)) = (corrected, silent) {
-            let _ = self
-                .leader
-                .compare_exchange(silent, hint, Ordering::AcqRel, Ordering::Acquire);
+            let _ = self.leader.compare_exchange(silent, hint, Ordering::AcqRel, Ordering::Acquire);
         }
     }
 
     /// A node cannot lead: the next one is asked, by one call at a time.
     pub(crate) fn doubt(&self, node: usize) {
         let next = self.after(node);
-        if self
-            .leader
-            .compare_exchange(node, next, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
-        {
+        if self.leader.compare_exchange(node, next, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.in_doubt.store(true, Ordering::Release);
         }
     }
@@ -184,9 +175,7 @@ impl Group {
     /// Spreads released calls over time.
     async fn stagger(&self, deadline: Instant) -> Result<(), Refused> {
         let released = u32::try_from(self.released.load(Ordering::Acquire)).unwrap_or(u32::MAX);
-        let spread = RELEASE_SPREAD_EACH
-            .saturating_mul(released)
-            .min(RELEASE_SPREAD_MAX);
+        let spread = RELEASE_SPREAD_EACH.saturating_mul(released).min(RELEASE_SPREAD_MAX);
         if spread < Duration::from_millis(1) {
             return Ok(());
         }
@@ -224,19 +213,14 @@ mod tests {
         group.learn(1, Some(2), 0);
         assert_eq!(group.leader(), 0, "2 was silent and 1 named its successor");
         group.doubt(2);
-        assert!(
-            !group.in_doubt.load(Ordering::Acquire),
-            "nobody believes in node 2 any more"
-        );
+        assert!(!group.in_doubt.load(Ordering::Acquire), "nobody believes in node 2 any more");
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_call_probes_and_the_others_wait_for_it() {
         let group = Arc::new(Group::new(3, 0));
         group.doubt(0);
-        let Ok(Entry::Probe(probe)) = group.enter(soon(), 10, at_once).await else {
-            panic!("must probe")
-        };
+        let Ok(Entry::Probe(probe)) = group.enter(soon(), 10, at_once).await else { panic!("must probe") };
         let waiting = tokio::spawn({
             let group = Arc::clone(&group);
             async move { matches!(group.enter(soon(), 10, at_once).await, Ok(Entry::Open)) }
@@ -253,9 +237,7 @@ mod tests {
     async fn a_probe_that_gives_up_passes_the_turn_on() {
         let group = Arc::new(Group::new(3, 0));
         group.doubt(0);
-        let Ok(Entry::Probe(probe)) = group.enter(soon(), 10, at_once).await else {
-            panic!("must probe")
-        };
+        let Ok(Entry::Probe(probe)) = group.enter(soon(), 10, at_once).await else { panic!("must probe") };
         let waiting = tokio::spawn({
             let group = Arc::clone(&group);
             async move {
@@ -277,10 +259,7 @@ mod tests {
         assert_eq!(group.enter(soon(), 0, at_once).await.err(), Some(Refused::Full));
         let _probe = group.enter(soon(), 10, at_once).await.ok().unwrap();
         let short = Instant::now() + Duration::from_millis(30);
-        assert_eq!(
-            group.enter(short, 10, at_once).await.err(),
-            Some(Refused::Deadline)
-        );
+        assert_eq!(group.enter(short, 10, at_once).await.err(), Some(Refused::Deadline));
         assert_eq!(group.held.load(Ordering::Acquire), 0);
     }
 }

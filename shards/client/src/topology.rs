@@ -73,14 +73,10 @@ pub struct Node {
 impl Topology {
     /// Reads and checks a topology file.
     pub fn load(path: &Path) -> Result<Self, TopologyError> {
-        let text = std::fs::read(path).map_err(|source| TopologyError::Io {
-            path: path.display().to_string(),
-            source,
-        })?;
-        let topology: Self = serde_json::from_slice(&text).map_err(|source| TopologyError::Json {
-            path: path.display().to_string(),
-            source,
-        })?;
+        let text = std::fs::read(path)
+            .map_err(|source| TopologyError::Io { path: path.display().to_string(), source })?;
+        let topology: Self = serde_json::from_slice(&text)
+            .map_err(|source| TopologyError::Json { path: path.display().to_string(), source })?;
         topology.check()?;
         Ok(topology)
     }
@@ -88,23 +84,16 @@ impl Topology {
     /// Writes the file so that a crash leaves either the old or the new one.
     pub fn save(&self, path: &Path) -> Result<(), TopologyError> {
         use std::io::Write as _;
-        let io = |source| TopologyError::Io {
-            path: path.display().to_string(),
-            source,
-        };
-        let text = serde_json::to_vec_pretty(self).map_err(|source| TopologyError::Json {
-            path: path.display().to_string(),
-            source,
-        })?;
+        let io = |source| TopologyError::Io { path: path.display().to_string(), source };
+        let text = serde_json::to_vec_pretty(self)
+            .map_err(|source| TopologyError::Json { path: path.display().to_string(), source })?;
         let temporary = path.with_extension("tmp");
         let mut file = std::fs::File::create(&temporary).map_err(io)?;
         file.write_all(&text).map_err(io)?;
         file.sync_all().map_err(io)?;
         std::fs::rename(&temporary, path).map_err(io)?;
         if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            std::fs::File::open(parent)
-                .and_then(|d| d.sync_all())
-                .map_err(io)?;
+            std::fs::File::open(parent).and_then(|d| d.sync_all()).map_err(io)?;
         }
         Ok(())
     }
@@ -119,10 +108,7 @@ impl Topology {
             ));
         }
         if self.cluster_bytes().is_none() {
-            return invalid(format!(
-                "the cluster id {:?} is not 32 hexadecimal digits",
-                self.cluster
-            ));
+            return invalid(format!("the cluster id {:?} is not 32 hexadecimal digits", self.cluster));
         }
         if self.regions.is_empty() || self.nodes.is_empty() {
             return invalid("a cluster needs at least one region and one node".into());
@@ -154,9 +140,7 @@ impl Topology {
         if self.cluster.len() != 32 {
             return None;
         }
-        u128::from_str_radix(&self.cluster, 16)
-            .ok()
-            .map(u128::to_be_bytes)
+        u128::from_str_radix(&self.cluster, 16).ok().map(u128::to_be_bytes)
     }
 
     /// The region with this id.
@@ -184,9 +168,7 @@ impl Topology {
 pub fn valid_region_id(id: &str) -> bool {
     (1..=32).contains(&id.len())
         && id.starts_with(|c: char| c.is_ascii_lowercase())
-        && id
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 #[cfg(test)]
@@ -195,11 +177,7 @@ mod tests {
     use super::*;
 
     fn sample() -> Topology {
-        let region = |n: u32| Region {
-            id: format!("r{n}"),
-            display_name: format!("Region {n}"),
-            group: n,
-        };
+        let region = |n: u32| Region { id: format!("r{n}"), display_name: format!("Region {n}"), group: n };
         let node = |n: u64| Node {
             id: n,
             address: "127.0.0.1:1".parse().unwrap(),
@@ -225,10 +203,7 @@ mod tests {
     fn leaders_are_spread_evenly() {
         let topology = sample();
         for node in 1..=3 {
-            assert_eq!(
-                (1..=12).filter(|g| topology.preferred_leader(*g) == node).count(),
-                4
-            );
+            assert_eq!((1..=12).filter(|g| topology.preferred_leader(*g) == node).count(), 4);
         }
     }
 

@@ -6,7 +6,9 @@ use std::io;
 use bytes::{BufMut, Bytes, BytesMut};
 use openraft::EntryPayload;
 use openraft::impls::BasicNode;
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest, VoteResponse,
+};
 use tidewall_machine::domain::codec::{DecodeError, Reader, Writer};
 use tidewall_machine::{Head, Position};
 use tidewall_proto::internal::v1 as pb;
@@ -150,10 +152,10 @@ fn required<T>(value: Option<T>) -> Result<T, String> {
 }
 
 pub fn pb_append(request: AppendEntriesRequest<Types>) -> pb::AppendEntries {
-    let entries = request.entries.iter().map(|entry| pb::RaftEntry {
-        id: Some(pb_log_id(&entry.log_id)),
-        payload: encode_payload(entry),
-    });
+    let entries = request
+        .entries
+        .iter()
+        .map(|entry| pb::RaftEntry { id: Some(pb_log_id(&entry.log_id)), payload: encode_payload(entry) });
     pb::AppendEntries {
         vote: Some(pb_vote(&request.vote)),
         previous: request.prev_log_id.as_ref().map(pb_log_id),
@@ -255,8 +257,11 @@ mod tests {
     #[test]
     fn every_kind_of_entry_comes_back_from_its_bytes() {
         let entry = tidewall_machine::Entry { stamp_ms: 7, commands: vec![] };
-        let payloads =
-            [EntryPayload::Blank, EntryPayload::Normal(Payload::new(&entry)), EntryPayload::Membership(membership())];
+        let payloads = [
+            EntryPayload::Blank,
+            EntryPayload::Normal(Payload::new(&entry)),
+            EntryPayload::Membership(membership()),
+        ];
         for payload in payloads {
             let entry = RaftEntry { log_id: log_id(3, 2, 9), payload };
             assert_eq!(decode_entry(entry.log_id, encode_payload(&entry)).unwrap(), entry);
@@ -284,7 +289,10 @@ mod tests {
             leader_commit: None,
         };
         let back = from_pb_append(pb_append(request.clone())).unwrap();
-        assert_eq!((back.vote, back.prev_log_id, back.leader_commit), (request.vote, request.prev_log_id, None));
+        assert_eq!(
+            (back.vote, back.prev_log_id, back.leader_commit),
+            (request.vote, request.prev_log_id, None)
+        );
         assert_eq!(back.entries, request.entries);
         for reply in [
             AppendEntriesResponse::Success,

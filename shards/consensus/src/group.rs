@@ -173,6 +173,10 @@ impl Group {
             max_payload_entries: 64,
             install_snapshot_timeout: 600_000,
             backoff: "50ms".into(),
+            // openraft would let a leader that restarts go on in its old term. Its lease would be right, but the read
+            // index that it derives from its last *saved* commit may lie below what it had acknowledged: a stale read.
+            // A new election makes a new first entry, which covers everything before it.
+            enable_leader_restore: Some(false),
             ..Config::default()
         };
         let settings = settings.validate().map_err(|error| StartError::Config(error.to_string()))?;
@@ -180,9 +184,8 @@ impl Group {
         let machine = StateMachine::new(config.state.clone(), config.writer, config.fail_stop);
         let network = Network { peers: config.peers, group: config.number };
         let raft = Raft::new(config.node, Arc::new(settings), network, log, machine);
-        let raft = raft
-            .await
-            .map_err(|error| StartError::Raft { group: config.number, what: error.to_string() })?;
+        let raft =
+            raft.await.map_err(|error| StartError::Raft { group: config.number, what: error.to_string() })?;
         Ok(Self { number: config.number, raft, state: config.state, members: Arc::new(config.members) })
     }
 
@@ -220,7 +223,9 @@ impl Group {
         }
         match answer.await {
             Ok(Ok(response)) => Ok(response.data),
-            Ok(Err(ClientWriteError::ForwardToLeader(to))) => Err(ProposeError::NotLeader { leader: to.leader_id }),
+            Ok(Err(ClientWriteError::ForwardToLeader(to))) => {
+                Err(ProposeError::NotLeader { leader: to.leader_id })
+            }
             Ok(Err(error)) => Err(ProposeError::Unknown(error.to_string())),
             Err(_) => Err(self.halted_or("the replica stopped before it answered".into())),
         }
@@ -268,7 +273,8 @@ impl Group {
         use openraft::async_runtime::watch::WatchReceiver as _;
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let fault = self.state.halted().or_else(|| metrics.running_state.as_ref().err().map(|e| e.to_string()));
+        let fault =
+            self.state.halted().or_else(|| metrics.running_state.as_ref().err().map(|e| e.to_string()));
         let role = match metrics.state {
             _ if fault.is_some() => Role::Halted,
             ServerState::Leader => Role::Leader,

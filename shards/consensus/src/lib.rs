@@ -13,6 +13,8 @@ mod log_store;
 mod network;
 mod peer_server;
 mod state;
+#[cfg(test)]
+mod tests;
 mod types;
 
 pub use group::{

@@ -14,8 +14,8 @@ use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable}
 use openraft::impls::BasicNode;
 use openraft::network::{RPCOption, RaftNetworkFactory};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft_multi::{GroupNetworkAdapter, GroupRouter};
 use parking_lot::Mutex;
@@ -92,7 +92,10 @@ impl Peers {
             return Err(unreachable(&format!("node {node} is not in the topology")));
         };
         let call = pb::PeerCall { id: 0, group, rpc: Some(rpc), cluster: self.cluster.to_vec() };
-        let reply = link.call(call, Instant::now() + timeout).await.map_err(|error| unreachable(&error.to_string()))?;
+        let reply = link
+            .call(call, Instant::now() + timeout)
+            .await
+            .map_err(|error| unreachable(&error.to_string()))?;
         match reply.result {
             Some(pb::peer_reply::Result::Error(error)) => Err(unreachable(&error)),
             Some(result) => Ok(result),
@@ -209,7 +212,8 @@ impl Router {
         };
         let address =
             self.peers.address(target).ok_or_else(|| format!("node {target} is not in the topology"))?;
-        let channel = tidewall_link::endpoint(address, CONNECT_TIMEOUT).connect().await.map_err(|e| e.to_string())?;
+        let channel =
+            tidewall_link::endpoint(address, CONNECT_TIMEOUT).connect().await.map_err(|e| e.to_string())?;
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         let cluster = self.peers.cluster.to_vec();
         let head = pb::SnapshotHead { group, vote: Some(pb_vote(&vote)), cluster };
@@ -225,7 +229,8 @@ impl Router {
         });
         let mut client = PeerServiceClient::new(channel);
         let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
-        let reply = client.install_snapshot(stream).await.map_err(|status| status.message().to_owned())?.into_inner();
+        let reply =
+            client.install_snapshot(stream).await.map_err(|status| status.message().to_owned())?.into_inner();
         match (reply.error.as_str(), reply.vote) {
             ("", Some(vote)) => Ok(SnapshotResponse::new(from_pb_vote(&vote))),
             ("", None) => Err("the peer sent an empty reply".into()),

@@ -87,7 +87,8 @@ impl PeerServer {
     }
 
     async fn receive(&self, mut parts: Streaming<pb::InstallSnapshotRequest>) -> Result<Vote, String> {
-        let first = parts.message().await.map_err(|e| e.to_string())?.ok_or("the snapshot stream is empty")?;
+        let first =
+            parts.message().await.map_err(|e| e.to_string())?.ok_or("the snapshot stream is empty")?;
         let head = first.head.ok_or("the snapshot stream has no head")?;
         let group = self.group(head.group, &head.cluster)?;
         let vote = from_pb_vote(&head.vote.ok_or("the snapshot stream has no vote")?);

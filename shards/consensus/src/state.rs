@@ -114,12 +114,12 @@ impl StateHandle {
 
     fn apply_commands(&self, id: &LogId, payload: &[u8]) -> Result<Vec<Decision>, io::Error> {
         let machine = &self.shared.machine;
-        let guarded = |work: &mut dyn FnMut() -> Result<(), tidewall_machine::ApplyError>| {
-            match catch_unwind(AssertUnwindSafe(work)) {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => Err(self.halt(error.to_string())),
-                Err(panic) => Err(self.halt(format!("apply panicked at {id}: {}", panic_text(&*panic)))),
-            }
+        let guarded = |work: &mut dyn FnMut() -> Result<(), tidewall_machine::ApplyError>| match catch_unwind(
+            AssertUnwindSafe(work),
+        ) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.halt(error.to_string())),
+            Err(panic) => Err(self.halt(format!("apply panicked at {id}: {}", panic_text(&*panic)))),
         };
         let mut entry = None;
         guarded(&mut || machine.write().begin(position(id), payload).map(|begun| entry = Some(begun)))?;

@@ -165,7 +165,10 @@ impl<R: Row> Table<R> {
     }
 
     /// Rows from `start` on, inclusive, in key order.
-    pub fn range_from<'a>(&'a self, start: &R::Key) -> impl Iterator<Item = (&'a R::Key, &'a R)> + use<'a, R> {
+    pub fn range_from<'a>(
+        &'a self,
+        start: &R::Key,
+    ) -> impl Iterator<Item = (&'a R::Key, &'a R)> + use<'a, R> {
         let start = start.clone();
         self.pages
             .range(R::page(&start)..)

@@ -35,9 +35,7 @@ impl ManualClock {
     /// A clock that stands at `unix_ms`.
     #[must_use]
     pub fn new(unix_ms: u64) -> Self {
-        Self {
-            now_ms: Arc::new(AtomicU64::new(unix_ms)),
-        }
+        Self { now_ms: Arc::new(AtomicU64::new(unix_ms)) }
     }
 
     /// Sets the time, also backwards: a clock that jumps is a case to test.

@@ -83,9 +83,7 @@ pub struct Link<P: Protocol> {
 
 impl<P: Protocol> Clone for Link<P> {
     fn clone(&self) -> Self {
-        Self {
-            owner: Arc::clone(&self.owner),
-        }
+        Self { owner: Arc::clone(&self.owner) }
     }
 }
 
@@ -119,9 +117,7 @@ impl<P: Protocol> Link<P> {
             rearm: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         };
-        Self {
-            owner: Arc::new(Owner(Arc::new(shared))),
-        }
+        Self { owner: Arc::new(Owner(Arc::new(shared))) }
     }
 
     /// Sends one call and waits for its reply; the call's id is overwritten. Dropping the future does not
@@ -241,20 +237,12 @@ struct Driver<P: Protocol> {
 impl<P: Protocol> Driver<P> {
     fn new(shared: Arc<Shared<P>>) -> Self {
         shared.rearm.store(true, Ordering::Release);
-        Self {
-            shared,
-            timer: Box::pin(sleep(Duration::ZERO)),
-            armed: false,
-        }
+        Self { shared, timer: Box::pin(sleep(Duration::ZERO)), armed: false }
     }
 
     async fn run(mut self) {
         self.connect_again_and_again().await;
-        self.fail_all(
-            Phase::Down,
-            LinkError::NotSent,
-            Some("the link was closed".into()),
-        );
+        self.fail_all(Phase::Down, LinkError::NotSent, Some("the link was closed".into()));
     }
 
     /// Returns when the link is closed.
@@ -401,16 +389,11 @@ async fn open<P: Protocol>(shared: Arc<Shared<P>>, epoch: u64) -> Result<Streami
     let endpoint = endpoint(shared.address, limit);
     let opening = async {
         let channel = endpoint.connect().await.map_err(|error| describe(&error))?;
-        P::open(channel, CallStream { shared, epoch })
-            .await
-            .map_err(|status| describe(&status))
+        P::open(channel, CallStream { shared, epoch }).await.map_err(|status| describe(&status))
     };
     match timeout(limit * 2, opening).await {
         Ok(opened) => opened,
-        Err(_) => Err(format!(
-            "the stream was not open after {} ms",
-            (limit * 2).as_millis()
-        )),
+        Err(_) => Err(format!("the stream was not open after {} ms", (limit * 2).as_millis())),
     }
 }
 
@@ -433,10 +416,7 @@ fn backoff(failures: u32, options: &LinkOptions) -> Duration {
     if failures == 0 {
         return Duration::ZERO;
     }
-    let full = options
-        .backoff_min
-        .saturating_mul(1 << (failures - 1).min(16))
-        .min(options.backoff_max);
+    let full = options.backoff_min.saturating_mul(1 << (failures - 1).min(16)).min(options.backoff_max);
     full.mul_f64(rand::rng().random_range(0.5..=1.0))
 }
 

@@ -61,11 +61,7 @@ pub struct ServeOptions {
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self {
-            outstanding_max: 16_384,
-            message_replies_max: 1024,
-            message_bytes_max: 256 * 1024,
-        }
+        Self { outstanding_max: 16_384, message_replies_max: 1024, message_bytes_max: 256 * 1024 }
     }
 }
 

@@ -38,11 +38,7 @@ pub(crate) struct Pending<R> {
 
 impl<R> Pending<R> {
     pub(crate) fn new(limit: usize) -> Self {
-        Self {
-            slots: Vec::new(),
-            free: Vec::new(),
-            limit: limit.min(u32::MAX as usize),
-        }
+        Self { slots: Vec::new(), free: Vec::new(), limit: limit.min(u32::MAX as usize) }
     }
 
     /// Adds a waiter and returns the id of its call, never 0; `None` when the table is full.
@@ -54,21 +50,14 @@ impl<R> Pending<R> {
         let index = match self.free.pop() {
             Some(index) => index,
             None if self.slots.len() < self.limit => {
-                self.slots.push(Slot {
-                    sequence: 0,
-                    waiter: None,
-                });
+                self.slots.push(Slot { sequence: 0, waiter: None });
                 (self.slots.len() - 1) as u32
             }
             None => return None,
         };
         let slot = &mut self.slots[index as usize];
         slot.sequence = slot.sequence.wrapping_add(1).max(1);
-        slot.waiter = Some(Waiter {
-            sender,
-            deadline,
-            sent: false,
-        });
+        slot.waiter = Some(Waiter { sender, deadline, sent: false });
         Some((u64::from(slot.sequence) << 32) | u64::from(index))
     }
 

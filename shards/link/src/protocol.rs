@@ -158,10 +158,7 @@ impl Protocol for PeerProtocol {
     fn call_size(call: &Self::Call) -> usize {
         match &call.rpc {
             Some(pb::peer_call::Rpc::Append(append)) => {
-                let entries = append
-                    .entries
-                    .iter()
-                    .map(|entry| RAFT_ENTRY_BYTES + entry.payload.len());
+                let entries = append.entries.iter().map(|entry| RAFT_ENTRY_BYTES + entry.payload.len());
                 RAFT_CALL_BYTES + entries.sum::<usize>()
             }
             _ => RAFT_CALL_BYTES,

@@ -43,17 +43,13 @@ pub struct ReplySender<P: Protocol> {
 
 impl<P: Protocol> Clone for ReplySender<P> {
     fn clone(&self) -> Self {
-        Self {
-            outbox: Arc::clone(&self.outbox),
-        }
+        Self { outbox: Arc::clone(&self.outbox) }
     }
 }
 
 impl<P: Protocol> std::fmt::Debug for ReplySender<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ReplySender")
-            .field("outstanding", &self.outstanding())
-            .finish()
+        f.debug_struct("ReplySender").field("outstanding", &self.outstanding()).finish()
     }
 }
 
@@ -111,18 +107,11 @@ where
     S: Stream<Item = Result<P::Request, Status>> + Send + Unpin + 'static,
     H: Handler<P>,
 {
-    let outbox = Outbox {
-        replies: Vec::new(),
-        outstanding: 0,
-        writer: None,
-        closed: false,
-    };
+    let outbox = Outbox { replies: Vec::new(), outstanding: 0, writer: None, closed: false };
     ReplyStream {
         incoming: Some(incoming),
         handler,
-        replies: ReplySender {
-            outbox: Arc::new(Mutex::new(outbox)),
-        },
+        replies: ReplySender { outbox: Arc::new(Mutex::new(outbox)) },
         options,
     }
 }
@@ -148,11 +137,7 @@ where
         let excess = {
             let mut outbox = self.replies.outbox.lock();
             let room = self.options.outstanding_max.saturating_sub(outbox.outstanding);
-            let excess = if calls.len() > room {
-                calls.split_off(room)
-            } else {
-                Vec::new()
-            };
+            let excess = if calls.len() > room { calls.split_off(room) } else { Vec::new() };
             outbox.outstanding += calls.len();
             excess
         };

@@ -25,10 +25,7 @@ struct Echo {
 }
 
 fn reply(id: u64, text: String) -> pb::PeerReply {
-    pb::PeerReply {
-        id,
-        result: Some(pb::peer_reply::Result::Error(text)),
-    }
+    pb::PeerReply { id, result: Some(pb::peer_reply::Result::Error(text)) }
 }
 
 impl Handler<PeerProtocol> for Echo {
@@ -70,14 +67,8 @@ impl pb::peer_service_server::PeerService for Server {
         request: Request<Streaming<pb::ConverseRequest>>,
     ) -> Result<Response<Self::ConverseStream>, Status> {
         self.streams.fetch_add(1, Ordering::Relaxed);
-        let handler = Echo {
-            unanswered: Arc::clone(&self.unanswered),
-        };
-        Ok(Response::new(serve(
-            request.into_inner(),
-            self.options.clone(),
-            handler,
-        )))
+        let handler = Echo { unanswered: Arc::clone(&self.unanswered) };
+        Ok(Response::new(serve(request.into_inner(), self.options.clone(), handler)))
     }
 
     async fn install_snapshot(
@@ -99,21 +90,14 @@ struct Running {
 impl Running {
     fn start(address: &str, options: ServeOptions) -> Self {
         // A runtime of its own: dropping it closes all sockets, as a killed process would.
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = std::net::TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let streams = Arc::new(AtomicU64::new(0));
         let unanswered = Arc::new(AtomicU64::new(0));
-        let server = Server {
-            options,
-            streams: Arc::clone(&streams),
-            unanswered: Arc::clone(&unanswered),
-        };
+        let server = Server { options, streams: Arc::clone(&streams), unanswered: Arc::clone(&unanswered) };
         runtime.spawn(async move {
             let incoming = TcpIncoming::from(TcpListener::from_std(listener).unwrap());
             server_builder()
@@ -122,12 +106,7 @@ impl Running {
                 .await
                 .unwrap();
         });
-        Self {
-            address,
-            streams,
-            unanswered,
-            runtime: Some(runtime),
-        }
+        Self { address, streams, unanswered, runtime: Some(runtime) }
     }
 
     fn kill(&mut self) {
@@ -144,10 +123,7 @@ impl Drop for Running {
 }
 
 fn call(group: u32) -> pb::PeerCall {
-    pb::PeerCall {
-        group,
-        ..Default::default()
-    }
+    pb::PeerCall { group, ..Default::default() }
 }
 
 fn text(reply: pb::PeerReply) -> String {
@@ -183,17 +159,11 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 async fn replies_find_their_calls_in_any_order() {
     let server = Running::start("127.0.0.1:0", ServeOptions::default());
     let link: Link<PeerProtocol> = Link::connect_lazy(server.address, LinkOptions::default());
-    let calls: Vec<_> = (1..=4000)
-        .map(|group| (group, spawn_call(&link, group, soon())))
-        .collect();
+    let calls: Vec<_> = (1..=4000).map(|group| (group, spawn_call(&link, group, soon()))).collect();
     for (group, call) in calls {
         assert_eq!(text(call.await.unwrap().unwrap()), group.to_string());
     }
-    assert_eq!(
-        server.streams.load(Ordering::Relaxed),
-        1,
-        "all calls share one stream"
-    );
+    assert_eq!(server.streams.load(Ordering::Relaxed), 1, "all calls share one stream");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -203,23 +173,14 @@ async fn a_killed_server_breaks_calls_at_once_and_a_new_one_is_found() {
     assert_eq!(text(link.call(call(7), soon()).await.unwrap()), "7");
     let deadline = Instant::now() + Duration::from_secs(3600);
     let waiting: Vec<_> = (0..100).map(|_| spawn_call(&link, 0, deadline)).collect();
-    eventually("all calls arrive", || {
-        server.unanswered.load(Ordering::Relaxed) == 100
-    })
-    .await;
+    eventually("all calls arrive", || server.unanswered.load(Ordering::Relaxed) == 100).await;
     server.kill();
     for call in waiting {
-        let result = timeout(Duration::from_secs(20), call)
-            .await
-            .expect("not only at the deadline")
-            .unwrap();
+        let result = timeout(Duration::from_secs(20), call).await.expect("not only at the deadline").unwrap();
         assert_eq!(result.unwrap_err(), LinkError::Broken);
     }
     // Nobody listens now: calls are refused, and provably were not sent.
-    eventually("the link is down", || {
-        !link.is_connected() && link.last_error().is_some()
-    })
-    .await;
+    eventually("the link is down", || !link.is_connected() && link.last_error().is_some()).await;
     let refused = loop {
         match link.call(call(7), soon()).await {
             // The attempt right after the break may still be under way.
@@ -259,10 +220,7 @@ async fn a_deadline_ends_one_call_and_leaves_the_others() {
 #[tokio::test]
 async fn the_number_of_pending_calls_is_bounded() {
     let server = Running::start("127.0.0.1:0", ServeOptions::default());
-    let options = LinkOptions {
-        pending_max: 3,
-        ..LinkOptions::default()
-    };
+    let options = LinkOptions { pending_max: 3, ..LinkOptions::default() };
     let link: Link<PeerProtocol> = Link::connect_lazy(server.address, options);
     let short = Instant::now() + Duration::from_millis(300);
     let waiting: Vec<_> = (0..3).map(|_| spawn_call(&link, 0, short)).collect();
@@ -276,13 +234,8 @@ async fn the_number_of_pending_calls_is_bounded() {
 
 #[tokio::test]
 async fn calls_beyond_the_servers_bound_are_refused_and_not_executed() {
-    let server = Running::start(
-        "127.0.0.1:0",
-        ServeOptions {
-            outstanding_max: 2,
-            ..ServeOptions::default()
-        },
-    );
+    let server =
+        Running::start("127.0.0.1:0", ServeOptions { outstanding_max: 2, ..ServeOptions::default() });
     let link: Link<PeerProtocol> = Link::connect_lazy(server.address, LinkOptions::default());
     let waiting: Vec<_> = (0..2).map(|_| spawn_call(&link, 0, soon())).collect();
     tokio::task::yield_now().await;
@@ -298,10 +251,7 @@ async fn nobody_listening_is_not_sent() {
     let address = listener.local_addr().unwrap();
     drop(listener);
     let link: Link<PeerProtocol> = Link::connect_lazy(address, LinkOptions::default());
-    assert_eq!(
-        link.call(call(2), soon()).await.unwrap_err(),
-        LinkError::Unreachable
-    );
+    assert_eq!(link.call(call(2), soon()).await.unwrap_err(), LinkError::Unreachable);
     assert!(link.last_error().is_some());
 }
 
@@ -309,15 +259,9 @@ async fn nobody_listening_is_not_sent() {
 async fn a_server_that_never_answers_is_unreachable_not_unknown() {
     // The kernel accepts, nobody ever speaks: like a stopped process.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let options = LinkOptions {
-        connect_timeout: Duration::from_millis(100),
-        ..LinkOptions::default()
-    };
+    let options = LinkOptions { connect_timeout: Duration::from_millis(100), ..LinkOptions::default() };
     let link: Link<PeerProtocol> = Link::connect_lazy(listener.local_addr().unwrap(), options);
-    assert_eq!(
-        link.call(call(2), soon()).await.unwrap_err(),
-        LinkError::Unreachable
-    );
+    assert_eq!(link.call(call(2), soon()).await.unwrap_err(), LinkError::Unreachable);
     let late = Instant::now() + Duration::from_millis(20);
     assert!(!link.call(call(2), late).await.unwrap_err().may_have_arrived());
 }
@@ -325,18 +269,12 @@ async fn a_server_that_never_answers_is_unreachable_not_unknown() {
 #[tokio::test]
 async fn garbage_on_the_port_harms_nobody() {
     let server = Running::start("127.0.0.1:0", ServeOptions::default());
-    for garbage in [
-        &b"GET / HTTP/1.1\r\n\r\n"[..],
-        &[0u8; 4096][..],
-        &[0xff; 100_000][..],
-    ] {
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0u8; 4096][..], &[0xff; 100_000][..]] {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         // The server may hang up while we still write.
         let _ = stream.write_all(garbage).await;
         let mut answer = Vec::new();
-        let _ = timeout(Duration::from_secs(20), stream.read_to_end(&mut answer))
-            .await
-            .expect("it hangs up");
+        let _ = timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await.expect("it hangs up");
     }
     let link: Link<PeerProtocol> = Link::connect_lazy(server.address, LinkOptions::default());
     assert_eq!(text(link.call(call(6), soon()).await.unwrap()), "6");
@@ -349,16 +287,10 @@ async fn dropping_the_last_clone_closes_the_connection() {
     let other = link.clone();
     link.call(call(2), soon()).await.unwrap();
     drop(link);
-    assert_eq!(
-        text(other.call(call(3), soon()).await.unwrap()),
-        "3",
-        "a clone keeps it open"
-    );
+    assert_eq!(text(other.call(call(3), soon()).await.unwrap()), "3", "a clone keeps it open");
     let before = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     assert!(before > 0);
     drop(other);
-    eventually("the link's tasks end", || {
-        tokio::runtime::Handle::current().metrics().num_alive_tasks() == 0
-    })
-    .await;
+    eventually("the link's tasks end", || tokio::runtime::Handle::current().metrics().num_alive_tasks() == 0)
+        .await;
 }

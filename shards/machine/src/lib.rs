@@ -19,7 +19,8 @@ mod tests;
 
 pub use entry::{Command, Entry, Op, SystemCommand};
 pub use machine::{
-    Answer, ApplyError, Decision, Frozen, Head, LoadError, Loader, Machine, Outcome, Position, Receipt, Reject,
+    Answer, ApplyError, Decision, Frozen, Head, LoadError, Loader, Machine, Outcome, Position, Receipt,
+    Reject,
 };
 pub use tidewall_domain as domain;
 

@@ -102,7 +102,9 @@ pub enum Reject {
     #[error("this request id was used before with other content: make a new id for a new request")]
     IdReused,
     /// The request id is older than what is remembered; nothing is remembered.
-    #[error("this request id is older than the outcomes that the region remembers: make a new id for a new request")]
+    #[error(
+        "this request id is older than the outcomes that the region remembers: make a new id for a new request"
+    )]
     IdForgotten,
     /// The request id is from the future; nothing is remembered.
     #[error("this request id carries a time in the future: set the clock of the machine that made it")]
@@ -514,7 +516,9 @@ impl Machine {
                 self.drop_staged();
                 Ok(())
             }
-            SystemCommand::ImportCommit { import, chunks, replace } => self.import(*import, *chunks, *replace),
+            SystemCommand::ImportCommit { import, chunks, replace } => {
+                self.import(*import, *chunks, *replace)
+            }
             SystemCommand::RaiseVersion(version) => {
                 // A build that cannot follow halts at the load of these rows or here, in the same way on each.
                 if *version <= APPLY_VERSION && *version >= row.apply_version {
@@ -553,7 +557,9 @@ impl Machine {
         }
         self.drop_staged();
         if !replace && self.tickets.events_count() > 0 {
-            return Err("the region holds events: importing would replace them, which must be asked for".into());
+            return Err(
+                "the region holds events: importing would replace them, which must be asked for".into()
+            );
         }
         let loaded = snapshot::read(&mut file.as_slice()).map_err(|error| error.to_string())?;
         let old = self.row();

@@ -43,7 +43,9 @@ pub enum SnapshotError {
     #[error("this is not a Tidewall snapshot file")]
     Foreign,
     /// It is of another format.
-    #[error("the snapshot has format {0}, this build reads format {SNAPSHOT_FORMAT}: use the build that wrote it")]
+    #[error(
+        "the snapshot has format {0}, this build reads format {SNAPSHOT_FORMAT}: use the build that wrote it"
+    )]
     Format(u32),
     /// It is damaged.
     #[error("the snapshot is damaged: {0}; fetch it again")]
@@ -198,7 +200,8 @@ pub fn read(from: &mut impl Read) -> Result<Loaded, SnapshotError> {
         match tag[0] {
             PAGE => {
                 let bytes = source.part()?;
-                let (table, content) = bytes.split_first().ok_or(SnapshotError::Damaged("a page is empty"))?;
+                let (table, content) =
+                    bytes.split_first().ok_or(SnapshotError::Damaged("a page is empty"))?;
                 loader.page(*table, content)?;
             }
             END => break,

@@ -224,7 +224,8 @@ fn poisoned() -> Machine {
                 let mut w = Writer::new();
                 w.u64(1);
                 StockRow::encode_key(&(1, 0), &mut w);
-                let lie = StockRow { capacity: 5, free: 6, next_ticket: 1, next_hold: 1, ..StockRow::default() };
+                let lie =
+                    StockRow { capacity: 5, free: 6, next_ticket: 1, next_hold: 1, ..StockRow::default() };
                 lie.encode(&mut w);
                 bytes = w.into_bytes();
             }
@@ -233,7 +234,9 @@ fn poisoned() -> Machine {
         loader.finish(log.machine.head().clone(), digest)
     };
     // The digest tells the doctored rows from the real ones.
-    let LoadError::Digest { found, .. } = doctored(log.machine.digest()).unwrap_err() else { panic!("same digest") };
+    let LoadError::Digest { found, .. } = doctored(log.machine.digest()).unwrap_err() else {
+        panic!("same digest")
+    };
     doctored(found).unwrap()
 }
 

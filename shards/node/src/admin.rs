@@ -83,9 +83,9 @@ impl ShardServer {
     fn group_state(&self, group: &Group) -> pb::GroupState {
         let status = group.status();
         let checkpoint = group.checkpoint_state();
-        let (digest, applied, incarnation, rows) = group
-            .state()
-            .read(|machine| (machine.digest(), machine.applied_index(), machine.incarnation(), machine.rows()));
+        let (digest, applied, incarnation, rows) = group.state().read(|machine| {
+            (machine.digest(), machine.applied_index(), machine.incarnation(), machine.rows())
+        });
         let role = match status.role {
             Role::Leader => "leader",
             Role::Follower => "follower",
@@ -119,14 +119,16 @@ impl ShardServer {
         let mut file = first.chunk.to_vec();
         while let Some(part) = parts.message().await? {
             if file.len() + part.chunk.len() > IMPORT_BYTES_MAX {
-                let what = format!("an import has at most {IMPORT_BYTES_MAX} bytes: restore larger regions offline");
+                let what =
+                    format!("an import has at most {IMPORT_BYTES_MAX} bytes: restore larger regions offline");
                 return Err(Status::invalid_argument(what));
             }
             file.extend_from_slice(&part.chunk);
         }
         let file = Bytes::from(file);
         let check = file.clone();
-        let checked = tokio::task::spawn_blocking(move || snapshot::read(&mut check.as_ref()).map(|l| l.header));
+        let checked =
+            tokio::task::spawn_blocking(move || snapshot::read(&mut check.as_ref()).map(|l| l.header));
         if let Err(error) = checked.await.map_err(|e| Status::internal(e.to_string()))? {
             let message = error.to_string();
             return respond(R::Rejection(pb::RejectionView {
@@ -139,7 +141,12 @@ impl ShardServer {
         if let Err(refusal) = shard::confirm(&group).await {
             return respond(R::Refusal(views::refusal(&refusal)));
         }
-        tracing::warn!(group = first.group, principal = first.principal, replace = first.replace, "import begins");
+        tracing::warn!(
+            group = first.group,
+            principal = first.principal,
+            replace = first.replace,
+            "import begins"
+        );
         let import = u128::from(self.shared.clock.unix_ms()) << 64 | u128::from(self.shared.node);
         let mut steps = vec![SystemCommand::ImportAbort];
         let chunks = file.chunks(IMPORT_CHUNK_BYTES);
@@ -198,7 +205,8 @@ impl ShardService for ShardServer {
         _: Request<pb::GetNodeStateRequest>,
     ) -> Result<Response<pb::GetNodeStateResponse>, Status> {
         let serving = &self.shared.serving;
-        let mut groups: Vec<_> = serving.groups.values().map(|served| self.group_state(&served.group)).collect();
+        let mut groups: Vec<_> =
+            serving.groups.values().map(|served| self.group_state(&served.group)).collect();
         groups.extend(serving.faults.iter().map(|(group, why)| pb::GroupState {
             group: *group,
             role: "halted".into(),

@@ -35,7 +35,9 @@ pub enum NodeError {
         source: std::io::Error,
     },
     /// The disk failed: what it holds is unknown.
-    #[error("storage has failed, this node has stopped and must not be restarted before the disk was checked: {0}")]
+    #[error(
+        "storage has failed, this node has stopped and must not be restarted before the disk was checked: {0}"
+    )]
     Storage(String),
     /// The data are damaged, of another cluster, or of another format.
     #[error("{0}")]

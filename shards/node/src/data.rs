@@ -44,7 +44,8 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
     let directory = &config.data_dir;
     let place = directory.display();
     let system = |what: String| NodeError::system(format!("{what}; check that the directory is writable"));
-    let identity = Identity { format: DATA_FORMAT, cluster: config.topology.cluster.clone(), node: config.node };
+    let identity =
+        Identity { format: DATA_FORMAT, cluster: config.topology.cluster.clone(), node: config.node };
     let fresh = check_identity(directory, &identity, config.create)?;
     let incoming = directory.join("incoming");
     if incoming.exists() {
@@ -52,10 +53,15 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
     }
     std::fs::create_dir_all(&incoming).map_err(system(format!("cannot create {}", incoming.display())))?;
     let cluster = config.topology.cluster_bytes().ok_or_else(|| {
-        NodeError::Config(format!("the cluster id {:?} is not 32 hexadecimal digits", config.topology.cluster))
+        NodeError::Config(format!(
+            "the cluster id {:?} is not 32 hexadecimal digits",
+            config.topology.cluster
+        ))
     })?;
-    let disk = RealDisk::open(directory.join("log")).map_err(system(format!("cannot open the log in {place}")))?;
-    let (log, report) = NodeLog::open(Arc::new(disk), LogOptions::new(cluster, config.node)).map_err(log_error)?;
+    let disk =
+        RealDisk::open(directory.join("log")).map_err(system(format!("cannot open the log in {place}")))?;
+    let (log, report) =
+        NodeLog::open(Arc::new(disk), LogOptions::new(cluster, config.node)).map_err(log_error)?;
     tracing::info!(?report, "log opened");
     if report.fresh && !fresh {
         return Err(NodeError::Data(format!(
@@ -69,7 +75,8 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
     for region in &config.topology.regions {
         machines.insert(region.group, load(&mut store, &log, region.group)?);
     }
-    let writer = CheckpointWriter::start(Box::new(store)).map_err(NodeError::system("cannot start a thread"))?;
+    let writer =
+        CheckpointWriter::start(Box::new(store)).map_err(NodeError::system("cannot start a thread"))?;
     if fresh {
         write_identity(directory, &identity).map_err(system(format!("cannot write to {place}")))?;
     }
@@ -132,7 +139,9 @@ fn check_identity(directory: &Path, expected: &Identity, create: bool) -> Result
             refuse_foreign_files(directory)?;
             return Ok(true);
         }
-        Err(source) => return Err(NodeError::System { what: format!("cannot read {}", path.display()), source }),
+        Err(source) => {
+            return Err(NodeError::System { what: format!("cannot read {}", path.display()), source });
+        }
     };
     if found.format != DATA_FORMAT {
         return Err(NodeError::Data(format!(
@@ -187,7 +196,10 @@ mod tests {
             format: TOPOLOGY_FORMAT,
             cluster: "00112233445566778899aabbccddeeff".into(),
             regions: vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
-            nodes: vec![Node { id: 1, address, peer_address: address }, Node { id: 2, address, peer_address: address }],
+            nodes: vec![
+                Node { id: 1, address, peer_address: address },
+                Node { id: 2, address, peer_address: address },
+            ],
         };
         NodeConfig { node: 1, data_dir: directory.to_owned(), topology, ephemeral: false, create: true }
     }

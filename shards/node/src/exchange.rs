@@ -7,9 +7,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tidewall_actors::{Directory, Refusal, Reply, Request};
 use tidewall_consensus::Group;
+use tidewall_domain::tickets;
 use tidewall_link::{ExchangeProtocol, Handler, ReplySender};
 use tidewall_machine::{Command, Op};
-use tidewall_domain::tickets;
 use tidewall_proto::internal::v1 as pb;
 
 use crate::metrics::Metrics;
@@ -104,7 +104,14 @@ impl ExchangeHandler {
         by_row.entry((group, row)).or_default().push(request);
     }
 
-    fn batch(&self, call: u64, group: u32, batch: pb::CommandBatch, replies: &ReplySender<ExchangeProtocol>, by_row: &mut ByRow) {
+    fn batch(
+        &self,
+        call: u64,
+        group: u32,
+        batch: pb::CommandBatch,
+        replies: &ReplySender<ExchangeProtocol>,
+        by_row: &mut ByRow,
+    ) {
         let count = batch.commands.len();
         if count == 0 {
             let result = pb::reply::Result::Batch(pb::OutcomeBatch::default());
@@ -213,7 +220,8 @@ impl Handler<ExchangeProtocol> for ExchangeHandler {
     }
 
     fn refuse(&mut self, call: pb::Call) -> pb::Reply {
-        let refusal = Refusal::Overloaded { what: "too many calls of this gateway are open", retry_after_ms: 200 };
+        let refusal =
+            Refusal::Overloaded { what: "too many calls of this gateway are open", retry_after_ms: 200 };
         pb::Reply { id: call.id, result: Some(pb::reply::Result::Refusal(views::refusal(&refusal))) }
     }
 }

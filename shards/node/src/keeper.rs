@@ -48,7 +48,8 @@ async fn checkpoints(serving: &Serving, log: &NodeLog, memory: &mut Memory) {
     let pinning: BTreeMap<u32, u64> = log.purge_hints(LOG_BYTES_MAX).into_iter().collect();
     for (number, served) in &serving.groups {
         let state = served.group.checkpoint_state();
-        let (last, index) = memory.checkpoint_at.entry(*number).or_insert_with(|| (Instant::now(), state.index));
+        let (last, index) =
+            memory.checkpoint_at.entry(*number).or_insert_with(|| (Instant::now(), state.index));
         if *index != state.index {
             (*last, *index) = (Instant::now(), state.index);
         }

@@ -68,7 +68,8 @@ impl Metrics {
         let applied = gauge("applied_index", "Last applied log index");
         let lag = gauge("lag_entries", "Entries that are committed and not applied");
         let backlog = gauge("checkpoint_backlog_pages", "Pages changed since the last checkpoint");
-        let faults = gauge("broken_invariants", "Commands taken back because of a broken invariant: an alarm");
+        let faults =
+            gauge("broken_invariants", "Commands taken back because of a broken invariant: an alarm");
         let mut single = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -83,7 +84,9 @@ impl Metrics {
             commands: OUTCOMES.map(|outcome| {
                 commands.get_or_create(&CommandLabels { region: region.clone(), outcome }).clone()
             }),
-            queries: queries.get_or_create(&CommandLabels { region: region.clone(), outcome: "done" }).clone(),
+            queries: queries
+                .get_or_create(&CommandLabels { region: region.clone(), outcome: "done" })
+                .clone(),
             queries_refused: queries
                 .get_or_create(&CommandLabels { region: region.clone(), outcome: "refused" })
                 .clone(),

@@ -23,10 +23,10 @@ use crate::admin::ShardServer;
 use crate::config::{NodeConfig, NodeError};
 use crate::data::{self, Data};
 use crate::exchange::{Served, Serving};
+use crate::keeper;
 use crate::metrics::Metrics;
 use crate::shard::GroupShard;
 use crate::space::Space;
-use crate::keeper;
 
 /// Largest message on the client port, bytes.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -149,7 +149,8 @@ async fn serve(
             group.initialize().await.map_err(|error| NodeError::Internal(error.to_string()))?;
         }
     }
-    let groups: BTreeMap<u32, Group> = groups.into_iter().map(|(number, (group, _))| (number, group)).collect();
+    let groups: BTreeMap<u32, Group> =
+        groups.into_iter().map(|(number, (group, _))| (number, group)).collect();
     let metrics = Arc::new(Metrics::new(topology));
     let edge = Edge {
         node: config.node,
@@ -218,7 +219,8 @@ async fn until(mut stopped: watch::Receiver<bool>) {
 async fn signalled() -> Result<(), NodeError> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = NodeError::system("cannot listen for signals");
-    let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+    let signals =
+        signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
     let (mut terminate, mut interrupt) = signals.map_err(failed)?;
     tokio::select! {
         _ = terminate.recv() => Ok(()),
@@ -245,7 +247,11 @@ impl Edge {
         system.block_on(self.serve(port, stopped))
     }
 
-    async fn serve(self, port: std::net::TcpListener, stopped: watch::Receiver<bool>) -> Result<(), NodeError> {
+    async fn serve(
+        self,
+        port: std::net::TcpListener,
+        stopped: watch::Receiver<bool>,
+    ) -> Result<(), NodeError> {
         let arbiter = actix::Arbiter::current();
         let served = |group: &Group| {
             let shard = Arc::new(GroupShard::new(group.clone(), Arc::clone(&self.clock)));

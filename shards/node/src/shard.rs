@@ -27,7 +27,11 @@ impl GroupShard {
 }
 
 /// Proposes commands as one entry, stamped now.
-pub async fn propose(group: &Group, clock: &dyn Clock, commands: Vec<Command>) -> Result<Vec<Decision>, Refusal> {
+pub async fn propose(
+    group: &Group,
+    clock: &dyn Clock,
+    commands: Vec<Command>,
+) -> Result<Vec<Decision>, Refusal> {
     let payload = Payload::new(&Entry { stamp_ms: clock.unix_ms(), commands });
     match tokio::time::timeout(PROPOSE_TIMEOUT, group.propose(payload)).await {
         Ok(Ok(decisions)) => Ok(decisions),

@@ -40,7 +40,10 @@ impl Space {
         let low = free < LOW_WATER_BYTES;
         if self.low.swap(low, Ordering::Relaxed) != low {
             if low {
-                tracing::error!(free, "the disk is nearly full: new work is refused, finishing goes on; free space");
+                tracing::error!(
+                    free,
+                    "the disk is nearly full: new work is refused, finishing goes on; free space"
+                );
             } else {
                 tracing::info!(free, "there is space again: new work is accepted");
             }

@@ -65,7 +65,8 @@ fn reject(reject: &Reject) -> pb::RejectionView {
 }
 
 fn tier_spec(spec: &TierSpec) -> pb::TierSpec {
-    let seat_rows = spec.seat_rows.iter().map(|row| pb::SeatRowSpec { label: row.label.clone(), seats: row.seats });
+    let seat_rows =
+        spec.seat_rows.iter().map(|row| pb::SeatRowSpec { label: row.label.clone(), seats: row.seats });
     pb::TierSpec {
         tier_id: spec.id.clone(),
         display_name: spec.display_name.clone(),
@@ -127,9 +128,9 @@ fn seat_names(event: &EventRow, tier: TierNo, seats: &[u32]) -> Vec<String> {
 pub fn without_rows(decision: &Decision, tier_id: &str) -> Option<pb::Outcome> {
     let (result, event_id) = match &decision.answer {
         Answer::Rejected(why) => (pb::outcome::Result::Rejection(reject(why)), String::new()),
-        Answer::Done(Outcome::Tickets(tickets::Outcome::Purchased { event, first, count, seats, .. }))
-            if seats.is_empty() && !tier_id.is_empty() =>
-        {
+        Answer::Done(Outcome::Tickets(tickets::Outcome::Purchased {
+            event, first, count, seats, ..
+        })) if seats.is_empty() && !tier_id.is_empty() => {
             let purchase = pb::PurchaseView {
                 tier_id: tier_id.to_owned(),
                 first_number: *first,
@@ -172,7 +173,8 @@ pub fn outcome(machine: &Machine, decision: &Decision) -> pb::Outcome {
 
 fn done(rows: &State, row: &EventRow, outcome: &tickets::Outcome) -> pb::outcome::Result {
     use pb::outcome::Result as R;
-    let tier_id = |tier: TierNo| row.tiers.get(usize::from(tier)).map(|spec| spec.id.clone()).unwrap_or_default();
+    let tier_id =
+        |tier: TierNo| row.tiers.get(usize::from(tier)).map(|spec| spec.id.clone()).unwrap_or_default();
     match outcome {
         tickets::Outcome::EventSaved { event: id } => R::Event(event(rows, id, row)),
         tickets::Outcome::Held { tier, hold, quantity, seats, expires_ms, .. } => R::Hold(pb::HoldView {
@@ -195,7 +197,10 @@ fn done(rows: &State, row: &EventRow, outcome: &tickets::Outcome) -> pb::outcome
             let key = (row.no, *tier, *number);
             match rows.ticket(&key) {
                 Some(found) => R::Cancelled(ticket(row, &key, found)),
-                None => R::Rejection(rejection(&Rejection::TicketNotFound(format!("{}-{number}", tier_id(*tier))))),
+                None => R::Rejection(rejection(&Rejection::TicketNotFound(format!(
+                    "{}-{number}",
+                    tier_id(*tier)
+                )))),
             }
         }
     }
@@ -274,7 +279,11 @@ pub fn query(machine: &Machine, query: &pb::Query) -> Result<pb::QueryResult, St
     Ok(pb::QueryResult { result: Some(result) })
 }
 
-fn list_tickets(rows: &State, row: &EventRow, q: &pb::ListTickets) -> Result<pb::query_result::Result, String> {
+fn list_tickets(
+    rows: &State,
+    row: &EventRow,
+    q: &pb::ListTickets,
+) -> Result<pb::query_result::Result, String> {
     let limit = q.limit.clamp(1, 5_000) as usize;
     let after = match q.after_ticket_id.as_str() {
         "" => (0, 0),

@@ -32,11 +32,7 @@ fn measure(directory: &std::path::Path, groups: u32, entries_per_append: u64) {
                 while started.elapsed() < LOAD {
                     let entries = (next..next + entries_per_append)
                         .map(|index| LogEntry {
-                            position: LogPosition {
-                                term: 1,
-                                node: 1,
-                                index,
-                            },
+                            position: LogPosition { term: 1, node: 1, index },
                             payload: payload.clone(),
                         })
                         .collect();
@@ -48,11 +44,7 @@ fn measure(directory: &std::path::Path, groups: u32, entries_per_append: u64) {
                     latencies.push(sent.elapsed());
                     if latencies.len() % 512 == 0 {
                         // As a node does behind its checkpoints: keep the log short.
-                        let upto = LogPosition {
-                            term: 1,
-                            node: 1,
-                            index: next - 1,
-                        };
+                        let upto = LogPosition { term: 1, node: 1, index: next - 1 };
                         group.purge(upto, Box::new(|outcome| outcome.unwrap()));
                     }
                 }
@@ -60,10 +52,8 @@ fn measure(directory: &std::path::Path, groups: u32, entries_per_append: u64) {
             })
         })
         .collect();
-    let mut latencies: Vec<Duration> = writers
-        .into_iter()
-        .flat_map(|writer| writer.join().unwrap())
-        .collect();
+    let mut latencies: Vec<Duration> =
+        writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
     let seconds = started.elapsed().as_secs_f64();
     latencies.sort_unstable();
     let at = |share: usize| latencies[(latencies.len() * share / 100).min(latencies.len() - 1)];
@@ -80,9 +70,7 @@ fn measure(directory: &std::path::Path, groups: u32, entries_per_append: u64) {
 }
 
 fn main() {
-    let directory = std::env::args_os()
-        .nth(1)
-        .map_or_else(std::env::temp_dir, Into::into);
+    let directory = std::env::args_os().nth(1).map_or_else(std::env::temp_dir, Into::into);
     println!("directory {}", directory.display());
     for (groups, entries) in [(1, 1), (12, 1), (12, 64)] {
         measure(&directory, groups, entries);

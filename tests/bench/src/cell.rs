@@ -127,12 +127,7 @@ pub async fn measure<J: Job>(jobs: Vec<J>, span: Span, servers: &[u32]) -> Measu
         }));
     }
     let own = std::process::id();
-    let cpu = || {
-        servers
-            .iter()
-            .map(|root| machine::cpu_seconds(*root))
-            .sum::<f64>()
-    };
+    let cpu = || servers.iter().map(|root| machine::cpu_seconds(*root)).sum::<f64>();
     tokio::time::sleep(span.warm_up).await;
     // Our own children may be the servers, so only this process itself is the client.
     let (server_before, client_before) = (cpu(), own_cpu_seconds(own));
@@ -162,11 +157,7 @@ pub async fn measure<J: Job>(jobs: Vec<J>, span: Span, servers: &[u32]) -> Measu
         }
     }
     let each = |seconds: f64| {
-        if decided == 0 {
-            0.0
-        } else {
-            seconds * 1e6 / decided as f64
-        }
+        if decided == 0 { 0.0 } else { seconds * 1e6 / decided as f64 }
     };
     Measured {
         per_second: decided as f64 / seconds,
@@ -186,15 +177,9 @@ pub async fn measure<J: Job>(jobs: Vec<J>, span: Span, servers: &[u32]) -> Measu
 /// Processor seconds of one process without its children, from its threads' common counters.
 fn own_cpu_seconds(id: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat
-        .rsplit_once(") ")
-        .map_or(Vec::new(), |(_, rest)| rest.split(' ').collect());
-    let ticks: u64 = fields
-        .get(11..13)
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|field| field.parse::<u64>().ok())
-        .sum();
+    let fields: Vec<&str> = stat.rsplit_once(") ").map_or(Vec::new(), |(_, rest)| rest.split(' ').collect());
+    let ticks: u64 =
+        fields.get(11..13).unwrap_or_default().iter().filter_map(|field| field.parse::<u64>().ok()).sum();
     ticks as f64 / 100.0
 }
 
@@ -209,29 +194,17 @@ mod tests {
             self.0 += 1;
             anyhow::ensure!(!self.0.is_multiple_of(5), "every fifth fails");
             tokio::time::sleep(Duration::from_millis(10)).await;
-            Ok(Done {
-                purchases: 3,
-                overloaded: 1,
-            })
+            Ok(Done { purchases: 3, overloaded: 1 })
         }
     }
 
     #[tokio::test]
     async fn a_cell_counts_purchases_errors_and_refusals() {
-        let span = Span {
-            warm_up: Duration::from_millis(50),
-            measured: Duration::from_millis(400),
-        };
+        let span = Span { warm_up: Duration::from_millis(50), measured: Duration::from_millis(400) };
         let measured = measure(vec![Sleeper(0), Sleeper(0)], span, &[std::process::id()]).await;
         assert!(measured.calls > 0 && measured.errors > 0, "{measured:?}");
-        assert!(
-            measured.overloaded > 0 && measured.per_second > 0.0,
-            "{measured:?}"
-        );
-        assert!(
-            measured.p50_ms >= 9.9 && measured.max_ms >= measured.p50_ms,
-            "{measured:?}"
-        );
+        assert!(measured.overloaded > 0 && measured.per_second > 0.0, "{measured:?}");
+        assert!(measured.p50_ms >= 9.9 && measured.max_ms >= measured.p50_ms, "{measured:?}");
         assert_eq!(measured.first_error.as_deref(), Some("every fifth fails"));
         assert!(measured.memory_mib > 0.0, "{measured:?}");
     }

@@ -23,10 +23,7 @@ impl OutcomeService for Echo {
         &self,
         request: Request<GetOutcomeRequest>,
     ) -> Result<Response<GetOutcomeResponse>, Status> {
-        let purchase = Purchase {
-            tickets: vec![request.into_inner().request_id],
-            ..Purchase::default()
-        };
+        let purchase = Purchase { tickets: vec![request.into_inner().request_id], ..Purchase::default() };
         Ok(Response::new(GetOutcomeResponse {
             result: Some(Decided::Purchase(purchase)),
             ..GetOutcomeResponse::default()
@@ -71,16 +68,10 @@ impl EchoServer {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let output = child
-            .stdout
-            .take()
-            .context("the child's output was to be a pipe")?;
+        let output = child.stdout.take().context("the child's output was to be a pipe")?;
         let mut address = String::new();
         std::io::BufReader::new(output).read_line(&mut address)?;
-        Ok(Self {
-            child,
-            address: address.trim().to_owned(),
-        })
+        Ok(Self { child, address: address.trim().to_owned() })
     }
 
     /// Its process.
@@ -95,18 +86,11 @@ impl EchoServer {
     pub async fn jobs(&self, clients: usize) -> anyhow::Result<Vec<impl Job + use<>>> {
         let mut channels = Vec::new();
         for _ in 0..clients.div_ceil(CALLS_PER_CONNECTION) {
-            channels.push(
-                Endpoint::new(format!("http://{}", self.address))?
-                    .tcp_nodelay(true)
-                    .connect()
-                    .await?,
-            );
+            channels
+                .push(Endpoint::new(format!("http://{}", self.address))?.tcp_nodelay(true).connect().await?);
         }
-        let job = |client: usize| {
-            EchoJob(OutcomeServiceClient::new(
-                channels[client % channels.len()].clone(),
-            ))
-        };
+        let job =
+            |client: usize| EchoJob(OutcomeServiceClient::new(channels[client % channels.len()].clone()));
         Ok((0..clients).map(job).collect())
     }
 }
@@ -127,9 +111,6 @@ impl Job for EchoJob {
             request_id: uuid::Uuid::now_v7().to_string(),
         };
         self.0.get_outcome(request).await?;
-        Ok(Done {
-            purchases: 1,
-            overloaded: 0,
-        })
+        Ok(Done { purchases: 1, overloaded: 0 })
     }
 }

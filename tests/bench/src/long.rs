@@ -39,12 +39,7 @@ pub struct BulkRow {
 /// # Errors
 /// When the cluster cannot be reached.
 pub async fn bulk(target: &Target, span: Span) -> anyhow::Result<(String, Vec<BulkRow>)> {
-    let region = target
-        .regions()
-        .await?
-        .into_iter()
-        .next()
-        .context("the cluster has no regions")?;
+    let region = target.regions().await?.into_iter().next().context("the cluster has no regions")?;
     let mut rows = Vec::new();
     for size in [64, 256, 1000] {
         for concurrency in [1, 4, 16] {
@@ -53,22 +48,11 @@ pub async fn bulk(target: &Target, span: Span) -> anyhow::Result<(String, Vec<Bu
             let jobs = target.batch_jobs(&event, concurrency, size)?;
             let measured = cell::measure(jobs, span, &[target.root()]).await;
             target.audit(&event).await?;
-            rows.push(BulkRow {
-                size,
-                concurrency,
-                measured,
-            });
+            rows.push(BulkRow { size, concurrency, measured });
         }
     }
-    let mut text = table([
-        "purchases a call",
-        "calls at once",
-        "decided/s",
-        "p50 ms",
-        "p99 ms",
-        "CPU µs",
-        "errors",
-    ]);
+    let mut text =
+        table(["purchases a call", "calls at once", "decided/s", "p50 ms", "p99 ms", "CPU µs", "errors"]);
     for row in &rows {
         let m = &row.measured;
         text.add_row([
@@ -81,10 +65,7 @@ pub async fn bulk(target: &Target, span: Span) -> anyhow::Result<(String, Vec<Bu
             m.first_error.clone().unwrap_or_else(|| "0".into()),
         ]);
     }
-    Ok((
-        format!("{text}\nAsked: 31,000 decided purchases/s on one row; aim 100,000."),
-        rows,
-    ))
+    Ok((format!("{text}\nAsked: 31,000 decided purchases/s on one row; aim 100,000."), rows))
 }
 
 /// One sample of a steady run.
@@ -109,12 +90,7 @@ pub struct Sample {
 /// When the cluster cannot be reached or does not answer.
 pub async fn steady(target: &Target, length: Duration, rate: u64) -> anyhow::Result<(String, Vec<Sample>)> {
     ensure!(rate > 0, "--rate must be at least 1");
-    let region = target
-        .regions()
-        .await?
-        .into_iter()
-        .next()
-        .context("the cluster has no regions")?;
+    let region = target.regions().await?.into_iter().next().context("the cluster has no regions")?;
     let event = target.event(&region).await?;
     let operator = target.session("bench-operator", Some("operator"))?;
     let stop = Arc::new(AtomicBool::new(false));
@@ -136,9 +112,7 @@ pub async fn steady(target: &Target, length: Duration, rate: u64) -> anyhow::Res
             recent.add(&*its).expect("all histograms have the same bounds");
             its.reset();
         }
-        latencies
-            .add(&recent)
-            .expect("all histograms have the same bounds");
+        latencies.add(&recent).expect("all histograms have the same bounds");
         let status = target.status(&operator, &region).await?;
         let usage = machine::usage(target.root());
         let cores = (usage.cpu_seconds - cpu) / looked.elapsed().as_secs_f64();
@@ -147,11 +121,7 @@ pub async fn steady(target: &Target, length: Duration, rate: u64) -> anyhow::Res
         let sample = Sample {
             seconds: start.elapsed().as_secs(),
             purchases: latencies.len(),
-            backlog_rows: replicas
-                .clone()
-                .map(|r| r.checkpoint_backlog_rows)
-                .max()
-                .unwrap_or(0),
+            backlog_rows: replicas.clone().map(|r| r.checkpoint_backlog_rows).max().unwrap_or(0),
             backlog_entries: replicas
                 .map(|r| r.applied_index.saturating_sub(r.checkpoint_index))
                 .max()
@@ -193,11 +163,7 @@ pub async fn steady(target: &Target, length: Duration, rate: u64) -> anyhow::Res
             format!("{:.2}", sample.p99_ms),
         ]);
     }
-    let mut said = format!(
-        "{text}\n{} purchases at {rate}/s, {} errors\n",
-        latencies.len(),
-        errors.len()
-    );
+    let mut said = format!("{text}\n{} purchases at {rate}/s, {} errors\n", latencies.len(), errors.len());
     said += &format!(
         "latency from the moment a purchase was due: p50 {:.2} ms, p99 {:.2} ms\n",
         percentile_ms(&latencies, 50.0),
@@ -207,10 +173,7 @@ pub async fn steady(target: &Target, length: Duration, rate: u64) -> anyhow::Res
         said += &format!("first error: {error}\n");
     }
     for (what, of) in [
-        (
-            "checkpoint backlog, rows",
-            (|s: &Sample| s.backlog_rows as f64) as fn(&Sample) -> f64,
-        ),
+        ("checkpoint backlog, rows", (|s: &Sample| s.backlog_rows as f64) as fn(&Sample) -> f64),
         ("checkpoint backlog, entries", |s| s.backlog_entries as f64),
         ("RSS, MiB", |s| s.rss_mib),
         ("disk, MiB", |s| s.disk_mib),
@@ -321,10 +284,7 @@ pub async fn isolation(target: &Target, span: Span, clients: usize) -> anyhow::R
     eprintln!("isolation: {clients} clients flood one row");
     let jobs = target.jobs(&hot, clients)?;
     let servers = [target.root()];
-    let longer = Span {
-        warm_up: span.warm_up,
-        measured: span.measured + span.warm_up * 2,
-    };
+    let longer = Span { warm_up: span.warm_up, measured: span.measured + span.warm_up * 2 };
     let (flood, during) = tokio::join!(cell::measure(jobs, longer, &servers), watch(span));
     let during = during?;
     let result = Isolation {
@@ -336,10 +296,8 @@ pub async fn isolation(target: &Target, span: Span, clients: usize) -> anyhow::R
         errors,
     };
     let mut text = table(["where", "p99 ms before", "p99 ms during", "times", "asked"]);
-    for (place, position, asked) in [
-        ("same region, another row", 0, "≤ 3"),
-        ("another region", 1, "≤ 1.5"),
-    ] {
+    for (place, position, asked) in [("same region, another row", 0, "≤ 3"), ("another region", 1, "≤ 1.5")]
+    {
         text.add_row([
             place.to_owned(),
             format!("{:.2}", before[position]),
@@ -378,14 +336,7 @@ pub async fn idle(target: &Target, length: Duration) -> (String, Idle) {
          RSS {:.0} MiB added up (asked: below 300), {:.0} MiB with shared pages counted once",
         usage.processes, usage.rss_mib, usage.pss_mib
     );
-    (
-        said,
-        Idle {
-            seconds,
-            cpu_percent,
-            usage,
-        },
-    )
+    (said, Idle { seconds, cpu_percent, usage })
 }
 
 #[cfg(test)]
@@ -413,10 +364,7 @@ mod tests {
         assert!(trend(&samples(|n| if n < 3 { 10.0 } else { 100.0 }), |s| s.rss_mib).starts_with("flat"));
         let grown = trend(&samples(|n| 100.0 + 10.0 * n as f64), |s| s.rss_mib);
         // 10 MiB a thousand purchases are 10,000 a million.
-        assert!(
-            grown.starts_with("grew") && grown.contains("10000.0 a million"),
-            "{grown}"
-        );
+        assert!(grown.starts_with("grew") && grown.contains("10000.0 a million"), "{grown}");
         assert!(trend(&samples(|_| 1.0)[..3], |s| s.rss_mib).starts_with("too short"));
     }
 }

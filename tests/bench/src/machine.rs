@@ -39,18 +39,10 @@ impl Machine {
     pub fn look(directory: &Path) -> Self {
         let first = |file: &str, field: &str| {
             let text = std::fs::read_to_string(file).unwrap_or_default();
-            let line = text
-                .lines()
-                .find(|line| line.starts_with(field))
-                .unwrap_or_default()
-                .to_owned();
-            line.split_once(':')
-                .map_or(String::new(), |(_, value)| value.trim().to_owned())
+            let line = text.lines().find(|line| line.starts_with(field)).unwrap_or_default().to_owned();
+            line.split_once(':').map_or(String::new(), |(_, value)| value.trim().to_owned())
         };
-        let memory_kib = first("/proc/meminfo", "MemTotal")
-            .trim_end_matches(" kB")
-            .parse()
-            .unwrap_or(0u64);
+        let memory_kib = first("/proc/meminfo", "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0u64);
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Self {
             kernel: kernel.trim().to_owned(),
@@ -74,11 +66,7 @@ impl Machine {
             self.kernel,
             self.file_system,
             self.load_before,
-            if self.load_after.is_empty() {
-                "–"
-            } else {
-                &self.load_after
-            },
+            if self.load_after.is_empty() { "–" } else { &self.load_after },
             self.versions.join(" · ")
         )
     }
@@ -93,9 +81,7 @@ pub fn load() -> String {
 /// First line of what a program says about its version.
 pub fn version_of(program: &Path) -> String {
     let output = Command::new(program).arg("--version").output();
-    let text = output
-        .map(|output| String::from_utf8_lossy(&output.stdout).to_string())
-        .unwrap_or_default();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).to_string()).unwrap_or_default();
     text.lines().next().unwrap_or("unknown version").trim().to_owned()
 }
 
@@ -107,9 +93,7 @@ fn file_system(directory: &Path) -> String {
         .filter_map(|line| {
             let mut fields = line.split(' ');
             let (device, point, kind) = (fields.next()?, fields.next()?, fields.next()?);
-            directory
-                .starts_with(point)
-                .then_some((point.len(), format!("{kind} on {device}")))
+            directory.starts_with(point).then_some((point.len(), format!("{kind} on {device}")))
         })
         .max();
     let found = mount.map_or("unknown file system".to_owned(), |(_, text)| text);
@@ -164,22 +148,13 @@ pub fn cpu_seconds(root: u32) -> f64 {
     let table = table();
     loop {
         let before = members.len();
-        members.extend(
-            table
-                .iter()
-                .filter(|p| members.contains(&p.parent))
-                .map(|p| p.id)
-                .collect::<Vec<_>>(),
-        );
+        members
+            .extend(table.iter().filter(|p| members.contains(&p.parent)).map(|p| p.id).collect::<Vec<_>>());
         if members.len() == before {
             break;
         }
     }
-    table
-        .iter()
-        .filter(|p| members.contains(&p.id))
-        .map(|p| p.ticks as f64 / TICKS_PER_SECOND)
-        .sum()
+    table.iter().filter(|p| members.contains(&p.id)).map(|p| p.ticks as f64 / TICKS_PER_SECOND).sum()
 }
 
 struct Process {
@@ -203,24 +178,13 @@ fn parse_stat(id: u32, stat: &str) -> Option<Process> {
     // The name in parentheses may contain anything; the fields start behind the last one.
     let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
     // proc(5): field 3 is the first here, so 4 = parent, 14 to 17 = utime, stime, cutime, cstime.
-    let ticks = fields
-        .get(11..15)?
-        .iter()
-        .filter_map(|field| field.parse::<u64>().ok())
-        .sum();
-    Some(Process {
-        id,
-        parent: fields.get(1)?.parse().ok()?,
-        ticks,
-    })
+    let ticks = fields.get(11..15)?.iter().filter_map(|field| field.parse::<u64>().ok()).sum();
+    Some(Process { id, parent: fields.get(1)?.parse().ok()?, ticks })
 }
 
 fn memory_kib(id: u32, file: &str, field: &str) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default();
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(field))
-        .unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
     line.trim().trim_end_matches(" kB").parse().unwrap_or(0.0)
 }
 
@@ -245,13 +209,7 @@ pub fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     // Refused or not, what it means is seen when a socket cannot be opened.
-    let _ = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            maximum: limit.maximum,
-        },
-    );
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 #[cfg(test)]
@@ -269,10 +227,7 @@ mod tests {
     fn the_usage_of_this_process_counts_its_children() {
         let own = usage(std::process::id());
         assert!(own.rss_mib > 0.0 && own.processes >= 1, "{own:?}");
-        let mut child = Command::new("sleep")
-            .arg("30")
-            .spawn()
-            .expect("sleep is everywhere");
+        let mut child = Command::new("sleep").arg("30").spawn().expect("sleep is everywhere");
         let with_child = usage(std::process::id());
         child.kill().expect("our own child");
         child.wait().expect("our own child");

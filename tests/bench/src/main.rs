@@ -136,10 +136,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     machine::raise_file_limit();
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(run(cli))
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(cli))
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
@@ -183,9 +180,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 /// The cluster to measure, and the machine as it was before.
 async fn target(common: &Common, base: &Path) -> anyhow::Result<(Target, Machine)> {
     let mut machine = Machine::look(base);
-    machine
-        .versions
-        .push(machine::version_of(&tidewall_e2e::cluster::binary()?));
+    machine.versions.push(machine::version_of(&tidewall_e2e::cluster::binary()?));
     let target = match &common.data {
         Some(data) => Target::running(data)?,
         None => Target::start(base).await?,
@@ -225,10 +220,7 @@ fn crowd(common: &Common, base: &Path, buyers: u64, stock: u64) -> anyhow::Resul
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
     let said = String::from_utf8(output.stdout)?;
     let result: serde_json::Value = serde_json::from_str(&said).with_context(|| {
-        format!(
-            "`tidewall load` ended with {} and printed no JSON: {said}",
-            output.status
-        )
+        format!("`tidewall load` ended with {} and printed no JSON: {said}", output.status)
     })?;
     let mut text = serde_json::to_string_pretty(&result)?;
     let count = |field: &str| result[field].as_u64().unwrap_or(0);
@@ -244,48 +236,28 @@ fn crowd(common: &Common, base: &Path, buyers: u64, stock: u64) -> anyhow::Resul
         result["audit"]
     );
     print(common, &mut machine, &text, &result)?;
-    ensure!(
-        output.status.success(),
-        "`tidewall load` ended with {}: see `audit`",
-        output.status
-    );
+    ensure!(output.status.success(), "`tidewall load` ended with {}: see `audit`", output.status);
     Ok(())
 }
 
 /// One after the other, so that nothing is measured beside something else.
 async fn compare(cli: &Cli, base: &Path, span: Span) -> anyhow::Result<()> {
-    let mut report = Report {
-        machine: Machine::look(base),
-        seconds: cli.common.seconds,
-        rows: Vec::new(),
-    };
-    for subject in Subject::ALL
-        .into_iter()
-        .filter(|subject| cli.only.contains(subject))
-    {
+    let mut report = Report { machine: Machine::look(base), seconds: cli.common.seconds, rows: Vec::new() };
+    for subject in Subject::ALL.into_iter().filter(|subject| cli.only.contains(subject)) {
         match subject {
             Subject::Tidewall => {
-                report
-                    .machine
-                    .versions
-                    .push(machine::version_of(&tidewall_e2e::cluster::binary()?));
+                report.machine.versions.push(machine::version_of(&tidewall_e2e::cluster::binary()?));
                 let target = match &cli.common.data {
                     Some(data) => Target::running(data)?,
                     None => Target::start(base).await?,
                 };
-                let region = target
-                    .regions()
-                    .await?
-                    .into_iter()
-                    .next()
-                    .context("the cluster has no regions")?;
+                let region =
+                    target.regions().await?.into_iter().next().context("the cluster has no regions")?;
                 for &clients in &cli.clients {
                     // A fresh event for each cell, so that no cell inherits the rows of the one before.
                     let event = target.event(&region).await?;
                     let jobs = target.jobs(&event, clients);
-                    report
-                        .rows
-                        .push(cell(System::Tidewall, clients, jobs, span, target.root()).await);
+                    report.rows.push(cell(System::Tidewall, clients, jobs, span, target.root()).await);
                     target.audit(&event).await?;
                 }
             }
@@ -298,15 +270,11 @@ async fn compare(cli: &Cli, base: &Path, span: Span) -> anyhow::Result<()> {
                 ] {
                     for &clients in &cli.clients {
                         let jobs = server.jobs(form, clients).await;
-                        report
-                            .rows
-                            .push(cell(system, clients, jobs, span, server.root()).await);
+                        report.rows.push(cell(system, clients, jobs, span, server.root()).await);
                     }
                 }
                 let jobs = server.jobs(Form::Batched, 1).await;
-                report
-                    .rows
-                    .push(cell(System::PostgresBatched, 1, jobs, span, server.root()).await);
+                report.rows.push(cell(System::PostgresBatched, 1, jobs, span, server.root()).await);
                 server.audit().await?;
             }
             Subject::Redis => {
@@ -314,9 +282,7 @@ async fn compare(cli: &Cli, base: &Path, span: Span) -> anyhow::Result<()> {
                 report.machine.versions.push(server.version.clone());
                 for &clients in &cli.clients {
                     let jobs = server.jobs(clients).await;
-                    report
-                        .rows
-                        .push(cell(System::Redis, clients, jobs, span, server.root()).await);
+                    report.rows.push(cell(System::Redis, clients, jobs, span, server.root()).await);
                 }
                 server.audit().await?;
             }
@@ -324,9 +290,7 @@ async fn compare(cli: &Cli, base: &Path, span: Span) -> anyhow::Result<()> {
                 let server = EchoServer::start()?;
                 for &clients in &cli.clients {
                     let jobs = server.jobs(clients).await;
-                    report
-                        .rows
-                        .push(cell(System::Echo, clients, jobs, span, server.root()).await);
+                    report.rows.push(cell(System::Echo, clients, jobs, span, server.root()).await);
                 }
             }
         }
@@ -352,21 +316,11 @@ async fn cell<J: Job>(
     span: Span,
     root: u32,
 ) -> Row {
-    let mut row = Row {
-        system,
-        clients,
-        measured: None,
-        times_postgres: None,
-        note: None,
-    };
+    let mut row = Row { system, clients, measured: None, times_postgres: None, note: None };
     match jobs {
         Ok(jobs) => {
             let measured = measure(jobs, span, &[root]).await;
-            eprintln!(
-                "{}, {clients} clients: {:.0}/s",
-                system.name(),
-                measured.per_second
-            );
+            eprintln!("{}, {clients} clients: {:.0}/s", system.name(), measured.per_second);
             if measured.errors > 0 {
                 let first = measured.first_error.as_deref().unwrap_or_default();
                 row.note = Some(format!("{} errors, first: {first}", measured.errors));

@@ -69,10 +69,7 @@ fn program(name: &str) -> anyhow::Result<PathBuf> {
         .flatten()
         .filter_map(Result::ok)
         .filter_map(|entry| {
-            Some((
-                entry.file_name().to_str()?.parse().ok()?,
-                entry.path().join("bin").join(name),
-            ))
+            Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin").join(name)))
         })
         .filter(|(_, path)| path.is_file())
         .collect();
@@ -86,9 +83,7 @@ fn program(name: &str) -> anyhow::Result<PathBuf> {
 /// A program in `PATH`.
 pub fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|directory| directory.join(name))
-        .find(|file| file.is_file())
+    std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
 /// User and group ids of `postgres` when we are root, since PostgreSQL refuses to run as root.
@@ -100,10 +95,7 @@ fn other_user() -> anyhow::Result<Option<(u32, u32)>> {
     let line = users.lines().find(|line| line.starts_with("postgres:"));
     let line = line.context("PostgreSQL does not run as root, and there is no user postgres")?;
     let fields: Vec<&str> = line.split(':').collect();
-    ensure!(
-        fields.len() > 3,
-        "the line of postgres in /etc/passwd makes no sense: {line}"
-    );
+    ensure!(fields.len() > 3, "the line of postgres in /etc/passwd makes no sense: {line}");
     Ok(Some((fields[2].parse()?, fields[3].parse()?)))
 }
 
@@ -113,9 +105,7 @@ impl Postgres {
     /// # Errors
     /// When PostgreSQL is not installed or does not start; the error carries what it said.
     pub async fn start(base: &Path) -> anyhow::Result<Self> {
-        let directory = tempfile::Builder::new()
-            .prefix("tidewall-bench-postgres-")
-            .tempdir_in(base)?;
+        let directory = tempfile::Builder::new().prefix("tidewall-bench-postgres-").tempdir_in(base)?;
         let user = other_user()?;
         if let Some((uid, gid)) = user {
             std::os::unix::fs::chown(directory.path(), Some(uid), Some(gid))?;
@@ -134,21 +124,12 @@ impl Postgres {
             .arg(&data)
             .args(["-A", "trust", "-U", "bench", "-E", "UTF8", "--locale=C"])
             .output()?;
-        ensure!(
-            made.status.success(),
-            "initdb failed: {}",
-            String::from_utf8_lossy(&made.stderr)
-        );
+        ensure!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr));
         let log = std::fs::File::create(directory.path().join("log"))?;
         let server = command("postgres")?
             .arg("-D")
             .arg(&data)
-            .args([
-                "-c",
-                "listen_addresses=",
-                "-c",
-                &format!("max_connections={CONNECTIONS}"),
-            ])
+            .args(["-c", "listen_addresses=", "-c", &format!("max_connections={CONNECTIONS}")])
             .arg("-c")
             .arg(format!("unix_socket_directories={}", directory.path().display()))
             .stdout(log.try_clone()?)
@@ -156,11 +137,7 @@ impl Postgres {
             .process_group(0)
             .spawn()?;
         let version = machine::version_of(&program("postgres")?);
-        let mut postgres = Self {
-            server,
-            directory,
-            version,
-        };
+        let mut postgres = Self { server, directory, version };
         let deadline = Instant::now() + Duration::from_secs(60);
         let client = loop {
             match postgres.connect().await {
@@ -208,10 +185,7 @@ impl Postgres {
     pub async fn jobs(&self, form: Form, clients: usize) -> anyhow::Result<Vec<impl Job + use<>>> {
         let mut jobs = Vec::with_capacity(clients);
         for number in 0..clients {
-            let client = self
-                .connect()
-                .await
-                .with_context(|| format!("connection {number} of {clients}"))?;
+            let client = self.connect().await.with_context(|| format!("connection {number} of {clients}"))?;
             let statements = match form {
                 Form::TwoStatements => vec![
                     client.prepare("UPDATE event SET free = free - 1 WHERE id = 1 AND free >= 1").await?,
@@ -222,12 +196,7 @@ impl Postgres {
                 Form::SingleStatement => vec![client.prepare("SELECT buy($1::text::uuid, $2)").await?],
                 Form::Batched => vec![client.prepare(BATCHED).await?],
             };
-            jobs.push(PostgresJob {
-                client,
-                statements,
-                form,
-                buyer: format!("buyer-{number}"),
-            });
+            jobs.push(PostgresJob { client, statements, form, buyer: format!("buyer-{number}") });
         }
         Ok(jobs)
     }
@@ -286,16 +255,12 @@ impl Job for PostgresJob {
                 let transaction = self.client.transaction().await?;
                 let sold = transaction.execute(&self.statements[0], &[]).await?;
                 ensure!(sold == 1, "sold out");
-                transaction
-                    .execute(&self.statements[1], &[&id(), &self.buyer])
-                    .await?;
+                transaction.execute(&self.statements[1], &[&id(), &self.buyer]).await?;
                 transaction.commit().await?;
                 1
             }
             Form::SingleStatement => {
-                self.client
-                    .query_one(&self.statements[0], &[&id(), &self.buyer])
-                    .await?;
+                self.client.query_one(&self.statements[0], &[&id(), &self.buyer]).await?;
                 1
             }
             Form::Batched => {
@@ -306,9 +271,6 @@ impl Job for PostgresJob {
                 BATCH as u64
             }
         };
-        Ok(Done {
-            purchases,
-            overloaded: 0,
-        })
+        Ok(Done { purchases, overloaded: 0 })
     }
 }

@@ -41,20 +41,9 @@ impl Redis {
     pub async fn start(base: &Path) -> anyhow::Result<Self> {
         let program =
             in_path("redis-server").context("there is no redis-server: run tests/bench/install.sh")?;
-        let directory = tempfile::Builder::new()
-            .prefix("tidewall-bench-redis-")
-            .tempdir_in(base)?;
+        let directory = tempfile::Builder::new().prefix("tidewall-bench-redis-").tempdir_in(base)?;
         let server = Command::new(&program)
-            .args([
-                "--port",
-                "0",
-                "--appendonly",
-                "yes",
-                "--appendfsync",
-                "always",
-                "--save",
-                "",
-            ])
+            .args(["--port", "0", "--appendonly", "yes", "--appendfsync", "always", "--save", ""])
             .args(["--maxclients", "4000", "--dir"])
             .arg(directory.path())
             .arg("--unixsocket")
@@ -62,20 +51,12 @@ impl Redis {
             .stdin(Stdio::null())
             .stdout(std::fs::File::create(directory.path().join("log"))?)
             .spawn()?;
-        let mut redis = Self {
-            server,
-            directory,
-            version: machine::version_of(&program),
-        };
+        let mut redis = Self { server, directory, version: machine::version_of(&program) };
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             match redis.connect().await {
                 Ok(mut connection) => {
-                    redis::cmd("SET")
-                        .arg("free")
-                        .arg(STOCK)
-                        .exec_async(&mut connection)
-                        .await?;
+                    redis::cmd("SET").arg("free").arg(STOCK).exec_async(&mut connection).await?;
                     let setting: (String, String) = redis::cmd("CONFIG")
                         .arg("GET")
                         .arg("appendfsync")
@@ -104,9 +85,7 @@ impl Redis {
         let url = format!("redis+unix://{}", self.directory.path().join("socket").display());
         // A queue of a thousand scripts may take longer than the library's half second.
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(Duration::from_secs(60));
-        Ok(redis::Client::open(url)?
-            .get_multiplexed_async_connection_with_config(&config)
-            .await?)
+        Ok(redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&config).await?)
     }
 
     /// One job and one connection per client.
@@ -116,15 +95,9 @@ impl Redis {
     pub async fn jobs(&self, clients: usize) -> anyhow::Result<Vec<impl Job + use<>>> {
         let mut jobs = Vec::with_capacity(clients);
         for number in 0..clients {
-            let connection = self
-                .connect()
-                .await
-                .with_context(|| format!("connection {number} of {clients}"))?;
-            jobs.push(RedisJob {
-                connection,
-                script: Script::new(BUY),
-                buyer: format!("buyer-{number}"),
-            });
+            let connection =
+                self.connect().await.with_context(|| format!("connection {number} of {clients}"))?;
+            jobs.push(RedisJob { connection, script: Script::new(BUY), buyer: format!("buyer-{number}") });
         }
         Ok(jobs)
     }
@@ -137,12 +110,7 @@ impl Redis {
         let mut connection = self.connect().await?;
         let free: i64 = redis::cmd("GET").arg("free").query_async(&mut connection).await?;
         let keys: i64 = redis::cmd("DBSIZE").query_async(&mut connection).await?;
-        ensure!(
-            STOCK - free == keys - 1,
-            "Redis sold {} and recorded {}",
-            STOCK - free,
-            keys - 1
-        );
+        ensure!(STOCK - free == keys - 1, "Redis sold {} and recorded {}", STOCK - free, keys - 1);
         Ok(())
     }
 }
@@ -170,9 +138,6 @@ impl Job for RedisJob {
             .invoke_async(&mut self.connection)
             .await?;
         ensure!(sold == 1, "sold out");
-        Ok(Done {
-            purchases: 1,
-            overloaded: 0,
-        })
+        Ok(Done { purchases: 1, overloaded: 0 })
     }
 }

@@ -74,10 +74,7 @@ impl Report {
     pub fn compare(&mut self) {
         let mut best: BTreeMap<usize, f64> = BTreeMap::new();
         for row in &self.rows {
-            let naive = matches!(
-                row.system,
-                System::PostgresTwoStatements | System::PostgresSingleStatement
-            );
+            let naive = matches!(row.system, System::PostgresTwoStatements | System::PostgresSingleStatement);
             if let (true, Some(measured)) = (naive && row.note.is_none(), &row.measured) {
                 let entry = best.entry(row.clients).or_default();
                 *entry = entry.max(measured.per_second);
@@ -85,9 +82,7 @@ impl Report {
         }
         for row in &mut self.rows {
             let base = best.get(&row.clients).copied().filter(|base| *base > 0.0);
-            row.times_postgres = base
-                .zip(row.measured.as_ref())
-                .map(|(base, m)| m.per_second / base);
+            row.times_postgres = base.zip(row.measured.as_ref()).map(|(base, m)| m.per_second / base);
         }
     }
 
@@ -111,8 +106,7 @@ impl Report {
             match &row.measured {
                 Some(m) => cells.extend([
                     format!("{:.0}", m.per_second),
-                    row.times_postgres
-                        .map_or("–".into(), |times| format!("{times:.1}")),
+                    row.times_postgres.map_or("–".into(), |times| format!("{times:.1}")),
                     format!("{:.2}", m.p50_ms),
                     format!("{:.2}", m.p99_ms),
                     format!("{:.0}", m.server_cpu_us),
@@ -153,20 +147,11 @@ impl Report {
         let mut latency = throughput.clone();
         for row in &self.rows {
             if let Some(m) = row.measured.as_ref().filter(|m| m.per_second > 0.0) {
-                throughput
-                    .entry(row.system)
-                    .or_default()
-                    .push((row.clients as f64, m.per_second));
-                latency
-                    .entry(row.system)
-                    .or_default()
-                    .push((row.clients as f64, m.p99_ms.max(0.01)));
+                throughput.entry(row.system).or_default().push((row.clients as f64, m.per_second));
+                latency.entry(row.system).or_default().push((row.clients as f64, m.p99_ms.max(0.01)));
             }
         }
-        anyhow::ensure!(
-            !throughput.is_empty(),
-            "nothing was measured, so there is nothing to plot"
-        );
+        anyhow::ensure!(!throughput.is_empty(), "nothing was measured, so there is nothing to plot");
         let root = SVGBackend::new(file, (1200, 520)).into_drawing_area();
         let draw = || -> Result<(), Box<dyn std::error::Error>> {
             root.fill(&WHITE)?;
@@ -198,11 +183,7 @@ fn chart(
         .x_label_area_size(36)
         .y_label_area_size(70)
         .build_cartesian_2d(clients.log_scale(), values.log_scale())?;
-    chart
-        .configure_mesh()
-        .x_desc("clients")
-        .label_style(("sans-serif", 13))
-        .draw()?;
+    chart.configure_mesh().x_desc("clients").label_style(("sans-serif", 13)).draw()?;
     for (position, (system, points)) in series.iter().enumerate() {
         let colour = Palette99::pick(position).to_rgba();
         chart
@@ -240,13 +221,7 @@ mod tests {
             errors: 0,
             first_error: None,
         };
-        Row {
-            system,
-            clients,
-            measured: Some(measured),
-            times_postgres: None,
-            note: None,
-        }
+        Row { system, clients, measured: Some(measured), times_postgres: None, note: None }
     }
 
     fn report() -> Report {
@@ -256,11 +231,7 @@ mod tests {
             row(System::PostgresSingleStatement, 100, 1000.0),
             row(System::Tidewall, 1, 900.0),
         ];
-        let mut report = Report {
-            machine: Machine::look(Path::new("/")),
-            seconds: 5,
-            rows,
-        };
+        let mut report = Report { machine: Machine::look(Path::new("/")), seconds: 5, rows };
         report.compare();
         report
     }

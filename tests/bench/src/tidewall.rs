@@ -36,20 +36,10 @@ impl Target {
     /// # Errors
     /// When it does not become ready.
     pub async fn start(base: &Path) -> anyhow::Result<Self> {
-        let directory = tempfile::Builder::new()
-            .prefix("tidewall-bench-")
-            .tempdir_in(base)?;
+        let directory = tempfile::Builder::new().prefix("tidewall-bench-").tempdir_in(base)?;
         let data = directory.path().join("data");
-        let cluster = Cluster::start(Options {
-            gateways: 1,
-            data: Some(data.clone()),
-        })
-        .await?;
-        Ok(Self {
-            endpoints: cluster.endpoints().clone(),
-            data,
-            _own: Some((cluster, directory)),
-        })
+        let cluster = Cluster::start(Options { gateways: 1, data: Some(data.clone()) }).await?;
+        Ok(Self { endpoints: cluster.endpoints().clone(), data, _own: Some((cluster, directory)) })
     }
 
     /// A cluster that `tidewall up` runs on `data` already.
@@ -59,17 +49,9 @@ impl Target {
     pub fn running(data: &Path) -> anyhow::Result<Self> {
         let file = data.join("endpoints.json");
         let text = std::fs::read(&file).with_context(|| {
-            format!(
-                "no cluster runs on {}: {} cannot be read",
-                data.display(),
-                file.display()
-            )
+            format!("no cluster runs on {}: {} cannot be read", data.display(), file.display())
         })?;
-        Ok(Self {
-            endpoints: serde_json::from_slice(&text)?,
-            data: data.to_owned(),
-            _own: None,
-        })
+        Ok(Self { endpoints: serde_json::from_slice(&text)?, data: data.to_owned(), _own: None })
     }
 
     /// Address of its first gateway.
@@ -77,13 +59,7 @@ impl Target {
     /// # Errors
     /// When it has none.
     pub fn gateway(&self) -> anyhow::Result<String> {
-        Ok(self
-            .endpoints
-            .gateways
-            .first()
-            .context("the cluster has no gateway")?
-            .url
-            .clone())
+        Ok(self.endpoints.gateways.first().context("the cluster has no gateway")?.url.clone())
     }
 
     /// Its supervisor; all other processes are below it.
@@ -104,11 +80,7 @@ impl Target {
             arguments.extend(["--role", role]);
         }
         let output = run(&arguments, Duration::from_secs(20))?;
-        ensure!(
-            output.status.success(),
-            "no token: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        ensure!(output.status.success(), "no token: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
@@ -134,10 +106,7 @@ impl Target {
     /// When it cannot be created.
     pub async fn event(&self, region: &str) -> anyhow::Result<String> {
         let organiser = self.session("bench-organiser", Some("organiser"))?;
-        Ok(organiser
-            .create_event(region, event_of(vec![tier("ga", STOCK)]))
-            .await?
-            .name)
+        Ok(organiser.create_event(region, event_of(vec![tier("ga", STOCK)])).await?.name)
     }
 
     /// Buyers, one session each, on as few connections as [`CALLS_PER_CONNECTION`] asks for.
@@ -164,10 +133,7 @@ impl Target {
         Ok(self
             .buyers(clients)?
             .into_iter()
-            .map(|session| BuyJob {
-                session,
-                event: event.to_owned(),
-            })
+            .map(|session| BuyJob { session, event: event.to_owned() })
             .collect())
     }
 
@@ -177,13 +143,8 @@ impl Target {
     /// When a token cannot be minted.
     pub fn batch_jobs(&self, event: &str, concurrency: usize, size: usize) -> anyhow::Result<Vec<BatchJob>> {
         let session = self.session("bench-seller", Some("seller"))?;
-        let job = |number| BatchJob {
-            session: session.clone(),
-            event: event.to_owned(),
-            size,
-            number,
-            round: 0,
-        };
+        let job =
+            |number| BatchJob { session: session.clone(), event: event.to_owned(), size, number, round: 0 };
         Ok((0..concurrency).map(job).collect())
     }
 
@@ -192,13 +153,8 @@ impl Target {
     /// # Errors
     /// When the call fails.
     pub async fn status(&self, operator: &Session, region: &str) -> anyhow::Result<RegionStatus> {
-        let request = GetRegionStatusRequest {
-            name: region.to_owned(),
-        };
-        let response = operator
-            .operator()
-            .get_region_status(operator.request(request))
-            .await?;
+        let request = GetRegionStatusRequest { name: region.to_owned() };
+        let response = operator.operator().get_region_status(operator.request(request)).await?;
         response.into_inner().region.context("the answer has no region")
     }
 
@@ -227,10 +183,7 @@ pub struct BuyJob {
 impl Job for BuyJob {
     async fn once(&mut self) -> anyhow::Result<Done> {
         let overloaded = buy(&self.session, &self.event).await?;
-        Ok(Done {
-            purchases: 1,
-            overloaded,
-        })
+        Ok(Done { purchases: 1, overloaded })
     }
 }
 
@@ -248,11 +201,7 @@ pub async fn buy(session: &Session, event: &str) -> anyhow::Result<u64> {
     };
     let mut overloaded = 0;
     loop {
-        match session
-            .tickets()
-            .buy_tickets(session.request(request.clone()))
-            .await
-        {
+        match session.tickets().buy_tickets(session.request(request.clone())).await {
             Ok(_) => return Ok(overloaded),
             Err(status) => {
                 come_back(status).await?;
@@ -295,15 +244,8 @@ impl Job for BatchJob {
             .collect();
         let mut done = Done::default();
         while !left.is_empty() {
-            let request = BatchBuyTicketsRequest {
-                parent: self.event.clone(),
-                purchases: left.clone(),
-            };
-            let results = match self
-                .session
-                .tickets()
-                .batch_buy_tickets(self.session.request(request))
-                .await
+            let request = BatchBuyTicketsRequest { parent: self.event.clone(), purchases: left.clone() };
+            let results = match self.session.tickets().batch_buy_tickets(self.session.request(request)).await
             {
                 Ok(response) => response.into_inner().results,
                 Err(status) => {
@@ -312,12 +254,7 @@ impl Job for BatchJob {
                     continue;
                 }
             };
-            ensure!(
-                results.len() == left.len(),
-                "{} results for {} purchases",
-                results.len(),
-                left.len()
-            );
+            ensure!(results.len() == left.len(), "{} results for {} purchases", results.len(), left.len());
             let mut undecided = Vec::new();
             for (purchase, result) in left.into_iter().zip(results) {
                 match result.result {

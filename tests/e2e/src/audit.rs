@@ -45,25 +45,16 @@ pub fn audit(history: &[Attempt], event: &Event, tickets: &[Ticket]) -> Vec<Stri
     let mut sold: BTreeMap<&str, i64> = BTreeMap::new();
     for ticket in tickets {
         if let Some(other) = by_name.insert(&ticket.name, ticket) {
-            wrong.push(format!(
-                "{} is there twice: of {} and of {}",
-                ticket.name, other.owner, ticket.owner
-            ));
+            wrong.push(format!("{} is there twice: of {} and of {}", ticket.name, other.owner, ticket.owner));
         }
         by_request.entry(&ticket.request_id).or_default().push(ticket);
         if !ticket.seat.is_empty() && !seats.insert((&ticket.tier_id, &ticket.seat)) {
-            wrong.push(format!(
-                "seat {} of tier {} was sold twice",
-                ticket.seat, ticket.tier_id
-            ));
+            wrong.push(format!("seat {} of tier {} was sold twice", ticket.seat, ticket.tier_id));
         }
         if ticket.state == TicketState::Valid as i32 {
             *sold.entry(&ticket.tier_id).or_default() += 1;
         } else {
-            wrong.push(format!(
-                "{} is not valid though nothing was cancelled",
-                ticket.name
-            ));
+            wrong.push(format!("{} is not valid though nothing was cancelled", ticket.name));
         }
     }
 
@@ -72,9 +63,7 @@ pub fn audit(history: &[Attempt], event: &Event, tickets: &[Ticket]) -> Vec<Stri
     for attempt in history {
         let id = attempt.request_id.as_str();
         if !known.insert(id) {
-            wrong.push(format!(
-                "the history has request {id} twice: the test itself is wrong"
-            ));
+            wrong.push(format!("the history has request {id} twice: the test itself is wrong"));
         }
         let made = by_request.get(id).map_or(&[][..], Vec::as_slice);
         for ticket in made {
@@ -88,20 +77,15 @@ pub fn audit(history: &[Attempt], event: &Event, tickets: &[Ticket]) -> Vec<Stri
         match &attempt.answer {
             Answer::Bought(names) => {
                 if names.len() != attempt.quantity {
-                    wrong.push(format!(
-                        "request {id} asked for {} and was told {names:?}",
-                        attempt.quantity
-                    ));
+                    wrong.push(format!("request {id} asked for {} and was told {names:?}", attempt.quantity));
                 }
                 for name in names {
                     if let Some(other) = told.insert(name, id) {
                         wrong.push(format!("{name} was promised to requests {other} and {id}"));
                     }
                     match by_name.get(name.as_str()) {
-                        None => wrong.push(format!(
-                            "lost: {} was told to own {name}, which is gone",
-                            attempt.buyer
-                        )),
+                        None => wrong
+                            .push(format!("lost: {} was told to own {name}, which is gone", attempt.buyer)),
                         Some(ticket) if ticket.request_id != id => {
                             wrong.push(format!("{name} was made by {}, not by {id}", ticket.request_id));
                         }
@@ -109,17 +93,11 @@ pub fn audit(history: &[Attempt], event: &Event, tickets: &[Ticket]) -> Vec<Stri
                     }
                 }
                 if made.len() > names.len() {
-                    wrong.push(format!(
-                        "request {id} was executed twice: it made {} tickets",
-                        made.len()
-                    ));
+                    wrong.push(format!("request {id} was executed twice: it made {} tickets", made.len()));
                 }
             }
             Answer::Refused if !made.is_empty() => {
-                wrong.push(format!(
-                    "request {id} was refused and made {} tickets all the same",
-                    made.len()
-                ));
+                wrong.push(format!("request {id} was refused and made {} tickets all the same", made.len()));
             }
             Answer::Refused => {}
             Answer::Unknown => {
@@ -135,10 +113,7 @@ pub fn audit(history: &[Attempt], event: &Event, tickets: &[Ticket]) -> Vec<Stri
     }
     for (id, made) in &by_request {
         if !known.contains(id) {
-            wrong.push(format!(
-                "{} tickets stem from request {id:?}, which nobody sent",
-                made.len()
-            ));
+            wrong.push(format!("{} tickets stem from request {id:?}, which nobody sent", made.len()));
         }
     }
 
@@ -155,22 +130,14 @@ pub fn audit(history: &[Attempt], event: &Event, tickets: &[Ticket]) -> Vec<Stri
             ));
         }
         if counted != tier.sold {
-            wrong.push(format!(
-                "tier {} says {} sold, {counted} tickets exist",
-                tier.tier_id, tier.sold
-            ));
+            wrong.push(format!("tier {} says {} sold, {counted} tickets exist", tier.tier_id, tier.sold));
         }
         if counted > tier.capacity {
-            wrong.push(format!(
-                "oversold: tier {} has {counted} of {} tickets",
-                tier.tier_id, tier.capacity
-            ));
+            wrong.push(format!("oversold: tier {} has {counted} of {} tickets", tier.tier_id, tier.capacity));
         }
     }
     for (tier, count) in sold {
-        wrong.push(format!(
-            "{count} tickets are of tier {tier}, which the event does not have"
-        ));
+        wrong.push(format!("{count} tickets are of tier {tier}, which the event does not have"));
     }
     wrong
 }
@@ -181,13 +148,7 @@ mod tests {
     use tidewall_proto::v1::Tier;
 
     fn attempt(id: &str, buyer: &str, quantity: usize, answer: Answer) -> Attempt {
-        Attempt {
-            buyer: buyer.into(),
-            request_id: id.into(),
-            tier: "ga".into(),
-            quantity,
-            answer,
-        }
+        Attempt { buyer: buyer.into(), request_id: id.into(), tier: "ga".into(), quantity, answer }
     }
 
     fn ticket(name: &str, owner: &str, request_id: &str) -> Ticket {
@@ -202,47 +163,27 @@ mod tests {
     }
 
     fn event(capacity: i64, sold: i64) -> Event {
-        let tier = Tier {
-            tier_id: "ga".into(),
-            capacity,
-            free: capacity - sold,
-            sold,
-            ..Tier::default()
-        };
-        Event {
-            tiers: vec![tier],
-            ..Event::default()
-        }
+        let tier = Tier { tier_id: "ga".into(), capacity, free: capacity - sold, sold, ..Tier::default() };
+        Event { tiers: vec![tier], ..Event::default() }
     }
 
     /// Alice bought two, Bob was refused, Carol never learned that she bought one.
     fn sound() -> (Vec<Attempt>, Event, Vec<Ticket>) {
         let history = vec![
-            attempt(
-                "r1",
-                "alice",
-                2,
-                Answer::Bought(vec!["ga-1".into(), "ga-2".into()]),
-            ),
+            attempt("r1", "alice", 2, Answer::Bought(vec!["ga-1".into(), "ga-2".into()])),
             attempt("r2", "bob", 1, Answer::Refused),
             attempt("r3", "carol", 1, Answer::Unknown),
             attempt("r4", "carol", 1, Answer::Unknown),
         ];
-        let tickets = vec![
-            ticket("ga-1", "alice", "r1"),
-            ticket("ga-2", "alice", "r1"),
-            ticket("ga-3", "carol", "r3"),
-        ];
+        let tickets =
+            vec![ticket("ga-1", "alice", "r1"), ticket("ga-2", "alice", "r1"), ticket("ga-3", "carol", "r3")];
         (history, event(3, 3), tickets)
     }
 
     #[track_caller]
     fn finds(history: &[Attempt], event: &Event, tickets: &[Ticket], what: &str) {
         let wrong = audit(history, event, tickets);
-        assert!(
-            wrong.iter().any(|line| line.contains(what)),
-            "no {what:?} in {wrong:?}"
-        );
+        assert!(wrong.iter().any(|line| line.contains(what)), "no {what:?} in {wrong:?}");
     }
 
     #[test]
@@ -272,12 +213,7 @@ mod tests {
     fn a_ticket_with_two_owners_is_found() {
         let (mut history, event, mut tickets) = sound();
         history.push(attempt("r5", "dave", 1, Answer::Bought(vec!["ga-2".into()])));
-        finds(
-            &history,
-            &event,
-            &tickets,
-            "ga-2 was promised to requests r1 and r5",
-        );
+        finds(&history, &event, &tickets, "ga-2 was promised to requests r1 and r5");
         tickets.push(ticket("ga-2", "dave", "r5"));
         finds(&history, &event, &tickets, "ga-2 is there twice");
     }
@@ -320,11 +256,6 @@ mod tests {
         finds(&history, &broken, &tickets, "is not free");
         tickets[0].seat = "A-1".into();
         tickets[1].seat = "A-1".into();
-        finds(
-            &history,
-            &event(3, 3),
-            &tickets,
-            "seat A-1 of tier ga was sold twice",
-        );
+        finds(&history, &event(3, 3), &tickets, "seat A-1 of tier ga was sold twice");
     }
 }

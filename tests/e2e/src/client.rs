@@ -35,10 +35,7 @@ impl Session {
             .connect_timeout(Duration::from_secs(2))
             .tcp_nodelay(true)
             .connect_lazy();
-        Ok(Self {
-            channel,
-            authorization: format!("Bearer {token}").parse()?,
-        })
+        Ok(Self { channel, authorization: format!("Bearer {token}").parse()? })
     }
 
     /// Another caller on the same connection.
@@ -46,10 +43,7 @@ impl Session {
     /// # Errors
     /// When the token cannot be used.
     pub fn with_token(&self, token: &str) -> anyhow::Result<Self> {
-        Ok(Self {
-            channel: self.channel.clone(),
-            authorization: format!("Bearer {token}").parse()?,
-        })
+        Ok(Self { channel: self.channel.clone(), authorization: format!("Bearer {token}").parse()? })
     }
 
     /// A request with token and deadline.
@@ -62,9 +56,7 @@ impl Session {
     /// A request with a token only.
     pub fn request_without_deadline<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request
-            .metadata_mut()
-            .insert("authorization", self.authorization.clone());
+        request.metadata_mut().insert("authorization", self.authorization.clone());
         request
     }
 
@@ -98,10 +90,8 @@ impl Session {
     /// # Errors
     /// The call's status.
     pub async fn region_statuses(&self) -> Result<Vec<RegionStatus>, Status> {
-        let response = self
-            .operator()
-            .list_region_statuses(self.request(ListRegionStatusesRequest {}))
-            .await?;
+        let response =
+            self.operator().list_region_statuses(self.request(ListRegionStatusesRequest {})).await?;
         Ok(response.into_inner().regions)
     }
 
@@ -110,15 +100,8 @@ impl Session {
     /// # Errors
     /// The call's status.
     pub async fn region_names(&self) -> Result<Vec<String>, Status> {
-        let request = ListRegionsRequest {
-            page_size: 0,
-            page_token: String::new(),
-        };
-        let response = self
-            .regions()
-            .list_regions(self.request(request))
-            .await?
-            .into_inner();
+        let request = ListRegionsRequest { page_size: 0, page_token: String::new() };
+        let response = self.regions().list_regions(self.request(request)).await?.into_inner();
         Ok(response.regions.into_iter().map(|region| region.name).collect())
     }
 
@@ -135,10 +118,7 @@ impl Session {
         };
         let response =
             retried(async || self.events().create_event(self.request(request.clone())).await).await?;
-        response
-            .into_inner()
-            .event
-            .ok_or_else(|| Status::internal("the answer has no event"))
+        response.into_inner().event.ok_or_else(|| Status::internal("the answer has no event"))
     }
 
     /// The event as it is now.
@@ -146,15 +126,9 @@ impl Session {
     /// # Errors
     /// The call's status.
     pub async fn event(&self, name: &str) -> Result<Event, Status> {
-        let request = GetEventRequest {
-            name: name.into(),
-            consistency: 0,
-        };
+        let request = GetEventRequest { name: name.into(), consistency: 0 };
         let response = retried(async || self.events().get_event(self.request(request.clone())).await).await?;
-        response
-            .into_inner()
-            .event
-            .ok_or_else(|| Status::internal("the answer has no event"))
+        response.into_inner().event.ok_or_else(|| Status::internal("the answer has no event"))
     }
 
     /// Buys with a request id that the caller keeps, retrying as common.proto tells clients to.
@@ -189,10 +163,7 @@ impl Session {
         };
         let response =
             retried(async || self.tickets().hold_tickets(self.request(request.clone())).await).await?;
-        response
-            .into_inner()
-            .hold
-            .ok_or_else(|| Status::internal("the answer has no hold"))
+        response.into_inner().hold.ok_or_else(|| Status::internal("the answer has no hold"))
     }
 
     /// All tickets of an event that this caller may see: its own, or with `owner` `*` everybody's.
@@ -225,10 +196,7 @@ impl Session {
     /// # Errors
     /// The call's status.
     pub async fn outcome(&self, region: &str, request_id: &str) -> Result<GetOutcomeResponse, Status> {
-        let request = GetOutcomeRequest {
-            parent: region.into(),
-            request_id: request_id.into(),
-        };
+        let request = GetOutcomeRequest { parent: region.into(), request_id: request_id.into() };
         retried(async || self.outcomes().get_outcome(self.request(request.clone())).await)
             .await
             .map(Response::into_inner)
@@ -257,22 +225,14 @@ pub fn tier(id: &str, capacity: i64) -> Tier {
         tier_id: id.into(),
         display_name: format!("Tier {id}"),
         capacity,
-        price: Some(Money {
-            currency_code: "EUR".into(),
-            minor_units: 4_500,
-        }),
+        price: Some(Money { currency_code: "EUR".into(), minor_units: 4_500 }),
         ..Tier::default()
     }
 }
 
 /// An event of these tiers, on sale at once.
 pub fn event_of(tiers: Vec<Tier>) -> Event {
-    Event {
-        display_name: "Gala".into(),
-        tiers,
-        quota_per_buyer: 100_000,
-        ..Event::default()
-    }
+    Event { display_name: "Gala".into(), tiers, quota_per_buyer: 100_000, ..Event::default() }
 }
 
 /// Home region of an event.
@@ -298,11 +258,8 @@ pub async fn retried<T>(mut call: impl AsyncFnMut() -> Result<T, Status>) -> Res
         match call().await {
             Err(status) if is_retryable(&status) && Instant::now() < deadline => {
                 let wait = status.get_details_retry_info().and_then(|info| info.retry_delay);
-                tokio::time::sleep(
-                    wait.unwrap_or(Duration::from_millis(50))
-                        .min(Duration::from_secs(1)),
-                )
-                .await;
+                tokio::time::sleep(wait.unwrap_or(Duration::from_millis(50)).min(Duration::from_secs(1)))
+                    .await;
             }
             other => return other,
         }
@@ -335,9 +292,6 @@ pub fn expect_refusal<T: std::fmt::Debug>(
         info.domain,
         status.message()
     );
-    anyhow::ensure!(
-        !status.message().trim().is_empty(),
-        "{what}: the error has no message"
-    );
+    anyhow::ensure!(!status.message().trim().is_empty(), "{what}: the error has no message");
     Ok(())
 }

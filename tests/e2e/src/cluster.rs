@@ -36,10 +36,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            gateways: 1,
-            data: None,
-        }
+        Self { gateways: 1, data: None }
     }
 }
 
@@ -106,10 +103,8 @@ pub fn binary() -> anyhow::Result<PathBuf> {
     let path = match std::env::var_os("TIDEWALL_BIN") {
         Some(path) => PathBuf::from(path),
         None => {
-            let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-                || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"),
-                PathBuf::from,
-            );
+            let target = std::env::var_os("CARGO_TARGET_DIR")
+                .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"), PathBuf::from);
             target.join("release/tidewall")
         }
     };
@@ -119,8 +114,7 @@ pub fn binary() -> anyhow::Result<PathBuf> {
          one in TIDEWALL_BIN",
         path.display()
     );
-    path.canonicalize()
-        .with_context(|| format!("cannot resolve {}", path.display()))
+    path.canonicalize().with_context(|| format!("cannot resolve {}", path.display()))
 }
 
 /// Runs the binary to its end and returns what it said.
@@ -159,10 +153,7 @@ pub fn run(arguments: &[&str], limit: Duration) -> anyhow::Result<Output> {
 }
 
 fn pid(id: u32) -> Pid {
-    i32::try_from(id)
-        .ok()
-        .and_then(Pid::from_raw)
-        .expect("the system gives positive process ids")
+    i32::try_from(id).ok().and_then(Pid::from_raw).expect("the system gives positive process ids")
 }
 
 impl Cluster {
@@ -179,13 +170,7 @@ impl Cluster {
                 (directory.path().join("data"), Some(directory))
             }
         };
-        let mut cluster = Self {
-            data,
-            options,
-            temporary,
-            running: None,
-            operator: None,
-        };
+        let mut cluster = Self { data, options, temporary, running: None, operator: None };
         cluster.boot().await?;
         Ok(cluster)
     }
@@ -200,11 +185,7 @@ impl Cluster {
     /// # Panics
     /// When the cluster is stopped.
     pub fn endpoints(&self) -> &Endpoints {
-        &self
-            .running
-            .as_ref()
-            .expect("the test uses the endpoints of a running cluster")
-            .endpoints
+        &self.running.as_ref().expect("the test uses the endpoints of a running cluster").endpoints
     }
 
     /// A session of `user` with these roles, through the first gateway.
@@ -242,10 +223,7 @@ impl Cluster {
             String::from_utf8_lossy(&output.stderr)
         );
         let token = String::from_utf8(output.stdout)?.trim().to_owned();
-        ensure!(
-            token.split('.').count() == 3,
-            "`tidewall token` printed no token but {token:?}"
-        );
+        ensure!(token.split('.').count() == 3, "`tidewall token` printed no token but {token:?}");
         Ok(token)
     }
 
@@ -254,11 +232,7 @@ impl Cluster {
     /// # Panics
     /// When the cluster is stopped.
     pub fn supervisor(&self) -> u32 {
-        self.running
-            .as_ref()
-            .expect("the test asks for the supervisor of a running cluster")
-            .supervisor
-            .id()
+        self.running.as_ref().expect("the test asks for the supervisor of a running cluster").supervisor.id()
     }
 
     /// Processes that the supervisor runs now.
@@ -298,9 +272,7 @@ impl Cluster {
     /// # Errors
     /// When it has not ended after 60 s.
     pub fn stop(&mut self) -> anyhow::Result<ExitStatus> {
-        let Some(mut running) = self.running.take() else {
-            bail!("the cluster is stopped already")
-        };
+        let Some(mut running) = self.running.take() else { bail!("the cluster is stopped already") };
         kill_process(pid(running.supervisor.id()), Signal::TERM).ok();
         let status = wait(&mut running.supervisor, Duration::from_secs(60));
         running.end();
@@ -378,43 +350,24 @@ impl Cluster {
             .arg("up")
             .arg("--data")
             .arg(&self.data)
-            .args([
-                "--listen",
-                "127.0.0.1:0",
-                "--gateways",
-                &self.options.gateways.to_string(),
-            ])
+            .args(["--listen", "127.0.0.1:0", "--gateways", &self.options.gateways.to_string()])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0)
             .spawn()?;
-        let guard = Guard::new(
-            supervisor.id(),
-            self.temporary.as_ref().map(|directory| directory.path()),
-        )?;
-        let endpoints = Endpoints {
-            gateways: Vec::new(),
-            nodes: Vec::new(),
-            supervisor_pid: supervisor.id(),
-        };
+        let guard = Guard::new(supervisor.id(), self.temporary.as_ref().map(|directory| directory.path()))?;
+        let endpoints =
+            Endpoints { gateways: Vec::new(), nodes: Vec::new(), supervisor_pid: supervisor.id() };
         let deadline = Instant::now() + READY_WITHIN;
         let early = loop {
             if let Some(found) = read_endpoints(&file) {
-                self.running = Some(Running {
-                    supervisor,
-                    guard,
-                    endpoints: found,
-                });
+                self.running = Some(Running { supervisor, guard, endpoints: found });
                 break None;
             }
             let status = supervisor.try_wait()?;
             if status.is_some() || Instant::now() > deadline {
-                self.running = Some(Running {
-                    supervisor,
-                    guard,
-                    endpoints,
-                });
+                self.running = Some(Running { supervisor, guard, endpoints });
                 break Some(status);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -454,10 +407,7 @@ impl Cluster {
             *count.entry(kind).or_default() += 1;
         }
         let (shards, gateways) = (self.endpoints().nodes.len(), self.endpoints().gateways.len());
-        ensure!(
-            gateways == self.options.gateways,
-            "endpoints.json lists {gateways} gateways"
-        );
+        ensure!(gateways == self.options.gateways, "endpoints.json lists {gateways} gateways");
         ensure!(
             count.get(&Kind::Shard) == Some(&shards) && count.get(&Kind::Gateway) == Some(&gateways),
             "running processes: {count:?}, expected {shards} nodes and {gateways} gateways"
@@ -582,11 +532,7 @@ fn wait(child: &mut Child, limit: Duration) -> anyhow::Result<ExitStatus> {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        ensure!(
-            Instant::now() < deadline,
-            "process {} still runs after {limit:?}",
-            child.id()
-        );
+        ensure!(Instant::now() < deadline, "process {} still runs after {limit:?}", child.id());
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -626,18 +572,11 @@ mod tests {
     use std::os::unix::process::ExitStatusExt as _;
 
     fn family() -> Child {
-        Command::new("sh")
-            .args(["-c", "sleep 300 & sleep 300"])
-            .process_group(0)
-            .spawn()
-            .unwrap()
+        Command::new("sh").args(["-c", "sleep 300 & sleep 300"]).process_group(0).spawn().unwrap()
     }
 
     fn members(group: u32) -> usize {
-        process_table()
-            .iter()
-            .filter(|(id, parent)| *parent == group || *id == group)
-            .count()
+        process_table().iter().filter(|(id, parent)| *parent == group || *id == group).count()
     }
 
     #[test]
@@ -661,24 +600,12 @@ mod tests {
         let id = supervisor.id();
         let deadline = Instant::now() + Duration::from_secs(60);
         while members(id) < 3 {
-            assert!(
-                Instant::now() < deadline,
-                "the shell has not started its children"
-            );
+            assert!(Instant::now() < deadline, "the shell has not started its children");
             std::thread::sleep(Duration::from_millis(10));
         }
         let guard = Guard::new(id, Some(directory.path())).unwrap();
-        let endpoints = Endpoints {
-            gateways: Vec::new(),
-            nodes: Vec::new(),
-            supervisor_pid: id,
-        };
-        Running {
-            supervisor,
-            guard,
-            endpoints,
-        }
-        .end();
+        let endpoints = Endpoints { gateways: Vec::new(), nodes: Vec::new(), supervisor_pid: id };
+        Running { supervisor, guard, endpoints }.end();
         assert_eq!(members(id), 0);
         assert!(directory.path().exists());
     }

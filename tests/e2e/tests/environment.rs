@@ -19,22 +19,13 @@ const ENVIRONMENT: i32 = 5;
 /// `tidewall up` where it cannot work.
 fn up(data: &Path, listen: &str) -> Output {
     let data = data.display().to_string();
-    run(
-        &["up", "--data", &data, "--listen", listen],
-        Duration::from_secs(60),
-    )
-    .unwrap()
+    run(&["up", "--data", &data, "--listen", listen], Duration::from_secs(60)).unwrap()
 }
 
 #[track_caller]
 fn says(output: &Output, what: &str, words: &[&str]) {
     let text = String::from_utf8_lossy(&output.stderr).to_string();
-    assert_eq!(
-        output.status.code(),
-        Some(ENVIRONMENT),
-        "{what}: {:?}: {text}",
-        output.status
-    );
+    assert_eq!(output.status.code(), Some(ENVIRONMENT), "{what}: {:?}: {text}", output.status);
     for word in words {
         assert!(text.contains(word), "{what}: the message lacks {word:?}: {text}");
     }
@@ -73,17 +64,9 @@ fn a_directory_that_cannot_be_used_is_named() {
     // Root may write anywhere, so the obstacle is a file where a directory should be.
     let file = directory.path().join("file");
     std::fs::write(&file, "mine").unwrap();
-    says(
-        &up(&file, "127.0.0.1:0"),
-        "a file",
-        &[&file.display().to_string(), "--data"],
-    );
+    says(&up(&file, "127.0.0.1:0"), "a file", &[&file.display().to_string(), "--data"]);
     let below = file.join("data");
-    says(
-        &up(&below, "127.0.0.1:0"),
-        "below a file",
-        &[&below.display().to_string(), "--data"],
-    );
+    says(&up(&below, "127.0.0.1:0"), "below a file", &[&below.display().to_string(), "--data"]);
     assert_eq!(std::fs::read(&file).unwrap(), b"mine");
 }
 
@@ -92,11 +75,7 @@ fn somebody_elses_directory_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("thesis.tex"), "years of work").unwrap();
     let before = content(directory.path());
-    says(
-        &up(directory.path(), "127.0.0.1:0"),
-        "a foreign directory",
-        &["thesis.tex", "--data"],
-    );
+    says(&up(directory.path(), "127.0.0.1:0"), "a foreign directory", &["thesis.tex", "--data"]);
     assert_eq!(content(directory.path()), before);
 }
 
@@ -106,27 +85,15 @@ async fn data_of_another_format_or_cluster_is_refused_and_a_directory_serves_one
     let directory = tempfile::tempdir().unwrap();
     let start = async |name: &str| {
         let data = Some(directory.path().join(name));
-        Cluster::start(Options {
-            data,
-            ..Options::default()
-        })
-        .await
-        .unwrap()
+        Cluster::start(Options { data, ..Options::default() }).await.unwrap()
     };
     let mut first = start("first").await;
     let organiser = first.session("olga", &["organiser"]).unwrap();
     let region = organiser.region_names().await.unwrap().swap_remove(0);
-    let event = organiser
-        .create_event(&region, event_of(vec![tier("ga", 5)]))
-        .await
-        .unwrap();
+    let event = organiser.create_event(&region, event_of(vec![tier("ga", 5)])).await.unwrap();
 
     // A second supervisor on the same directory; the first goes on undisturbed.
-    says(
-        &up(first.data(), "127.0.0.1:0"),
-        "a second supervisor",
-        &["in use"],
-    );
+    says(&up(first.data(), "127.0.0.1:0"), "a second supervisor", &["in use"]);
     assert_eq!(organiser.event(&event.name).await.unwrap(), event);
     first.stop().unwrap();
 
@@ -156,27 +123,14 @@ async fn data_of_another_format_or_cluster_is_refused_and_a_directory_serves_one
     first.restart_unsettled().await.unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while !first.log_tail().contains(other) {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "nobody refuses foreign data\n{}",
-            first.log_tail()
-        );
+        assert!(tokio::time::Instant::now() < deadline, "nobody refuses foreign data\n{}", first.log_tail());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     // The other two are a majority and serve.
     let organiser = first.session("olga", &["organiser"]).unwrap();
     assert_eq!(organiser.event(&event.name).await.unwrap(), event);
-    let shards = first
-        .processes()
-        .into_iter()
-        .filter(|(kind, _)| *kind == Kind::Shard)
-        .count();
-    assert_eq!(
-        shards,
-        2,
-        "a node runs on the data of another cluster\n{}",
-        first.log_tail()
-    );
+    let shards = first.processes().into_iter().filter(|(kind, _)| *kind == Kind::Shard).count();
+    assert_eq!(shards, 2, "a node runs on the data of another cluster\n{}", first.log_tail());
     first.kill_all();
     assert!(content(&own) == foreign, "refused data were changed");
 
@@ -196,13 +150,9 @@ impl SmallDisk {
     fn new(megabytes: u32) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let size = format!("size={megabytes}m");
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
-            .arg(directory.path())
-            .output();
-        mount
-            .is_ok_and(|output| output.status.success())
-            .then_some(Self(directory))
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(directory.path()).output();
+        mount.is_ok_and(|output| output.status.success()).then_some(Self(directory))
     }
 
     fn path(&self) -> &Path {
@@ -220,19 +170,13 @@ impl Drop for SmallDisk {
 #[test]
 fn a_disk_without_room_is_refused_at_the_start() {
     let Some(disk) = SmallDisk::new(1) else {
-        return skipped(
-            "start on a full disk",
-            "no tmpfs can be mounted here (run as root)",
-        );
+        return skipped("start on a full disk", "no tmpfs can be mounted here (run as root)");
     };
     let output = up(&disk.path().join("data"), "127.0.0.1:0");
     let text = String::from_utf8_lossy(&output.stderr).to_string();
     assert!(!output.status.success(), "a cluster started on 1 MiB");
     let text = text.to_lowercase();
-    assert!(
-        text.contains("room") || text.contains("space") || text.contains("full"),
-        "{text}"
-    );
+    assert!(text.contains("room") || text.contains("space") || text.contains("full"), "{text}");
     assert!(!text.contains("panicked"), "{text}");
 }
 
@@ -240,25 +184,13 @@ fn a_disk_without_room_is_refused_at_the_start() {
 async fn a_disk_that_fills_up_refuses_sales_and_loses_nothing() {
     let _alone = alone().await;
     let Some(disk) = SmallDisk::new(1024) else {
-        return skipped(
-            "a disk that fills up",
-            "no tmpfs can be mounted here (run as root)",
-        );
+        return skipped("a disk that fills up", "no tmpfs can be mounted here (run as root)");
     };
     let data = Some(disk.path().join("data"));
-    let mut cluster = Cluster::start(Options {
-        data,
-        ..Options::default()
-    })
-    .await
-    .unwrap();
+    let mut cluster = Cluster::start(Options { data, ..Options::default() }).await.unwrap();
     let organiser = cluster.session("olga", &["organiser"]).unwrap();
     let region = organiser.region_names().await.unwrap().swap_remove(0);
-    let event = organiser
-        .create_event(&region, event_of(vec![tier("ga", 1_000_000)]))
-        .await
-        .unwrap()
-        .name;
+    let event = organiser.create_event(&region, event_of(vec![tier("ga", 1_000_000)])).await.unwrap().name;
     let alice = cluster.session("alice", &[]).unwrap();
     let mut history = Vec::new();
     let mut buy = async |cluster: &Cluster, alice: &Session| -> Option<tonic::Status> {
@@ -266,17 +198,10 @@ async fn a_disk_that_fills_up_refuses_sales_and_loses_nothing() {
         let mut request = alice.request(buy_request(&event, "ga", 1, &id));
         request.set_timeout(Duration::from_secs(3));
         let (answer, refusal) = match alice.tickets().buy_tickets(request).await {
-            Ok(response) => (
-                Answer::Bought(response.into_inner().purchase.unwrap().tickets),
-                None,
-            ),
+            Ok(response) => (Answer::Bought(response.into_inner().purchase.unwrap().tickets), None),
             Err(status) => {
                 let allowed = [Code::ResourceExhausted, Code::Unavailable, Code::DeadlineExceeded];
-                assert!(
-                    allowed.contains(&status.code()),
-                    "{status:?}\n{}",
-                    cluster.log_tail()
-                );
+                assert!(allowed.contains(&status.code()), "{status:?}\n{}", cluster.log_tail());
                 assert!(!status.message().is_empty(), "{status:?}");
                 // Refused for overload means not decided; the others may have been.
                 let sure = status.code() == Code::ResourceExhausted;
@@ -284,13 +209,7 @@ async fn a_disk_that_fills_up_refuses_sales_and_loses_nothing() {
             }
         };
         let (buyer, tier) = ("alice".to_owned(), "ga".to_owned());
-        history.push(Attempt {
-            buyer,
-            request_id: id,
-            tier,
-            quantity: 1,
-            answer,
-        });
+        history.push(Attempt { buyer, request_id: id, tier, quantity: 1, answer });
         refusal
     };
     for _ in 0..50 {
@@ -326,11 +245,7 @@ async fn a_disk_that_fills_up_refuses_sales_and_loses_nothing() {
     let alice = cluster.session("alice", &[]).unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(120);
     while buy(&cluster, &alice).await.is_some() {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "room does not help\n{}",
-            cluster.log_tail()
-        );
+        assert!(tokio::time::Instant::now() < deadline, "room does not help\n{}", cluster.log_tail());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let organiser = cluster.session("olga", &["organiser"]).unwrap();

@@ -27,9 +27,7 @@ const HEALED_WITHIN: Duration = Duration::from_secs(120);
 
 fn setting(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
-        Ok(value) => value
-            .parse()
-            .unwrap_or_else(|_| panic!("{name}={value} is not a number")),
+        Ok(value) => value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")),
         Err(_) => default,
     }
 }
@@ -59,18 +57,12 @@ async fn buy_on(
             match session.tickets().buy_tickets(request).await {
                 Ok(response) => {
                     acknowledged.fetch_add(1, Ordering::Relaxed);
-                    let purchase = response
-                        .into_inner()
-                        .purchase
-                        .expect("a success carries its purchase");
+                    let purchase = response.into_inner().purchase.expect("a success carries its purchase");
                     break Answer::Bought(purchase.tickets);
                 }
                 Err(status) if status.code() == Code::FailedPrecondition => break Answer::Refused,
                 Err(status) => {
-                    assert!(
-                        is_retryable(&status),
-                        "{name} got an answer that no kill explains: {status:?}"
-                    );
+                    assert!(is_retryable(&status), "{name} got an answer that no kill explains: {status:?}");
                     if attempts > 600 {
                         break Answer::Unknown;
                     }
@@ -101,11 +93,7 @@ async fn kills_in_the_middle_of_a_sale_lose_nothing_and_sell_nothing_twice() {
     let regions = organiser.region_names().await.unwrap();
     let region = &regions[rng.random_range(0..regions.len())];
     let tiers = vec![tier("ga", 5_000_000), tier("scarce", SCARCE)];
-    let event = organiser
-        .create_event(region, event_of(tiers))
-        .await
-        .unwrap()
-        .name;
+    let event = organiser.create_event(region, event_of(tiers)).await.unwrap().name;
 
     let stop = Arc::new(AtomicBool::new(false));
     let acknowledged = Arc::new(AtomicUsize::new(0));
@@ -114,14 +102,7 @@ async fn kills_in_the_middle_of_a_sale_lose_nothing_and_sell_nothing_twice() {
             let name = format!("buyer-{number}");
             let session = cluster.session(&name, &[]).unwrap();
             let seed = seed.wrapping_mul(1000) + number as u64;
-            tokio::spawn(buy_on(
-                name,
-                session,
-                event.clone(),
-                seed,
-                stop.clone(),
-                acknowledged.clone(),
-            ))
+            tokio::spawn(buy_on(name, session, event.clone(), seed, stop.clone(), acknowledged.clone()))
         })
         .collect();
 
@@ -131,24 +112,14 @@ async fn kills_in_the_middle_of_a_sale_lose_nothing_and_sell_nothing_twice() {
         let before = acknowledged.load(Ordering::Relaxed);
         let deadline = tokio::time::Instant::now() + HEALED_WITHIN;
         while acknowledged.load(Ordering::Relaxed) < before + 200 {
-            assert!(
-                tokio::time::Instant::now() < deadline,
-                "the sale stands still\n{}",
-                cluster.log_tail()
-            );
+            assert!(tokio::time::Instant::now() < deadline, "the sale stands still\n{}", cluster.log_tail());
             tokio::time::sleep(Duration::from_millis(rng.random_range(5..50))).await;
         }
         let processes = cluster.processes();
         // The first two kills see to it that even a short run hits a node and the gateway.
         let candidates: Vec<_> = match number {
-            1 => processes
-                .iter()
-                .filter(|(kind, _)| *kind == Kind::Shard)
-                .collect(),
-            2 => processes
-                .iter()
-                .filter(|(kind, _)| *kind == Kind::Gateway)
-                .collect(),
+            1 => processes.iter().filter(|(kind, _)| *kind == Kind::Shard).collect(),
+            2 => processes.iter().filter(|(kind, _)| *kind == Kind::Gateway).collect(),
             _ => processes.iter().collect(),
         };
         let &&(kind, id) = &candidates[rng.random_range(0..candidates.len())];
@@ -158,10 +129,7 @@ async fn kills_in_the_middle_of_a_sale_lose_nothing_and_sell_nothing_twice() {
         cluster.wait_settled(HEALED_WITHIN).await.unwrap_or_else(|error| {
             panic!("kill {number} of {kills} ({kind:?} {id}, seed {seed}): {error:#}")
         });
-        assert!(
-            !cluster.processes().iter().any(|(_, other)| *other == id),
-            "process {id} survived SIGKILL"
-        );
+        assert!(!cluster.processes().iter().any(|(_, other)| *other == id), "process {id} survived SIGKILL");
     }
 
     stop.store(true, Ordering::Relaxed);
@@ -179,14 +147,8 @@ async fn kills_in_the_middle_of_a_sale_lose_nothing_and_sell_nothing_twice() {
         &wrong[..wrong.len().min(20)],
         cluster.log_tail()
     );
-    let bought = history
-        .iter()
-        .filter(|attempt| matches!(attempt.answer, Answer::Bought(_)))
-        .count();
-    assert!(
-        bought as u64 >= 200 * kills,
-        "only {bought} purchases in {kills} kills test nothing"
-    );
+    let bought = history.iter().filter(|attempt| matches!(attempt.answer, Answer::Bought(_))).count();
+    assert!(bought as u64 >= 200 * kills, "only {bought} purchases in {kills} kills test nothing");
     // All replicas hold the same rows at the end.
     let operator = cluster.session("e2e-operator", &["operator"]).unwrap();
     let deadline = tokio::time::Instant::now() + HEALED_WITHIN;
@@ -194,26 +156,13 @@ async fn kills_in_the_middle_of_a_sale_lose_nothing_and_sell_nothing_twice() {
         let statuses = operator.region_statuses().await.unwrap();
         let status = statuses.iter().find(|status| status.name == *region).unwrap();
         let first = (&status.replicas[0].digest, status.replicas[0].applied_index);
-        if status
-            .replicas
-            .iter()
-            .all(|replica| (&replica.digest, replica.applied_index) == first)
-        {
+        if status.replicas.iter().all(|replica| (&replica.digest, replica.applied_index) == first) {
             break;
         }
-        let same_index = status
-            .replicas
-            .iter()
-            .all(|replica| replica.applied_index == first.1);
+        let same_index = status.replicas.iter().all(|replica| replica.applied_index == first.1);
         assert!(!same_index, "replicas differ at one index: {status:#?}");
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "a replica does not catch up: {status:#?}"
-        );
+        assert!(tokio::time::Instant::now() < deadline, "a replica does not catch up: {status:#?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    println!(
-        "{kills} kills ({killed_of:?}), {} requests, {bought} purchases, audit ok",
-        history.len()
-    );
+    println!("{kills} kills ({killed_of:?}), {} requests, {bought} purchases, audit ok", history.len());
 }

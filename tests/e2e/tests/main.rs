@@ -19,17 +19,20 @@ use tokio::sync::{Mutex, MutexGuard, OnceCell};
 /// The cluster that tests share which leave it as they found it (each makes events of its own).
 async fn shared() -> &'static Cluster {
     // The guard process of the cluster ends it: a static is never dropped.
-    static SHARED: OnceCell<Result<Cluster, String>> = OnceCell::const_new();
-    let start = async || {
-        Cluster::start(Options::default())
-            .await
-            .map_err(|error| format!("{error:#}"))
+    static SHARED: OnceCell<Option<Cluster>> = OnceCell::const_new();
+    let start = async || match Cluster::start(Options::default()).await {
+        Ok(cluster) => Some(cluster),
+        Err(error) => {
+            // Told once, not by every test that wants it.
+            eprintln!("{error:#}");
+            None
+        }
     };
     SHARED
         .get_or_init(start)
         .await
         .as_ref()
-        .unwrap_or_else(|error| panic!("{error}"))
+        .expect("the shared cluster did not start: one failed test says why")
 }
 
 /// Tests with a cluster of their own run one at a time: the machine that tests them may be small.
@@ -41,19 +44,12 @@ async fn alone() -> MutexGuard<'static, ()> {
 /// A user name that no other test has.
 fn someone(role: &str) -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(1);
-    format!(
-        "{role}-{}-{}",
-        NEXT.fetch_add(1, Ordering::Relaxed),
-        std::process::id()
-    )
+    format!("{role}-{}-{}", NEXT.fetch_add(1, Ordering::Relaxed), std::process::id())
 }
 
 /// An organiser of the shared cluster.
 async fn organiser() -> Session {
-    shared()
-        .await
-        .session(&someone("organiser"), &["organiser"])
-        .unwrap()
+    shared().await.session(&someone("organiser"), &["organiser"]).unwrap()
 }
 
 /// A buyer of the shared cluster, with the name under which it buys.

@@ -11,10 +11,8 @@ async fn a_python_client_generated_from_the_proto_files_buys_a_ticket() {
     let script = root.join("tests/e2e/python/buy_ticket.py");
     // Where .ci/run and ./test put the packages; a machine-wide installation does as well.
     let packages = root.join("target/python");
-    let available = Command::new("python3")
-        .env("PYTHONPATH", &packages)
-        .args(["-c", "import grpc, grpc_tools"])
-        .output();
+    let available =
+        Command::new("python3").env("PYTHONPATH", &packages).args(["-c", "import grpc, grpc_tools"]).output();
     assert!(
         available.as_ref().is_ok_and(|output| output.status.success()),
         "python3 with grpcio-tools is missing: run `python3 -m pip install --target target/python -r \
@@ -29,10 +27,7 @@ async fn a_python_client_generated_from_the_proto_files_buys_a_ticket() {
         .arg(tidewall_e2e::cluster::binary().unwrap())
         .arg("--data")
         .arg(cluster.data())
-        .args([
-            "--target",
-            cluster.endpoints().gateways[0].url.trim_start_matches("http://"),
-        ])
+        .args(["--target", cluster.endpoints().gateways[0].url.trim_start_matches("http://")])
         .args(["--buyer", &someone("guido")])
         .output()
         .unwrap();

@@ -12,19 +12,13 @@ use crate::{alone, buyer, first_region, organiser, shared, someone};
 
 /// Everything a refused call must leave as it was.
 async fn state(organiser: &Session, event: &str) -> (Event, Vec<Ticket>) {
-    (
-        organiser.event(event).await.unwrap(),
-        organiser.tickets_of(event, "*").await.unwrap(),
-    )
+    (organiser.event(event).await.unwrap(), organiser.tickets_of(event, "*").await.unwrap())
 }
 
 async fn sale() -> (Session, String) {
     let organiser = organiser().await;
     let region = first_region(&organiser).await;
-    let event = organiser
-        .create_event(&region, event_of(vec![tier("ga", 1000)]))
-        .await
-        .unwrap();
+    let event = organiser.create_event(&region, event_of(vec![tier("ga", 1000)])).await.unwrap();
     (organiser, event.name)
 }
 
@@ -41,127 +35,80 @@ async fn a_bad_purchase_is_refused_and_changes_nothing() {
     let table: Vec<(&str, BuyTicketsRequest, Code, &str)> = vec![
         (
             "an event that is not there",
-            BuyTicketsRequest {
-                parent: format!("{region}/events/nowhere"),
-                ..good()
-            },
+            BuyTicketsRequest { parent: format!("{region}/events/nowhere"), ..good() },
             Code::NotFound,
             "EVENT_NOT_FOUND",
         ),
         (
             "a region that is not there",
-            BuyTicketsRequest {
-                parent: "regions/atlantis/events/gala".into(),
-                ..good()
-            },
+            BuyTicketsRequest { parent: "regions/atlantis/events/gala".into(), ..good() },
             Code::NotFound,
             "REGION_NOT_FOUND",
         ),
         (
             "a malformed name",
-            BuyTicketsRequest {
-                parent: "gala".into(),
-                ..good()
-            },
+            BuyTicketsRequest { parent: "gala".into(), ..good() },
             Code::InvalidArgument,
             "NAME_INVALID",
         ),
         (
             "a name with upper case and a slash too many",
-            BuyTicketsRequest {
-                parent: format!("{event}/GALA"),
-                ..good()
-            },
+            BuyTicketsRequest { parent: format!("{event}/GALA"), ..good() },
             Code::InvalidArgument,
             "NAME_INVALID",
         ),
         (
             "an empty name",
-            BuyTicketsRequest {
-                parent: String::new(),
-                ..good()
-            },
+            BuyTicketsRequest { parent: String::new(), ..good() },
             Code::InvalidArgument,
             "NAME_INVALID",
         ),
         (
             "a tier that is not there",
-            BuyTicketsRequest {
-                tier_id: "balcony".into(),
-                ..good()
-            },
+            BuyTicketsRequest { tier_id: "balcony".into(), ..good() },
             Code::NotFound,
             "TIER_NOT_FOUND",
         ),
-        (
-            "no tickets",
-            BuyTicketsRequest {
-                quantity: 0,
-                ..good()
-            },
-            Code::InvalidArgument,
-            "INVALID_FIELD",
-        ),
+        ("no tickets", BuyTicketsRequest { quantity: 0, ..good() }, Code::InvalidArgument, "INVALID_FIELD"),
         (
             "less than none",
-            BuyTicketsRequest {
-                quantity: -1,
-                ..good()
-            },
+            BuyTicketsRequest { quantity: -1, ..good() },
             Code::InvalidArgument,
             "INVALID_FIELD",
         ),
         (
             "101 tickets",
-            BuyTicketsRequest {
-                quantity: 101,
-                ..good()
-            },
+            BuyTicketsRequest { quantity: 101, ..good() },
             Code::InvalidArgument,
             "INVALID_FIELD",
         ),
         (
             "as many as fit a number",
-            BuyTicketsRequest {
-                quantity: i32::MAX,
-                ..good()
-            },
+            BuyTicketsRequest { quantity: i32::MAX, ..good() },
             Code::InvalidArgument,
             "INVALID_FIELD",
         ),
         (
             "seats in a tier without numbers",
-            BuyTicketsRequest {
-                seats: vec!["A-1".into()],
-                ..good()
-            },
+            BuyTicketsRequest { seats: vec!["A-1".into()], ..good() },
             Code::NotFound,
             "SEAT_NOT_FOUND",
         ),
         (
             "no request id",
-            BuyTicketsRequest {
-                request_id: String::new(),
-                ..good()
-            },
+            BuyTicketsRequest { request_id: String::new(), ..good() },
             Code::InvalidArgument,
             "REQUEST_ID_REQUIRED",
         ),
         (
             "a request id that is no UUID",
-            BuyTicketsRequest {
-                request_id: "order-1".into(),
-                ..good()
-            },
+            BuyTicketsRequest { request_id: "order-1".into(), ..good() },
             Code::InvalidArgument,
             "REQUEST_ID_INVALID",
         ),
         (
             "a request id of another version",
-            BuyTicketsRequest {
-                request_id: old_uuid.into(),
-                ..good()
-            },
+            BuyTicketsRequest { request_id: old_uuid.into(), ..good() },
             Code::InvalidArgument,
             "REQUEST_ID_INVALID",
         ),
@@ -173,50 +120,19 @@ async fn a_bad_purchase_is_refused_and_changes_nothing() {
 
     // Ids of holds and tickets.
     for (what, name, code, reason) in [
-        (
-            "a hold that is not there",
-            format!("{event}/holds/ga-h999"),
-            Code::NotFound,
-            "HOLD_NOT_FOUND",
-        ),
-        (
-            "a malformed hold",
-            format!("{event}/holds/"),
-            Code::InvalidArgument,
-            "NAME_INVALID",
-        ),
-        (
-            "a ticket for a hold",
-            format!("{event}/tickets/ga-1"),
-            Code::InvalidArgument,
-            "NAME_INVALID",
-        ),
+        ("a hold that is not there", format!("{event}/holds/ga-h999"), Code::NotFound, "HOLD_NOT_FOUND"),
+        ("a malformed hold", format!("{event}/holds/"), Code::InvalidArgument, "NAME_INVALID"),
+        ("a ticket for a hold", format!("{event}/tickets/ga-1"), Code::InvalidArgument, "NAME_INVALID"),
     ] {
-        let request = ConfirmHoldRequest {
-            name,
-            request_id: request_id(),
-        };
+        let request = ConfirmHoldRequest { name, request_id: request_id() };
         let answer = alice.tickets().confirm_hold(alice.request(request)).await;
         expect_refusal(what, answer, code, reason).unwrap();
     }
     for (what, name, code, reason) in [
-        (
-            "a ticket that is not there",
-            format!("{event}/tickets/ga-999"),
-            Code::NotFound,
-            "TICKET_NOT_FOUND",
-        ),
-        (
-            "a malformed ticket",
-            format!("{event}/tickets/../x"),
-            Code::InvalidArgument,
-            "NAME_INVALID",
-        ),
+        ("a ticket that is not there", format!("{event}/tickets/ga-999"), Code::NotFound, "TICKET_NOT_FOUND"),
+        ("a malformed ticket", format!("{event}/tickets/../x"), Code::InvalidArgument, "NAME_INVALID"),
     ] {
-        let request = CancelTicketRequest {
-            name,
-            request_id: request_id(),
-        };
+        let request = CancelTicketRequest { name, request_id: request_id() };
         let answer = alice.tickets().cancel_ticket(alice.request(request)).await;
         expect_refusal(what, answer, code, reason).unwrap();
     }
@@ -230,48 +146,16 @@ async fn a_bad_event_is_refused() {
     let good = || event_of(vec![tier("ga", 10)]);
     let cases: Vec<(&str, &str, Event)> = vec![
         ("no tiers", "", event_of(Vec::new())),
-        (
-            "33 tiers",
-            "",
-            event_of((0..33).map(|n| tier(&format!("t{n}"), 1)).collect()),
-        ),
+        ("33 tiers", "", event_of((0..33).map(|n| tier(&format!("t{n}"), 1)).collect())),
         ("a tier twice", "", event_of(vec![tier("ga", 1), tier("ga", 1)])),
         ("a capacity of none", "", event_of(vec![tier("ga", 0)])),
         ("a capacity below none", "", event_of(vec![tier("ga", -5)])),
         ("too large a capacity", "", event_of(vec![tier("ga", 10_000_001)])),
         ("a tier id with a slash", "", event_of(vec![tier("g/a", 1)])),
-        (
-            "no name",
-            "",
-            Event {
-                display_name: String::new(),
-                ..good()
-            },
-        ),
-        (
-            "a name of 201 bytes",
-            "",
-            Event {
-                display_name: "x".repeat(201),
-                ..good()
-            },
-        ),
-        (
-            "a negative quota",
-            "",
-            Event {
-                quota_per_buyer: -1,
-                ..good()
-            },
-        ),
-        (
-            "a huge quota",
-            "",
-            Event {
-                quota_per_buyer: 100_001,
-                ..good()
-            },
-        ),
+        ("no name", "", Event { display_name: String::new(), ..good() }),
+        ("a name of 201 bytes", "", Event { display_name: "x".repeat(201), ..good() }),
+        ("a negative quota", "", Event { quota_per_buyer: -1, ..good() }),
+        ("a huge quota", "", Event { quota_per_buyer: 100_001, ..good() }),
         ("too short an id", "abc", good()),
         ("an id with capitals", "GALA-2026", good()),
     ];
@@ -293,15 +177,8 @@ async fn a_bad_event_is_refused() {
         event: Some(good()),
         request_id,
     };
-    organiser
-        .events()
-        .create_event(organiser.request(request(request_id())))
-        .await
-        .unwrap();
-    let again = organiser
-        .events()
-        .create_event(organiser.request(request(request_id())))
-        .await;
+    organiser.events().create_event(organiser.request(request(request_id()))).await.unwrap();
+    let again = organiser.events().create_event(organiser.request(request(request_id()))).await;
     expect_refusal("an id that is taken", again, Code::AlreadyExists, "EVENT_EXISTS").unwrap();
 }
 
@@ -326,16 +203,12 @@ async fn a_caller_who_is_not_known_or_not_allowed_is_refused() {
     let mut forged: Vec<char> = signature.chars().collect();
     forged[10] = if forged[10] == 'A' { 'B' } else { 'A' };
     let forged = format!("{head}.{}", forged.iter().collect::<String>());
-    for (what, token) in [
-        ("no JWT at all", "hello"),
-        ("a forged token", &forged),
-        ("an unsigned token", &unsigned),
-    ] {
+    for (what, token) in
+        [("no JWT at all", "hello"), ("a forged token", &forged), ("an unsigned token", &unsigned)]
+    {
         let caller = Session::new(gateway, token).unwrap();
-        let answer = caller
-            .tickets()
-            .buy_tickets(caller.request(buy_request(&event, "ga", 1, &request_id())))
-            .await;
+        let answer =
+            caller.tickets().buy_tickets(caller.request(buy_request(&event, "ga", 1, &request_id()))).await;
         expect_refusal(what, answer, Code::Unauthenticated, "TOKEN_INVALID").unwrap();
     }
 
@@ -347,63 +220,27 @@ async fn a_caller_who_is_not_known_or_not_allowed_is_refused() {
         request_id: request_id(),
     };
     let answer = alice.events().create_event(alice.request(create)).await;
-    expect_refusal(
-        "create without the role",
-        answer,
-        Code::PermissionDenied,
-        "ROLE_REQUIRED",
-    )
-    .unwrap();
-    let answer = alice
-        .operator()
-        .list_nodes(alice.request(ListNodesRequest {}))
-        .await;
-    expect_refusal(
-        "operate without the role",
-        answer,
-        Code::PermissionDenied,
-        "ROLE_REQUIRED",
-    )
-    .unwrap();
-    let everybody = ListTicketsRequest {
-        parent: event.clone(),
-        owner: "*".into(),
-        ..Default::default()
-    };
+    expect_refusal("create without the role", answer, Code::PermissionDenied, "ROLE_REQUIRED").unwrap();
+    let answer = alice.operator().list_nodes(alice.request(ListNodesRequest {})).await;
+    expect_refusal("operate without the role", answer, Code::PermissionDenied, "ROLE_REQUIRED").unwrap();
+    let everybody = ListTicketsRequest { parent: event.clone(), owner: "*".into(), ..Default::default() };
     let answer = alice.tickets().list_tickets(alice.request(everybody)).await;
-    assert_eq!(
-        answer.map(|_| ()).map_err(|status| status.code()),
-        Err(Code::PermissionDenied)
-    );
+    assert_eq!(answer.map(|_| ()).map_err(|status| status.code()), Err(Code::PermissionDenied));
 
     // A token that was good a moment ago. The gateway may allow for clocks that differ, so it is asked until
     // it refuses.
-    let short = cluster
-        .token_with(&someone("guest"), &[], &["--ttl", "1s"])
-        .unwrap();
+    let short = cluster.token_with(&someone("guest"), &[], &["--ttl", "1s"]).unwrap();
     let guest = Session::new(gateway, &short).unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(120);
     let refused = loop {
-        let request = GetEventRequest {
-            name: event.clone(),
-            consistency: 0,
-        };
+        let request = GetEventRequest { name: event.clone(), consistency: 0 };
         match guest.events().get_event(guest.request(request)).await {
             Err(status) if status.code() == Code::Unauthenticated => break Err::<(), Status>(status),
-            _ => assert!(
-                tokio::time::Instant::now() < deadline,
-                "an expired token is good for ever"
-            ),
+            _ => assert!(tokio::time::Instant::now() < deadline, "an expired token is good for ever"),
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
-    expect_refusal(
-        "an expired token",
-        refused,
-        Code::Unauthenticated,
-        "TOKEN_INVALID",
-    )
-    .unwrap();
+    expect_refusal("an expired token", refused, Code::Unauthenticated, "TOKEN_INVALID").unwrap();
     assert_eq!(state(&organiser, &event).await, before);
 }
 
@@ -434,10 +271,7 @@ async fn a_call_without_deadline_or_of_too_many_bytes_is_refused() {
     };
     let seller = shared().await.session(&someone("seller"), &["seller"]).unwrap();
     for (what, purchases) in [("1001 purchases", many.purchases.clone()), ("none", Vec::new())] {
-        let request = BatchBuyTicketsRequest {
-            purchases,
-            ..many.clone()
-        };
+        let request = BatchBuyTicketsRequest { purchases, ..many.clone() };
         let answer = seller.tickets().batch_buy_tickets(seller.request(request)).await;
         expect_refusal(what, answer, Code::InvalidArgument, "INVALID_FIELD").unwrap();
     }
@@ -448,16 +282,10 @@ async fn a_call_without_deadline_or_of_too_many_bytes_is_refused() {
 async fn garbage_on_any_port_harms_nobody() {
     // A process that dies of it must not take the other tests along, and its id must be ours to watch.
     let _alone = alone().await;
-    let cluster = tidewall_e2e::cluster::Cluster::start(Default::default())
-        .await
-        .unwrap();
+    let cluster = tidewall_e2e::cluster::Cluster::start(Default::default()).await.unwrap();
     let organiser = cluster.session("olga", &["organiser"]).unwrap();
     let region = first_region(&organiser).await;
-    let event = organiser
-        .create_event(&region, event_of(vec![tier("ga", 1000)]))
-        .await
-        .unwrap()
-        .name;
+    let event = organiser.create_event(&region, event_of(vec![tier("ga", 1000)])).await.unwrap().name;
     let before = state(&organiser, &event).await;
     let processes = cluster.processes();
     assert!(processes.len() >= 4, "{processes:?}");
@@ -477,19 +305,10 @@ async fn garbage_on_any_port_harms_nobody() {
         ("noise", noise.clone()),
         ("zeros", vec![0; 4096]),
         ("HTTP/1.1", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec()),
-        (
-            "a TLS hello",
-            [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3], &noise[..500]].concat(),
-        ),
+        ("a TLS hello", [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3], &noise[..500]].concat()),
         ("noise behind the preface", [&preface[..], &noise[..]].concat()),
-        (
-            "a frame of 16 MiB",
-            [&preface[..], &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat(),
-        ),
-        (
-            "settings, then nothing",
-            [&preface[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat(),
-        ),
+        ("a frame of 16 MiB", [&preface[..], &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat()),
+        ("settings, then nothing", [&preface[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat()),
     ];
     let endpoints = cluster.endpoints();
     let mut ports: Vec<String> = endpoints
@@ -514,12 +333,7 @@ async fn garbage_on_any_port_harms_nobody() {
     });
     sent.await.unwrap();
 
-    assert_eq!(
-        cluster.processes(),
-        processes,
-        "a process died of garbage\n{}",
-        cluster.log_tail()
-    );
+    assert_eq!(cluster.processes(), processes, "a process died of garbage\n{}", cluster.log_tail());
     assert_eq!(state(&organiser, &event).await, before);
     let alice = cluster.session("alice", &[]).unwrap();
     alice.buy(&event, "ga", 1, &request_id()).await.unwrap();

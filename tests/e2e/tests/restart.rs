@@ -16,11 +16,7 @@ async fn sell(cluster: &Cluster) -> Vec<(String, Vec<Attempt>)> {
     let alice = cluster.session("alice", &[]).unwrap();
     let mut sales = Vec::new();
     for region in organiser.region_names().await.unwrap().into_iter().take(4) {
-        let event = organiser
-            .create_event(&region, event_of(vec![tier("ga", 25)]))
-            .await
-            .unwrap()
-            .name;
+        let event = organiser.create_event(&region, event_of(vec![tier("ga", 25)])).await.unwrap().name;
         let mut history = Vec::new();
         for number in 0..30 {
             let (id, quantity) = (request_id(), 1 + number % 2);
@@ -52,10 +48,7 @@ async fn verify(cluster: &Cluster, sales: &[(String, Vec<Attempt>)]) {
         assert!(wrong.is_empty(), "{name}: {wrong:#?}");
         // Outcomes are remembered, too: repeating a purchase repeats its answer.
         let first = &history[0];
-        let again = alice
-            .buy(name, "ga", first.quantity as i32, &first.request_id)
-            .await
-            .unwrap();
+        let again = alice.buy(name, "ga", first.quantity as i32, &first.request_id).await.unwrap();
         assert_eq!(Answer::Bought(again.purchase.unwrap().tickets), first.answer);
         let outcome = alice.outcome(region_of(name), &first.request_id).await.unwrap();
         assert_eq!(outcome.state, OutcomeState::Decided as i32);
@@ -65,22 +58,13 @@ async fn verify(cluster: &Cluster, sales: &[(String, Vec<Attempt>)]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn all_data_is_there_after_a_stop_and_after_the_death_of_everything() {
     let _alone = alone().await;
-    let mut cluster = Cluster::start(Options {
-        gateways: 2,
-        ..Options::default()
-    })
-    .await
-    .unwrap();
+    let mut cluster = Cluster::start(Options { gateways: 2, ..Options::default() }).await.unwrap();
     assert_eq!(cluster.endpoints().gateways.len(), 2);
     let mut sales = sell(&cluster).await;
 
     let processes = cluster.processes();
     let status = cluster.stop().unwrap();
-    assert!(
-        status.success(),
-        "a clean stop ended with {status}\n{}",
-        cluster.log_tail()
-    );
+    assert!(status.success(), "a clean stop ended with {status}\n{}", cluster.log_tail());
     for (kind, id) in processes {
         assert!(
             !std::path::Path::new(&format!("/proc/{id}")).exists(),
@@ -108,10 +92,7 @@ async fn nodes_end_with_their_supervisor() {
     for (kind, id) in processes {
         // Reparented children are reaped by init; a zombie has no command line any more.
         while std::fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|command| !command.is_empty()) {
-            assert!(
-                tokio::time::Instant::now() < deadline,
-                "{kind:?} {id} lives on without its supervisor"
-            );
+            assert!(tokio::time::Instant::now() < deadline, "{kind:?} {id} lives on without its supervisor");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }

@@ -42,12 +42,7 @@ pub const TABLE: &[Row] = &[
         tests_may_use: &[],
         why: "seams to the world, usable under everything, so under nothing itself",
     },
-    Row {
-        name: "tidewall-proto",
-        may_use: &[],
-        tests_may_use: &[],
-        why: "generated code only",
-    },
+    Row { name: "tidewall-proto", may_use: &[], tests_may_use: &[], why: "generated code only" },
     Row {
         name: "tidewall-link",
         may_use: &["tidewall-proto", "tidewall-env"],
@@ -62,13 +57,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         name: "tidewall-consensus",
-        may_use: &[
-            "tidewall-proto",
-            "tidewall-machine",
-            "tidewall-store",
-            "tidewall-env",
-            "tidewall-link",
-        ],
+        may_use: &["tidewall-proto", "tidewall-machine", "tidewall-store", "tidewall-env", "tidewall-link"],
         tests_may_use: &[],
         why: "the only crate that names openraft; it orders commands and knows no business rule",
     },
@@ -179,16 +168,7 @@ pub enum Reach {
 /// The third-party crates that must stay out of some of our crates.
 pub const BANS: &[Ban] = &[
     Ban {
-        crates: &[
-            "tokio",
-            "actix",
-            "tonic",
-            "openraft",
-            "openraft-multi",
-            "sled",
-            "rand",
-            "parking_lot",
-        ],
+        crates: &["tokio", "actix", "tonic", "openraft", "openraft-multi", "sled", "rand", "parking_lot"],
         who: Who::These(&["tidewall-domain", "tidewall-machine"]),
         reach: Reach::Transitive,
         why: "apply is deterministic: no runtime, no network, no disk, no chance, no locks",
@@ -263,41 +243,25 @@ impl Workspace {
     /// # Panics
     /// When the metadata has no resolved graph.
     pub fn of(metadata: &Metadata) -> Self {
-        let name_of: BTreeMap<_, _> = metadata
-            .packages
-            .iter()
-            .map(|package| (&package.id, package.name.to_string()))
-            .collect();
+        let name_of: BTreeMap<_, _> =
+            metadata.packages.iter().map(|package| (&package.id, package.name.to_string())).collect();
         let mut workspace = Self::default();
         for package in metadata.workspace_packages() {
             let from = package.name.to_string();
             for dependency in &package.dependencies {
-                let part = if dependency.kind == DependencyKind::Development {
-                    Part::Tests
-                } else {
-                    Part::Code
-                };
-                workspace.edges.insert(Edge {
-                    from: from.clone(),
-                    to: dependency.name.clone(),
-                    part,
-                });
+                let part =
+                    if dependency.kind == DependencyKind::Development { Part::Tests } else { Part::Code };
+                workspace.edges.insert(Edge { from: from.clone(), to: dependency.name.clone(), part });
             }
             workspace.members.insert(from);
         }
-        let resolve = metadata
-            .resolve
-            .as_ref()
-            .expect("cargo metadata was asked for the resolved graph");
+        let resolve = metadata.resolve.as_ref().expect("cargo metadata was asked for the resolved graph");
         let next: BTreeMap<_, Vec<_>> = resolve
             .nodes
             .iter()
             .map(|node| {
                 let of_code = node.deps.iter().filter(|dependency| {
-                    dependency
-                        .dep_kinds
-                        .iter()
-                        .any(|kind| kind.kind == DependencyKind::Normal)
+                    dependency.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal)
                 });
                 (&node.id, of_code.map(|dependency| &dependency.pkg).collect())
             })
@@ -326,17 +290,13 @@ pub fn check(workspace: &Workspace) -> Vec<String> {
     let rows: BTreeMap<&str, &Row> = TABLE.iter().map(|row| (row.name, row)).collect();
     for member in &workspace.members {
         if !rows.contains_key(member.as_str()) {
-            violations.push(format!(
-                "{member} has no row in TABLE (tests/edges): decide what it may use"
-            ));
+            violations.push(format!("{member} has no row in TABLE (tests/edges): decide what it may use"));
         }
     }
     for row in TABLE {
         if !workspace.members.contains(row.name) {
-            violations.push(format!(
-                "TABLE has a row for {}, which is not in the workspace: remove it",
-                row.name
-            ));
+            violations
+                .push(format!("TABLE has a row for {}, which is not in the workspace: remove it", row.name));
         }
     }
     for edge in &workspace.edges {
@@ -354,11 +314,7 @@ pub fn check(workspace: &Workspace) -> Vec<String> {
                 "{} must not depend on {} ({}): {}. Move the code, or change TABLE with a reason",
                 edge.from,
                 edge.to,
-                if edge.part == Part::Tests {
-                    "in its tests"
-                } else {
-                    "in its code"
-                },
+                if edge.part == Part::Tests { "in its tests" } else { "in its code" },
                 row.why
             ));
         }
@@ -379,10 +335,7 @@ pub fn check(workspace: &Workspace) -> Vec<String> {
                     .iter()
                     .any(|edge| edge.from == *member && edge.to == banned && edge.part == Part::Code);
                 let reached = ban.reach == Reach::Transitive
-                    && workspace
-                        .reached
-                        .get(member)
-                        .is_some_and(|names| names.contains(banned));
+                    && workspace.reached.get(member).is_some_and(|names| names.contains(banned));
                 if direct {
                     violations.push(format!("{member} must not depend on {banned}: {}", ban.why));
                 } else if reached {
@@ -415,10 +368,7 @@ mod tests {
     fn this_workspace() -> Workspace {
         let version = Command::new("rustc").arg("-vV").output().unwrap();
         let version = String::from_utf8(version.stdout).unwrap();
-        let host = version
-            .lines()
-            .find_map(|line| line.strip_prefix("host: "))
-            .unwrap();
+        let host = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
         let metadata = MetadataCommand::new()
             .manifest_path(root().join("Cargo.toml"))
             .other_options(vec!["--offline".into(), "--filter-platform".into(), host.into()])
@@ -440,22 +390,14 @@ mod tests {
     }
 
     fn edge(from: &str, to: &str, part: Part) -> Edge {
-        Edge {
-            from: from.into(),
-            to: to.into(),
-            part,
-        }
+        Edge { from: from.into(), to: to.into(), part }
     }
 
     #[test]
     fn the_workspace_has_only_the_edges_of_the_table() {
         let workspace = this_workspace();
         // The check must have seen something: an empty graph would always pass.
-        assert!(
-            workspace
-                .edges
-                .contains(&edge("tidewall-machine", "tidewall-domain", Part::Code))
-        );
+        assert!(workspace.edges.contains(&edge("tidewall-machine", "tidewall-domain", Part::Code)));
         assert!(workspace.reached["tidewall-store"].contains("tidewall-domain"));
         let violations = check(&workspace);
         assert!(violations.is_empty(), "\n{}\n", violations.join("\n"));
@@ -468,11 +410,7 @@ mod tests {
             let mut left: Vec<&str> = row.may_use.to_vec();
             let mut seen = BTreeSet::new();
             while let Some(name) = left.pop() {
-                assert_ne!(
-                    name, row.name,
-                    "{} may use itself through its dependencies",
-                    row.name
-                );
+                assert_ne!(name, row.name, "{} may use itself through its dependencies", row.name);
                 if seen.insert(name) {
                     left.extend(rows[name].may_use);
                 }
@@ -499,10 +437,7 @@ mod tests {
                 doctored.edges.insert(edge(from, to, part));
                 let violations = check(&doctored);
                 assert_eq!(violations.len(), 1, "{from} -> {to}: {violations:?}");
-                assert!(
-                    violations[0].contains(from) && violations[0].contains(to),
-                    "{violations:?}"
-                );
+                assert!(violations[0].contains(from) && violations[0].contains(to), "{violations:?}");
             }
         }
     }
@@ -514,27 +449,17 @@ mod tests {
         assert_eq!(check(&direct).len(), 1, "{:?}", check(&direct));
 
         let mut behind = exemplary();
-        behind
-            .reached
-            .entry("tidewall-domain".into())
-            .or_default()
-            .insert("rand".into());
+        behind.reached.entry("tidewall-domain".into()).or_default().insert("rand".into());
         assert_eq!(check(&behind).len(), 1, "{:?}", check(&behind));
 
         // Tests may draw random cases.
         let mut in_tests = exemplary();
-        in_tests
-            .edges
-            .insert(edge("tidewall-domain", "rand", Part::Tests));
+        in_tests.edges.insert(edge("tidewall-domain", "rand", Part::Tests));
         assert_eq!(check(&in_tests), Vec::<String>::new());
 
         // What the node reaches through consensus is no edge of its own.
         let mut reached = exemplary();
-        reached
-            .reached
-            .entry("tidewall-node".into())
-            .or_default()
-            .insert("openraft".into());
+        reached.reached.entry("tidewall-node".into()).or_default().insert("openraft".into());
         assert_eq!(check(&reached), Vec::<String>::new());
     }
 
@@ -544,14 +469,8 @@ mod tests {
         doctored.members.insert("tidewall-backdoor".into());
         doctored.members.remove("tidewall-link");
         let violations = check(&doctored);
-        assert!(
-            violations.iter().any(|v| v.contains("tidewall-backdoor")),
-            "{violations:?}"
-        );
-        assert!(
-            violations.iter().any(|v| v.contains("row for tidewall-link")),
-            "{violations:?}"
-        );
+        assert!(violations.iter().any(|v| v.contains("tidewall-backdoor")), "{violations:?}");
+        assert!(violations.iter().any(|v| v.contains("row for tidewall-link")), "{violations:?}");
     }
 
     #[test]
@@ -559,12 +478,7 @@ mod tests {
         for name in ["domain", "machine"] {
             let file = root().join("shards").join(name).join("clippy.toml");
             let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-            for word in [
-                "SystemTime::now",
-                "Instant::now",
-                "collections::HashMap",
-                "collections::HashSet",
-            ] {
+            for word in ["SystemTime::now", "Instant::now", "collections::HashMap", "collections::HashSet"] {
                 assert!(text.contains(word), "{} does not forbid {word}", file.display());
             }
         }

@@ -127,10 +127,7 @@ impl Authenticator {
         validation.validate_nbf = true;
         validation.leeway = LEEWAY_S;
         Self {
-            keys: public_keys
-                .iter()
-                .map(|key| DecodingKey::from_ed_der(key))
-                .collect(),
+            keys: public_keys.iter().map(|key| DecodingKey::from_ed_der(key)).collect(),
             validation,
             cache: TokenCache::new(cache_entries),
         }
@@ -153,7 +150,9 @@ impl Authenticator {
         let token = token.filter(|token| token.len() <= TOKEN_BYTES_MAX).ok_or_else(|| {
             ApiError::unauthenticated(
                 "TOKEN_MALFORMED",
-                format!("the authorization metadata is not `Bearer <token>` of at most {TOKEN_BYTES_MAX} bytes"),
+                format!(
+                    "the authorization metadata is not `Bearer <token>` of at most {TOKEN_BYTES_MAX} bytes"
+                ),
             )
         })?;
         Ok(match self.cache.get(token) {
@@ -184,11 +183,7 @@ impl Authenticator {
             .into_iter()
             .filter(|role| claims.roles.iter().any(|name| name == role.name()))
             .fold(0, |bits, role| bits | role.bit());
-        let principal = Arc::new(Principal {
-            subject: claims.sub,
-            roles,
-            expires_at_s: claims.exp,
-        });
+        let principal = Arc::new(Principal { subject: claims.sub, roles, expires_at_s: claims.exp });
         self.cache.put(token, &principal);
         Ok(principal)
     }
@@ -217,10 +212,7 @@ impl Authenticator {
                 }
             }
         }
-        Err(ApiError::unauthenticated(
-            "TOKEN_INVALID",
-            format!("the token is not accepted: {why}"),
-        ))
+        Err(ApiError::unauthenticated("TOKEN_INVALID", format!("the token is not accepted: {why}")))
     }
 }
 
@@ -242,19 +234,12 @@ mod tests {
 
     fn check(authenticator: &Authenticator, token: &str) -> Result<Arc<Principal>, String> {
         let metadata = metadata(&format!("Bearer {token}"));
-        let caller = authenticator
-            .look_up(&metadata)
-            .map_err(|error| format!("{error:?}"))?;
+        let caller = authenticator.look_up(&metadata).map_err(|error| format!("{error:?}"))?;
         authenticator.verify(caller).map_err(|error| format!("{error:?}"))
     }
 
     fn signed(key: &KeyPair, claims: &Value) -> String {
-        encode(
-            &Header::new(Algorithm::EdDSA),
-            claims,
-            &EncodingKey::from_ed_der(&key.pkcs8),
-        )
-        .unwrap()
+        encode(&Header::new(Algorithm::EdDSA), claims, &EncodingKey::from_ed_der(&key.pkcs8)).unwrap()
     }
 
     fn now_s() -> u64 {
@@ -271,10 +256,7 @@ mod tests {
         assert!(alice.has(Role::Seller) && !alice.has(Role::Operator));
         assert!(alice.require(Role::Operator).is_err());
         let metadata = metadata(&format!("bearer {token}"));
-        assert!(matches!(
-            authenticator.look_up(&metadata).unwrap(),
-            Caller::Known(_)
-        ));
+        assert!(matches!(authenticator.look_up(&metadata).unwrap(), Caller::Known(_)));
     }
 
     #[test]
@@ -297,32 +279,21 @@ mod tests {
         }
         let stranger = generate_key().unwrap();
         let forged = signed(&stranger, &json!({"sub": "a", "aud": "tidewall", "exp": exp}));
-        assert!(
-            check(&authenticator, &forged)
-                .unwrap_err()
-                .contains("signed with a key")
-        );
+        assert!(check(&authenticator, &forged).unwrap_err().contains("signed with a key"));
         let symmetric = encode(
             &Header::new(Algorithm::HS256),
             &json!({"sub": "a", "aud": "tidewall", "exp": exp}),
             &EncodingKey::from_secret(&key.public),
         )
         .unwrap();
-        assert!(
-            check(&authenticator, &symmetric).is_err(),
-            "the public key is no secret"
-        );
+        assert!(check(&authenticator, &symmetric).is_err(), "the public key is no secret");
     }
 
     #[test]
     fn a_remembered_token_expires_all_the_same() {
         let key = generate_key().unwrap();
         let authenticator = Authenticator::new(&[key.public], 100);
-        let old = Principal {
-            subject: "a".into(),
-            roles: 0,
-            expires_at_s: now_s() - 60,
-        };
+        let old = Principal { subject: "a".into(), roles: 0, expires_at_s: now_s() - 60 };
         authenticator.cache.put("old", &Arc::new(old));
         assert!(check(&authenticator, "old").is_err());
     }

@@ -38,9 +38,7 @@ pub struct KeyPair {
 
 impl std::fmt::Debug for KeyPair {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KeyPair")
-            .field("public", &self.public)
-            .finish_non_exhaustive()
+        f.debug_struct("KeyPair").field("public", &self.public).finish_non_exhaustive()
     }
 }
 
@@ -87,9 +85,7 @@ impl Minter {
     /// A minter that signs with this private key, PKCS#8.
     pub fn new(pkcs8: &[u8]) -> Result<Self, TokenError> {
         public_key_of(pkcs8)?;
-        Ok(Self {
-            key: EncodingKey::from_ed_der(pkcs8),
-        })
+        Ok(Self { key: EncodingKey::from_ed_der(pkcs8) })
     }
 
     /// Mints one token that is valid from now on for `lifetime`.
@@ -105,11 +101,7 @@ impl Minter {
             exp: iat.saturating_add(lifetime.as_secs()),
             roles: roles.iter().map(|role| role.name()).collect(),
         };
-        Ok(jsonwebtoken::encode(
-            &Header::new(Algorithm::EdDSA),
-            &claims,
-            &self.key,
-        )?)
+        Ok(jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.key)?)
     }
 }
 

@@ -16,25 +16,14 @@ const PAGE_MAX: u32 = 1000;
 /// Only one consistency exists; a number that no build knows yet must not be taken for it.
 pub(super) fn check_consistency(value: i32) -> Result<(), ApiError> {
     v1::ReadConsistency::try_from(value).map(|_| ()).map_err(|_| {
-        ApiError::field(
-            "consistency",
-            "is not a consistency that this server has: use LINEARIZABLE",
-        )
+        ApiError::field("consistency", "is not a consistency that this server has: use LINEARIZABLE")
     })
 }
 
 /// An update carries the name in the event itself.
 fn update_target(message: &v1::UpdateEventRequest) -> Option<Target<'_>> {
-    let name = message
-        .event
-        .as_ref()
-        .map(|event| event.name.as_str())
-        .unwrap_or_default();
-    Some(Target {
-        field: "event.name",
-        name,
-        weight: 1,
-    })
+    let name = message.event.as_ref().map(|event| event.name.as_str()).unwrap_or_default();
+    Some(Target { field: "event.name", name, weight: 1 })
 }
 
 #[tonic::async_trait]
@@ -47,9 +36,7 @@ impl EventService for Services {
             let region = names::parse_region("parent", &message.parent)?;
             let id = request_id::parse("request_id", &message.request_id)?;
             let create = validate::create_event(message.event_id, message.event.as_ref())?;
-            let decided = self
-                .command(&call, region, id, pb::command::Op::CreateEvent(create))
-                .await?;
+            let decided = self.command(&call, region, id, pb::command::Op::CreateEvent(create)).await?;
             let pb::outcome::Result::Event(view) = decided.result else {
                 return Err(convert::mismatch());
             };
@@ -59,12 +46,7 @@ impl EventService for Services {
             })
         };
         self.0
-            .run(
-                Method::CreateEvent,
-                request,
-                |message| Some(Target::parent(&message.parent)),
-                handler,
-            )
+            .run(Method::CreateEvent, request, |message| Some(Target::parent(&message.parent)), handler)
             .await
     }
 
@@ -75,24 +57,15 @@ impl EventService for Services {
         let handler = |call, message: v1::GetEventRequest| async move {
             check_consistency(message.consistency)?;
             let name = names::parse_event("name", &message.name)?;
-            let query = pb::query::Op::GetEvent(pb::GetEvent {
-                event_id: name.event.to_owned(),
-            });
+            let query = pb::query::Op::GetEvent(pb::GetEvent { event_id: name.event.to_owned() });
             match self.query(&call, query).await? {
-                pb::query_result::Result::Event(view) => Ok(v1::GetEventResponse {
-                    event: Some(convert::event(name.region, view)),
-                }),
+                pb::query_result::Result::Event(view) => {
+                    Ok(v1::GetEventResponse { event: Some(convert::event(name.region, view)) })
+                }
                 _ => Err(convert::mismatch()),
             }
         };
-        self.0
-            .run(
-                Method::GetEvent,
-                request,
-                |message| Some(Target::name(&message.name)),
-                handler,
-            )
-            .await
+        self.0.run(Method::GetEvent, request, |message| Some(Target::name(&message.name)), handler).await
     }
 
     async fn list_events(
@@ -103,10 +76,7 @@ impl EventService for Services {
             let region = names::parse_region("parent", &message.parent)?;
             let limit = page::size(message.page_size, PAGE_DEFAULT, PAGE_MAX)?;
             let after_event_id = page::decode(&message.parent, &message.page_token)?;
-            let query = pb::query::Op::ListEvents(pb::ListEvents {
-                after_event_id,
-                limit,
-            });
+            let query = pb::query::Op::ListEvents(pb::ListEvents { after_event_id, limit });
             let pb::query_result::Result::Events(list) = self.query(&call, query).await? else {
                 return Err(convert::mismatch());
             };
@@ -114,23 +84,11 @@ impl EventService for Services {
                 Some(last) if list.more => page::encode(&message.parent, &last.event_id),
                 _ => String::new(),
             };
-            let events = list
-                .events
-                .into_iter()
-                .map(|view| convert::event(region, view))
-                .collect();
-            Ok(v1::ListEventsResponse {
-                events,
-                next_page_token,
-            })
+            let events = list.events.into_iter().map(|view| convert::event(region, view)).collect();
+            Ok(v1::ListEventsResponse { events, next_page_token })
         };
         self.0
-            .run(
-                Method::ListEvents,
-                request,
-                |message| Some(Target::parent(&message.parent)),
-                handler,
-            )
+            .run(Method::ListEvents, request, |message| Some(Target::parent(&message.parent)), handler)
             .await
     }
 
@@ -139,16 +97,11 @@ impl EventService for Services {
         request: Request<v1::UpdateEventRequest>,
     ) -> Result<Response<v1::UpdateEventResponse>, Status> {
         let handler = |call, message: v1::UpdateEventRequest| async move {
-            let event = message
-                .event
-                .as_ref()
-                .ok_or_else(|| ApiError::field("event", "is missing"))?;
+            let event = message.event.as_ref().ok_or_else(|| ApiError::field("event", "is missing"))?;
             let name = names::parse_event("event.name", &event.name)?;
             let id = request_id::parse("request_id", &message.request_id)?;
             let update = validate::update_event(name.event.to_owned(), event, message.update_mask.as_ref())?;
-            let decided = self
-                .command(&call, name.region, id, pb::command::Op::UpdateEvent(update))
-                .await?;
+            let decided = self.command(&call, name.region, id, pb::command::Op::UpdateEvent(update)).await?;
             let pb::outcome::Result::Event(view) = decided.result else {
                 return Err(convert::mismatch());
             };
@@ -157,8 +110,6 @@ impl EventService for Services {
                 receipt: decided.receipt,
             })
         };
-        self.0
-            .run(Method::UpdateEvent, request, update_target, handler)
-            .await
+        self.0.run(Method::UpdateEvent, request, update_target, handler).await
     }
 }

@@ -41,10 +41,7 @@ impl Services {
         let id: Option<[u8; 16]> = command.request_id.as_slice().try_into().ok();
         match self.0.client.command(call.group, command, call.deadline.at).await {
             Ok(outcome) => convert::decided(region, outcome),
-            Err(error) => Err(ApiError::Client {
-                error,
-                request_id: id.map(|id| request_id::format(&id)),
-            }),
+            Err(error) => Err(ApiError::Client { error, request_id: id.map(|id| request_id::format(&id)) }),
         }
     }
 
@@ -52,13 +49,7 @@ impl Services {
     async fn query(&self, call: &Call, op: pb::query::Op) -> Result<pb::query_result::Result, ApiError> {
         let query = pb::Query { op: Some(op) };
         let result = self.0.client.query(call.group, query, call.deadline.at).await;
-        match result
-            .map_err(|error| ApiError::Client {
-                error,
-                request_id: None,
-            })?
-            .result
-        {
+        match result.map_err(|error| ApiError::Client { error, request_id: None })?.result {
             Some(pb::query_result::Result::Rejection(rejection)) => Err(ApiError::Rejected(rejection)),
             Some(result) => Ok(result),
             None => Err(convert::mismatch()),

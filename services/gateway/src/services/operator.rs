@@ -29,10 +29,7 @@ const NODE_TIMEOUT: Duration = Duration::from_secs(1);
 type Reports = BTreeMap<u64, Result<pb::GetNodeStateResponse, String>>;
 
 async fn reports(edge: &Edge, call: &Call) -> Reports {
-    let states = edge
-        .client
-        .node_states(NODE_TIMEOUT.min(call.deadline.remaining()))
-        .await;
+    let states = edge.client.node_states(NODE_TIMEOUT.min(call.deadline.remaining())).await;
     let report =
         |(node, state): (u64, Result<_, ClientError>)| (node, state.map_err(|error| error.to_string()));
     states.into_iter().map(report).collect()
@@ -54,12 +51,7 @@ fn region_status(region: &Region, reports: &Reports) -> v1::RegionStatus {
     let states: BTreeMap<u64, &pb::GroupState> = reports
         .iter()
         .filter_map(|(node, report)| {
-            let state = report
-                .as_ref()
-                .ok()?
-                .groups
-                .iter()
-                .find(|state| state.group == region.group)?;
+            let state = report.as_ref().ok()?.groups.iter().find(|state| state.group == region.group)?;
             Some((*node, state))
         })
         .collect();
@@ -119,11 +111,7 @@ fn replica_status(node: u64, state: &pb::GroupState, head: u64) -> v1::ReplicaSt
 }
 
 fn node_status(edge: &Edge, node: u64, report: &Result<pb::GetNodeStateResponse, String>) -> v1::NodeStatus {
-    let address = edge
-        .topology
-        .node(node)
-        .map(|node| node.address.to_string())
-        .unwrap_or_default();
+    let address = edge.topology.node(node).map(|node| node.address.to_string()).unwrap_or_default();
     match report {
         Ok(state) => v1::NodeStatus {
             node,
@@ -141,23 +129,13 @@ fn node_status(edge: &Edge, node: u64, report: &Result<pb::GetNodeStateResponse,
             version: state.version.clone(),
             fault: String::new(),
         },
-        Err(why) => v1::NodeStatus {
-            node,
-            address,
-            fault: why.clone(),
-            ..Default::default()
-        },
+        Err(why) => v1::NodeStatus { node, address, fault: why.clone(), ..Default::default() },
     }
 }
 
 /// What an import came to.
 fn imported(response: pb::ImportResponse) -> Result<v1::ImportRegionResponse, ApiError> {
-    let client = |error| {
-        Err(ApiError::Client {
-            error,
-            request_id: None,
-        })
-    };
+    let client = |error| Err(ApiError::Client { error, request_id: None });
     match response.result {
         Some(pb::import_response::Result::Done(done)) => Ok(v1::ImportRegionResponse {
             incarnation: done.incarnation,
@@ -179,9 +157,7 @@ fn imported(response: pb::ImportResponse) -> Result<v1::ImportRegionResponse, Ap
                 why: format!("the region's leader moved: {}", refusal.message),
             }),
         },
-        None => client(ClientError::Unknown {
-            why: "the node sent an empty answer".to_owned(),
-        }),
+        None => client(ClientError::Unknown { why: "the node sent an empty answer".to_owned() }),
     }
 }
 
@@ -192,10 +168,7 @@ fn cut_short(status: &Status) -> ApiError {
     ApiError::Plain {
         code: status.code(),
         reason: "IMPORT_CUT_SHORT",
-        message: format!(
-            "the stream of chunks broke: {}: import the file again",
-            status.message()
-        ),
+        message: format!("the stream of chunks broke: {}: import the file again", status.message()),
     }
 }
 
@@ -234,25 +207,15 @@ async fn import(
     let position = edge.region("name", &first.name)?;
     let group = edge.topology.regions[position].group;
     let importer = edge.client.importer(group, NODE_TIMEOUT).await;
-    let importer = importer.map_err(|error| ApiError::Client {
-        error,
-        request_id: None,
-    })?;
+    let importer = importer.map_err(|error| ApiError::Client { error, request_id: None })?;
     let broken = Broken::default();
     let chunks = chunks(first.chunk, messages, Arc::clone(&broken));
     let principal = call.principal.subject.clone();
     let importing = importer.run(first.replace, principal, chunks);
     let response = timeout_at(call.deadline.at, importing).await.unwrap_or_else(|_| {
-        Err(ClientError::Unknown {
-            why: "the import did not end before the deadline".to_owned(),
-        })
+        Err(ClientError::Unknown { why: "the import did not end before the deadline".to_owned() })
     });
-    let result = response
-        .map_err(|error| ApiError::Client {
-            error,
-            request_id: None,
-        })
-        .and_then(imported);
+    let result = response.map_err(|error| ApiError::Client { error, request_id: None }).and_then(imported);
     match (result, broken.lock().take()) {
         (Err(_), Some(status)) => Err(cut_short(&status)),
         (result, _) => result,
@@ -269,12 +232,9 @@ impl OperatorService for Services {
         let handler = |call: Call, _| async move {
             let reports = reports(edge, &call).await;
             let status = |region| region_status(region, &reports);
-            Ok(v1::ListRegionStatusesResponse {
-                regions: edge.topology.regions.iter().map(status).collect(),
-            })
+            Ok(v1::ListRegionStatusesResponse { regions: edge.topology.regions.iter().map(status).collect() })
         };
-        edge.run(Method::ListRegionStatuses, request, |_| None, handler)
-            .await
+        edge.run(Method::ListRegionStatuses, request, |_| None, handler).await
     }
 
     async fn get_region_status(
@@ -289,13 +249,7 @@ impl OperatorService for Services {
             let region = region_status(&edge.topology.regions[position], &reports);
             Ok(v1::GetRegionStatusResponse { region: Some(region) })
         };
-        edge.run(
-            Method::GetRegionStatus,
-            request,
-            |message| Some(Target::name(&message.name)),
-            handler,
-        )
-        .await
+        edge.run(Method::GetRegionStatus, request, |message| Some(Target::name(&message.name)), handler).await
     }
 
     async fn list_nodes(
@@ -305,10 +259,7 @@ impl OperatorService for Services {
         let edge = &self.0;
         let handler = |call: Call, _| async move {
             let reports = reports(edge, &call).await;
-            let nodes = reports
-                .iter()
-                .map(|(node, report)| node_status(edge, *node, report))
-                .collect();
+            let nodes = reports.iter().map(|(node, report)| node_status(edge, *node, report)).collect();
             Ok(v1::ListNodesResponse { nodes })
         };
         edge.run(Method::ListNodes, request, |_| None, handler).await
@@ -325,14 +276,9 @@ impl OperatorService for Services {
             names::parse_region("name", &message.name)?;
             let opened = timeout_at(call.deadline.at, edge.client.export(call.group, NODE_TIMEOUT)).await;
             let opened = opened.unwrap_or_else(|_| {
-                Err(ClientError::Unavailable {
-                    why: "the leader did not begin to answer".to_owned(),
-                })
+                Err(ClientError::Unavailable { why: "the leader did not begin to answer".to_owned() })
             });
-            let chunks = opened.map_err(|error| ApiError::Client {
-                error,
-                request_id: None,
-            })?;
+            let chunks = opened.map_err(|error| ApiError::Client { error, request_id: None })?;
             let region = message.name;
             // The call stays counted as under way for as long as the stream lives.
             let stream = chunks.map(move |chunk| {
@@ -349,13 +295,7 @@ impl OperatorService for Services {
             });
             Ok(Box::pin(stream) as Self::ExportRegionStream)
         };
-        edge.run(
-            Method::ExportRegion,
-            request,
-            |message| Some(Target::name(&message.name)),
-            handler,
-        )
-        .await
+        edge.run(Method::ExportRegion, request, |message| Some(Target::name(&message.name)), handler).await
     }
 
     async fn import_region(
@@ -373,11 +313,7 @@ mod tests {
     use super::*;
 
     fn region() -> Region {
-        Region {
-            id: "north".into(),
-            display_name: "North".into(),
-            group: 1,
-        }
+        Region { id: "north".into(), display_name: "North".into(), group: 1 }
     }
 
     fn state(role: &str, term: u64, applied_index: u64) -> pb::GetNodeStateResponse {
@@ -389,10 +325,7 @@ mod tests {
             last_log_index: applied_index,
             ..Default::default()
         };
-        pb::GetNodeStateResponse {
-            groups: vec![group],
-            ..Default::default()
-        }
+        pb::GetNodeStateResponse { groups: vec![group], ..Default::default() }
     }
 
     #[test]
@@ -404,10 +337,7 @@ mod tests {
         ]
         .into();
         let status = region_status(&region(), &reports);
-        assert_eq!(
-            (status.leader_node, status.term, status.applied_index),
-            (2, 4, 100)
-        );
+        assert_eq!((status.leader_node, status.term, status.applied_index), (2, 4, 100));
         assert_eq!(status.replicas.len(), 3);
         assert_eq!(status.replicas[0].lag_entries, 10);
         assert_eq!(status.replicas[2].role(), v1::ReplicaRole::Unreachable);
@@ -416,11 +346,7 @@ mod tests {
 
     #[test]
     fn without_a_leader_the_furthest_replica_speaks() {
-        let reports: Reports = [
-            (1, Ok(state("follower", 3, 90))),
-            (2, Ok(state("candidate", 4, 80))),
-        ]
-        .into();
+        let reports: Reports = [(1, Ok(state("follower", 3, 90))), (2, Ok(state("candidate", 4, 80)))].into();
         let status = region_status(&region(), &reports);
         assert_eq!((status.leader_node, status.applied_index), (0, 90));
     }

@@ -19,22 +19,14 @@ impl OutcomeService for Services {
             let region = names::parse_region("parent", &message.parent)?;
             let request_id = request_id::parse_any_age("request_id", &message.request_id)?;
             let principal = call.principal.subject.clone();
-            let query = pb::query::Op::GetOutcome(pb::GetOutcome {
-                principal,
-                request_id,
-            });
+            let query = pb::query::Op::GetOutcome(pb::GetOutcome { principal, request_id });
             match self.query(&call, query).await? {
                 pb::query_result::Result::Outcome(view) => convert::remembered(region, view),
                 _ => Err(convert::mismatch()),
             }
         };
         self.0
-            .run(
-                Method::GetOutcome,
-                request,
-                |message| Some(Target::parent(&message.parent)),
-                handler,
-            )
+            .run(Method::GetOutcome, request, |message| Some(Target::parent(&message.parent)), handler)
             .await
     }
 }

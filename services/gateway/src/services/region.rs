@@ -14,10 +14,7 @@ const PAGE_MAX: u32 = 1000;
 const SCOPE: &str = "regions";
 
 fn shown(region: &tidewall_client::topology::Region) -> v1::Region {
-    v1::Region {
-        name: names::region(&region.id),
-        display_name: region.display_name.clone(),
-    }
+    v1::Region { name: names::region(&region.id), display_name: region.display_name.clone() }
 }
 
 #[tonic::async_trait]
@@ -30,11 +27,7 @@ impl RegionService for Services {
         let handler = |_, message: v1::ListRegionsRequest| async move {
             let size = page::size(message.page_size, PAGE_DEFAULT, PAGE_MAX)? as usize;
             let after = page::decode(SCOPE, &message.page_token)?;
-            let mut regions: Vec<_> = topology
-                .regions
-                .iter()
-                .filter(|region| region.id > after)
-                .collect();
+            let mut regions: Vec<_> = topology.regions.iter().filter(|region| region.id > after).collect();
             regions.sort_by(|a, b| a.id.cmp(&b.id));
             let more = regions.len() > size;
             regions.truncate(size);
@@ -42,10 +35,7 @@ impl RegionService for Services {
                 Some(last) if more => page::encode(SCOPE, &last.id),
                 _ => String::new(),
             };
-            Ok(v1::ListRegionsResponse {
-                regions: regions.into_iter().map(shown).collect(),
-                next_page_token,
-            })
+            Ok(v1::ListRegionsResponse { regions: regions.into_iter().map(shown).collect(), next_page_token })
         };
         self.0.run(Method::ListRegions, request, |_| None, handler).await
     }
@@ -58,16 +48,8 @@ impl RegionService for Services {
         let handler = |_, message: v1::GetRegionRequest| async move {
             names::parse_region("name", &message.name)?;
             let position = edge.region("name", &message.name)?;
-            Ok(v1::GetRegionResponse {
-                region: Some(shown(&edge.topology.regions[position])),
-            })
+            Ok(v1::GetRegionResponse { region: Some(shown(&edge.topology.regions[position])) })
         };
-        edge.run(
-            Method::GetRegion,
-            request,
-            |message| Some(Target::name(&message.name)),
-            handler,
-        )
-        .await
+        edge.run(Method::GetRegion, request, |message| Some(Target::name(&message.name)), handler).await
     }
 }

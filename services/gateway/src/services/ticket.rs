@@ -30,11 +30,7 @@ fn listed_owner<'a>(call: &'a Call, owner: &'a str) -> Option<&'a str> {
 /// A batch counts for more than a single call.
 fn batch_target(message: &v1::BatchBuyTicketsRequest) -> Option<Target<'_>> {
     let weight = 1 + message.purchases.len() / BATCH_ITEMS_PER_WEIGHT;
-    Some(Target {
-        field: "parent",
-        name: &message.parent,
-        weight,
-    })
+    Some(Target { field: "parent", name: &message.parent, weight })
 }
 
 /// One purchase of a batch as a command.
@@ -69,11 +65,7 @@ fn batch_result(name: EventName<'_>, item: pb::BatchItem) -> v1::BatchBuyTickets
     use v1::batch_buy_tickets_result::Result as Shown;
     let undecided = |refusal: &pb::Refusal| {
         let (code, reason, message) = batch_refusal(refusal);
-        Shown::Undecided(v1::Rejection {
-            code: code.into(),
-            reason: reason.to_owned(),
-            message,
-        })
+        Shown::Undecided(v1::Rejection { code: code.into(), reason: reason.to_owned(), message })
     };
     let unknown = |message: &str| {
         undecided(&pb::Refusal {
@@ -98,9 +90,7 @@ fn batch_result(name: EventName<'_>, item: pb::BatchItem) -> v1::BatchBuyTickets
     };
     v1::BatchBuyTicketsResult {
         result: Some(result),
-        receipt: receipt
-            .as_ref()
-            .map(|receipt| convert::receipt(name.region, receipt)),
+        receipt: receipt.as_ref().map(|receipt| convert::receipt(name.region, receipt)),
     }
 }
 
@@ -121,9 +111,7 @@ impl TicketService for Services {
                 seats: places.seats,
                 ttl_ms: validate::ttl_ms(message.ttl_seconds)?,
             };
-            let decided = self
-                .command(&call, name.region, id, pb::command::Op::Hold(hold))
-                .await?;
+            let decided = self.command(&call, name.region, id, pb::command::Op::Hold(hold)).await?;
             let pb::outcome::Result::Hold(view) = decided.result else {
                 return Err(convert::mismatch());
             };
@@ -133,12 +121,7 @@ impl TicketService for Services {
             })
         };
         self.0
-            .run(
-                Method::HoldTickets,
-                request,
-                |message| Some(Target::parent(&message.parent)),
-                handler,
-            )
+            .run(Method::HoldTickets, request, |message| Some(Target::parent(&message.parent)), handler)
             .await
     }
 
@@ -150,13 +133,8 @@ impl TicketService for Services {
             let name = names::parse_hold("name", &message.name)?;
             let id = request_id::parse("request_id", &message.request_id)?;
             let EventName { region, event } = name.event;
-            let confirm = pb::ConfirmHold {
-                event_id: event.to_owned(),
-                hold_id: name.id.to_owned(),
-            };
-            let decided = self
-                .command(&call, region, id, pb::command::Op::ConfirmHold(confirm))
-                .await?;
+            let confirm = pb::ConfirmHold { event_id: event.to_owned(), hold_id: name.id.to_owned() };
+            let decided = self.command(&call, region, id, pb::command::Op::ConfirmHold(confirm)).await?;
             let pb::outcome::Result::Purchase(view) = decided.result else {
                 return Err(convert::mismatch());
             };
@@ -165,14 +143,7 @@ impl TicketService for Services {
                 receipt: decided.receipt,
             })
         };
-        self.0
-            .run(
-                Method::ConfirmHold,
-                request,
-                |message| Some(Target::name(&message.name)),
-                handler,
-            )
-            .await
+        self.0.run(Method::ConfirmHold, request, |message| Some(Target::name(&message.name)), handler).await
     }
 
     async fn release_hold(
@@ -183,28 +154,14 @@ impl TicketService for Services {
             let name = names::parse_hold("name", &message.name)?;
             let id = request_id::parse("request_id", &message.request_id)?;
             let EventName { region, event } = name.event;
-            let release = pb::ReleaseHold {
-                event_id: event.to_owned(),
-                hold_id: name.id.to_owned(),
-            };
-            let decided = self
-                .command(&call, region, id, pb::command::Op::ReleaseHold(release))
-                .await?;
+            let release = pb::ReleaseHold { event_id: event.to_owned(), hold_id: name.id.to_owned() };
+            let decided = self.command(&call, region, id, pb::command::Op::ReleaseHold(release)).await?;
             let pb::outcome::Result::ReleasedHoldId(_) = decided.result else {
                 return Err(convert::mismatch());
             };
-            Ok(v1::ReleaseHoldResponse {
-                receipt: decided.receipt,
-            })
+            Ok(v1::ReleaseHoldResponse { receipt: decided.receipt })
         };
-        self.0
-            .run(
-                Method::ReleaseHold,
-                request,
-                |message| Some(Target::name(&message.name)),
-                handler,
-            )
-            .await
+        self.0.run(Method::ReleaseHold, request, |message| Some(Target::name(&message.name)), handler).await
     }
 
     async fn buy_tickets(
@@ -222,9 +179,7 @@ impl TicketService for Services {
                 seats: places.seats,
                 buyer: String::new(),
             };
-            let decided = self
-                .command(&call, name.region, id, pb::command::Op::Buy(buy))
-                .await?;
+            let decided = self.command(&call, name.region, id, pb::command::Op::Buy(buy)).await?;
             let pb::outcome::Result::Purchase(view) = decided.result else {
                 return Err(convert::mismatch());
             };
@@ -234,12 +189,7 @@ impl TicketService for Services {
             })
         };
         self.0
-            .run(
-                Method::BuyTickets,
-                request,
-                |message| Some(Target::parent(&message.parent)),
-                handler,
-            )
+            .run(Method::BuyTickets, request, |message| Some(Target::parent(&message.parent)), handler)
             .await
     }
 
@@ -264,20 +214,11 @@ impl TicketService for Services {
                 .collect();
             let batch = pb::CommandBatch { commands: commands? };
             let answer = self.0.client.batch(call.group, batch, call.deadline.at).await;
-            let answer = answer.map_err(|error| ApiError::Client {
-                error,
-                request_id: None,
-            })?;
-            let results = answer
-                .items
-                .into_iter()
-                .map(|item| batch_result(name, item))
-                .collect();
+            let answer = answer.map_err(|error| ApiError::Client { error, request_id: None })?;
+            let results = answer.items.into_iter().map(|item| batch_result(name, item)).collect();
             Ok(v1::BatchBuyTicketsResponse { results })
         };
-        self.0
-            .run(Method::BatchBuyTickets, request, batch_target, handler)
-            .await
+        self.0.run(Method::BatchBuyTickets, request, batch_target, handler).await
     }
 
     async fn cancel_ticket(
@@ -288,13 +229,8 @@ impl TicketService for Services {
             let name = names::parse_ticket("name", &message.name)?;
             let id = request_id::parse("request_id", &message.request_id)?;
             let EventName { region, event } = name.event;
-            let cancel = pb::CancelTicket {
-                event_id: event.to_owned(),
-                ticket_id: name.id.to_owned(),
-            };
-            let decided = self
-                .command(&call, region, id, pb::command::Op::CancelTicket(cancel))
-                .await?;
+            let cancel = pb::CancelTicket { event_id: event.to_owned(), ticket_id: name.id.to_owned() };
+            let decided = self.command(&call, region, id, pb::command::Op::CancelTicket(cancel)).await?;
             let pb::outcome::Result::Cancelled(view) = decided.result else {
                 return Err(convert::mismatch());
             };
@@ -303,14 +239,7 @@ impl TicketService for Services {
                 receipt: decided.receipt,
             })
         };
-        self.0
-            .run(
-                Method::CancelTicket,
-                request,
-                |message| Some(Target::name(&message.name)),
-                handler,
-            )
-            .await
+        self.0.run(Method::CancelTicket, request, |message| Some(Target::name(&message.name)), handler).await
     }
 
     async fn get_ticket(
@@ -321,10 +250,7 @@ impl TicketService for Services {
             check_consistency(message.consistency)?;
             let name = names::parse_ticket("name", &message.name)?;
             let EventName { region, event } = name.event;
-            let get = pb::GetTicket {
-                event_id: event.to_owned(),
-                ticket_id: name.id.to_owned(),
-            };
+            let get = pb::GetTicket { event_id: event.to_owned(), ticket_id: name.id.to_owned() };
             let pb::query_result::Result::Ticket(view) =
                 self.query(&call, pb::query::Op::GetTicket(get)).await?
             else {
@@ -342,18 +268,9 @@ impl TicketService for Services {
                     ),
                 ));
             }
-            Ok(v1::GetTicketResponse {
-                ticket: Some(convert::ticket(region, event, view)),
-            })
+            Ok(v1::GetTicketResponse { ticket: Some(convert::ticket(region, event, view)) })
         };
-        self.0
-            .run(
-                Method::GetTicket,
-                request,
-                |message| Some(Target::name(&message.name)),
-                handler,
-            )
-            .await
+        self.0.run(Method::GetTicket, request, |message| Some(Target::name(&message.name)), handler).await
     }
 
     async fn list_tickets(
@@ -402,12 +319,7 @@ impl TicketService for Services {
             })
         };
         self.0
-            .run(
-                Method::ListTickets,
-                request,
-                |message| Some(Target::parent(&message.parent)),
-                handler,
-            )
+            .run(Method::ListTickets, request, |message| Some(Target::parent(&message.parent)), handler)
             .await
     }
 }

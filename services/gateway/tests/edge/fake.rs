@@ -48,39 +48,22 @@ impl Node {
     }
 
     pub fn request_ids(&self) -> Vec<Vec<u8>> {
-        self.commands
-            .lock()
-            .iter()
-            .map(|command| command.request_id.clone())
-            .collect()
+        self.commands.lock().iter().map(|command| command.request_id.clone()).collect()
     }
 }
 
 pub fn refusal(kind: pb::RefusalKind, leader_node: u64, retry_after_ms: u32) -> pb::Refusal {
-    pb::Refusal {
-        kind: kind.into(),
-        leader_node,
-        retry_after_ms,
-        message: "as scripted".into(),
-    }
+    pb::Refusal { kind: kind.into(), leader_node, retry_after_ms, message: "as scripted".into() }
 }
 
 pub fn refuse(kind: pb::RefusalKind, leader_node: u64, retry_after_ms: u32) -> Action {
-    Action::Answer(pb::reply::Result::Refusal(refusal(
-        kind,
-        leader_node,
-        retry_after_ms,
-    )))
+    let refusal = refusal(kind, leader_node, retry_after_ms);
+    Action::Answer(Box::new(pb::reply::Result::Refusal(refusal)))
 }
 
 pub fn sold(first_number: u64, count: u32) -> pb::Outcome {
     pb::Outcome {
-        receipt: Some(pb::Receipt {
-            incarnation: 1,
-            term: 2,
-            index: 3,
-            ..Default::default()
-        }),
+        receipt: Some(pb::Receipt { incarnation: 1, term: 2, index: 3, ..Default::default() }),
         result: Some(pb::outcome::Result::Purchase(pb::PurchaseView {
             tier_id: "ga".into(),
             first_number,
@@ -97,9 +80,7 @@ pub fn outcome(outcome: pb::Outcome) -> Action {
 }
 
 pub fn query(result: pb::query_result::Result) -> Action {
-    Action::Answer(Box::new(pb::reply::Result::Query(pb::QueryResult {
-        result: Some(result),
-    })))
+    Action::Answer(Box::new(pb::reply::Result::Query(pb::QueryResult { result: Some(result) })))
 }
 
 struct Scripted(Arc<Node>);
@@ -115,10 +96,7 @@ impl Handler<ExchangeProtocol> for Scripted {
             }
             let action = self.0.script.lock().pop_front();
             match action.unwrap_or_else(|| outcome(sold(1, 1))) {
-                Action::Answer(result) => replies.send(pb::Reply {
-                    id: call.id,
-                    result: Some(result),
-                }),
+                Action::Answer(result) => replies.send(pb::Reply { id: call.id, result: Some(*result) }),
                 Action::Silence => {}
                 Action::Break => self.0.broken.notify_one(),
             }
@@ -142,11 +120,7 @@ impl pb::shard_service_server::ShardService for Server {
         &self,
         request: Request<Streaming<pb::ExchangeRequest>>,
     ) -> Result<Response<Self::ExchangeStream>, Status> {
-        let replies = serve(
-            request.into_inner(),
-            ServeOptions::default(),
-            Scripted(Arc::clone(&self.0)),
-        );
+        let replies = serve(request.into_inner(), ServeOptions::default(), Scripted(Arc::clone(&self.0)));
         let broken = Arc::clone(&self.0.broken);
         let end = Box::pin(async move { broken.notified().await });
         Ok(Response::new(Box::pin(replies.take_until(end))))
@@ -156,22 +130,10 @@ impl pb::shard_service_server::ShardService for Server {
         &self,
         _: Request<pb::GetNodeStateRequest>,
     ) -> Result<Response<pb::GetNodeStateResponse>, Status> {
-        let role = if self.0.leads.load(Ordering::Relaxed) {
-            "leader"
-        } else {
-            "follower"
-        };
-        let group = |group| pb::GroupState {
-            group,
-            role: role.into(),
-            term: self.1,
-            ..Default::default()
-        };
-        let state = pb::GetNodeStateResponse {
-            node: self.1,
-            groups: vec![group(1), group(2)],
-            ..Default::default()
-        };
+        let role = if self.0.leads.load(Ordering::Relaxed) { "leader" } else { "follower" };
+        let group = |group| pb::GroupState { group, role: role.into(), term: self.1, ..Default::default() };
+        let state =
+            pb::GetNodeStateResponse { node: self.1, groups: vec![group(1), group(2)], ..Default::default() };
         Ok(Response::new(state))
     }
 
@@ -196,15 +158,8 @@ impl pb::shard_service_server::ShardService for Server {
         while let Some(message) = messages.message().await? {
             self.0.imported.lock().push(message);
         }
-        let done = pb::ImportDone {
-            incarnation: 2,
-            applied_index: 7,
-            digest: vec![0xab; 16],
-            rows: 5,
-        };
-        Ok(Response::new(pb::ImportResponse {
-            result: Some(pb::import_response::Result::Done(done)),
-        }))
+        let done = pb::ImportDone { incarnation: 2, applied_index: 7, digest: vec![0xab; 16], rows: 5 };
+        Ok(Response::new(pb::ImportResponse { result: Some(pb::import_response::Result::Done(done)) }))
     }
 }
 
@@ -212,11 +167,7 @@ async fn serve_node(node: Arc<Node>, id: u64) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = pb::shard_service_server::ShardServiceServer::new(Server(node, id));
-    tokio::spawn(
-        server_builder()
-            .add_service(service)
-            .serve_with_incoming(TcpIncoming::from(listener)),
-    );
+    tokio::spawn(server_builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)));
     address
 }
 
@@ -247,11 +198,7 @@ pub async fn cluster_with(change: impl FnOnce(&mut GatewayConfig)) -> Cluster {
     let mut listed = Vec::new();
     for (id, node) in (1..).zip(&nodes) {
         let address = serve_node(Arc::clone(node), id).await;
-        listed.push(tidewall_client::topology::Node {
-            id,
-            address,
-            peer_address: address,
-        });
+        listed.push(tidewall_client::topology::Node { id, address, peer_address: address });
     }
     let region = |id: &str, group| tidewall_client::topology::Region {
         id: id.into(),
@@ -275,31 +222,19 @@ pub async fn cluster_with(change: impl FnOnce(&mut GatewayConfig)) -> Cluster {
     tokio::spawn(gateway.serve(async {
         let _ = stopped.await;
     }));
-    Cluster {
-        nodes,
-        address,
-        config,
-        key,
-        stop: Some(stop),
-    }
+    Cluster { nodes, address, config, key, stop: Some(stop) }
 }
 
 impl Cluster {
     pub async fn channel(&self) -> Channel {
-        Endpoint::from_shared(format!("http://{}", self.address))
-            .unwrap()
-            .connect()
-            .await
-            .unwrap()
+        Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
     }
 
     /// A request with a token for `subject` and a deadline of 20 s.
     pub fn request<T>(&self, subject: &str, roles: &[Role], message: T) -> Request<T> {
         let token = mint(&self.key.pkcs8, subject, roles, Duration::from_secs(60)).unwrap();
         let mut request = Request::new(message);
-        request
-            .metadata_mut()
-            .insert("authorization", format!("Bearer {token}").parse().unwrap());
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
         request.set_timeout(Duration::from_secs(20));
         request
     }

@@ -34,9 +34,7 @@ fn buy() -> v1::BuyTicketsRequest {
 }
 
 fn reason(status: &Status) -> String {
-    let info = status
-        .get_details_error_info()
-        .unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
+    let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
     assert_eq!(info.domain, "tidewall");
     info.reason
 }
@@ -48,10 +46,7 @@ fn rejection(reason: &str) -> pb::Outcome {
         code: Code::FailedPrecondition.into(),
         field: String::new(),
     };
-    pb::Outcome {
-        result: Some(pb::outcome::Result::Rejection(view)),
-        ..Default::default()
-    }
+    pb::Outcome { result: Some(pb::outcome::Result::Rejection(view)), ..Default::default() }
 }
 
 #[tokio::test]
@@ -61,30 +56,18 @@ async fn a_purchase_carries_the_tokens_subject_and_names_its_tickets() {
     let mut tickets = TicketServiceClient::new(cluster.channel().await);
     let message = v1::BuyTicketsRequest { quantity: 2, ..buy() };
     let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
-    let answer = tickets
-        .buy_tickets(cluster.request("alice", &[], message.clone()))
-        .await
-        .unwrap()
-        .into_inner();
+    let answer =
+        tickets.buy_tickets(cluster.request("alice", &[], message.clone())).await.unwrap().into_inner();
     assert_eq!(
         answer.purchase.unwrap().tickets,
         [format!("{GALA}/tickets/ga-41"), format!("{GALA}/tickets/ga-42")]
     );
     let receipt = answer.receipt.unwrap();
-    assert_eq!(
-        (receipt.region.as_str(), receipt.term, receipt.index),
-        ("regions/north", 2, 3)
-    );
+    assert_eq!((receipt.region.as_str(), receipt.term, receipt.index), ("regions/north", 2, 3));
     let commands = cluster.nodes[0].commands.lock();
     assert_eq!(commands.len(), 1);
-    assert_eq!(
-        (commands[0].principal.as_str(), commands[0].privileged),
-        ("alice", false)
-    );
-    assert_eq!(
-        commands[0].request_id,
-        uuid::Uuid::parse_str(&message.request_id).unwrap().as_bytes()
-    );
+    assert_eq!((commands[0].principal.as_str(), commands[0].privileged), ("alice", false));
+    assert_eq!(commands[0].request_id, uuid::Uuid::parse_str(&message.request_id).unwrap().as_bytes());
     assert!(commands[0].expires_at_ms > before && commands[0].expires_at_ms <= before + 60_000);
     assert!(cluster.nodes[1].commands.lock().is_empty());
 }
@@ -94,10 +77,7 @@ async fn a_call_follows_the_leader_under_the_same_request_id() {
     let cluster = cluster().await;
     cluster.nodes[0].plan([refuse(RefusalKind::NotLeader, 2, 0)]);
     let mut tickets = TicketServiceClient::new(cluster.channel().await);
-    tickets
-        .buy_tickets(cluster.request("alice", &[], buy()))
-        .await
-        .unwrap();
+    tickets.buy_tickets(cluster.request("alice", &[], buy())).await.unwrap();
     assert_eq!(cluster.nodes[0].request_ids().len(), 1);
     assert_eq!(cluster.nodes[0].request_ids(), cluster.nodes[1].request_ids());
 }
@@ -108,18 +88,10 @@ async fn a_call_whose_connection_breaks_is_held_and_replayed() {
     cluster.nodes[0].plan([Action::Break]);
     // The other node is asked, does not lead and knows nobody; then it is elected.
     let not_leader = || refuse(RefusalKind::NotLeader, 0, 0);
-    cluster.nodes[1].plan([
-        not_leader(),
-        refuse(RefusalKind::Unknown, 0, 0),
-        outcome(sold(7, 1)),
-    ]);
+    cluster.nodes[1].plan([not_leader(), refuse(RefusalKind::Unknown, 0, 0), outcome(sold(7, 1))]);
     cluster.nodes[0].plan((0..50).map(|_| refuse(RefusalKind::NotLeader, 2, 0)));
     let mut tickets = TicketServiceClient::new(cluster.channel().await);
-    let answer = tickets
-        .buy_tickets(cluster.request("alice", &[], buy()))
-        .await
-        .unwrap()
-        .into_inner();
+    let answer = tickets.buy_tickets(cluster.request("alice", &[], buy())).await.unwrap().into_inner();
     assert_eq!(answer.purchase.unwrap().tickets, [format!("{GALA}/tickets/ga-7")]);
     let mut ids = cluster.nodes[0].request_ids();
     ids.extend(cluster.nodes[1].request_ids());
@@ -136,18 +108,9 @@ async fn an_unknown_outcome_is_never_reported_as_a_failure() {
     cluster.nodes[1].plan([refuse(RefusalKind::Invalid, 0, 0)]);
     let mut tickets = TicketServiceClient::new(cluster.channel().await);
     let message = buy();
-    let status = tickets
-        .buy_tickets(cluster.request("alice", &[], message.clone()))
-        .await
-        .unwrap_err();
-    assert_eq!(
-        (status.code(), reason(&status).as_str()),
-        (Code::DeadlineExceeded, "OUTCOME_UNKNOWN")
-    );
-    assert_eq!(
-        status.get_details_error_info().unwrap().metadata["request_id"],
-        message.request_id
-    );
+    let status = tickets.buy_tickets(cluster.request("alice", &[], message.clone())).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, "OUTCOME_UNKNOWN"));
+    assert_eq!(status.get_details_error_info().unwrap().metadata["request_id"], message.request_id);
 }
 
 #[tokio::test]
@@ -155,14 +118,8 @@ async fn overload_is_passed_on_at_once_and_not_replayed() {
     let cluster = cluster().await;
     cluster.nodes[0].plan([refuse(RefusalKind::Overloaded, 0, 70)]);
     let mut tickets = TicketServiceClient::new(cluster.channel().await);
-    let status = tickets
-        .buy_tickets(cluster.request("alice", &[], buy()))
-        .await
-        .unwrap_err();
-    assert_eq!(
-        (status.code(), reason(&status).as_str()),
-        (Code::ResourceExhausted, "OVERLOADED")
-    );
+    let status = tickets.buy_tickets(cluster.request("alice", &[], buy())).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "OVERLOADED"));
     let delay = status.get_details_retry_info().unwrap().retry_delay.unwrap();
     assert_eq!(delay, Duration::from_millis(70));
     assert_eq!(cluster.nodes[0].request_ids().len(), 1);
@@ -172,17 +129,10 @@ async fn overload_is_passed_on_at_once_and_not_replayed() {
 #[tokio::test]
 async fn overload_after_a_doubtful_attempt_is_not_called_undecided() {
     let cluster = cluster().await;
-    cluster.nodes[0].plan([
-        refuse(RefusalKind::Unknown, 0, 0),
-        refuse(RefusalKind::Overloaded, 0, 10),
-    ]);
+    cluster.nodes[0].plan([refuse(RefusalKind::Unknown, 0, 0), refuse(RefusalKind::Overloaded, 0, 10)]);
     cluster.nodes[0].plan([outcome(sold(5, 1))]);
     let mut tickets = TicketServiceClient::new(cluster.channel().await);
-    let answer = tickets
-        .buy_tickets(cluster.request("alice", &[], buy()))
-        .await
-        .unwrap()
-        .into_inner();
+    let answer = tickets.buy_tickets(cluster.request("alice", &[], buy())).await.unwrap().into_inner();
     assert_eq!(answer.purchase.unwrap().tickets, [format!("{GALA}/tickets/ga-5")]);
     assert_eq!(cluster.nodes[0].request_ids().len(), 3);
 }
@@ -192,14 +142,8 @@ async fn a_rejection_keeps_its_code_and_reason() {
     let cluster = cluster().await;
     cluster.nodes[0].plan([outcome(rejection("SOLD_OUT"))]);
     let mut tickets = TicketServiceClient::new(cluster.channel().await);
-    let status = tickets
-        .buy_tickets(cluster.request("alice", &[], buy()))
-        .await
-        .unwrap_err();
-    assert_eq!(
-        (status.code(), reason(&status).as_str()),
-        (Code::FailedPrecondition, "SOLD_OUT")
-    );
+    let status = tickets.buy_tickets(cluster.request("alice", &[], buy())).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "SOLD_OUT"));
 }
 
 #[tokio::test]
@@ -212,66 +156,30 @@ async fn bad_calls_are_refused_before_any_node_hears_of_them() {
     };
     let mut anonymous = Request::new(buy());
     anonymous.set_timeout(Duration::from_secs(20));
-    assert_eq!(
-        refused(anonymous).await,
-        (Code::Unauthenticated, "TOKEN_REQUIRED".into())
-    );
+    assert_eq!(refused(anonymous).await, (Code::Unauthenticated, "TOKEN_REQUIRED".into()));
     let mut timeless = cluster.request("alice", &[], buy());
     timeless.metadata_mut().remove("grpc-timeout");
-    assert_eq!(
-        refused(timeless).await,
-        (Code::InvalidArgument, "DEADLINE_REQUIRED".into())
-    );
+    assert_eq!(refused(timeless).await, (Code::InvalidArgument, "DEADLINE_REQUIRED".into()));
     let changed = |change: fn(&mut v1::BuyTicketsRequest)| {
         let mut message = buy();
         change(&mut message);
         cluster.request("alice", &[], message)
     };
     let nowhere = changed(|m| m.parent = "regions/atlantis/events/gala".into());
-    assert_eq!(
-        refused(nowhere).await,
-        (Code::NotFound, "REGION_NOT_FOUND".into())
-    );
+    assert_eq!(refused(nowhere).await, (Code::NotFound, "REGION_NOT_FOUND".into()));
     let invalid = |reason: &str| (Code::InvalidArgument, reason.to_owned());
-    assert_eq!(
-        refused(changed(|m| m.parent = "gala".into())).await,
-        invalid("NAME_INVALID")
-    );
-    assert_eq!(
-        refused(changed(|m| m.parent = "regions/north".into())).await,
-        invalid("NAME_INVALID")
-    );
-    assert_eq!(
-        refused(changed(|m| m.request_id.clear())).await,
-        invalid("REQUEST_ID_REQUIRED")
-    );
-    assert_eq!(
-        refused(changed(|m| m.request_id = "1".into())).await,
-        invalid("REQUEST_ID_INVALID")
-    );
-    assert_eq!(
-        refused(changed(|m| m.quantity = 0)).await,
-        invalid("INVALID_FIELD")
-    );
-    assert_eq!(
-        refused(changed(|m| m.quantity = 101)).await,
-        invalid("INVALID_FIELD")
-    );
+    assert_eq!(refused(changed(|m| m.parent = "gala".into())).await, invalid("NAME_INVALID"));
+    assert_eq!(refused(changed(|m| m.parent = "regions/north".into())).await, invalid("NAME_INVALID"));
+    assert_eq!(refused(changed(|m| m.request_id.clear())).await, invalid("REQUEST_ID_REQUIRED"));
+    assert_eq!(refused(changed(|m| m.request_id = "1".into())).await, invalid("REQUEST_ID_INVALID"));
+    assert_eq!(refused(changed(|m| m.quantity = 0)).await, invalid("INVALID_FIELD"));
+    assert_eq!(refused(changed(|m| m.quantity = 101)).await, invalid("INVALID_FIELD"));
     let large = changed(|m| m.seats = vec!["A-1".repeat(1000); 2000]);
     assert_eq!(refused(large).await, invalid("MESSAGE_TOO_LARGE"));
     let mut events = EventServiceClient::new(cluster.channel().await);
-    let create = v1::CreateEventRequest {
-        parent: "regions/north".into(),
-        ..Default::default()
-    };
-    let status = events
-        .create_event(cluster.request("alice", &[Role::Seller], create))
-        .await
-        .unwrap_err();
-    assert_eq!(
-        (status.code(), reason(&status).as_str()),
-        (Code::PermissionDenied, "ROLE_REQUIRED")
-    );
+    let create = v1::CreateEventRequest { parent: "regions/north".into(), ..Default::default() };
+    let status = events.create_event(cluster.request("alice", &[Role::Seller], create)).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::PermissionDenied, "ROLE_REQUIRED"));
     for node in &cluster.nodes {
         assert!(node.commands.lock().is_empty());
     }
@@ -301,46 +209,24 @@ async fn a_batch_keeps_what_is_decided_and_replays_the_rest() {
         request_id: uuid::Uuid::now_v7().to_string(),
     };
     let purchases = ["ann", "ben", "cem", "dan"].map(purchase).to_vec();
-    let message = v1::BatchBuyTicketsRequest {
-        parent: GALA.into(),
-        purchases,
-    };
+    let message = v1::BatchBuyTicketsRequest { parent: GALA.into(), purchases };
     let mut tickets = TicketServiceClient::new(cluster.channel().await);
-    let denied = tickets
-        .batch_buy_tickets(cluster.request("shop", &[], message.clone()))
-        .await
-        .unwrap_err();
+    let denied = tickets.batch_buy_tickets(cluster.request("shop", &[], message.clone())).await.unwrap_err();
     assert_eq!(denied.code(), Code::PermissionDenied);
     let request = cluster.request("shop", &[Role::Seller], message);
-    let results = tickets
-        .batch_buy_tickets(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .results;
+    let results = tickets.batch_buy_tickets(request).await.unwrap().into_inner().results;
     let first = |position: usize| match &results[position].result {
         Some(Shown::Purchase(purchase)) => purchase.tickets[0].clone(),
         other => panic!("{other:?}"),
     };
-    assert_eq!(
-        (first(0), first(1)),
-        (format!("{GALA}/tickets/ga-1"), format!("{GALA}/tickets/ga-9"))
-    );
+    assert_eq!((first(0), first(1)), (format!("{GALA}/tickets/ga-1"), format!("{GALA}/tickets/ga-9")));
     assert!(matches!(&results[2].result, Some(Shown::Rejection(no)) if no.reason == "SOLD_OUT"));
     assert!(matches!(&results[3].result, Some(Shown::Undecided(no)) if no.reason == "OVERLOADED"));
     let batches = cluster.nodes[0].batches.lock();
     assert_eq!((batches[0].commands.len(), batches[1].commands.len()), (4, 1));
-    assert_eq!(
-        batches[1].commands[0], batches[0].commands[1],
-        "replayed as it was"
-    );
-    let Some(pb::command::Op::Buy(buy)) = &batches[0].commands[1].op else {
-        panic!("a purchase")
-    };
-    assert_eq!(
-        (batches[0].commands[1].principal.as_str(), buy.buyer.as_str()),
-        ("shop", "ben")
-    );
+    assert_eq!(batches[1].commands[0], batches[0].commands[1], "replayed as it was");
+    let Some(pb::command::Op::Buy(buy)) = &batches[0].commands[1].op else { panic!("a purchase") };
+    assert_eq!((batches[0].commands[1].principal.as_str(), buy.buyer.as_str()), ("shop", "ben"));
 }
 
 #[tokio::test]
@@ -362,10 +248,7 @@ async fn tickets_are_shown_to_those_who_may_see_them() {
     ];
     for (subject, roles, seen) in cases {
         cluster.nodes[0].plan([query(pb::query_result::Result::Ticket(view()))]);
-        let get = v1::GetTicketRequest {
-            name: format!("{GALA}/tickets/ga-1"),
-            consistency: 0,
-        };
+        let get = v1::GetTicketRequest { name: format!("{GALA}/tickets/ga-1"), consistency: 0 };
         let answer = tickets.get_ticket(cluster.request(subject, roles, get)).await;
         assert_eq!(answer.is_ok(), seen, "{subject}");
     }
@@ -383,70 +266,30 @@ async fn tickets_are_shown_to_those_who_may_see_them() {
         };
         cluster.request(subject, roles, message)
     };
-    let own = tickets
-        .list_tickets(list("alice", &[], "", ""))
-        .await
-        .unwrap()
-        .into_inner();
+    let own = tickets.list_tickets(list("alice", &[], "", "")).await.unwrap().into_inner();
     assert_eq!(own.tickets[0].name, format!("{GALA}/tickets/ga-1"));
-    tickets
-        .list_tickets(list("alice", &[], "", &own.next_page_token))
-        .await
-        .unwrap();
-    let asked: Vec<_> = cluster.nodes[0]
-        .queries
-        .lock()
-        .iter()
-        .rev()
-        .take(2)
-        .cloned()
-        .collect();
-    let Some(pb::query::Op::ListTickets(second)) = &asked[0].op else {
-        panic!("a list")
-    };
-    assert_eq!(
-        (second.owner.as_str(), second.after_ticket_id.as_str()),
-        ("alice", "ga-1")
-    );
+    tickets.list_tickets(list("alice", &[], "", &own.next_page_token)).await.unwrap();
+    let asked: Vec<_> = cluster.nodes[0].queries.lock().iter().rev().take(2).cloned().collect();
+    let Some(pb::query::Op::ListTickets(second)) = &asked[0].op else { panic!("a list") };
+    assert_eq!((second.owner.as_str(), second.after_ticket_id.as_str()), ("alice", "ga-1"));
     assert!(tickets.list_tickets(list("olga", &[], "*", "")).await.is_ok());
-    assert!(
-        tickets
-            .list_tickets(list("root", &[Role::Operator], "*", ""))
-            .await
-            .is_ok()
-    );
+    assert!(tickets.list_tickets(list("root", &[Role::Operator], "*", "")).await.is_ok());
     for owner in ["*", "alice"] {
-        let status = tickets
-            .list_tickets(list("mallory", &[], owner, ""))
-            .await
-            .unwrap_err();
+        let status = tickets.list_tickets(list("mallory", &[], owner, "")).await.unwrap_err();
         assert_eq!(status.code(), Code::PermissionDenied, "{owner}");
     }
-    let foreign = tickets
-        .list_tickets(list("bob", &[], "", &own.next_page_token))
-        .await
-        .unwrap_err();
+    let foreign = tickets.list_tickets(list("bob", &[], "", &own.next_page_token)).await.unwrap_err();
     assert_eq!(reason(&foreign), "PAGE_TOKEN_INVALID");
 }
 
 #[tokio::test]
 async fn a_lost_answer_can_be_asked_for() {
     let cluster = cluster().await;
-    let view = pb::OutcomeView {
-        outcome: Some(sold(3, 1)),
-        forgotten: false,
-    };
+    let view = pb::OutcomeView { outcome: Some(sold(3, 1)), forgotten: false };
     cluster.nodes[0].plan([query(pb::query_result::Result::Outcome(view))]);
     let mut outcomes = OutcomeServiceClient::new(cluster.channel().await);
-    let message = v1::GetOutcomeRequest {
-        parent: "regions/north".into(),
-        request_id: buy().request_id,
-    };
-    let answer = outcomes
-        .get_outcome(cluster.request("alice", &[], message))
-        .await
-        .unwrap()
-        .into_inner();
+    let message = v1::GetOutcomeRequest { parent: "regions/north".into(), request_id: buy().request_id };
+    let answer = outcomes.get_outcome(cluster.request("alice", &[], message)).await.unwrap().into_inner();
     assert_eq!(answer.state(), v1::OutcomeState::Decided);
     let Some(v1::get_outcome_response::Result::Purchase(purchase)) = answer.result else {
         panic!("a purchase")
@@ -461,15 +304,8 @@ async fn regions_are_listed_in_pages() {
     let mut names = Vec::new();
     let mut page_token = String::new();
     loop {
-        let message = v1::ListRegionsRequest {
-            page_size: 1,
-            page_token,
-        };
-        let page = regions
-            .list_regions(cluster.request("alice", &[], message))
-            .await
-            .unwrap()
-            .into_inner();
+        let message = v1::ListRegionsRequest { page_size: 1, page_token };
+        let page = regions.list_regions(cluster.request("alice", &[], message)).await.unwrap().into_inner();
         names.extend(page.regions.into_iter().map(|region| region.name));
         page_token = page.next_page_token;
         if page_token.is_empty() {
@@ -491,23 +327,11 @@ async fn a_full_region_refuses_and_says_when_to_come_back() {
     while cluster.nodes[0].request_ids().is_empty() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let status = tickets
-        .buy_tickets(cluster.request("bob", &[], buy()))
-        .await
-        .unwrap_err();
-    assert_eq!(
-        (status.code(), reason(&status).as_str()),
-        (Code::ResourceExhausted, "OVERLOADED")
-    );
+    let status = tickets.buy_tickets(cluster.request("bob", &[], buy())).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "OVERLOADED"));
     assert!(status.get_details_retry_info().unwrap().retry_delay.unwrap() >= Duration::from_millis(50));
-    let elsewhere = v1::BuyTicketsRequest {
-        parent: "regions/south/events/gala".into(),
-        ..buy()
-    };
-    tickets
-        .buy_tickets(cluster.request("bob", &[], elsewhere))
-        .await
-        .unwrap();
+    let elsewhere = v1::BuyTicketsRequest { parent: "regions/south/events/gala".into(), ..buy() };
+    tickets.buy_tickets(cluster.request("bob", &[], elsewhere)).await.unwrap();
     stuck.abort();
 }
 
@@ -515,38 +339,19 @@ async fn a_full_region_refuses_and_says_when_to_come_back() {
 async fn operators_see_nodes_and_move_regions() {
     let cluster = cluster().await;
     let mut operator = OperatorServiceClient::new(cluster.channel().await);
-    let denied = operator
-        .list_nodes(cluster.request("alice", &[], v1::ListNodesRequest {}))
-        .await
-        .unwrap_err();
+    let denied =
+        operator.list_nodes(cluster.request("alice", &[], v1::ListNodesRequest {})).await.unwrap_err();
     assert_eq!(denied.code(), Code::PermissionDenied);
     let root = [Role::Operator];
-    let nodes = operator
-        .list_nodes(cluster.request("root", &root, v1::ListNodesRequest {}))
-        .await
-        .unwrap();
+    let nodes = operator.list_nodes(cluster.request("root", &root, v1::ListNodesRequest {})).await.unwrap();
     let nodes = nodes.into_inner().nodes;
     assert_eq!(nodes[0].leads, ["regions/north", "regions/south"]);
     assert!(nodes[1].reachable && nodes[1].leads.is_empty());
     let list = cluster.request("root", &root, v1::ListRegionStatusesRequest {});
-    let regions = operator
-        .list_region_statuses(list)
-        .await
-        .unwrap()
-        .into_inner()
-        .regions;
-    assert_eq!(
-        (regions.len(), regions[1].leader_node, regions[1].replicas.len()),
-        (2, 1, 2)
-    );
+    let regions = operator.list_region_statuses(list).await.unwrap().into_inner().regions;
+    assert_eq!((regions.len(), regions[1].leader_node, regions[1].replicas.len()), (2, 1, 2));
 
-    let export = cluster.request(
-        "root",
-        &root,
-        v1::ExportRegionRequest {
-            name: "regions/south".into(),
-        },
-    );
+    let export = cluster.request("root", &root, v1::ExportRegionRequest { name: "regions/south".into() });
     let mut chunks = operator.export_region(export).await.unwrap().into_inner();
     let mut file = Vec::new();
     while let Some(message) = chunks.message().await.unwrap() {
@@ -555,35 +360,15 @@ async fn operators_see_nodes_and_move_regions() {
     assert_eq!(file, b"rows of 2");
 
     let messages = [
-        v1::ImportRegionRequest {
-            name: "regions/south".into(),
-            replace: true,
-            chunk: "ab".into(),
-        },
-        v1::ImportRegionRequest {
-            chunk: "cd".into(),
-            ..Default::default()
-        },
+        v1::ImportRegionRequest { name: "regions/south".into(), replace: true, chunk: "ab".into() },
+        v1::ImportRegionRequest { chunk: "cd".into(), ..Default::default() },
     ];
     let import = cluster.request("root", &root, stream::iter(messages));
     let done = operator.import_region(import).await.unwrap().into_inner();
-    assert_eq!(
-        (done.incarnation, done.rows, done.digest),
-        (2, 5, "ab".repeat(16))
-    );
+    assert_eq!((done.incarnation, done.rows, done.digest), (2, 5, "ab".repeat(16)));
     let imported = cluster.nodes[0].imported.lock();
-    assert_eq!(
-        (
-            imported[0].group,
-            imported[0].replace,
-            imported[0].principal.as_str()
-        ),
-        (2, true, "root")
-    );
-    let file: Vec<u8> = imported
-        .iter()
-        .flat_map(|message| message.chunk.to_vec())
-        .collect();
+    assert_eq!((imported[0].group, imported[0].replace, imported[0].principal.as_str()), (2, true, "root"));
+    let file: Vec<u8> = imported.iter().flat_map(|message| message.chunk.to_vec()).collect();
     assert_eq!(file, b"abcd");
 }
 
@@ -607,9 +392,7 @@ async fn machines_find_health_metrics_and_the_api() {
     let mut health = HealthClient::new(cluster.channel().await);
     for service in ["", "tidewall.v1.TicketService"] {
         loop {
-            let request = tonic_health::pb::HealthCheckRequest {
-                service: service.into(),
-            };
+            let request = tonic_health::pb::HealthCheckRequest { service: service.into() };
             if health.check(request).await.unwrap().into_inner().status == 1 {
                 break;
             }
@@ -617,10 +400,7 @@ async fn machines_find_health_metrics_and_the_api() {
         }
     }
     let mut tickets = TicketServiceClient::new(cluster.channel().await);
-    tickets
-        .buy_tickets(cluster.request("alice", &[], buy()))
-        .await
-        .unwrap();
+    tickets.buy_tickets(cluster.request("alice", &[], buy())).await.unwrap();
     let get =
         |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").into_bytes();
     let answer = http(&cluster, &get("/healthz")).await;
@@ -633,37 +413,22 @@ async fn machines_find_health_metrics_and_the_api() {
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
     let mut reflection = ServerReflectionClient::new(cluster.channel().await);
-    let mut answers = reflection
-        .server_reflection_info(stream::iter([request]))
-        .await
-        .unwrap()
-        .into_inner();
+    let mut answers = reflection.server_reflection_info(stream::iter([request])).await.unwrap().into_inner();
     let answer = answers.message().await.unwrap().unwrap().message_response;
-    let Some(MessageResponse::ListServicesResponse(list)) = answer else {
-        panic!("a list")
-    };
-    assert!(
-        list.service
-            .iter()
-            .any(|service| service.name == "tidewall.v1.TicketService")
-    );
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("a list") };
+    assert!(list.service.iter().any(|service| service.name == "tidewall.v1.TicketService"));
 }
 
 #[tokio::test]
 async fn garbage_on_the_port_harms_nobody() {
     let cluster = cluster().await;
-    for garbage in [
-        &[0u8; 512][..],
-        &[0xff; 100_000][..],
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense that is no frame",
-    ] {
+    for garbage in
+        [&[0u8; 512][..], &[0xff; 100_000][..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense that is no frame"]
+    {
         http(&cluster, garbage).await;
     }
     let mut tickets = TicketServiceClient::new(cluster.channel().await);
-    tickets
-        .buy_tickets(cluster.request("alice", &[], buy()))
-        .await
-        .unwrap();
+    tickets.buy_tickets(cluster.request("alice", &[], buy())).await.unwrap();
 }
 
 #[tokio::test]
@@ -674,13 +439,7 @@ async fn a_port_in_use_is_named() {
     let error = Gateway::bind(config.clone()).await.unwrap_err();
     assert!(matches!(error, GatewayError::PortInUse(_)));
     let text = error.to_string();
-    assert!(
-        text.contains(&cluster.address.port().to_string()) && text.contains("another port"),
-        "{text}"
-    );
+    assert!(text.contains(&cluster.address.port().to_string()) && text.contains("another port"), "{text}");
     config.public_keys.clear();
-    assert!(matches!(
-        Gateway::bind(config).await,
-        Err(GatewayError::NoPublicKey)
-    ));
+    assert!(matches!(Gateway::bind(config).await, Err(GatewayError::NoPublicKey)));
 }

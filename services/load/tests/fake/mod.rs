@@ -101,9 +101,7 @@ impl Drop for Running {
 
 /// A target whose tokens are subject and roles in plain text.
 pub fn target(address: SocketAddr) -> Target {
-    Target::new(vec![format!("http://{address}")], |subject, roles| {
-        format!("{subject}|{}", roles.join(","))
-    })
+    Target::new(vec![format!("http://{address}")], |subject, roles| format!("{subject}|{}", roles.join(",")))
 }
 
 impl Running {
@@ -127,10 +125,7 @@ pub async fn start(faults: Faults) -> Running {
         .add_service(TicketServiceServer::new(fake.clone()))
         .add_service(OutcomeServiceServer::new(fake.clone()));
     let task = tokio::spawn(async move {
-        router
-            .serve_with_incoming(TcpListenerStream::new(listener))
-            .await
-            .unwrap();
+        router.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
     });
     Running { fake, address, task }
 }
@@ -185,12 +180,7 @@ impl Fake {
 
     /// Events by region.
     pub fn events(&self) -> Vec<v1::Event> {
-        self.state
-            .lock()
-            .events
-            .values()
-            .map(|row| row.event.clone())
-            .collect()
+        self.state.lock().events.values().map(|row| row.event.clone()).collect()
     }
 
     /// Notes a call and says how many with this id came before it.
@@ -216,15 +206,8 @@ impl Fake {
         {
             return Ok(decision.clone());
         }
-        let row = state
-            .events
-            .get_mut(parent)
-            .ok_or_else(|| no(Code::NotFound, "EVENT_NOT_FOUND", None))?;
-        let tier = row
-            .event
-            .tiers
-            .iter_mut()
-            .find(|tier| tier.tier_id == item.tier_id);
+        let row = state.events.get_mut(parent).ok_or_else(|| no(Code::NotFound, "EVENT_NOT_FOUND", None))?;
+        let tier = row.event.tiers.iter_mut().find(|tier| tier.tier_id == item.tier_id);
         let tier = tier.ok_or_else(|| no(Code::NotFound, "TIER_NOT_FOUND", None))?;
         state.purchases += 1;
         let every = |every: Option<u64>| every.is_some_and(|every| state.purchases.is_multiple_of(every));
@@ -239,11 +222,7 @@ impl Fake {
             let lost = every(self.faults.lose_every);
             let mut names = Vec::new();
             for n in 0..i64::from(item.quantity) {
-                let name = format!(
-                    "{parent}/tickets/{}-{}",
-                    item.tier_id,
-                    state.index * 1_000 + n as u64
-                );
+                let name = format!("{parent}/tickets/{}-{}", item.tier_id, state.index * 1_000 + n as u64);
                 names.push(name.clone());
                 if !lost {
                     row.tickets.push(v1::Ticket {
@@ -266,18 +245,11 @@ impl Fake {
                 term: 1,
                 index: state.index,
                 chain_hash: format!("{:016x}", state.index),
-                decided_at: Some(prost_types::Timestamp {
-                    seconds: 1_000 + state.index as i64,
-                    nanos: 0,
-                }),
+                decided_at: Some(prost_types::Timestamp { seconds: 1_000 + state.index as i64, nanos: 0 }),
                 ..v1::Receipt::default()
             };
             Decision::Bought(
-                v1::Purchase {
-                    tickets: names,
-                    tier_id: item.tier_id.clone(),
-                    seats: Vec::new(),
-                },
+                v1::Purchase { tickets: names, tier_id: item.tier_id.clone(), seats: Vec::new() },
                 receipt,
             )
         };
@@ -313,15 +285,8 @@ impl RegionService for Fake {
         let names = ["regions/east", "regions/north", "regions/west"];
         let at: usize = request.into_inner().page_token.parse().unwrap_or(0);
         Ok(Response::new(v1::ListRegionsResponse {
-            regions: vec![v1::Region {
-                name: names[at].to_owned(),
-                display_name: String::new(),
-            }],
-            next_page_token: if at + 1 < names.len() {
-                (at + 1).to_string()
-            } else {
-                String::new()
-            },
+            regions: vec![v1::Region { name: names[at].to_owned(), display_name: String::new() }],
+            next_page_token: if at + 1 < names.len() { (at + 1).to_string() } else { String::new() },
         }))
     }
 
@@ -351,15 +316,9 @@ impl EventService for Fake {
         for tier in &mut event.tiers {
             tier.free = tier.capacity;
         }
-        let row = EventRow {
-            event: event.clone(),
-            ..EventRow::default()
-        };
+        let row = EventRow { event: event.clone(), ..EventRow::default() };
         self.state.lock().events.insert(event.name.clone(), row);
-        Ok(Response::new(v1::CreateEventResponse {
-            event: Some(event),
-            receipt: None,
-        }))
+        Ok(Response::new(v1::CreateEventResponse { event: Some(event), receipt: None }))
     }
 
     async fn get_event(
@@ -368,13 +327,9 @@ impl EventService for Fake {
     ) -> Result<Response<v1::GetEventResponse>, Status> {
         caller(&request)?;
         let state = self.state.lock();
-        let row = state
-            .events
-            .get(&request.get_ref().name)
-            .ok_or_else(|| Status::not_found("no such event"))?;
-        Ok(Response::new(v1::GetEventResponse {
-            event: Some(row.event.clone()),
-        }))
+        let row =
+            state.events.get(&request.get_ref().name).ok_or_else(|| Status::not_found("no such event"))?;
+        Ok(Response::new(v1::GetEventResponse { event: Some(row.event.clone()) }))
     }
 
     async fn list_events(
@@ -417,10 +372,9 @@ impl TicketService for Fake {
             return Err(Status::unavailable("the connection broke"));
         }
         match decision {
-            Decision::Bought(purchase, receipt) => Ok(Response::new(v1::BuyTicketsResponse {
-                purchase: Some(purchase),
-                receipt: Some(receipt),
-            })),
+            Decision::Bought(purchase, receipt) => {
+                Ok(Response::new(v1::BuyTicketsResponse { purchase: Some(purchase), receipt: Some(receipt) }))
+            }
             Decision::No(reason) => Err(no(Code::FailedPrecondition, reason, None)),
         }
     }
@@ -444,16 +398,10 @@ impl TicketService for Fake {
                 reason: reason.to_owned(),
                 message: String::new(),
             };
-            let held_back = self
-                .faults
-                .undecided_items_every
-                .is_some_and(|every| n.is_multiple_of(every));
+            let held_back = self.faults.undecided_items_every.is_some_and(|every| n.is_multiple_of(every));
             use v1::batch_buy_tickets_result::Result as Item;
             let (result, receipt) = if held_back && earlier == 0 {
-                (
-                    Item::Undecided(rejection(Code::ResourceExhausted, "OVERLOADED")),
-                    None,
-                )
+                (Item::Undecided(rejection(Code::ResourceExhausted, "OVERLOADED")), None)
             } else {
                 match self.decide(&subject, &request.parent, item)? {
                     Decision::Bought(purchase, receipt) => (Item::Purchase(purchase), Some(receipt)),
@@ -462,10 +410,7 @@ impl TicketService for Fake {
                     }
                 }
             };
-            results.push(v1::BatchBuyTicketsResult {
-                result: Some(result),
-                receipt,
-            });
+            results.push(v1::BatchBuyTicketsResult { result: Some(result), receipt });
         }
         Ok(Response::new(v1::BatchBuyTicketsResponse { results }))
     }
@@ -477,15 +422,10 @@ impl TicketService for Fake {
         caller(&request)?;
         let request = request.into_inner();
         if request.owner != "*" || !(1..=5_000).contains(&request.page_size) {
-            return Err(Status::invalid_argument(
-                "the audit asks for everybody's tickets, 5000 a page",
-            ));
+            return Err(Status::invalid_argument("the audit asks for everybody's tickets, 5000 a page"));
         }
         let state = self.state.lock();
-        let row = state
-            .events
-            .get(&request.parent)
-            .ok_or_else(|| Status::not_found("no such event"))?;
+        let row = state.events.get(&request.parent).ok_or_else(|| Status::not_found("no such event"))?;
         let mut all = row.tickets.clone();
         if self.faults.list_twice {
             all.extend(row.tickets.first().cloned());
@@ -495,11 +435,7 @@ impl TicketService for Fake {
         let end = (at + self.faults.page.unwrap_or(40)).min(all.len());
         Ok(Response::new(v1::ListTicketsResponse {
             tickets: all[at..end].to_vec(),
-            next_page_token: if end < all.len() {
-                end.to_string()
-            } else {
-                String::new()
-            },
+            next_page_token: if end < all.len() { end.to_string() } else { String::new() },
         }))
     }
 
@@ -551,11 +487,9 @@ impl OutcomeService for Fake {
         use v1::get_outcome_response::Result as Outcome;
         let (decided, receipt, result) = match state.decisions.get(&(subject, request.request_id)).cloned() {
             None => (v1::OutcomeState::Undecided, None, None),
-            Some(Decision::Bought(purchase, receipt)) => (
-                v1::OutcomeState::Decided,
-                Some(receipt),
-                Some(Outcome::Purchase(purchase)),
-            ),
+            Some(Decision::Bought(purchase, receipt)) => {
+                (v1::OutcomeState::Decided, Some(receipt), Some(Outcome::Purchase(purchase)))
+            }
             Some(Decision::No(reason)) => {
                 let no = v1::Rejection {
                     code: Code::FailedPrecondition as i32,
@@ -565,11 +499,7 @@ impl OutcomeService for Fake {
                 (v1::OutcomeState::Decided, None, Some(Outcome::Rejection(no)))
             }
         };
-        Ok(Response::new(v1::GetOutcomeResponse {
-            state: decided as i32,
-            receipt,
-            result,
-        }))
+        Ok(Response::new(v1::GetOutcomeResponse { state: decided as i32, receipt, result }))
     }
 }
 
@@ -597,11 +527,7 @@ pub async fn cutter(to: SocketAddr, most_cuts: u64, after_bytes: usize) -> Cutte
             let Ok((client, _)) = listener.accept().await else {
                 return;
             };
-            let limit = if number < most_cuts {
-                after_bytes
-            } else {
-                usize::MAX
-            };
+            let limit = if number < most_cuts { after_bytes } else { usize::MAX };
             let counter = Arc::clone(&counter);
             connections.spawn(async move {
                 if forward(client, to, limit).await {

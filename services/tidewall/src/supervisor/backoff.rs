@@ -40,9 +40,7 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_longest() {
         let mut backoff = Backoff::default();
-        let waits: Vec<_> = (0..8)
-            .map(|_| backoff.after(Duration::ZERO).as_millis())
-            .collect();
+        let waits: Vec<_> = (0..8).map(|_| backoff.after(Duration::ZERO).as_millis()).collect();
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
     }
 

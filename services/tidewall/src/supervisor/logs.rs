@@ -47,10 +47,7 @@ pub fn tail(path: &Path, from: u64, lines_max: usize) -> Vec<String> {
     let bytes = read().unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(lines_max)..]
-        .iter()
-        .map(|line| (*line).to_owned())
-        .collect()
+    lines[lines.len().saturating_sub(lines_max)..].iter().map(|line| (*line).to_owned()).collect()
 }
 
 #[cfg(test)]
@@ -85,9 +82,6 @@ mod tests {
         rotate(&path, 4).unwrap();
         write!(file, "6").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"6");
-        assert_eq!(
-            std::fs::read(directory.path().join("node-1.log.old")).unwrap(),
-            b"12345"
-        );
+        assert_eq!(std::fs::read(directory.path().join("node-1.log.old")).unwrap(), b"12345");
     }
 }

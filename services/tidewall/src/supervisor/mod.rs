@@ -150,19 +150,14 @@ async fn keep(spec: ChildSpec, mut order: watch::Receiver<Order>, report: Report
         let end = match spawn(&spec) {
             Ok((mut child, pipe)) => {
                 pid = child.id().unwrap_or(0);
-                report(Change::Started {
-                    name: spec.name.clone(),
-                    pid,
-                });
+                report(Change::Started { name: spec.name.clone(), pid });
                 let end = tokio::select! {
                     end = tend(&spec, &mut child, &mut order) => end,
                     never = say_when_back(&spec, pid, died_at) => match never {},
                 };
                 // Only now: a child that reads end-of-file ends itself.
                 drop(pipe);
-                report(Change::Ended {
-                    name: spec.name.clone(),
-                });
+                report(Change::Ended { name: spec.name.clone() });
                 end
             }
             Err(error) => End::Failed(error),
@@ -183,11 +178,7 @@ async fn keep(spec: ChildSpec, mut order: watch::Receiver<Order>, report: Report
                 spec.log.display()
             );
             tracing::error!("{message}");
-            report(Change::GaveUp {
-                name: spec.name.clone(),
-                code: exit.code(),
-                message,
-            });
+            report(Change::GaveUp { name: spec.name.clone(), code: exit.code(), message });
             return;
         }
         let wait = backoff.after(lived);
@@ -219,10 +210,7 @@ fn spawn(spec: &ChildSpec) -> io::Result<(Child, ChildStdin)> {
         .kill_on_drop(true)
         .spawn()?;
     // Taken out, because waiting for a child closes the pipe that is still in it.
-    let pipe = child
-        .stdin
-        .take()
-        .ok_or_else(|| io::Error::other("no pipe to the child"))?;
+    let pipe = child.stdin.take().ok_or_else(|| io::Error::other("no pipe to the child"))?;
     Ok((child, pipe))
 }
 
@@ -262,10 +250,7 @@ async fn tend(spec: &ChildSpec, child: &mut Child, order: &mut watch::Receiver<O
 
 /// Sends SIGTERM to a child that was not waited for yet, so that its id cannot be somebody else's.
 fn terminate(child: &Child) {
-    let pid = child
-        .id()
-        .and_then(|id| i32::try_from(id).ok())
-        .and_then(Pid::from_raw);
+    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
     if let Some(Err(error)) = pid.map(|pid| kill_process(pid, Signal::TERM)) {
         tracing::warn!("cannot send SIGTERM to process {pid:?}: {error}");
     }
@@ -339,16 +324,10 @@ fn signal_name(signal: Signal) -> &'static str {
 /// The end of the log of a child that died, unless somebody killed it: then its log has no reason.
 fn last_words(log: &Path, from: u64, status: Option<ExitStatus>) -> String {
     let killed = [Signal::KILL.as_raw(), Signal::TERM.as_raw(), Signal::INT.as_raw()];
-    if status
-        .and_then(|status| status.signal())
-        .is_some_and(|signal| killed.contains(&signal))
-    {
+    if status.and_then(|status| status.signal()).is_some_and(|signal| killed.contains(&signal)) {
         return String::new();
     }
-    logs::tail(log, from, TAIL_LINES)
-        .iter()
-        .map(|line| format!("\n    | {line}"))
-        .collect()
+    logs::tail(log, from, TAIL_LINES).iter().map(|line| format!("\n    | {line}")).collect()
 }
 
 #[cfg(test)]
@@ -369,11 +348,7 @@ mod tests {
             let changes: Arc<Mutex<Vec<Change>>> = Arc::default();
             let seen = Arc::clone(&changes);
             let report: Report = Arc::new(move |change| seen.lock().push(change));
-            Self {
-                directory: tempfile::tempdir().unwrap(),
-                changes,
-                report,
-            }
+            Self { directory: tempfile::tempdir().unwrap(), changes, report }
         }
 
         fn spec(&self, script: &str) -> ChildSpec {
@@ -417,13 +392,7 @@ mod tests {
         let pids = Fixture::pids(&changes);
         assert!(pids[0] != pids[1] && pids[1] != pids[2]);
         crew.stop().await;
-        assert!(
-            !fixture
-                .changes
-                .lock()
-                .iter()
-                .any(|change| matches!(change, Change::GaveUp { .. }))
-        );
+        assert!(!fixture.changes.lock().iter().any(|change| matches!(change, Change::GaveUp { .. })));
     }
 
     #[tokio::test]
@@ -435,10 +404,7 @@ mod tests {
         kill_process(Pid::from_raw(first as i32).unwrap(), Signal::KILL).unwrap();
         fixture.until(|changes| Fixture::pids(changes).len() == 2).await;
         crew.stop().await;
-        assert_eq!(
-            fixture.changes.lock().last(),
-            Some(&Change::Ended { name: "child".into() })
-        );
+        assert_eq!(fixture.changes.lock().last(), Some(&Change::Ended { name: "child".into() }));
     }
 
     #[tokio::test]
@@ -447,20 +413,13 @@ mod tests {
             let fixture = Fixture::new();
             let script = format!("echo fsync failed >&2; exit {code}");
             let mut crew = Crew::start(vec![fixture.spec(&script)], &fixture.report);
-            let changes = fixture
-                .until(|c| c.iter().any(|change| matches!(change, Change::GaveUp { .. })))
-                .await;
-            let Some(Change::GaveUp {
-                code: said, message, ..
-            }) = changes.last()
-            else {
+            let changes =
+                fixture.until(|c| c.iter().any(|change| matches!(change, Change::GaveUp { .. }))).await;
+            let Some(Change::GaveUp { code: said, message, .. }) = changes.last() else {
                 panic!("giving up comes last: {changes:?}")
             };
             assert_eq!(*said, code);
-            assert!(
-                message.contains("NOT restarted") && message.contains(hint),
-                "{message}"
-            );
+            assert!(message.contains("NOT restarted") && message.contains(hint), "{message}");
             assert!(message.contains("| fsync failed"), "{message}");
             crew.stop().await;
             assert_eq!(Fixture::pids(&fixture.changes.lock()).len(), 1);
@@ -471,14 +430,8 @@ mod tests {
     async fn a_child_that_ignores_sigterm_is_killed_after_its_grace() {
         let fixture = Fixture::new();
         let ready = fixture.directory.path().join("ready");
-        let script = format!(
-            "trap '' TERM; : > {}; while :; do sleep 0.05; done",
-            ready.display()
-        );
-        let spec = ChildSpec {
-            grace: Duration::from_millis(50),
-            ..fixture.spec(&script)
-        };
+        let script = format!("trap '' TERM; : > {}; while :; do sleep 0.05; done", ready.display());
+        let spec = ChildSpec { grace: Duration::from_millis(50), ..fixture.spec(&script) };
         let mut crew = Crew::start(vec![spec], &fixture.report);
         fixture.until(|_| ready.exists()).await;
         let pid = Fixture::pids(&fixture.changes.lock())[0];
@@ -490,21 +443,13 @@ mod tests {
     async fn kill_does_not_wait_for_the_grace() {
         let fixture = Fixture::new();
         let ready = fixture.directory.path().join("ready");
-        let script = format!(
-            "trap '' TERM; : > {}; while :; do sleep 0.05; done",
-            ready.display()
-        );
-        let spec = ChildSpec {
-            grace: Duration::from_secs(86_400),
-            ..fixture.spec(&script)
-        };
+        let script = format!("trap '' TERM; : > {}; while :; do sleep 0.05; done", ready.display());
+        let spec = ChildSpec { grace: Duration::from_secs(86_400), ..fixture.spec(&script) };
         let mut crew = Crew::start(vec![spec], &fixture.report);
         fixture.until(|_| ready.exists()).await;
         crew.kill();
         crew.stop().await;
-        assert!(!crate::endpoints::alive(
-            Fixture::pids(&fixture.changes.lock())[0]
-        ));
+        assert!(!crate::endpoints::alive(Fixture::pids(&fixture.changes.lock())[0]));
     }
 
     #[tokio::test]
@@ -522,10 +467,7 @@ mod tests {
     #[tokio::test]
     async fn a_program_that_is_not_there_is_tried_again_until_the_stop() {
         let fixture = Fixture::new();
-        let spec = ChildSpec {
-            program: "/nonexistent/tidewall".into(),
-            ..fixture.spec("")
-        };
+        let spec = ChildSpec { program: "/nonexistent/tidewall".into(), ..fixture.spec("") };
         let mut crew = Crew::start(vec![spec], &fixture.report);
         tokio::task::yield_now().await;
         crew.stop().await;
@@ -534,10 +476,7 @@ mod tests {
 
     #[test]
     fn ends_are_described() {
-        assert_eq!(
-            describe(ExitStatus::from_raw(9)),
-            "was ended by signal 9 (SIGKILL)"
-        );
+        assert_eq!(describe(ExitStatus::from_raw(9)), "was ended by signal 9 (SIGKILL)");
         assert_eq!(describe(ExitStatus::from_raw(70 << 8)), "ended with exit code 70");
         assert!(beyond_restart(0).is_none() && beyond_restart(1).is_none() && beyond_restart(5).is_none());
     }

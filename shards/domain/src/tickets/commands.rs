@@ -126,7 +126,15 @@ impl Command {
                 w.u64(*closes_ms);
                 TierSpec::encode_list(tiers, w);
             }
-            Self::UpdateEvent { event, display_name, quota, opens_ms, closes_ms, tiers, expected_revision } => {
+            Self::UpdateEvent {
+                event,
+                display_name,
+                quota,
+                opens_ms,
+                closes_ms,
+                tiers,
+                expected_revision,
+            } => {
                 w.u8(2);
                 w.str(event);
                 w.option(display_name.as_ref(), |w, v| w.str(v));
@@ -357,7 +365,9 @@ pub enum Rejection {
     #[error("the event has no tier {0:?}: get the event to see its tiers")]
     TierNotFound(String),
     /// Not enough places.
-    #[error("only {free} of the {asked} places asked for are free: ask for fewer, or try later for returned ones")]
+    #[error(
+        "only {free} of the {asked} places asked for are free: ask for fewer, or try later for returned ones"
+    )]
     SoldOut {
         /// Places asked for.
         asked: u32,
@@ -418,7 +428,9 @@ pub enum Rejection {
         taken: u64,
     },
     /// A tier is missing from the new list, or its seats would change.
-    #[error("tier {0:?} cannot be removed, moved or given other seats: list the existing tiers first and unchanged")]
+    #[error(
+        "tier {0:?} cannot be removed, moved or given other seats: list the existing tiers first and unchanged"
+    )]
     TierFixed(String),
     /// A field makes no sense.
     #[error("{field}: {why}")]
@@ -814,7 +826,8 @@ fn decide(state: &State, context: &Context, caller: Caller<'_>, command: &Comman
 }
 
 fn decide_update(state: &State, caller: Caller<'_>, id: &str, command: &Command) -> Decision {
-    let Command::UpdateEvent { display_name, quota, opens_ms, closes_ms, tiers, expected_revision, .. } = command
+    let Command::UpdateEvent { display_name, quota, opens_ms, closes_ms, tiers, expected_revision, .. } =
+        command
     else {
         return Err(Rejection::invalid("command", "is not an update"));
     };
@@ -907,7 +920,8 @@ fn decide_take(
         take_named_seats(state, context, key, spec, seat_names)?
     } else {
         let ended = end_due_holds(state, context, key, &stock, quantity)?;
-        let seats = if spec.numbered() { any_seats(state, key, &stock, spec, quantity, &ended)? } else { Vec::new() };
+        let seats =
+            if spec.numbered() { any_seats(state, key, &stock, spec, quantity, &ended)? } else { Vec::new() };
         (ended, seats)
     };
     let ended = ended.into_iter().map(|number| Event::HoldEnded { hold: (key.0, key.1, number) }).collect();
@@ -1096,7 +1110,10 @@ fn check_event(id: &str, row: &EventRow) -> Result<(), Rejection> {
         }
         let currency_ok = tier.currency.len() == 3 && tier.currency.bytes().all(|b| b.is_ascii_uppercase());
         if !currency_ok && !(tier.currency.is_empty() && tier.price == 0) {
-            return bad(&field("price.currency_code"), "must be three capital letters, for example EUR".into());
+            return bad(
+                &field("price.currency_code"),
+                "must be three capital letters, for example EUR".into(),
+            );
         }
         if tier.price > i64::MAX as u64 {
             return bad(&field("price.minor_units"), "is too large".into());
@@ -1163,7 +1180,8 @@ fn evolve(state: &mut State, context: &Context, event: Event) -> Result<(), Faul
             state.holds.set((tier.0, tier.1, number), Some(hold));
         }
         Event::HoldEnded { hold: key } => {
-            let hold = state.holds.get(&key).ok_or_else(|| Fault(format!("hold {key:?} is missing")))?.clone();
+            let hold =
+                state.holds.get(&key).ok_or_else(|| Fault(format!("hold {key:?} is missing")))?.clone();
             let tier = (key.0, key.1);
             change_stock(state, tier, |stock| {
                 stock.held = take_off(stock.held, hold.quantity.into(), "held")?;
@@ -1256,7 +1274,9 @@ fn occupy(
     if let (Some(first), None) = (seats.first(), from) {
         let mut cursor = state.stock.get(&tier).map_or(0, |stock| stock.seat_cursor);
         if *first == cursor {
-            cursor = seats.iter().zip(*first..).take_while(|(seat, expected)| *seat == expected).count() as u32 + *first;
+            cursor = seats.iter().zip(*first..).take_while(|(seat, expected)| *seat == expected).count()
+                as u32
+                + *first;
             change_stock(state, tier, |stock| {
                 stock.seat_cursor = cursor;
                 Ok(())
@@ -1302,7 +1322,10 @@ fn check_quota(state: &State, context: &Context, event: EventNo, owner: &str) ->
     };
     let have = held_and_owned(state, context, event, owner);
     if have > row.quota {
-        return Err(Fault(format!("T3: {owner:?} has {have} of at most {} places of event {event}", row.quota)));
+        return Err(Fault(format!(
+            "T3: {owner:?} has {have} of at most {} places of event {event}",
+            row.quota
+        )));
     }
     Ok(())
 }

@@ -551,12 +551,30 @@ pub struct State {
 /// Does the same with every table: the one list of them.
 macro_rules! each_table {
     ($state:expr, $table:ident => $body:expr) => {{
-        { let $table = &mut $state.events; $body; }
-        { let $table = &mut $state.stock; $body; }
-        { let $table = &mut $state.tickets; $body; }
-        { let $table = &mut $state.holds; $body; }
-        { let $table = &mut $state.seats; $body; }
-        { let $table = &mut $state.counters; $body; }
+        {
+            let $table = &mut $state.events;
+            $body;
+        }
+        {
+            let $table = &mut $state.stock;
+            $body;
+        }
+        {
+            let $table = &mut $state.tickets;
+            $body;
+        }
+        {
+            let $table = &mut $state.holds;
+            $body;
+        }
+        {
+            let $table = &mut $state.seats;
+            $body;
+        }
+        {
+            let $table = &mut $state.counters;
+            $body;
+        }
     }};
 }
 

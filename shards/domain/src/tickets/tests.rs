@@ -79,7 +79,8 @@ impl World {
         let mut places: BTreeMap<String, u64> = BTreeMap::new();
         let mut seats = BTreeSet::new();
         for (no, view) in self.state.tiers(event).enumerate() {
-            let tickets = self.state.tickets.iter().filter(|(key, row)| key.1 as usize == no && !row.cancelled);
+            let tickets =
+                self.state.tickets.iter().filter(|(key, row)| key.1 as usize == no && !row.cancelled);
             let holds = self.state.holds.iter().filter(|(key, _)| key.1 as usize == no);
             let (mut sold, mut held) = (0, 0);
             for (_, ticket) in tickets {
@@ -240,7 +241,8 @@ fn a_cancelled_ticket_is_on_sale_again_under_a_new_number() {
     assert_eq!((first, count), (13, 1));
     let again = world.ask("alice", &Command::CancelTicket { event: "gala".into(), ticket: "ga-3".into() });
     assert_eq!(again, Err(Rejection::TicketCancelled("ga-3".into())));
-    let not_mine = world.ask("alice", &Command::CancelTicket { event: "gala".into(), ticket: "ga-13".into() });
+    let not_mine =
+        world.ask("alice", &Command::CancelTicket { event: "gala".into(), ticket: "ga-13".into() });
     assert_eq!(not_mine.unwrap_err().reason(), "NOT_OWNER");
 }
 
@@ -324,7 +326,9 @@ fn sales_happen_inside_their_window() {
         expected_revision: 0,
     };
     world.ask("organiser", &window).unwrap();
-    for (now, reason) in [(1_999, Some("SALE_NOT_OPEN")), (2_000, None), (2_999, None), (3_000, Some("SALE_CLOSED"))] {
+    for (now, reason) in
+        [(1_999, Some("SALE_NOT_OPEN")), (2_000, None), (2_999, None), (3_000, Some("SALE_CLOSED"))]
+    {
         world.context.now_ms = now;
         assert_eq!(world.buy("alice", "ga", 1).err().map(|r| r.reason()), reason, "at {now}");
     }
@@ -348,8 +352,14 @@ fn an_event_can_only_be_changed_by_its_organiser_and_within_reason() {
     assert_eq!(reason("alice", update(None, 0)), Some("NOT_OWNER"));
     assert_eq!(reason("organiser", update(None, 9)), Some("REVISION_MISMATCH"));
     assert_eq!(reason("organiser", update(Some(vec![tier("ga", 12, &[])]), 0)), Some("TIER_FIXED"));
-    assert_eq!(reason("organiser", update(Some(vec![tier("ga", 4, &[]), vip()]), 0)), Some("CAPACITY_TOO_SMALL"));
-    assert_eq!(reason("organiser", update(Some(vec![tier("ga", 5, &[]), vip(), tier("late", 3, &[])]), 1)), None);
+    assert_eq!(
+        reason("organiser", update(Some(vec![tier("ga", 4, &[]), vip()]), 0)),
+        Some("CAPACITY_TOO_SMALL")
+    );
+    assert_eq!(
+        reason("organiser", update(Some(vec![tier("ga", 5, &[]), vip(), tier("late", 3, &[])]), 1)),
+        None
+    );
     assert_eq!(world.buy("bob", "ga", 1).unwrap_err().reason(), "SOLD_OUT");
     world.buy("bob", "late", 3).unwrap();
 }
@@ -379,12 +389,20 @@ fn bad_fields_are_named() {
             *event = "other".into();
         }
         change(&mut command);
-        let Err(Rejection::Invalid { field, .. }) = world.ask("organiser", &command) else { panic!("accepted") };
+        let Err(Rejection::Invalid { field, .. }) = world.ask("organiser", &command) else {
+            panic!("accepted")
+        };
         field
     };
-    macro_rules! with { ($name:ident => $change:expr) => {
-        field(&|c| { if let Command::CreateEvent { $name, .. } = c { $change } })
-    } }
+    macro_rules! with {
+        ($name:ident => $change:expr) => {
+            field(&|c| {
+                if let Command::CreateEvent { $name, .. } = c {
+                    $change
+                }
+            })
+        };
+    }
     assert_eq!(with!(event => *event = "Gala".into()), "event_id");
     assert_eq!(with!(display_name => display_name.clear()), "event.display_name");
     assert_eq!(with!(quota => *quota = 0), "event.quota_per_buyer");

@@ -128,10 +128,7 @@ fn put(content: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
 }
 
 fn set_len(content: &mut Vec<u8>, bytes: u64) {
-    content.resize(
-        usize::try_from(bytes).expect("a file in memory is addressable"),
-        0,
-    );
+    content.resize(usize::try_from(bytes).expect("a file in memory is addressable"), 0);
 }
 
 impl Change {
@@ -159,11 +156,7 @@ impl Inode {
                 for (position, change) in unsynced.iter().take(reached).enumerate() {
                     match change {
                         Change::Write { offset, bytes } if position + 1 == reached => {
-                            put(
-                                &mut self.durable,
-                                *offset,
-                                &bytes[..random.random_range(0..=bytes.len())],
-                            );
+                            put(&mut self.durable, *offset, &bytes[..random.random_range(0..=bytes.len())]);
                         }
                         change => change.apply(&mut self.durable),
                     }
@@ -205,10 +198,7 @@ fn sectors(mut offset: u64, mut bytes: &[u8]) -> Vec<(u64, &[u8])> {
 
 impl State {
     fn used_bytes(&self) -> u64 {
-        self.names
-            .values()
-            .map(|inode| inode.lock().current.len() as u64)
-            .sum()
+        self.names.values().map(|inode| inode.lock().current.len() as u64).sum()
     }
 
     fn change_names(&mut self, change: NameChange) {
@@ -345,11 +335,7 @@ impl MemoryDisk {
     #[must_use]
     pub fn syncs_waiting(&self) -> usize {
         let state = self.shared.state.lock();
-        if state.syncs_until_held == Some(0) {
-            state.syncs_waiting
-        } else {
-            0
-        }
+        if state.syncs_until_held == Some(0) { state.syncs_waiting } else { 0 }
     }
 
     /// A disk of its own with the same content, as a cold copy of this one: all of it durable, no faults.
@@ -361,11 +347,7 @@ impl MemoryDisk {
             .iter()
             .map(|(name, inode)| {
                 let current = inode.lock().current.clone();
-                let inode = Inode {
-                    durable: current.clone(),
-                    current,
-                    unsynced: Vec::new(),
-                };
+                let inode = Inode { durable: current.clone(), current, unsynced: Vec::new() };
                 (name.clone(), Arc::new(Mutex::new(inode)))
             })
             .collect();
@@ -439,10 +421,7 @@ impl Disk for MemoryDisk {
 
     fn free_bytes(&self) -> io::Result<u64> {
         let state = self.shared.state.lock();
-        Ok(state
-            .capacity_bytes
-            .unwrap_or(u64::MAX)
-            .saturating_sub(state.used_bytes()))
+        Ok(state.capacity_bytes.unwrap_or(u64::MAX).saturating_sub(state.used_bytes()))
     }
 }
 
@@ -458,9 +437,7 @@ impl MemoryFile {
         if state.generation == self.generation {
             Ok(())
         } else {
-            Err(io::Error::other(
-                "the simulated machine has crashed; open the file again",
-            ))
+            Err(io::Error::other("the simulated machine has crashed; open the file again"))
         }
     }
 }
@@ -478,22 +455,14 @@ impl DiskFile for MemoryFile {
             Some(capacity) => {
                 let length = self.inode.lock().current.len() as u64;
                 let room = length.saturating_add(capacity.saturating_sub(state.used_bytes()));
-                usize::try_from(room.saturating_sub(offset))
-                    .unwrap_or(usize::MAX)
-                    .min(bytes.len())
+                usize::try_from(room.saturating_sub(offset)).unwrap_or(usize::MAX).min(bytes.len())
             }
         };
         let mut inode = self.inode.lock();
         put(&mut inode.current, offset, &bytes[..fits]);
-        inode.unsynced.push(Change::Write {
-            offset,
-            bytes: bytes[..fits].to_vec(),
-        });
+        inode.unsynced.push(Change::Write { offset, bytes: bytes[..fits].to_vec() });
         if fits < bytes.len() {
-            return Err(io::Error::new(
-                io::ErrorKind::StorageFull,
-                "the simulated disk is full",
-            ));
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the simulated disk is full"));
         }
         Ok(())
     }
@@ -502,9 +471,7 @@ impl DiskFile for MemoryFile {
         let state = self.shared.state.lock();
         self.check_alive(&state)?;
         let inode = self.inode.lock();
-        let start = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(inode.current.len());
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(inode.current.len());
         let read = buffer.len().min(inode.current.len() - start);
         buffer[..read].copy_from_slice(&inode.current[start..start + read]);
         Ok(read)

@@ -25,19 +25,11 @@ impl RealDisk {
         let directory = directory.as_ref().to_path_buf();
         // A durable file in a directory that a power cut takes away is not durable: sync the parent of each
         // directory that is made here.
-        let missing = directory
-            .ancestors()
-            .take_while(|path| !path.as_os_str().is_empty() && !path.exists());
-        let parents: Vec<PathBuf> = missing
-            .filter_map(|path| path.parent().map(Path::to_path_buf))
-            .collect();
+        let missing = directory.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists());
+        let parents: Vec<PathBuf> = missing.filter_map(|path| path.parent().map(Path::to_path_buf)).collect();
         std::fs::create_dir_all(&directory)?;
         for parent in parents {
-            let parent = if parent.as_os_str().is_empty() {
-                PathBuf::from(".")
-            } else {
-                parent
-            };
+            let parent = if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent };
             File::open(parent)?.sync_all()?;
         }
         Ok(Self { directory })
@@ -57,11 +49,7 @@ impl RealDisk {
 
 impl Disk for RealDisk {
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(self.file(name)?)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(self.file(name)?)?;
         Ok(Arc::new(RealFile { file }))
     }
 

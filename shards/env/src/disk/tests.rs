@@ -13,10 +13,7 @@ fn content(disk: &dyn Disk, name: &str) -> Vec<u8> {
 fn keeps_the_contract(disk: &dyn Disk) {
     assert!(disk.list().unwrap().is_empty());
     let file = disk.create("b").unwrap();
-    assert_eq!(
-        disk.create("b").err().unwrap().kind(),
-        io::ErrorKind::AlreadyExists
-    );
+    assert_eq!(disk.create("b").err().unwrap().kind(), io::ErrorKind::AlreadyExists);
     assert!(file.is_empty().unwrap());
     assert_eq!(file.append(b"hello").unwrap(), 0);
     assert_eq!(file.append(b" world").unwrap(), 5);
@@ -27,10 +24,7 @@ fn keeps_the_contract(disk: &dyn Disk) {
     let mut buffer = [0; 8];
     assert_eq!(file.read_at(10, &mut buffer).unwrap(), 4);
     assert_eq!(file.read_at(99, &mut buffer).unwrap(), 0);
-    assert_eq!(
-        file.read_exact_at(10, &mut buffer).unwrap_err().kind(),
-        io::ErrorKind::UnexpectedEof
-    );
+    assert_eq!(file.read_exact_at(10, &mut buffer).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     file.set_len(3).unwrap();
     file.set_len(5).unwrap();
     assert_eq!(content(disk, "b"), b"Jel\0\0");
@@ -49,11 +43,7 @@ fn keeps_the_contract(disk: &dyn Disk) {
     assert_eq!(file.len().unwrap(), 5, "an open file outlives its name");
     assert!(disk.free_bytes().unwrap() > 0);
     for bad in ["", ".", "..", "a/b", "/etc/passwd"] {
-        assert_eq!(
-            disk.create(bad).err().unwrap().kind(),
-            io::ErrorKind::InvalidInput,
-            "{bad:?}"
-        );
+        assert_eq!(disk.create(bad).err().unwrap().kind(), io::ErrorKind::InvalidInput, "{bad:?}");
     }
 }
 
@@ -87,11 +77,7 @@ fn a_crash_loses_what_was_not_synced_and_kills_handles() {
     file.append(b" lost").unwrap();
     disk.create("nameless").unwrap().sync_data().unwrap();
     disk.crash(CrashMode::LoseUnsynced);
-    assert_eq!(
-        disk.list().unwrap(),
-        ["kept"],
-        "a name is durable only after the directory was synced"
-    );
+    assert_eq!(disk.list().unwrap(), ["kept"], "a name is durable only after the directory was synced");
     assert_eq!(content(&disk, "kept"), b"durable");
     assert!(file.append(b"x").is_err());
     assert!(file.sync_data().is_err());
@@ -120,14 +106,8 @@ fn a_torn_crash_leaves_a_prefix_and_depends_only_on_the_seed() {
         assert_eq!(left, after(seed));
         lengths.insert(left.len());
     }
-    assert!(
-        lengths.len() > 10,
-        "the seeds must make a difference: {lengths:?}"
-    );
-    assert!(
-        lengths.iter().any(|length| length % 100 != 0),
-        "some write must be torn"
-    );
+    assert!(lengths.len() > 10, "the seeds must make a difference: {lengths:?}");
+    assert!(lengths.iter().any(|length| length % 100 != 0), "some write must be torn");
 }
 
 #[test]
@@ -144,10 +124,7 @@ fn a_scattered_crash_keeps_later_sectors_without_earlier_ones() {
         let left = content(&disk, "f");
         for sector in [100..512, 512..1_024, 1_024..1_536, 1_536..1_600] {
             let first = left[sector.start];
-            assert!(
-                left[sector].iter().all(|byte| *byte == first),
-                "a sector is kept or lost as a whole"
-            );
+            assert!(left[sector].iter().all(|byte| *byte == first), "a sector is kept or lost as a whole");
         }
         late_without_early |= left[100] == 0 && left[1_599] == 7;
     }
@@ -184,17 +161,9 @@ fn faults_come_when_ordered() {
 
     disk.set_capacity_bytes(Some(10));
     assert_eq!(disk.free_bytes().unwrap(), 2);
-    file.write_at(0, b"overwriting needs no room"[..8].as_ref())
-        .unwrap();
-    assert_eq!(
-        file.append(b"abc").unwrap_err().kind(),
-        io::ErrorKind::StorageFull
-    );
-    assert_eq!(
-        content(&disk, "f"),
-        b"overwritab",
-        "what fits is written, as the kernel does"
-    );
+    file.write_at(0, b"overwriting needs no room"[..8].as_ref()).unwrap();
+    assert_eq!(file.append(b"abc").unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert_eq!(content(&disk, "f"), b"overwritab", "what fits is written, as the kernel does");
     disk.set_capacity_bytes(None);
 
     file.sync_data().unwrap();

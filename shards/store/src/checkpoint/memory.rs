@@ -47,9 +47,7 @@ impl MemoryCheckpoints {
     /// Loses one stored page of a group without a word, as a damaged engine does. Returns whether there was one.
     pub fn lose_a_page(&self, group: u32) -> bool {
         let mut groups = self.groups.lock();
-        groups
-            .get_mut(&group)
-            .is_some_and(|group| group.pages.pop_last().is_some())
+        groups.get_mut(&group).is_some_and(|group| group.pages.pop_last().is_some())
     }
 }
 
@@ -57,40 +55,19 @@ impl CheckpointStore for MemoryCheckpoints {
     fn write(&mut self, group: u32, frozen: &Frozen) -> Result<Generation, CheckpointError> {
         let faults = std::mem::take(&mut *self.faults.lock());
         if faults.fail_next_write {
-            return Err(CheckpointError::Failed {
-                doing: "writing pages",
-                what: "injected".into(),
-            });
+            return Err(CheckpointError::Failed { doing: "writing pages", what: "injected".into() });
         }
         let mut groups = self.groups.lock();
         let group = groups.entry(group).or_default();
-        let last = group
-            .generations
-            .last_key_value()
-            .map(|(_, generation)| generation.clone());
+        let last = group.generations.last_key_value().map(|(_, generation)| generation.clone());
         let number = last.as_ref().map_or(1, |last| last.number + 1);
-        let base = if frozen.full {
-            number
-        } else {
-            last.as_ref().map_or(1, |last| last.base)
-        };
-        let keep = if faults.tear_next_write {
-            frozen.pages.len() / 2
-        } else {
-            frozen.pages.len()
-        };
+        let base = if frozen.full { number } else { last.as_ref().map_or(1, |last| last.base) };
+        let keep = if faults.tear_next_write { frozen.pages.len() / 2 } else { frozen.pages.len() };
         for page in &frozen.pages[..keep] {
-            group
-                .pages
-                .insert((page.table(), page.page().to_vec(), number), page.encode());
+            group.pages.insert((page.table(), page.page().to_vec(), number), page.encode());
         }
-        let generation = Generation {
-            number,
-            base,
-            head: frozen.head.clone(),
-            digest: frozen.digest,
-            rows: frozen.rows,
-        };
+        let generation =
+            Generation { number, base, head: frozen.head.clone(), digest: frozen.digest, rows: frozen.rows };
         group.generations.insert(number, generation.clone());
         if !faults.tear_next_write {
             group.generations.retain(|n, _| *n == number);
@@ -113,15 +90,12 @@ impl CheckpointStore for MemoryCheckpoints {
         let mut why = None;
         while let Some((number, generation)) = group.generations.last_key_value() {
             let (number, generation) = (*number, generation.clone());
-            let pages = group
-                .pages
-                .iter()
-                .map(|((table, page, generation), content)| StoredPage {
-                    generation: *generation,
-                    table: *table,
-                    page,
-                    content: content.as_deref(),
-                });
+            let pages = group.pages.iter().map(|((table, page, generation), content)| StoredPage {
+                generation: *generation,
+                table: *table,
+                page,
+                content: content.as_deref(),
+            });
             match assemble(&generation, pages) {
                 Ok(machine) => {
                     group.pages.retain(|(_, _, generation), _| *generation <= number);
@@ -133,10 +107,7 @@ impl CheckpointStore for MemoryCheckpoints {
         }
         match why {
             None => Ok(None),
-            Some(error) => Err(CheckpointError::Damaged {
-                group: group_number,
-                what: error.to_string(),
-            }),
+            Some(error) => Err(CheckpointError::Damaged { group: group_number, what: error.to_string() }),
         }
     }
 

@@ -100,30 +100,17 @@ impl Generation {
         let mut r = Reader::new(bytes);
         let format = r.u32()?;
         if format != CHECKPOINT_FORMAT {
-            return Err(DecodeError::Tag {
-                what: "checkpoint format",
-                tag: format.into(),
-            });
+            return Err(DecodeError::Tag { what: "checkpoint format", tag: format.into() });
         }
         let (number, base) = (r.u64()?, r.u64()?);
-        let applied = r.option(|r| {
-            Ok(Position {
-                term: r.u64()?,
-                node: r.u64()?,
-                index: r.u64()?,
-            })
-        })?;
+        let applied = r.option(|r| Ok(Position { term: r.u64()?, node: r.u64()?, index: r.u64()? }))?;
         let mut chain = [0; 32];
         chain.copy_from_slice(r.raw(32)?);
         let membership = r.bytes()?.to_vec();
         let generation = Self {
             number,
             base,
-            head: Head {
-                applied,
-                chain,
-                membership,
-            },
+            head: Head { applied, chain, membership },
             digest: r.u128()?,
             rows: r.u64()?,
         };
@@ -149,20 +136,14 @@ fn assemble<'a>(
     let mut loader = Machine::loader();
     let mut newest: Option<StoredPage<'a>> = None;
     let mut take = |page: Option<StoredPage<'a>>| match page {
-        Some(StoredPage {
-            table,
-            content: Some(content),
-            ..
-        }) => loader.page(table, content),
+        Some(StoredPage { table, content: Some(content), .. }) => loader.page(table, content),
         _ => Ok(()),
     };
     for page in pages {
         if page.generation > generation.number || page.generation < generation.base {
             continue;
         }
-        let same = newest
-            .as_ref()
-            .is_some_and(|n| (n.table, n.page) == (page.table, page.page));
+        let same = newest.as_ref().is_some_and(|n| (n.table, n.page) == (page.table, page.page));
         if !same {
             take(newest.take())?;
         }

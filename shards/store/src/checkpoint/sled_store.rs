@@ -79,16 +79,11 @@ impl SledCheckpoints {
                 }
             }
         };
-        match database
-            .get(IDENTITY)
-            .map_err(|e| failed("reading the identity", e))?
-        {
+        match database.get(IDENTITY).map_err(|e| failed("reading the identity", e))? {
             Some(found) if found == self.identity.as_slice() => {}
             None if database.tree_names().len() <= 1 && database.is_empty() => {
                 let identity = self.identity.as_slice();
-                database
-                    .insert(IDENTITY, identity)
-                    .map_err(|e| failed("writing the identity", e))?;
+                database.insert(IDENTITY, identity).map_err(|e| failed("writing the identity", e))?;
             }
             found => return Err(self.foreign(found.as_deref())),
         }
@@ -98,9 +93,7 @@ impl SledCheckpoints {
 
     fn foreign(&self, found: Option<&[u8]>) -> CheckpointError {
         let place = self.directory.display();
-        let format = found
-            .and_then(|bytes| bytes.first_chunk::<4>())
-            .map(|bytes| u32::from_be_bytes(*bytes));
+        let format = found.and_then(|bytes| bytes.first_chunk::<4>()).map(|bytes| u32::from_be_bytes(*bytes));
         CheckpointError::Foreign(match format {
             Some(format) if format != CHECKPOINT_FORMAT => format!(
                 "the checkpoint in {place} has format {format}, this build reads format {CHECKPOINT_FORMAT}: \
@@ -116,21 +109,13 @@ impl SledCheckpoints {
     }
 
     pub(super) fn tree(&self, group: u32) -> Result<sled::Tree, CheckpointError> {
-        let database = self
-            .database
-            .as_ref()
-            .ok_or_else(|| failed("writing", "the store is closed"))?;
-        database
-            .open_tree(format!("group-{group:05}"))
-            .map_err(|e| failed("opening a group", e))
+        let database = self.database.as_ref().ok_or_else(|| failed("writing", "the store is closed"))?;
+        database.open_tree(format!("group-{group:05}")).map_err(|e| failed("opening a group", e))
     }
 
     /// Makes everything written so far durable.
     fn sync(&self) -> Result<(), CheckpointError> {
-        let database = self
-            .database
-            .as_ref()
-            .ok_or_else(|| failed("syncing", "the store is closed"))?;
+        let database = self.database.as_ref().ok_or_else(|| failed("syncing", "the store is closed"))?;
         database.flush().map_err(|e| failed("flushing", e))?;
         sync_files(&self.directory).map_err(|e| failed("syncing", e))
     }
@@ -154,10 +139,7 @@ fn sync_files(directory: &Path) -> std::io::Result<()> {
 }
 
 fn failed(doing: &'static str, what: impl ToString) -> CheckpointError {
-    CheckpointError::Failed {
-        doing,
-        what: what.to_string(),
-    }
+    CheckpointError::Failed { doing, what: what.to_string() }
 }
 
 fn page_key(table: u8, page: &[u8], generation: u64) -> Vec<u8> {
@@ -207,11 +189,7 @@ impl CheckpointStore for SledCheckpoints {
         let tree = self.tree(group)?;
         let last = self.last.get(&group);
         let number = last.map_or(1, |last| last.number + 1);
-        let base = if frozen.full {
-            number
-        } else {
-            last.map_or(1, |last| last.base)
-        };
+        let base = if frozen.full { number } else { last.map_or(1, |last| last.base) };
         let mut written = Vec::with_capacity(frozen.pages.len());
         for page in &frozen.pages {
             let value = match page.encode() {
@@ -223,16 +201,10 @@ impl CheckpointStore for SledCheckpoints {
             tree.insert(&key, value).map_err(|e| failed("writing pages", e))?;
             written.push(key);
         }
-        let generation = Generation {
-            number,
-            base,
-            head: frozen.head.clone(),
-            digest: frozen.digest,
-            rows: frozen.rows,
-        };
+        let generation =
+            Generation { number, base, head: frozen.head.clone(), digest: frozen.digest, rows: frozen.rows };
         let record = seal(true, &generation.encode());
-        tree.insert(record_key(number), record)
-            .map_err(|e| failed("writing the record", e))?;
+        tree.insert(record_key(number), record).map_err(|e| failed("writing the record", e))?;
         self.sync()?;
         // Durable: what it replaces may go. Lost on a crash, these removals happen at the next load.
         for key in &written {
@@ -255,8 +227,7 @@ impl CheckpointStore for SledCheckpoints {
             }
         }
         for key in tree.range(record_key(0)..record_key(number)).keys() {
-            tree.remove(key.map_err(|e| failed("tidying", e))?)
-                .map_err(|e| failed("tidying", e))?;
+            tree.remove(key.map_err(|e| failed("tidying", e))?).map_err(|e| failed("tidying", e))?;
         }
         self.last.insert(group, generation.clone());
         Ok(generation)
@@ -294,29 +265,18 @@ impl CheckpointStore for SledCheckpoints {
             let stored = pages.iter().filter_map(|(key, value)| {
                 let (table, page, generation) = split_page_key(key)?;
                 let (live, content) = unseal(value)?;
-                Some(StoredPage {
-                    generation,
-                    table,
-                    page,
-                    content: live.then_some(content),
-                })
+                Some(StoredPage { generation, table, page, content: live.then_some(content) })
             });
             match assemble(&generation, stored) {
                 Ok(machine) => {
-                    tracing::info!(
-                        group,
-                        generation = generation.number,
-                        highest,
-                        "checkpoint loaded"
-                    );
+                    tracing::info!(group, generation = generation.number, highest, "checkpoint loaded");
                     for (key, _) in &pages {
                         if split_page_key(key).is_some_and(|(_, _, number)| number > generation.number) {
                             tree.remove(key).map_err(|e| failed("tidying", e))?;
                         }
                     }
                     for number in generation.number + 1..=highest {
-                        tree.remove(record_key(number))
-                            .map_err(|e| failed("tidying", e))?;
+                        tree.remove(record_key(number)).map_err(|e| failed("tidying", e))?;
                     }
                     self.last.insert(group, generation.clone());
                     return Ok(Some((generation, machine)));
@@ -341,10 +301,8 @@ impl CheckpointStore for SledCheckpoints {
         for (group, generation) in &self.last {
             let value = self.tree(*group)?.get(record_key(generation.number));
             let value = value.map_err(|e| failed("verifying", e))?;
-            let stored = value
-                .as_deref()
-                .and_then(unseal)
-                .and_then(|(_, bytes)| Generation::decode(bytes).ok());
+            let stored =
+                value.as_deref().and_then(unseal).and_then(|(_, bytes)| Generation::decode(bytes).ok());
             if stored.as_ref() != Some(generation) {
                 let what = "the generation record does not read back as it was written".into();
                 return Err(CheckpointError::Damaged { group: *group, what });
@@ -354,10 +312,7 @@ impl CheckpointStore for SledCheckpoints {
     }
 
     fn disk_bytes(&self) -> u64 {
-        self.database
-            .as_ref()
-            .and_then(|database| database.size_on_disk().ok())
-            .unwrap_or(0)
+        self.database.as_ref().and_then(|database| database.size_on_disk().ok()).unwrap_or(0)
     }
 }
 

@@ -30,10 +30,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let mut world = Self {
-            machine: Machine::new(),
-            next: 0,
-        };
+        let mut world = Self { machine: Machine::new(), next: 0 };
         let tier = TierSpec {
             id: "ga".into(),
             display_name: String::new(),
@@ -57,22 +54,9 @@ impl World {
     }
 
     fn apply(&mut self, commands: Vec<Command>) {
-        let position = Position {
-            term: 1,
-            node: 1,
-            index: self.next,
-        };
+        let position = Position { term: 1, node: 1, index: self.next };
         self.next += 1;
-        self.machine
-            .apply(
-                position,
-                &Entry {
-                    stamp_ms: T0,
-                    commands,
-                }
-                .encode(),
-            )
-            .unwrap();
+        self.machine.apply(position, &Entry { stamp_ms: T0, commands }.encode()).unwrap();
     }
 
     fn buy(&mut self, count: u64) {
@@ -104,10 +88,7 @@ fn generations_build_on_each_other() {
     for round in 1..6 {
         world.buy(100);
         let generation = store.write(3, &world.machine.freeze()).unwrap();
-        assert_eq!(
-            (generation.number, generation.digest),
-            (round, world.machine.digest())
-        );
+        assert_eq!((generation.number, generation.digest), (round, world.machine.digest()));
         if round == 3 {
             store.verify().unwrap();
         }
@@ -116,20 +97,13 @@ fn generations_build_on_each_other() {
             store = opened(directory.path());
             let (generation, machine) = store.load(3).unwrap().unwrap();
             assert_eq!(generation.number, 4);
-            assert_eq!(
-                (machine.digest(), machine.head()),
-                (world.machine.digest(), world.machine.head())
-            );
+            assert_eq!((machine.digest(), machine.head()), (world.machine.digest(), world.machine.head()));
         }
     }
     // Other groups are not touched; old versions are gone.
     assert!(store.load(4).unwrap().is_none());
     let tree = store.tree(3).unwrap();
-    let versions = tree
-        .range([PAGE_PREFIX]..)
-        .keys()
-        .map(|key| key.unwrap().to_vec())
-        .collect::<Vec<_>>();
+    let versions = tree.range([PAGE_PREFIX]..).keys().map(|key| key.unwrap().to_vec()).collect::<Vec<_>>();
     let mut pages: Vec<&[u8]> = versions.iter().map(|key| &key[..key.len() - 8]).collect();
     pages.dedup();
     assert_eq!(pages.len(), versions.len());
@@ -157,10 +131,7 @@ fn a_generation_cut_short_is_discarded() {
     world.buy(200);
     let whole = store.write(1, &world.machine.freeze()).unwrap();
     world.buy(200);
-    store.set_faults(Faults {
-        tear_next_write: true,
-        ..Faults::default()
-    });
+    store.set_faults(Faults { tear_next_write: true, ..Faults::default() });
     store.write(1, &world.machine.freeze()).unwrap();
     let (found, machine) = store.load(1).unwrap().unwrap();
     assert_eq!((found.number, machine.digest()), (whole.number, whole.digest));
@@ -179,20 +150,11 @@ fn in_sled_too_a_generation_cut_short_is_discarded() {
     let tree = store.tree(1).unwrap();
     let page = &torn.pages[0];
     let key = sled_store::tests_support::page_key(page.table(), page.page(), 2);
-    tree.insert(key, sled_store::tests_support::seal(&page.encode().unwrap()))
+    tree.insert(key, sled_store::tests_support::seal(&page.encode().unwrap())).unwrap();
+    let record =
+        Generation { number: 2, base: 1, head: torn.head.clone(), digest: torn.digest, rows: torn.rows };
+    tree.insert(sled_store::tests_support::record_key(2), sled_store::tests_support::seal(&record.encode()))
         .unwrap();
-    let record = Generation {
-        number: 2,
-        base: 1,
-        head: torn.head.clone(),
-        digest: torn.digest,
-        rows: torn.rows,
-    };
-    tree.insert(
-        sled_store::tests_support::record_key(2),
-        sled_store::tests_support::seal(&record.encode()),
-    )
-    .unwrap();
     drop((tree, store));
     let mut store = opened(directory.path());
     let (found, machine) = store.load(1).unwrap().unwrap();
@@ -202,10 +164,7 @@ fn in_sled_too_a_generation_cut_short_is_discarded() {
     let next = store.write(1, &world.machine.freeze()).unwrap();
     assert_eq!(next.number, 2);
     drop(store);
-    assert_eq!(
-        opened(directory.path()).load(1).unwrap().unwrap().1.digest(),
-        world.machine.digest()
-    );
+    assert_eq!(opened(directory.path()).load(1).unwrap().unwrap().1.digest(), world.machine.digest());
 }
 
 #[test]
@@ -219,22 +178,13 @@ fn a_page_that_is_lost_without_a_word_is_damage() {
     let victim = tree.range([PAGE_PREFIX]..).keys().nth(3).unwrap().unwrap();
     tree.remove(&victim).unwrap();
     drop(tree);
-    assert!(matches!(
-        store.verify(),
-        Err(CheckpointError::Damaged { group: 1, .. })
-    ));
-    assert!(matches!(
-        store.load(1),
-        Err(CheckpointError::Damaged { group: 1, .. })
-    ));
+    assert!(matches!(store.verify(), Err(CheckpointError::Damaged { group: 1, .. })));
+    assert!(matches!(store.load(1), Err(CheckpointError::Damaged { group: 1, .. })));
 
     let mut memory = MemoryCheckpoints::new();
     memory.write(1, &world.machine.freeze_all()).unwrap();
     assert!(memory.lose_a_page(1));
-    assert!(matches!(
-        memory.load(1),
-        Err(CheckpointError::Damaged { group: 1, .. })
-    ));
+    assert!(matches!(memory.load(1), Err(CheckpointError::Damaged { group: 1, .. })));
 }
 
 #[test]
@@ -252,10 +202,7 @@ fn a_changed_byte_is_damage() {
         let middle = broken.len() / 2;
         broken[middle] ^= 4;
         tree.insert(&key, broken).unwrap();
-        assert!(
-            matches!(store.load(1), Err(CheckpointError::Damaged { .. })),
-            "{key:?}"
-        );
+        assert!(matches!(store.load(1), Err(CheckpointError::Damaged { .. })), "{key:?}");
         tree.insert(&key, value).unwrap();
     }
     assert!(store.load(1).unwrap().is_some());
@@ -266,9 +213,7 @@ fn a_store_of_another_cluster_or_node_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     drop(opened(directory.path()));
     for (cluster, node) in [([8; 16], 1), ([7; 16], 2)] {
-        let error = SledCheckpoints::open(directory.path(), cluster, node)
-            .map(drop)
-            .unwrap_err();
+        let error = SledCheckpoints::open(directory.path(), cluster, node).map(drop).unwrap_err();
         assert!(matches!(error, CheckpointError::Foreign(_)), "{error}");
     }
 }
@@ -284,10 +229,7 @@ fn the_writer_reports_what_the_store_said() {
         rx.recv().unwrap()
     };
     assert_eq!(write(world.machine.freeze()).unwrap().number, 1);
-    memory.set_faults(Faults {
-        fail_next_write: true,
-        ..Faults::default()
-    });
+    memory.set_faults(Faults { fail_next_write: true, ..Faults::default() });
     assert!(write(world.machine.freeze()).is_err());
     writer.stop();
     assert!(write(world.machine.freeze()).is_err());

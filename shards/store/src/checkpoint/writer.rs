@@ -12,12 +12,7 @@ use super::{CheckpointError, CheckpointStore, Generation};
 pub type Written = Box<dyn FnOnce(Result<Generation, CheckpointError>) + Send>;
 
 enum Job {
-    Write {
-        group: u32,
-        frozen: Box<Frozen>,
-        verify: bool,
-        done: Written,
-    },
+    Write { group: u32, frozen: Box<Frozen>, verify: bool, done: Written },
     Stop,
 }
 
@@ -39,13 +34,7 @@ impl CheckpointWriter {
         let disk_bytes = Arc::new(AtomicU64::new(store.disk_bytes()));
         let gauge = Arc::clone(&disk_bytes);
         let run = move || {
-            while let Ok(Job::Write {
-                group,
-                frozen,
-                verify,
-                done,
-            }) = inbox.recv()
-            {
+            while let Ok(Job::Write { group, frozen, verify, done }) = inbox.recv() {
                 let mut result = store.write(group, &frozen);
                 drop(frozen);
                 if verify && result.is_ok() {
@@ -57,22 +46,13 @@ impl CheckpointWriter {
         };
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(run)?;
         let thread = Arc::new(parking_lot::Mutex::new(Some(thread)));
-        Ok(Self {
-            jobs,
-            disk_bytes,
-            thread,
-        })
+        Ok(Self { jobs, disk_bytes, thread })
     }
 
     /// Queues a freeze. With `verify`, everything written is read back from a store opened anew before `done` is told:
     /// only then may the log behind it go.
     pub fn write(&self, group: u32, frozen: Frozen, verify: bool, done: Written) {
-        let job = Job::Write {
-            group,
-            frozen: Box::new(frozen),
-            verify,
-            done,
-        };
+        let job = Job::Write { group, frozen: Box::new(frozen), verify, done };
         if let Err(mpsc::SendError(Job::Write { done, .. })) = self.jobs.send(job) {
             done(Err(CheckpointError::Failed {
                 doing: "queueing",

@@ -117,20 +117,11 @@ impl LogOptions {
     /// Segments of 16 MiB, 16 MiB of cache, a writer thread.
     #[must_use]
     pub fn new(cluster: [u8; 16], node: u64) -> Self {
-        Self {
-            segment_bytes: 16 << 20,
-            cache_bytes: 16 << 20,
-            cluster,
-            node,
-            inline: false,
-        }
+        Self { segment_bytes: 16 << 20, cache_bytes: 16 << 20, cluster, node, inline: false }
     }
 
     fn identity(&self) -> Identity {
-        Identity {
-            cluster: self.cluster,
-            node: self.node,
-        }
+        Identity { cluster: self.cluster, node: self.node }
     }
 }
 
@@ -223,20 +214,14 @@ fn hex(bytes: &[u8]) -> String {
 impl LogError {
     fn io(operation: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let operation = operation.into();
-        move |source| Self::Io {
-            operation,
-            source: Arc::new(source),
-        }
+        move |source| Self::Io { operation, source: Arc::new(source) }
     }
 
     fn failed(operation: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let operation = operation.into();
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { operation },
-            _ => Self::Failed {
-                operation,
-                source: Arc::new(source),
-            },
+            _ => Self::Failed { operation, source: Arc::new(source) },
         }
     }
 
@@ -347,14 +332,8 @@ impl GroupMemory {
         if let Some(purged) = self.state.last_purged.filter(|purged| purged.index == index) {
             return Some(purged);
         }
-        let at = index
-            .checked_sub(self.state.first_index())
-            .and_then(|at| usize::try_from(at).ok())?;
-        self.slots.get(at).map(|slot| LogPosition {
-            term: slot.term,
-            node: slot.node,
-            index,
-        })
+        let at = index.checked_sub(self.state.first_index()).and_then(|at| usize::try_from(at).ok())?;
+        self.slots.get(at).map(|slot| LogPosition { term: slot.term, node: slot.node, index })
     }
 
     fn pop_front(&mut self) {
@@ -380,10 +359,7 @@ impl GroupMemory {
     /// Whether the oldest cached entry can be read from the disk instead.
     fn may_uncache(&self) -> bool {
         !self.cache.is_empty()
-            && matches!(
-                self.slots[self.slots.len() - self.cache.len()].place,
-                Place::At { .. }
-            )
+            && matches!(self.slots[self.slots.len() - self.cache.len()].place, Place::At { .. })
     }
 
     fn clear(&mut self) {
@@ -541,11 +517,7 @@ impl NodeLog {
     /// See [`LogError`]. On `Corrupt`, `WrongCluster`, `WrongNode` and `UnsupportedFormat` nothing was changed.
     pub fn open(disk: Arc<dyn Disk>, options: LogOptions) -> Result<(Self, RecoveryReport), LogError> {
         let recovered = recovery::recover(disk.as_ref(), &options)?;
-        let core = Core {
-            groups: recovered.groups,
-            segments: recovered.segments,
-            ..Core::default()
-        };
+        let core = Core { groups: recovered.groups, segments: recovered.segments, ..Core::default() };
         let shared = Arc::new(Shared {
             disk,
             options,
@@ -559,42 +531,22 @@ impl NodeLog {
             None
         } else {
             let shared = Arc::clone(&shared);
-            let thread = std::thread::Builder::new()
-                .name("raft-log".to_owned())
-                .spawn(move || shared.run());
+            let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || shared.run());
             Some(thread.map_err(LogError::io("start its writer thread"))?)
         };
-        Ok((
-            Self {
-                handle: Arc::new(Handle {
-                    shared,
-                    thread: Mutex::new(thread),
-                }),
-            },
-            recovered.report,
-        ))
+        Ok((Self { handle: Arc::new(Handle { shared, thread: Mutex::new(thread) }) }, recovered.report))
     }
 
     /// The part of `group`, empty if it has never been written.
     #[must_use]
     pub fn group(&self, group: u32) -> GroupLog {
-        GroupLog {
-            handle: Arc::clone(&self.handle),
-            group,
-        }
+        GroupLog { handle: Arc::clone(&self.handle), group }
     }
 
     /// Bytes of all segments.
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
-        self.handle
-            .shared
-            .core
-            .lock()
-            .segments
-            .values()
-            .map(|segment| segment.bytes)
-            .sum()
+        self.handle.shared.core.lock().segments.values().map(|segment| segment.bytes).sum()
     }
 
     /// Writes what is queued, calls what waits, and stops the writer thread. Later calls through other handles
@@ -627,9 +579,7 @@ impl NodeLog {
         }
         // What is purged already, though not yet durably, needs no hint.
         hints.retain(|group, last| {
-            core.groups
-                .get(group)
-                .is_some_and(|memory| *last >= memory.state.first_index())
+            core.groups.get(group).is_some_and(|memory| *last >= memory.state.first_index())
         });
         hints.into_iter().collect()
     }
@@ -647,10 +597,7 @@ pub struct GroupLog {
 
 impl fmt::Debug for GroupLog {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("GroupLog")
-            .field("group", &self.group)
-            .finish_non_exhaustive()
+        formatter.debug_struct("GroupLog").field("group", &self.group).finish_non_exhaustive()
     }
 }
 
@@ -665,14 +612,7 @@ impl GroupLog {
             let core = &mut *core;
             change(core.groups.entry(self.group).or_default(), &mut core.next_ticket)
         };
-        shared.submit(
-            core,
-            Operation {
-                group: self.group,
-                what,
-                done,
-            },
-        );
+        shared.submit(core, Operation { group: self.group, what, done });
     }
 
     /// Appends entries behind the last one.
@@ -703,20 +643,13 @@ impl GroupLog {
             let first_ticket = *next_ticket;
             for entry in &entries {
                 let LogPosition { term, node, .. } = entry.position;
-                memory.slots.push_back(Slot {
-                    term,
-                    node,
-                    place: Place::Waiting(*next_ticket),
-                });
+                memory.slots.push_back(Slot { term, node, place: Place::Waiting(*next_ticket) });
                 memory.cache.push_back(entry.payload.clone());
                 memory.cache_bytes += entry.payload.len();
                 memory.state.last = Some(entry.position);
                 *next_ticket += 1;
             }
-            What::Append {
-                entries,
-                first_ticket,
-            }
+            What::Append { entries, first_ticket }
         });
     }
 
@@ -745,9 +678,7 @@ impl GroupLog {
     pub fn truncate_after(&self, index: Option<u64>, done: Done) {
         self.change(done, |memory, _| {
             // What is purged was committed and cannot be taken back.
-            let keep_below = index
-                .map_or(0, |index| index.saturating_add(1))
-                .max(memory.state.first_index());
+            let keep_below = index.map_or(0, |index| index.saturating_add(1)).max(memory.state.first_index());
             if keep_below >= memory.state.next_index() {
                 return What::Nothing;
             }
@@ -824,11 +755,7 @@ impl GroupLog {
         for index in from..to {
             let at = usize::try_from(index - first).expect("an index of a slot in memory is addressable");
             let slot = memory.slots[at];
-            let position = LogPosition {
-                term: slot.term,
-                node: slot.node,
-                index,
-            };
+            let position = LogPosition { term: slot.term, node: slot.node, index };
             let (source, bytes) = match (index.checked_sub(cached_from), slot.place) {
                 (Some(at), _) => {
                     let at = usize::try_from(at).expect("an index of a cached entry is addressable");
@@ -836,28 +763,9 @@ impl GroupLog {
                     let bytes = payload.len();
                     (Source::Cached(payload), bytes)
                 }
-                (
-                    None,
-                    Place::At {
-                        segment,
-                        offset,
-                        length,
-                    },
-                ) => {
-                    let file = &core
-                        .segments
-                        .get(&segment)
-                        .expect("a live entry pins its segment")
-                        .file;
-                    (
-                        Source::Disk {
-                            file: Arc::clone(file),
-                            segment,
-                            offset,
-                            length,
-                        },
-                        length as usize,
-                    )
+                (None, Place::At { segment, offset, length }) => {
+                    let file = &core.segments.get(&segment).expect("a live entry pins its segment").file;
+                    (Source::Disk { file: Arc::clone(file), segment, offset, length }, length as usize)
                 }
                 (None, Place::Waiting(_)) => unreachable!("a waiting entry is always cached"),
             };
@@ -869,21 +777,13 @@ impl GroupLog {
         }
         drop(core);
         // Without the lock: the handles keep their files readable, and written bytes never change.
-        found
-            .into_iter()
-            .map(|(position, source)| self.load(position, source))
-            .collect()
+        found.into_iter().map(|(position, source)| self.load(position, source)).collect()
     }
 
     fn load(&self, position: LogPosition, source: Source) -> Result<LogEntry, LogError> {
         match source {
             Source::Cached(payload) => Ok(LogEntry { position, payload }),
-            Source::Disk {
-                file,
-                segment,
-                offset,
-                length,
-            } => {
+            Source::Disk { file, segment, offset, length } => {
                 let identity = self.handle.shared.options.identity();
                 let payload = record::read_entry(
                     file.as_ref(),
@@ -914,10 +814,5 @@ impl GroupLog {
 
 enum Source {
     Cached(Bytes),
-    Disk {
-        file: Arc<dyn DiskFile>,
-        segment: u64,
-        offset: u64,
-        length: u32,
-    },
+    Disk { file: Arc<dyn DiskFile>, segment: u64, offset: u64, length: u32 },
 }

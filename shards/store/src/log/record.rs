@@ -134,11 +134,7 @@ impl<'a> Fields<'a> {
     }
 
     fn position(&mut self) -> Option<LogPosition> {
-        Some(LogPosition {
-            term: self.number()?,
-            node: self.number()?,
-            index: self.number()?,
-        })
+        Some(LogPosition { term: self.number()?, node: self.number()?, index: self.number()? })
     }
 
     fn optional(&mut self) -> Option<Option<LogPosition>> {
@@ -156,42 +152,25 @@ impl<'a> Fields<'a> {
             2 => true,
             _ => return None,
         };
-        Some(Some(Vote {
-            term: self.number()?,
-            node: self.number()?,
-            committed,
-        }))
+        Some(Some(Vote { term: self.number()?, node: self.number()?, committed }))
     }
 
     fn body(mut self, kind: u8) -> Option<Body<'a>> {
         let body = match kind {
-            MARK => Body::Mark {
-                synced: self.number()?,
-            },
+            MARK => Body::Mark { synced: self.number()? },
             STATE => {
                 let mut groups = Vec::new();
                 while !self.0.is_empty() {
                     let group = self.array().map(u32::from_le_bytes)?;
                     let (vote, last_purged) = (self.vote()?, self.optional()?);
                     let (last, committed) = (self.optional()?, self.optional()?);
-                    groups.push((
-                        group,
-                        GroupLogState {
-                            last_purged,
-                            last,
-                            vote,
-                            committed,
-                        },
-                    ));
+                    groups.push((group, GroupLogState { last_purged, last, vote, committed }));
                 }
                 Body::State(groups)
             }
             ENTRY => {
                 let position = self.position()?;
-                Body::Entry {
-                    position,
-                    payload: std::mem::take(&mut self.0),
-                }
+                Body::Entry { position, payload: std::mem::take(&mut self.0) }
             }
             VOTE => Body::Vote(self.vote()??),
             COMMITTED => Body::Committed(self.optional()?),
@@ -235,8 +214,7 @@ impl Encoder<'_> {
         header[20] = body.kind();
         let checksum = checksum(self.seed, offset, &self.buffer[start + 4..]);
         self.buffer[start..start + 4].copy_from_slice(&checksum.to_le_bytes());
-        self.buffer
-            .resize(self.buffer.len().next_multiple_of(ALIGNMENT), 0);
+        self.buffer.resize(self.buffer.len().next_multiple_of(ALIGNMENT), 0);
         self.sequence += 1;
         offset
     }
@@ -290,13 +268,7 @@ pub(super) fn decode(bytes: &[u8], seed: u32, offset: u64) -> Result<Record<'_>,
         Some(padding) if padding.iter().all(|byte| *byte == 0) => {}
         _ => return Err("the record's padding is not zero"),
     }
-    Ok(Record {
-        sequence,
-        group,
-        kind,
-        payload,
-        bytes: taken,
-    })
+    Ok(Record { sequence, group, kind, payload, bytes: taken })
 }
 
 /// The highest durable sequence that a mark anywhere in `bytes` proves, whatever is between the marks.
@@ -327,33 +299,24 @@ pub(super) fn read_entry(
     position: LogPosition,
 ) -> Result<Bytes, LogError> {
     let mut bytes = vec![0; entry_bytes(length as usize)];
-    file.read_exact_at(offset, &mut bytes)
-        .map_err(LogError::io(format!(
-            "read entry {} of group {group} from segment {segment}",
-            position.index
-        )))?;
+    file.read_exact_at(offset, &mut bytes).map_err(LogError::io(format!(
+        "read entry {} of group {group} from segment {segment}",
+        position.index
+    )))?;
     let start = HEADER_BYTES + POSITION_BYTES;
     let record = decode(&bytes, identity.seed(segment), offset).map_err(|what| {
-        LogError::corrupt(
-            segment,
-            offset,
-            format!("{what} (entry {} of group {group})", position.index),
-        )
+        LogError::corrupt(segment, offset, format!("{what} (entry {} of group {group})", position.index))
     })?;
     match record.body() {
-        Some(Body::Entry {
-            position: found,
-            payload,
-        }) if found == position && record.group == group && payload.len() == length as usize => {
+        Some(Body::Entry { position: found, payload })
+            if found == position && record.group == group && payload.len() == length as usize =>
+        {
             Ok(Bytes::from(bytes).slice(start..start + length as usize))
         }
         _ => Err(LogError::corrupt(
             segment,
             offset,
-            format!(
-                "another record stands where entry {} of group {group} was written",
-                position.index
-            ),
+            format!("another record stands where entry {} of group {group} was written", position.index),
         )),
     }
 }

@@ -45,12 +45,7 @@ impl Found {
         } else {
             segment::seal(&head, options.identity(), number)
         };
-        Ok(Self {
-            number,
-            file,
-            header,
-            seal,
-        })
+        Ok(Self { number, file, header, seal })
     }
 
     fn content(&self) -> Result<Vec<u8>, LogError> {
@@ -94,11 +89,7 @@ pub(super) fn recover(disk: &dyn Disk, options: &LogOptions) -> Result<Recovered
     // A first segment that was never finished holds nothing.
     if found.len() == 1 && last.number == 1 && !is_begun(last, options)? {
         if last.was_used(options)? {
-            return Err(LogError::corrupt(
-                1,
-                0,
-                "the start of the segment is damaged, though it was in use",
-            ));
+            return Err(LogError::corrupt(1, 0, "the start of the segment is damaged, though it was in use"));
         }
         let failed = || LogError::failed("remove an unfinished first segment");
         disk.remove(&segment::name(1)).map_err(failed())?;
@@ -111,10 +102,7 @@ pub(super) fn recover(disk: &dyn Disk, options: &LogOptions) -> Result<Recovered
     let mut replay = Replay::default();
     let mut end = None;
     for (position, segment) in found.iter().enumerate() {
-        let next = found
-            .get(position + 1)
-            .and_then(|next| next.header)
-            .map(|header| header.first_sequence);
+        let next = found.get(position + 1).and_then(|next| next.header).map(|header| header.first_sequence);
         end = Some(replay.segment(segment, next, options)?);
     }
     let end = end.expect("there is a last segment");
@@ -134,11 +122,7 @@ fn is_begun(segment: &Found, options: &LogOptions) -> Result<bool, LogError> {
 
 fn begin(disk: &dyn Disk, options: &LogOptions) -> Result<Recovered, LogError> {
     let made = segment::make(disk, options, 1, 1, Vec::new())?;
-    let segment = Segment {
-        file: Arc::clone(&made.file),
-        bytes: made.end,
-        ranges: BTreeMap::new(),
-    };
+    let segment = Segment { file: Arc::clone(&made.file), bytes: made.end, ranges: BTreeMap::new() };
     Ok(Recovered {
         groups: BTreeMap::new(),
         segments: BTreeMap::from([(1, segment)]),
@@ -250,18 +234,11 @@ impl Replay {
         if is_oldest {
             self.next_sequence = header.first_sequence;
         } else if self.next_sequence != header.first_sequence {
-            return Err(LogError::corrupt(
-                number,
-                48,
-                "it does not continue the segment before it",
-            ));
+            return Err(LogError::corrupt(number, 48, "it does not continue the segment before it"));
         }
         let bytes = found.content()?;
-        let segment = Segment {
-            file: Arc::clone(&found.file),
-            bytes: bytes.len() as u64,
-            ranges: BTreeMap::new(),
-        };
+        let segment =
+            Segment { file: Arc::clone(&found.file), bytes: bytes.len() as u64, ranges: BTreeMap::new() };
         self.segments.insert(number, segment);
 
         let seed = options.identity().seed(number);
@@ -283,13 +260,7 @@ impl Replay {
             if let Some(Body::Mark { synced }) = body {
                 marked = marked.max(synced);
             }
-            self.apply(
-                number,
-                offset as u64,
-                &record,
-                body,
-                is_oldest && offsets.is_empty(),
-            )?;
+            self.apply(number, offset as u64, &record, body, is_oldest && offsets.is_empty())?;
             offsets.push(offset);
             offset += record.bytes;
             self.next_sequence += 1;
@@ -305,9 +276,7 @@ impl Replay {
         };
         if let Some(what) = damage {
             let tail = &end.bytes[end.offset..];
-            let proven = record::highest_mark(tail, seed, offset as u64)
-                .unwrap_or(0)
-                .max(marked);
+            let proven = record::highest_mark(tail, seed, offset as u64).unwrap_or(0).max(marked);
             // In a segment that has a successor everything was durable.
             let proven = next.map_or(proven, |next| proven.max(next - 1));
             if self.next_sequence <= proven {
@@ -321,11 +290,7 @@ impl Replay {
                 ));
             }
             if let Some(last) = tail.iter().rposition(|byte| *byte != 0) {
-                end.torn = Some(TornTail {
-                    segment: number,
-                    offset: offset as u64,
-                    bytes: last as u64 + 1,
-                });
+                end.torn = Some(TornTail { segment: number, offset: offset as u64, bytes: last as u64 + 1 });
             }
         }
         let first_unmarked = marked.saturating_add(1).saturating_sub(header.first_sequence);
@@ -352,16 +317,9 @@ impl Replay {
         }
         if let Body::State(states) = body {
             if starts_the_log {
-                let group = |state| ReplayedGroup {
-                    state,
-                    slots: VecDeque::new(),
-                };
+                let group = |state| ReplayedGroup { state, slots: VecDeque::new() };
                 self.groups = states.into_iter().map(|(id, state)| (id, group(state))).collect();
-            } else if !states
-                .iter()
-                .copied()
-                .eq(self.groups.iter().map(|(id, group)| (*id, group.state)))
-            {
+            } else if !states.iter().copied().eq(self.groups.iter().map(|(id, group)| (*id, group.state))) {
                 return corrupt("its state record contradicts the segments before it".to_owned());
             }
             return Ok(());
@@ -382,16 +340,8 @@ impl Replay {
                     ));
                 }
                 let length = u32::try_from(payload.len()).expect("a record's length has 32 bits");
-                let place = Place::At {
-                    segment: number,
-                    offset,
-                    length,
-                };
-                group.slots.push_back(Slot {
-                    term: position.term,
-                    node: position.node,
-                    place,
-                });
+                let place = Place::At { segment: number, offset, length };
+                group.slots.push_back(Slot { term: position.term, node: position.node, place });
                 group.state.last = Some(position);
                 writer::add(&mut self.segments, number, id, position.index);
             }
@@ -402,10 +352,7 @@ impl Replay {
                 let Some(cut) = next.checked_sub(keep) else {
                     return corrupt(format!("group {id} is truncated behind its end"));
                 };
-                let left = group
-                    .slots
-                    .len()
-                    .saturating_sub(usize::try_from(cut).unwrap_or(usize::MAX));
+                let left = group.slots.len().saturating_sub(usize::try_from(cut).unwrap_or(usize::MAX));
                 group.slots.truncate(left);
                 group.state.last = last;
                 writer::truncate(&mut self.segments, id, last);
@@ -475,22 +422,10 @@ impl Replay {
             .groups
             .into_iter()
             .map(|(id, group)| {
-                (
-                    id,
-                    GroupMemory {
-                        state: group.state,
-                        slots: group.slots,
-                        ..GroupMemory::default()
-                    },
-                )
+                (id, GroupMemory { state: group.state, slots: group.slots, ..GroupMemory::default() })
             })
             .collect();
-        Recovered {
-            groups,
-            segments: self.segments,
-            writer,
-            report,
-        }
+        Recovered { groups, segments: self.segments, writer, report }
     }
 }
 
@@ -509,13 +444,9 @@ fn repair(
     }
     // Header, seal slot and the unvouched end may be in the page cache only: written again, the next sync counts.
     let header_bytes = 64.min(end.bytes.len());
-    last.file
-        .write_at(0, &end.bytes[..header_bytes])
-        .map_err(failed())?;
+    last.file.write_at(0, &end.bytes[..header_bytes]).map_err(failed())?;
     last.file.write_at(64, &[0; 32]).map_err(failed())?;
-    last.file
-        .write_at(end.unmarked as u64, &end.bytes[end.unmarked..end.offset])
-        .map_err(failed())?;
+    last.file.write_at(end.unmarked as u64, &end.bytes[end.unmarked..end.offset]).map_err(failed())?;
     if let Some(torn) = end.torn {
         tracing::warn!(
             segment = torn.segment,
@@ -523,9 +454,7 @@ fn repair(
             bytes = torn.bytes,
             "cut off the end of the Raft log that a crash has torn; nothing of it had been acknowledged"
         );
-        last.file
-            .write_at(torn.offset, &vec![0; to_usize(torn.bytes)])
-            .map_err(failed())?;
+        last.file.write_at(torn.offset, &vec![0; to_usize(torn.bytes)]).map_err(failed())?;
     }
     last.file.sync_data().map_err(failed())?;
     // Only now: a damaged seal without a successor would look like a missing segment.

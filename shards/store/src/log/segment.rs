@@ -69,36 +69,21 @@ impl Header {
         }
         let format = word_at(8);
         if format != FORMAT {
-            return Err(LogError::UnsupportedFormat {
-                found: format,
-                supported: FORMAT,
-            });
+            return Err(LogError::UnsupportedFormat { found: format, supported: FORMAT });
         }
         let cluster: [u8; 16] = bytes[16..32].try_into().expect("sixteen bytes were taken");
         if cluster != options.cluster {
-            return Err(LogError::WrongCluster {
-                found: cluster,
-                expected: options.cluster,
-            });
+            return Err(LogError::WrongCluster { found: cluster, expected: options.cluster });
         }
         if number_at(32) != options.node {
-            return Err(LogError::WrongNode {
-                found: number_at(32),
-                expected: options.node,
-            });
+            return Err(LogError::WrongNode { found: number_at(32), expected: options.node });
         }
-        let header = Self {
-            number: number_at(40),
-            first_sequence: number_at(48),
-        };
+        let header = Self { number: number_at(40), first_sequence: number_at(48) };
         if header.number != number {
             return Err(LogError::corrupt(
                 number,
                 40,
-                format!(
-                    "the file calls itself segment {}; it was renamed or copied",
-                    header.number
-                ),
+                format!("the file calls itself segment {}; it was renamed or copied", header.number),
             ));
         }
         Ok(Some(header))
@@ -168,18 +153,9 @@ pub(super) fn make(
 ) -> Result<Made, LogError> {
     let identity = options.identity();
     let mut records = Vec::new();
-    Encoder {
-        buffer: &mut records,
-        seed: identity.seed(number),
-        base: RECORDS_AT,
-        sequence: first_sequence,
-    }
-    .add(0, &Body::State(groups));
-    let header = Header {
-        number,
-        first_sequence,
-    }
-    .encode(identity, FORMAT);
+    Encoder { buffer: &mut records, seed: identity.seed(number), base: RECORDS_AT, sequence: first_sequence }
+        .add(0, &Body::State(groups));
+    let header = Header { number, first_sequence }.encode(identity, FORMAT);
     let content = [header.as_slice(), &records].concat();
     let failed = || LogError::failed(format!("make segment {number}"));
     let file = disk.create(&name(number)).map_err(failed())?;
@@ -200,13 +176,7 @@ mod tests {
         assert_eq!(name(1), "log-0000000001.seg");
         assert_eq!(number("log-0000000001.seg"), Some(1));
         assert_eq!(number(&name(12_345_678_901)), Some(12_345_678_901));
-        for other in [
-            "log-1.seg",
-            "log-0000000001.seg.bak",
-            "log-+000000001.seg",
-            "checkpoint",
-            "log-.seg",
-        ] {
+        for other in ["log-1.seg", "log-0000000001.seg.bak", "log-+000000001.seg", "checkpoint", "log-.seg"] {
             assert_eq!(number(other), None, "{other}");
         }
     }
@@ -214,41 +184,20 @@ mod tests {
     #[test]
     fn a_header_of_another_owner_or_format_is_named_as_such() {
         let options = LogOptions::new([7; 16], 3);
-        let header = Header {
-            number: 5,
-            first_sequence: 99,
-        };
+        let header = Header { number: 5, first_sequence: 99 };
         let bytes = header.encode(options.identity(), FORMAT);
         assert_eq!(Header::decode(&bytes, 5, &options).unwrap(), Some(header));
-        assert!(matches!(
-            Header::decode(&bytes, 6, &options),
-            Err(LogError::Corrupt { .. })
-        ));
+        assert!(matches!(Header::decode(&bytes, 6, &options), Err(LogError::Corrupt { .. })));
         let other = LogOptions::new([8; 16], 3);
-        assert!(matches!(
-            Header::decode(&bytes, 5, &other),
-            Err(LogError::WrongCluster { .. })
-        ));
+        assert!(matches!(Header::decode(&bytes, 5, &other), Err(LogError::WrongCluster { .. })));
         let other = LogOptions::new([7; 16], 4);
         assert!(matches!(
             Header::decode(&bytes, 5, &other),
-            Err(LogError::WrongNode {
-                found: 3,
-                expected: 4
-            })
+            Err(LogError::WrongNode { found: 3, expected: 4 })
         ));
         let newer = header.encode(options.identity(), FORMAT + 1);
         let error = Header::decode(&newer, 5, &options).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                LogError::UnsupportedFormat {
-                    found: 2,
-                    supported: 1
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, LogError::UnsupportedFormat { found: 2, supported: 1 }), "{error}");
         assert_eq!(Header::decode(&bytes[..63], 5, &options).unwrap(), None);
     }
 }

@@ -19,12 +19,7 @@ use super::*;
 const CLUSTER: [u8; 16] = *b"a test's cluster";
 
 fn options() -> LogOptions {
-    LogOptions {
-        segment_bytes: 2_048,
-        cache_bytes: 300,
-        inline: true,
-        ..LogOptions::new(CLUSTER, 1)
-    }
+    LogOptions { segment_bytes: 2_048, cache_bytes: 300, inline: true, ..LogOptions::new(CLUSTER, 1) }
 }
 
 fn open(disk: &MemoryDisk) -> Result<(NodeLog, RecoveryReport), LogError> {
@@ -32,33 +27,20 @@ fn open(disk: &MemoryDisk) -> Result<(NodeLog, RecoveryReport), LogError> {
 }
 
 fn threaded(disk: impl Disk, segment_bytes: u64) -> NodeLog {
-    let options = LogOptions {
-        inline: false,
-        segment_bytes,
-        ..options()
-    };
+    let options = LogOptions { inline: false, segment_bytes, ..options() };
     NodeLog::open(Arc::new(disk), options).unwrap().0
 }
 
 fn position(index: u64) -> LogPosition {
-    LogPosition {
-        term: 1,
-        node: 1,
-        index,
-    }
+    LogPosition { term: 1, node: 1, index }
 }
 
 fn entry(index: u64, payload: &str) -> LogEntry {
-    LogEntry {
-        position: position(index),
-        payload: Bytes::copy_from_slice(payload.as_bytes()),
-    }
+    LogEntry { position: position(index), payload: Bytes::copy_from_slice(payload.as_bytes()) }
 }
 
 fn entries(indices: std::ops::Range<u64>) -> Vec<LogEntry> {
-    indices
-        .map(|index| entry(index, &format!("entry {index}")))
-        .collect()
+    indices.map(|index| entry(index, &format!("entry {index}"))).collect()
 }
 
 /// A `done` that must be called with `Ok`, and by the time the test looks.
@@ -77,11 +59,7 @@ fn all(group: &GroupLog) -> Vec<LogEntry> {
 }
 
 fn segment_files(disk: &dyn Disk) -> Vec<String> {
-    disk.list()
-        .unwrap()
-        .into_iter()
-        .filter(|name| segment::number(name).is_some())
-        .collect()
+    disk.list().unwrap().into_iter().filter(|name| segment::number(name).is_some()).collect()
 }
 
 fn file_bytes(disk: &dyn Disk, name: &str) -> Vec<u8> {
@@ -95,11 +73,9 @@ fn file_bytes(disk: &dyn Disk, name: &str) -> Vec<u8> {
 fn record_offsets(bytes: &[u8], number: u64) -> Vec<usize> {
     let seed = options().identity().seed(number);
     let mut offsets = vec![usize::try_from(segment::RECORDS_AT).unwrap()];
-    while let Ok(record) = record::decode(
-        &bytes[*offsets.last().unwrap()..],
-        seed,
-        *offsets.last().unwrap() as u64,
-    ) {
+    while let Ok(record) =
+        record::decode(&bytes[*offsets.last().unwrap()..], seed, *offsets.last().unwrap() as u64)
+    {
         offsets.push(offsets.last().unwrap() + record.bytes);
     }
     offsets
@@ -127,11 +103,7 @@ fn what_was_written_comes_back_after_a_close_and_after_a_crash() {
         let (log, _) = open(&disk).unwrap();
         let group = log.group(7);
         group.append(entries(0..5), ok());
-        let vote = Vote {
-            term: 4,
-            node: 2,
-            committed: true,
-        };
+        let vote = Vote { term: 4, node: 2, committed: true };
         group.save_vote(vote, ok());
         group.save_committed(Some(position(3)));
         group.append(entries(5..6), ok());
@@ -166,10 +138,7 @@ fn a_committed_position_costs_no_barrier_but_a_close_keeps_it() {
     let crashed = disk.copy();
     log.close().unwrap();
     assert_eq!(open(&crashed).unwrap().0.group(1).state().committed, None);
-    assert_eq!(
-        open(&disk).unwrap().0.group(1).state().committed,
-        Some(position(1))
-    );
+    assert_eq!(open(&disk).unwrap().0.group(1).state().committed, Some(position(1)));
 }
 
 #[test]
@@ -182,22 +151,14 @@ fn reads_are_bounded_consecutive_and_come_from_cache_or_disk() {
         group.append(vec![one.clone()], ok());
     }
     assert!(segment_files(&disk).len() > 1, "the read must span segments");
-    assert_eq!(
-        all(&group),
-        big,
-        "300 bytes of cache hold six of them, the rest is read back"
-    );
+    assert_eq!(all(&group), big, "300 bytes of cache hold six of them, the rest is read back");
     assert_eq!(group.read(3, 9, usize::MAX).unwrap(), big[3..9]);
     assert_eq!(group.read(3, 9, 149).unwrap(), big[3..5]);
     assert_eq!(group.read(3, 9, 0).unwrap(), big[3..4], "at least one");
     assert!(group.read(40, 50, 1_000).unwrap().is_empty());
     assert!(group.read(9, 9, 1_000).unwrap().is_empty());
     group.purge(position(9), ok());
-    assert_eq!(
-        group.read(5, 12, usize::MAX).unwrap(),
-        big[10..12],
-        "what is purged is left out"
-    );
+    assert_eq!(group.read(5, 12, usize::MAX).unwrap(), big[10..12], "what is purged is left out");
 }
 
 #[test]
@@ -226,10 +187,7 @@ fn truncation_takes_the_end_and_survives() {
     assert_eq!(all(&group), expected);
     group.purge(position(2), ok());
     group.truncate_after(Some(0), ok());
-    assert_eq!(
-        (group.state().last, group.state().last_purged),
-        (Some(position(2)), Some(position(2)))
-    );
+    assert_eq!((group.state().last, group.state().last_purged), (Some(position(2)), Some(position(2))));
     group.append(entries(3..4), ok());
     group.truncate_after(None, ok());
     disk.crash(CrashMode::LoseUnsynced);
@@ -246,14 +204,7 @@ fn purging_deletes_segments_and_survives() {
     let disk = MemoryDisk::new();
     let (log, _) = open(&disk).unwrap();
     let (busy, idle) = (log.group(1), log.group(2));
-    idle.save_vote(
-        Vote {
-            term: 9,
-            node: 1,
-            committed: false,
-        },
-        ok(),
-    );
+    idle.save_vote(Vote { term: 9, node: 1, committed: false }, ok());
     for index in 0..200 {
         busy.append(entries(index..index + 1), ok());
     }
@@ -263,11 +214,7 @@ fn purging_deletes_segments_and_survives() {
     let after = (segment_files(&disk).len(), log.disk_bytes());
     assert!(after.0 <= 2 && after.1 < before.1 / 2, "{before:?} {after:?}");
     busy.purge(position(100), ok());
-    assert_eq!(
-        busy.state().last_purged,
-        Some(position(190)),
-        "a purge never goes back"
-    );
+    assert_eq!(busy.state().last_purged, Some(position(190)), "a purge never goes back");
     disk.crash(CrashMode::LoseUnsynced);
     let (log, report) = open(&disk).unwrap();
     assert_eq!(report.segments, after.0 as u64);
@@ -275,11 +222,7 @@ fn purging_deletes_segments_and_survives() {
     assert_eq!(log.group(1).state().last_purged, Some(position(190)));
     assert_eq!(
         log.group(2).state().vote,
-        Some(Vote {
-            term: 9,
-            node: 1,
-            committed: false
-        }),
+        Some(Vote { term: 9, node: 1, committed: false }),
         "a vote outlives the segment it was written to"
     );
     // Beyond the end, as after a snapshot that is ahead of the log.
@@ -294,30 +237,13 @@ fn a_reset_empties_the_log_and_continues_behind_the_snapshot() {
     let (log, _) = open(&disk).unwrap();
     let group = log.group(1);
     group.append(entries(0..90), ok());
-    group.reset_to(
-        LogPosition {
-            term: 5,
-            node: 2,
-            index: 40,
-        },
-        ok(),
-    );
-    assert!(
-        all(&group).is_empty(),
-        "entries behind the snapshot go too: they may contradict it"
-    );
+    group.reset_to(LogPosition { term: 5, node: 2, index: 40 }, ok());
+    assert!(all(&group).is_empty(), "entries behind the snapshot go too: they may contradict it");
     group.append(entries(41..43), ok());
     disk.crash(CrashMode::LoseUnsynced);
     let (log, _) = open(&disk).unwrap();
     assert_eq!(all(&log.group(1)), entries(41..43));
-    assert_eq!(
-        log.group(1).state().last_purged,
-        Some(LogPosition {
-            term: 5,
-            node: 2,
-            index: 40
-        })
-    );
+    assert_eq!(log.group(1).state().last_purged, Some(LogPosition { term: 5, node: 2, index: 40 }));
 }
 
 #[test]
@@ -387,8 +313,7 @@ fn a_callback_may_use_the_log_and_hold_its_last_handle() {
 #[test]
 fn a_panicking_callback_does_not_stop_the_log() {
     let log = threaded(MemoryDisk::new(), 2_048);
-    log.group(1)
-        .append(entries(0..1), Box::new(|_| panic!("a defect of the caller")));
+    log.group(1).append(entries(0..1), Box::new(|_| panic!("a defect of the caller")));
     let (done, result) = outcome();
     log.group(1).append(entries(1..2), done);
     result.recv().unwrap().unwrap();
@@ -404,27 +329,12 @@ fn the_log_of_another_cluster_node_or_format_is_refused_and_unchanged() {
     log.close().unwrap();
     let before = file_bytes(&disk, "log-0000000001.seg");
 
-    let other = LogOptions {
-        cluster: [9; 16],
-        ..options()
-    };
+    let other = LogOptions { cluster: [9; 16], ..options() };
     let error = NodeLog::open(Arc::new(disk.clone()), other).unwrap_err();
-    assert!(
-        matches!(error, LogError::WrongCluster { expected, .. } if expected == [9; 16]),
-        "{error}"
-    );
+    assert!(matches!(error, LogError::WrongCluster { expected, .. } if expected == [9; 16]), "{error}");
     let other = LogOptions { node: 2, ..options() };
     let error = NodeLog::open(Arc::new(disk.clone()), other).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            LogError::WrongNode {
-                found: 1,
-                expected: 2
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, LogError::WrongNode { found: 1, expected: 2 }), "{error}");
     assert!(error.to_string().contains("its own data directory"), "{error}");
     assert_eq!(file_bytes(&disk, "log-0000000001.seg"), before);
 
@@ -433,21 +343,9 @@ fn the_log_of_another_cluster_node_or_format_is_refused_and_unchanged() {
     newer[8..12].copy_from_slice(&2_u32.to_le_bytes());
     let checksum = crc32c::crc32c_append(crc32c::crc32c(&newer[..12]), &newer[16..64]);
     newer[12..16].copy_from_slice(&checksum.to_le_bytes());
-    disk.open("log-0000000001.seg")
-        .unwrap()
-        .write_at(0, &newer)
-        .unwrap();
+    disk.open("log-0000000001.seg").unwrap().write_at(0, &newer).unwrap();
     let error = open(&disk).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            LogError::UnsupportedFormat {
-                found: 2,
-                supported: 1
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, LogError::UnsupportedFormat { found: 2, supported: 1 }), "{error}");
     assert_eq!(file_bytes(&disk, "log-0000000001.seg"), newer);
 }
 
@@ -469,14 +367,7 @@ fn small_log(disk: &MemoryDisk) -> Vec<LogEntry> {
     for index in 0..45 {
         group.append(entries(index..index + 1), ok());
     }
-    group.save_vote(
-        Vote {
-            term: 2,
-            node: 1,
-            committed: true,
-        },
-        ok(),
-    );
+    group.save_vote(Vote { term: 2, node: 1, committed: true }, ok());
     group.append(entries(45..48), ok());
     log.close().unwrap();
     assert!(segment_files(disk).len() >= 3);
@@ -496,11 +387,7 @@ fn every_flipped_bit_in_what_was_durable_is_found() {
         // Behind the records is unused room. At the very end of the log stands the last mark, which nothing
         // vouches for and which holds nothing but what it vouches for itself.
         let is_last = position + 1 == files.len();
-        let live = if is_last {
-            offsets[offsets.len() - 2]
-        } else {
-            offsets[offsets.len() - 1]
-        };
+        let live = if is_last { offsets[offsets.len() - 2] } else { offsets[offsets.len() - 1] };
         for offset in 0..bytes.len() {
             let disk = pristine.copy();
             let bit = u8::try_from((offset * 5 + position) % 8).unwrap();
@@ -514,15 +401,8 @@ fn every_flipped_bit_in_what_was_durable_is_found() {
                     harmless += 1;
                 }
                 Err(LogError::Corrupt { .. }) => {
-                    assert!(
-                        offset < live,
-                        "{name}: a flipped bit at {offset} in unused room was refused"
-                    );
-                    assert_eq!(
-                        file_bytes(&disk, name),
-                        damaged,
-                        "what is refused stays as it was found"
-                    );
+                    assert!(offset < live, "{name}: a flipped bit at {offset} in unused room was refused");
+                    assert_eq!(file_bytes(&disk, name), damaged, "what is refused stays as it was found");
                     refused += 1;
                 }
                 Err(other) => panic!("{name}: {offset}: {other}"),
@@ -538,15 +418,7 @@ fn the_error_of_a_damaged_log_says_where_what_and_what_to_do() {
     small_log(&disk);
     disk.flip_bit("log-0000000001.seg", 300, 3).unwrap();
     let error = open(&disk).unwrap_err();
-    let LogError::Corrupt {
-        segment: 1,
-        offset,
-        what,
-        advice,
-    } = &error
-    else {
-        panic!("{error}")
-    };
+    let LogError::Corrupt { segment: 1, offset, what, advice } = &error else { panic!("{error}") };
     assert!((96..=300).contains(offset), "{offset}");
     assert!(what.contains("durable"), "{what}");
     assert!(advice.contains("new node id"), "{advice}");
@@ -564,18 +436,12 @@ fn damage_below_a_watermark_is_corruption_also_at_the_very_end_of_the_log() {
     assert_eq!(offsets.len() - 1, 5);
     let entry_at = offsets[3];
     let rotten = disk.copy();
-    rotten
-        .flip_bit("log-0000000001.seg", entry_at as u64 + 40, 0)
-        .unwrap();
+    rotten.flip_bit("log-0000000001.seg", entry_at as u64 + 40, 0).unwrap();
     assert!(matches!(open(&rotten), Err(LogError::Corrupt { .. })));
     // Without the idle mark the same damage is what a crash before the barrier looks like.
     let torn = disk.copy();
-    torn.open("log-0000000001.seg")
-        .unwrap()
-        .set_len(offsets[4] as u64)
-        .unwrap();
-    torn.flip_bit("log-0000000001.seg", entry_at as u64 + 40, 0)
-        .unwrap();
+    torn.open("log-0000000001.seg").unwrap().set_len(offsets[4] as u64).unwrap();
+    torn.flip_bit("log-0000000001.seg", entry_at as u64 + 40, 0).unwrap();
     let (log, report) = open(&torn).unwrap();
     assert_eq!(report.torn.unwrap().offset, entry_at as u64);
     assert!(all(&log.group(1)).is_empty());
@@ -589,10 +455,7 @@ fn a_missing_segment_is_corruption_wherever_it_was() {
         let disk = pristine.copy();
         disk.remove(&name).unwrap();
         let result = open(&disk);
-        assert!(
-            matches!(result, Err(LogError::Corrupt { .. })),
-            "{name}: {result:?}"
-        );
+        assert!(matches!(result, Err(LogError::Corrupt { .. })), "{name}: {result:?}");
     }
 }
 
@@ -631,15 +494,8 @@ fn an_entry_that_rots_while_the_log_is_open_is_found_when_it_is_read() {
     let bytes = file_bytes(&disk, "log-0000000001.seg");
     let at = bytes.windows(20).position(|window| window == [b'a'; 20]).unwrap();
     disk.flip_bit("log-0000000001.seg", at as u64 + 3, 1).unwrap();
-    assert!(matches!(
-        group.read(0, 1, 1_000),
-        Err(LogError::Corrupt { segment: 1, .. })
-    ));
-    assert_eq!(
-        group.read(1, 2, 1_000).unwrap().len(),
-        1,
-        "the other one is in the cache"
-    );
+    assert!(matches!(group.read(0, 1, 1_000), Err(LogError::Corrupt { segment: 1, .. })));
+    assert_eq!(group.read(1, 2, 1_000).unwrap().len(), 1, "the other one is in the cache");
 }
 
 #[test]
@@ -721,14 +577,7 @@ fn after_a_failed_sync_everybody_gets_the_error_and_nothing_is_retried() {
         results.push(result);
     }
     let (done, result) = outcome();
-    log.group(2).save_vote(
-        Vote {
-            term: 1,
-            node: 1,
-            committed: false,
-        },
-        done,
-    );
+    log.group(2).save_vote(Vote { term: 1, node: 1, committed: false }, done);
     results.push(result);
     disk.release_syncs();
     for result in results {
@@ -778,10 +627,7 @@ fn a_full_disk_at_the_beginning_is_named_too() {
     disk.set_capacity_bytes(Some(50));
     assert!(matches!(open(&disk), Err(LogError::DiskFull { .. })));
     disk.set_capacity_bytes(None);
-    assert!(
-        open(&disk).unwrap().1.fresh,
-        "a first segment that was never finished holds nothing"
-    );
+    assert!(open(&disk).unwrap().1.fresh, "a first segment that was never finished holds nothing");
 }
 
 // ---- the writer -----------------------------------------------------------------------------------------------
@@ -795,10 +641,7 @@ fn appends_of_many_groups_share_a_barrier_and_are_answered_in_order() {
     let before = disk.counts();
     // The first one occupies the writer; all others gather behind its barrier.
     let first = sender.clone();
-    log.group(0).append(
-        entries(0..1),
-        Box::new(move |outcome| first.send((outcome.is_ok(), 0)).unwrap()),
-    );
+    log.group(0).append(entries(0..1), Box::new(move |outcome| first.send((outcome.is_ok(), 0)).unwrap()));
     while disk.syncs_waiting() == 0 {
         std::thread::yield_now();
     }
@@ -813,11 +656,7 @@ fn appends_of_many_groups_share_a_barrier_and_are_answered_in_order() {
             );
         }
     }
-    assert_eq!(
-        all(&log.group(12)),
-        entries(0..50),
-        "readable before it is durable"
-    );
+    assert_eq!(all(&log.group(12)), entries(0..50), "readable before it is durable");
     assert!(receiver.try_recv().is_err(), "nothing is done before its barrier");
     disk.release_syncs();
     for expected in 0..=600 {
@@ -831,12 +670,7 @@ fn appends_of_many_groups_share_a_barrier_and_are_answered_in_order() {
 fn an_entry_that_is_replaced_while_its_write_is_under_way_is_not_confused_with_its_successor() {
     let disk = MemoryDisk::new();
     // Without a cache, so that what is read is what was noted of where it stands.
-    let options = LogOptions {
-        inline: false,
-        segment_bytes: 1 << 20,
-        cache_bytes: 0,
-        ..options()
-    };
+    let options = LogOptions { inline: false, segment_bytes: 1 << 20, cache_bytes: 0, ..options() };
     let log = NodeLog::open(Arc::new(disk.clone()), options).unwrap().0;
     let group = log.group(1);
     disk.hold_syncs_after(0);
@@ -888,10 +722,7 @@ fn a_committed_position_does_not_overtake_the_entry_that_it_names() {
     let (log, _) = open(&disk).unwrap();
     let state = log.group(1).state();
     let last = state.last.unwrap().index;
-    assert!(
-        (1..5).contains(&last),
-        "power was cut between two batches: {last}"
-    );
+    assert!((1..5).contains(&last), "power was cut between two batches: {last}");
     assert_eq!(state.committed, None);
 }
 
@@ -949,9 +780,7 @@ struct ModelGroup {
 impl ModelGroup {
     fn next(&self) -> u64 {
         let purged = self.purged.map_or(0, |purged| purged.index + 1);
-        self.entries
-            .last_key_value()
-            .map_or(purged, |(index, _)| index + 1)
+        self.entries.last_key_value().map_or(purged, |(index, _)| index + 1)
     }
 }
 
@@ -967,10 +796,7 @@ struct Model {
 
 impl Model {
     fn new() -> Self {
-        Self {
-            possible: vec![ModelState::new()],
-            committed: BTreeMap::new(),
-        }
+        Self { possible: vec![ModelState::new()], committed: BTreeMap::new() }
     }
 
     fn latest(&self) -> ModelState {
@@ -983,9 +809,7 @@ impl Model {
         for id in 0..GROUPS {
             let group = log.group(id);
             let state = group.state();
-            let read = group
-                .read(0, u64::MAX, usize::MAX)
-                .map_err(|error| error.to_string())?;
+            let read = group.read(0, u64::MAX, usize::MAX).map_err(|error| error.to_string())?;
             let mut next = state.first_index();
             for entry in &read {
                 if entry.position.index != next {
@@ -994,27 +818,14 @@ impl Model {
                 next += 1;
             }
             if next != state.next_index() {
-                return Err(format!(
-                    "group {id} claims {:?} but reads up to {next}",
-                    state.last
-                ));
+                return Err(format!("group {id} claims {:?} but reads up to {next}", state.last));
             }
             let saved = self.committed.entry(id).or_insert_with(|| vec![None]);
             if !saved.contains(&state.committed) {
-                return Err(format!(
-                    "group {id} invented the committed position {:?}",
-                    state.committed
-                ));
+                return Err(format!("group {id} invented the committed position {:?}", state.committed));
             }
-            let entries = read
-                .into_iter()
-                .map(|entry| (entry.position.index, entry))
-                .collect();
-            let group = ModelGroup {
-                purged: state.last_purged,
-                entries,
-                vote: state.vote,
-            };
+            let entries = read.into_iter().map(|entry| (entry.position.index, entry)).collect();
+            let group = ModelGroup { purged: state.last_purged, entries, vote: state.vote };
             if group != ModelGroup::default() {
                 seen.insert(id, group);
             }
@@ -1025,10 +836,7 @@ impl Model {
             touched.map(|(id, group)| (*id, group.clone())).collect()
         };
         if !self.possible.iter().any(|state| plain(state) == seen) {
-            return Err(format!(
-                "the log shows {seen:?}, possible were {:?}",
-                self.possible
-            ));
+            return Err(format!("the log shows {seen:?}, possible were {:?}", self.possible));
         }
         self.possible = vec![seen];
         Ok(())
@@ -1127,11 +935,7 @@ fn run(steps: &[Step], sync_lies: bool) -> Result<(), String> {
             let acknowledged = Arc::clone(&acknowledged);
             Box::new(move |outcome| acknowledged.store(if outcome.is_ok() { 1 } else { 2 }, Ordering::SeqCst))
         };
-        let position = |index| LogPosition {
-            term: serial,
-            node: serial % 3,
-            index,
-        };
+        let position = |index| LogPosition { term: serial, node: serial % 3, index };
         match step {
             Step::Append { group, count, bytes } => {
                 let target = state.entry(*group).or_default();
@@ -1141,26 +945,19 @@ fn run(steps: &[Step], sync_lies: bool) -> Result<(), String> {
                         payload: Bytes::from(vec![u8::try_from(serial % 251).unwrap(); *bytes]),
                     })
                     .collect();
-                target
-                    .entries
-                    .extend(added.iter().map(|entry| (entry.position.index, entry.clone())));
+                target.entries.extend(added.iter().map(|entry| (entry.position.index, entry.clone())));
                 log.group(*group).append(added, done);
             }
             Step::Truncate { group, back } => {
                 let target = state.entry(*group).or_default();
                 let keep = target.next().checked_sub(back + 1);
-                target
-                    .entries
-                    .retain(|index, _| keep.is_some_and(|keep| *index <= keep));
+                target.entries.retain(|index, _| keep.is_some_and(|keep| *index <= keep));
                 log.group(*group).truncate_after(keep, done);
             }
             Step::Purge { group, ahead } => {
                 let target = state.entry(*group).or_default();
                 let upto = target.purged.map_or(0, |purged| purged.index + 1) + ahead;
-                let upto = target
-                    .entries
-                    .get(&upto)
-                    .map_or(position(upto), |entry| entry.position);
+                let upto = target.entries.get(&upto).map_or(position(upto), |entry| entry.position);
                 target.entries.retain(|index, _| *index > upto.index);
                 target.purged = Some(upto);
                 log.group(*group).purge(upto, done);
@@ -1168,29 +965,17 @@ fn run(steps: &[Step], sync_lies: bool) -> Result<(), String> {
             Step::Reset { group, ahead } => {
                 let target = state.entry(*group).or_default();
                 let upto = position(target.purged.map_or(0, |purged| purged.index) + ahead);
-                *target = ModelGroup {
-                    purged: Some(upto),
-                    vote: target.vote,
-                    ..ModelGroup::default()
-                };
+                *target = ModelGroup { purged: Some(upto), vote: target.vote, ..ModelGroup::default() };
                 log.group(*group).reset_to(upto, done);
             }
             Step::Vote { group } => {
-                let vote = Vote {
-                    term: serial,
-                    node: serial % 3,
-                    committed: serial % 2 == 0,
-                };
+                let vote = Vote { term: serial, node: serial % 3, committed: serial % 2 == 0 };
                 state.entry(*group).or_default().vote = Some(vote);
                 log.group(*group).save_vote(vote, done);
             }
             Step::Committed { group } => {
                 let committed = log.group(*group).state().last;
-                model
-                    .committed
-                    .entry(*group)
-                    .or_insert_with(|| vec![None])
-                    .push(committed);
+                model.committed.entry(*group).or_insert_with(|| vec![None]).push(committed);
                 log.group(*group).save_committed(committed);
                 acknowledged.store(1, Ordering::SeqCst);
             }
@@ -1277,17 +1062,8 @@ proptest! {
 /// The checker must be able to fail: a disk whose syncs lie loses what was acknowledged.
 #[test]
 fn the_model_catches_a_disk_that_lies_about_syncs() {
-    let append = |group| Step::Append {
-        group,
-        count: 2,
-        bytes: 30,
-    };
-    let steps = [
-        append(0),
-        append(1),
-        Step::Vote { group: 2 },
-        Step::Crash { seed: 0 },
-    ];
+    let append = |group| Step::Append { group, count: 2, bytes: 30 };
+    let steps = [append(0), append(1), Step::Vote { group: 2 }, Step::Crash { seed: 0 }];
     run(&steps, false).unwrap();
     let caught = run(&steps, true).unwrap_err();
     assert!(caught.contains("possible were"), "{caught}");
@@ -1298,32 +1074,14 @@ fn the_model_catches_a_disk_that_lies_about_syncs() {
 fn the_model_catches_wrong_logs() {
     let (log, _) = open(&MemoryDisk::new()).unwrap();
     log.group(0).append(entries(0..3), ok());
-    log.group(0).save_vote(
-        Vote {
-            term: 5,
-            node: 1,
-            committed: false,
-        },
-        ok(),
-    );
+    log.group(0).save_vote(Vote { term: 5, node: 1, committed: false }, ok());
     let right = ModelGroup {
         purged: None,
-        entries: entries(0..3)
-            .into_iter()
-            .map(|entry| (entry.position.index, entry))
-            .collect(),
-        vote: Some(Vote {
-            term: 5,
-            node: 1,
-            committed: false,
-        }),
+        entries: entries(0..3).into_iter().map(|entry| (entry.position.index, entry)).collect(),
+        vote: Some(Vote { term: 5, node: 1, committed: false }),
     };
     let check = |group: ModelGroup| {
-        Model {
-            possible: vec![ModelState::from([(0, group)])],
-            committed: BTreeMap::new(),
-        }
-        .check(&log)
+        Model { possible: vec![ModelState::from([(0, group)])], committed: BTreeMap::new() }.check(&log)
     };
     check(right.clone()).unwrap();
     let mut truncated = right.clone();
@@ -1332,15 +1090,8 @@ fn the_model_catches_wrong_logs() {
     let mut lost = right.clone();
     lost.entries.insert(3, entry(3, "acknowledged"));
     check(lost).unwrap_err();
-    check(ModelGroup {
-        vote: Some(Vote {
-            term: 6,
-            node: 1,
-            committed: false,
-        }),
-        ..right.clone()
-    })
-    .unwrap_err();
+    check(ModelGroup { vote: Some(Vote { term: 6, node: 1, committed: false }), ..right.clone() })
+        .unwrap_err();
     log.group(0).save_committed(Some(position(1)));
     check(right).unwrap_err();
 }
@@ -1360,10 +1111,7 @@ fn torn_batch(seed: u64, acknowledged: u64, queued: u64, bytes: usize) {
     let mut append = || {
         let group = random.random_range(0..4);
         let index = next.entry(group).or_default();
-        let entry = LogEntry {
-            position: position(*index),
-            payload: payload.clone(),
-        };
+        let entry = LogEntry { position: position(*index), payload: payload.clone() };
         let answered = Arc::clone(&answered);
         let done = move |outcome: Result<(), LogError>| {
             answered.fetch_add(usize::from(outcome.is_ok()), Ordering::SeqCst);
@@ -1407,16 +1155,10 @@ fn torn_batch(seed: u64, acknowledged: u64, queued: u64, bytes: usize) {
         counts.insert(group, found.len());
     }
     let total = counts.values().sum();
-    assert!(
-        total >= durable,
-        "{total} of {durable} acknowledged entries are left"
-    );
+    assert!(total >= durable, "{total} of {durable} acknowledged entries are left");
     for group in 0..4 {
         let expected = order[..total].iter().filter(|other| **other == group).count();
-        assert_eq!(
-            counts[&group], expected,
-            "what is left is a prefix of what was written"
-        );
+        assert_eq!(counts[&group], expected, "what is left is a prefix of what was written");
     }
 }
 
@@ -1456,8 +1198,5 @@ fn later_sectors_of_a_torn_batch_are_neither_corruption_nor_resurrected() {
         assert_eq!(log.group(1).state().last, Some(position(found)));
         assert_eq!(all(&log.group(1)).last().unwrap().payload, "new");
     }
-    assert!(
-        late_remains > 5 && totals.len() > 2,
-        "the case must have come up: {late_remains} {totals:?}"
-    );
+    assert!(late_remains > 5 && totals.len() > 2, "the case must have come up: {late_remains} {totals:?}");
 }

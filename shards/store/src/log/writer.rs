@@ -62,23 +62,14 @@ impl Batch {
             operations.push(operation);
         }
         // A committed position may name an entry that is queued: it must not overtake it.
-        let committed = if core.queue.is_empty() {
-            std::mem::take(&mut core.committed)
-        } else {
-            BTreeMap::new()
-        };
-        Self {
-            operations,
-            committed,
-        }
+        let committed =
+            if core.queue.is_empty() { std::mem::take(&mut core.committed) } else { BTreeMap::new() };
+        Self { operations, committed }
     }
 
     fn changes_nothing(&self) -> bool {
         self.committed.is_empty()
-            && self
-                .operations
-                .iter()
-                .all(|operation| matches!(operation.what, What::Nothing))
+            && self.operations.iter().all(|operation| matches!(operation.what, What::Nothing))
     }
 
     /// An upper bound of what its records take.
@@ -91,10 +82,9 @@ impl Batch {
 impl Operation {
     fn bytes(&self) -> usize {
         match &self.what {
-            What::Append { entries, .. } => entries
-                .iter()
-                .map(|entry| record::entry_bytes(entry.payload.len()))
-                .sum(),
+            What::Append { entries, .. } => {
+                entries.iter().map(|entry| record::entry_bytes(entry.payload.len())).sum()
+            }
             _ => SMALL_RECORD_BYTES,
         }
     }
@@ -171,10 +161,7 @@ impl Shared {
                 return;
             }
             core.closed = true;
-            Batch {
-                operations: Vec::new(),
-                committed: std::mem::take(&mut core.committed),
-            }
+            Batch { operations: Vec::new(), committed: std::mem::take(&mut core.committed) }
         };
         // A failure is kept in `failed`, which `close` reports.
         let _ = self
@@ -243,24 +230,10 @@ impl Shared {
             sync(writer)?;
         }
         let number = writer.active + 1;
-        let groups = writer
-            .groups
-            .iter()
-            .map(|(group, state)| (*group, *state))
-            .collect();
-        let made = segment::make(
-            self.disk.as_ref(),
-            &self.options,
-            number,
-            writer.next_sequence,
-            groups,
-        )?;
+        let groups = writer.groups.iter().map(|(group, state)| (*group, *state)).collect();
+        let made = segment::make(self.disk.as_ref(), &self.options, number, writer.next_sequence, groups)?;
         segment::write_seal(writer.file.as_ref(), self.options.identity(), writer.active)?;
-        let segment = Segment {
-            file: Arc::clone(&made.file),
-            bytes: made.end,
-            ranges: BTreeMap::new(),
-        };
+        let segment = Segment { file: Arc::clone(&made.file), bytes: made.end, ranges: BTreeMap::new() };
         self.core.lock().segments.insert(number, segment);
         writer.active = number;
         writer.file = made.file;
@@ -280,10 +253,7 @@ impl Shared {
         for operation in &batch.operations {
             let group = operation.group;
             match &operation.what {
-                What::Append {
-                    entries,
-                    first_ticket,
-                } => {
+                What::Append { entries, first_ticket } => {
                     let memory = core.groups.get_mut(&group).expect("appending has made the group");
                     for ((entry, ticket), offset) in entries.iter().zip(*first_ticket..).zip(&mut offsets) {
                         let index = entry.position.index;
@@ -292,11 +262,7 @@ impl Shared {
                         // By now the entry may be truncated or purged, and its index taken by another.
                         if let Some(slot) = slot.filter(|slot| slot.place == Place::Waiting(ticket)) {
                             let length = u32::try_from(entry.payload.len()).expect("payloads are bounded");
-                            slot.place = Place::At {
-                                segment: writer.active,
-                                offset: *offset,
-                                length,
-                            };
+                            slot.place = Place::At { segment: writer.active, offset: *offset, length };
                         }
                         add(&mut core.segments, writer.active, group, index);
                     }
@@ -339,14 +305,7 @@ impl Shared {
             return Ok(());
         }
         let seed = self.options.identity().seed(writer.active);
-        encode(
-            writer,
-            &Batch {
-                operations: Vec::new(),
-                committed: BTreeMap::new(),
-            },
-            seed,
-        );
+        encode(writer, &Batch { operations: Vec::new(), committed: BTreeMap::new() }, seed);
         writer.dirty = true;
         let written = writer.file.write_at(writer.end, &writer.buffer);
         self.guard(written.map_err(LogError::failed(format!("write to segment {}", writer.active))))?;
@@ -359,10 +318,7 @@ impl Shared {
 
 /// The barrier.
 fn sync(writer: &mut Writer) -> Result<(), LogError> {
-    writer
-        .file
-        .sync_data()
-        .map_err(LogError::failed(format!("sync segment {}", writer.active)))?;
+    writer.file.sync_data().map_err(LogError::failed(format!("sync segment {}", writer.active)))?;
     writer.synced = writer.next_sequence - 1;
     writer.dirty = false;
     Ok(())
@@ -373,19 +329,10 @@ fn encode(writer: &mut Writer, batch: &Batch, seed: u32) -> Vec<u64> {
     writer.buffer.clear();
     // A flood's buffer is not kept for ever.
     writer.buffer.shrink_to(2 * BATCH_BYTES_MAX);
-    let mut encoder = Encoder {
-        buffer: &mut writer.buffer,
-        seed,
-        base: writer.end,
-        sequence: writer.next_sequence,
-    };
+    let mut encoder =
+        Encoder { buffer: &mut writer.buffer, seed, base: writer.end, sequence: writer.next_sequence };
     let mut offsets = Vec::new();
-    encoder.add(
-        0,
-        &Body::Mark {
-            synced: writer.synced,
-        },
-    );
+    encoder.add(0, &Body::Mark { synced: writer.synced });
     for operation in &batch.operations {
         let group = operation.group;
         let state = match operation.what {
@@ -395,10 +342,7 @@ fn encode(writer: &mut Writer, batch: &Batch, seed: u32) -> Vec<u64> {
         match &operation.what {
             What::Append { entries, .. } => {
                 for entry in entries {
-                    let body = Body::Entry {
-                        position: entry.position,
-                        payload: &entry.payload,
-                    };
+                    let body = Body::Entry { position: entry.position, payload: &entry.payload };
                     offsets.push(encoder.add(group, &body));
                     state.last = Some(entry.position);
                 }
@@ -465,11 +409,7 @@ pub(super) fn truncate(segments: &mut BTreeMap<u64, Segment>, group: u32, last: 
 /// Entries up to `upto` are dead.
 pub(super) fn purge(segments: &mut BTreeMap<u64, Segment>, group: u32, upto: LogPosition) {
     for segment in segments.values_mut() {
-        if segment
-            .ranges
-            .get(&group)
-            .is_some_and(|range| range.1 <= upto.index)
-        {
+        if segment.ranges.get(&group).is_some_and(|range| range.1 <= upto.index) {
             segment.ranges.remove(&group);
         }
     }
