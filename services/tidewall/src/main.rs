@@ -185,7 +185,7 @@ fn block_on(threads: Threads, work: impl Future<Output = Result<(), Failure>>) -
 fn set_up_logging(cli: &Cli) -> Result<(), Failure> {
     let default = match &cli.command {
         // `tidewall` covers all our crates; the libraries below them say too much at `info`.
-        None | Some(Command::Up(_) | Command::Serve(_)) => "warn,tidewall=info",
+        None | Some(Command::Up(_) | Command::Serve(_)) => "warn,openraft=error,tidewall=info",
         Some(_) => "warn",
     };
     let filter = cli.log.as_deref().filter(|filter| !filter.is_empty()).unwrap_or(default);

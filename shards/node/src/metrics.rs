@@ -80,16 +80,15 @@ impl Metrics {
         let low_space = single("disk_low", "1 while new work is refused for lack of space");
         let regions: BTreeMap<u32, String> =
             topology.regions.iter().map(|region| (region.group, region.id.clone())).collect();
+        // Each look-up holds a lock while its value lives: one statement each.
+        let counter = |family: &Family<CommandLabels, Counter<u64, AtomicU64>>, region: &String, outcome| {
+            let counter = family.get_or_create(&CommandLabels { region: region.clone(), outcome }).clone();
+            counter
+        };
         let counters = |region: &String| GroupCounters {
-            commands: OUTCOMES.map(|outcome| {
-                commands.get_or_create(&CommandLabels { region: region.clone(), outcome }).clone()
-            }),
-            queries: queries
-                .get_or_create(&CommandLabels { region: region.clone(), outcome: "done" })
-                .clone(),
-            queries_refused: queries
-                .get_or_create(&CommandLabels { region: region.clone(), outcome: "refused" })
-                .clone(),
+            commands: OUTCOMES.map(|outcome| counter(&commands, region, outcome)),
+            queries: counter(&queries, region, "done"),
+            queries_refused: counter(&queries, region, "refused"),
         };
         let groups = regions.iter().map(|(group, region)| (*group, counters(region))).collect();
         Self {
