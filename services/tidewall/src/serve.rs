@@ -86,6 +86,9 @@ pub struct GatewayArgs {
     /// Public keys (PEM) that tokens are checked against; may be given several times
     #[arg(long, value_name = "FILE", required = true)]
     pub keys: Vec<PathBuf>,
+    /// Threads that serve calls; 0 means one for each core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
     /// Stop when standard input ends: its other end is held by the supervisor
     #[arg(long)]
     pub parent_pipe: bool,
@@ -141,7 +144,17 @@ fn gateway(arguments: &GatewayArgs) -> Result<(), Failure> {
         public_keys.extend(keys::load_public(path).map_err(|e| environment(&e))?);
     }
     watch_parent(arguments.parent_pipe)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let mut builder = match arguments.threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        threads => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            if threads > 0 {
+                builder.worker_threads(threads);
+            }
+            builder
+        }
+    };
+    let runtime = builder
         .enable_all()
         .thread_name("gateway")
         .build()
@@ -159,6 +172,11 @@ fn gateway(arguments: &GatewayArgs) -> Result<(), Failure> {
             .await
             .map_err(|e| environment(&e))
     })
+}
+
+/// Half of the cores, at least one: what a process may use that shares its machine with a whole cluster.
+pub fn half_the_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
 fn load_topology(path: &Path) -> Result<Topology, Failure> {

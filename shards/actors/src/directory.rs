@@ -44,7 +44,7 @@ impl Default for Limits {
             offer_commands_max: 512,
             entry_commands_max: 1_024,
             portion_max: 64,
-            entries_in_flight: 2,
+            entries_in_flight: 1,
             retry_after_ms: 200,
             rows_max: 10_000,
         }
