@@ -29,6 +29,9 @@ pub struct Limits {
     pub portion_max: usize,
     /// Entries of a group on their way at a time.
     pub entries_in_flight: usize,
+    /// A further entry goes out while others are on their way only when it has so many commands: small entries cost
+    /// more than they gain.
+    pub overlap_commands_min: usize,
     /// When a refused caller should come back.
     pub retry_after_ms: u32,
     /// Rows with an actor, per group.
@@ -40,11 +43,12 @@ impl Default for Limits {
         Self {
             mailbox: 256,
             queue_max: 8_192,
-            offers_max: 2,
+            offers_max: 8,
             offer_commands_max: 512,
             entry_commands_max: 1_024,
             portion_max: 64,
-            entries_in_flight: 1,
+            entries_in_flight: 3,
+            overlap_commands_min: 256,
             retry_after_ms: 200,
             rows_max: 10_000,
         }

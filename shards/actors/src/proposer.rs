@@ -1,7 +1,7 @@
 //! The actor that merges the offers of all rows of a shard group into Raft entries, fairly by row.
 //!
-//! Rows take turns, a portion each, until the entry is full. A few entries are in flight at a
-//! time; the next one fills meanwhile, so that load makes entries larger, not queues longer.
+//! Rows take turns, a portion each, until the entry is full. While an entry is on its
+//! way the next one fills, so that load makes entries larger, not queues longer; full ones overlap.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -50,12 +50,14 @@ pub(crate) struct Proposer {
     /// Offers with commands that are in no entry yet; the first has the next turn.
     turns: VecDeque<u64>,
     entries: usize,
+    /// Commands that are in no entry yet.
+    queued: usize,
     next_offer: u64,
 }
 
 impl Proposer {
     pub(crate) fn new(shard: Arc<dyn Shard>, limits: Limits) -> Self {
-        Self { shard, limits, offers: BTreeMap::new(), turns: VecDeque::new(), entries: 0, next_offer: 0 }
+        Self { shard, limits, offers: BTreeMap::new(), turns: VecDeque::new(), entries: 0, queued: 0, next_offer: 0 }
     }
 
     /// Fills an entry: offers take turns, with a portion each that lets all of them in if possible.
@@ -73,6 +75,7 @@ impl Proposer {
                 commands.push(command);
             }
             offer.proposed += take;
+            self.queued -= take;
             if !offer.commands.is_empty() {
                 self.turns.push_back(number);
             }
@@ -81,7 +84,9 @@ impl Proposer {
     }
 
     fn propose(&mut self, context: &mut Context<Self>) {
-        while self.entries < self.limits.entries_in_flight {
+        while self.entries < self.limits.entries_in_flight
+            && (self.entries == 0 || self.queued >= self.limits.overlap_commands_min)
+        {
             let (commands, slots) = self.fill();
             if commands.is_empty() {
                 return;
@@ -153,6 +158,7 @@ impl Handler<Offer> for Proposer {
     type Result = ();
 
     fn handle(&mut self, offer: Offer, context: &mut Self::Context) {
+        self.queued += offer.commands.len();
         let number = self.next_offer;
         self.next_offer += 1;
         let replies = Vec::with_capacity(offer.commands.len());

@@ -12,6 +12,7 @@ mod group;
 mod log_store;
 mod network;
 mod peer_server;
+mod runtime;
 mod state;
 #[cfg(test)]
 mod tests;

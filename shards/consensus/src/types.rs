@@ -9,6 +9,7 @@ openraft::declare_raft_types!(
         D = Payload,
         R = Vec<Decision>,
         Node = openraft::impls::BasicNode,
+        AsyncRuntime = crate::runtime::RaftRuntime,
 );
 
 pub type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
