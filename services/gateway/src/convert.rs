@@ -105,10 +105,11 @@ fn tier(view: pb::TierView) -> v1::Tier {
     }
 }
 
-pub(crate) fn hold(region: &str, event: &str, view: pb::HoldView) -> v1::Hold {
+/// A hold of `caller`: regions answer only who made a hold about it, and leave it to us to say who that is.
+pub(crate) fn hold(region: &str, event: &str, caller: &str, view: pb::HoldView) -> v1::Hold {
     v1::Hold {
         name: names::hold(region, event, &view.hold_id),
-        owner: view.owner,
+        owner: caller.to_owned(),
         tier_id: view.tier_id,
         quantity: small(view.quantity),
         seats: view.seats,
@@ -143,8 +144,12 @@ pub(crate) fn rejection(view: pb::RejectionView) -> v1::Rejection {
     v1::Rejection { code: view.code, reason: view.reason, message: view.message }
 }
 
-/// What a region remembers of a request.
-pub(crate) fn remembered(region: &str, view: pb::OutcomeView) -> Result<v1::GetOutcomeResponse, ApiError> {
+/// What a region remembers of a request that `caller` made.
+pub(crate) fn remembered(
+    region: &str,
+    caller: &str,
+    view: pb::OutcomeView,
+) -> Result<v1::GetOutcomeResponse, ApiError> {
     use pb::outcome::Result as Stored;
     use v1::get_outcome_response::Result as Shown;
     let Some(outcome) = view.outcome else {
@@ -154,7 +159,7 @@ pub(crate) fn remembered(region: &str, view: pb::OutcomeView) -> Result<v1::GetO
     let event_id = outcome.event_id;
     let result = match outcome.result.ok_or_else(mismatch)? {
         Stored::Event(view) => Shown::Event(event(region, view)),
-        Stored::Hold(view) => Shown::Hold(hold(region, &event_id, view)),
+        Stored::Hold(view) => Shown::Hold(hold(region, &event_id, caller, view)),
         Stored::Purchase(view) => Shown::Purchase(purchase(region, &event_id, view)),
         Stored::Cancelled(view) => Shown::CancelledTicket(names::ticket(region, &event_id, &view.ticket_id)),
         Stored::ReleasedHoldId(id) => Shown::ReleasedHold(names::hold(region, &event_id, &id)),
@@ -184,7 +189,7 @@ mod tests {
 
     #[test]
     fn an_outcome_is_undecided_decided_or_forgotten() {
-        let state = |view| remembered("north", view).unwrap().state();
+        let state = |view| remembered("north", "alice", view).unwrap().state();
         assert_eq!(state(pb::OutcomeView::default()), v1::OutcomeState::Undecided);
         let forgotten = pb::OutcomeView { outcome: None, forgotten: true };
         assert_eq!(state(forgotten), v1::OutcomeState::Forgotten);
@@ -194,13 +199,33 @@ mod tests {
             receipt: Some(pb::Receipt { chain_hash: 255, ..Default::default() }),
             ..Default::default()
         };
-        let shown =
-            remembered("north", pb::OutcomeView { outcome: Some(released), forgotten: false }).unwrap();
+        let view = pb::OutcomeView { outcome: Some(released), forgotten: false };
+        let shown = remembered("north", "alice", view).unwrap();
         assert_eq!(shown.receipt.unwrap().chain_hash, "00000000000000ff");
         let name = "regions/north/events/gala/holds/ga-h3".to_owned();
         assert_eq!(shown.result, Some(v1::get_outcome_response::Result::ReleasedHold(name)));
         let empty = pb::OutcomeView { outcome: Some(pb::Outcome::default()), forgotten: false };
-        assert!(remembered("north", empty).is_err());
+        assert!(remembered("north", "alice", empty).is_err());
+    }
+
+    #[test]
+    fn a_remembered_hold_belongs_to_the_caller() {
+        let held = pb::Outcome {
+            event_id: "gala".into(),
+            result: Some(pb::outcome::Result::Hold(pb::HoldView {
+                hold_id: "ga-h3".into(),
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        let view = pb::OutcomeView { outcome: Some(held), forgotten: false };
+        let Some(v1::get_outcome_response::Result::Hold(hold)) =
+            remembered("north", "alice", view).unwrap().result
+        else {
+            panic!("a hold")
+        };
+        assert_eq!(hold.owner, "alice");
+        assert_eq!(hold.name, "regions/north/events/gala/holds/ga-h3");
     }
 
     #[test]

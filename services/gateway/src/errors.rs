@@ -91,6 +91,13 @@ fn rejection_code(rejection: &pb::RejectionView) -> Code {
     }
 }
 
+/// Whether a region's "no" leaves the request as it was before: its deadline had passed when the region came
+/// to it, so that nothing was executed and nothing is remembered. Unlike an unknown outcome this is certain:
+/// the region looks for an earlier copy's outcome first.
+pub(crate) fn is_undecided(rejection: &pb::RejectionView) -> bool {
+    rejection.reason == "EXPIRED"
+}
+
 /// A delay before trying again that spreads a crowd.
 fn jittered(base: Duration) -> Duration {
     base.mul_f64(rand::rng().random_range(0.5..=1.5))
@@ -264,6 +271,21 @@ mod tests {
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "tier_id");
         let nonsense = pb::RejectionView { code: 0, ..Default::default() };
         assert_eq!(ApiError::Rejected(nonsense).code(), Code::Internal, "a no is never OK");
+    }
+
+    #[test]
+    fn a_command_that_came_too_late_is_expired_and_not_unknown() {
+        let expired = pb::RejectionView {
+            reason: "EXPIRED".into(),
+            message: "too late".into(),
+            code: Code::DeadlineExceeded.into(),
+            field: String::new(),
+        };
+        assert!(is_undecided(&expired));
+        let status: Status = ApiError::Rejected(expired).into();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert_eq!(status.get_details_error_info().unwrap().reason, "EXPIRED");
+        assert_eq!(status.message(), "too late");
     }
 
     #[test]

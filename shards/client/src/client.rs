@@ -103,11 +103,32 @@ struct Progress {
     timeouts: u32,
     /// A node that did not reply to the last attempt.
     silent: Option<usize>,
+    /// The node that was asked last, when it said that it has halted.
+    halted: Option<usize>,
     /// What happened to the last attempt.
     why: Option<String>,
 }
 
 impl Progress {
+    /// Whom to ask now. A call whose last attempt stayed without a reply asks somebody else who leads; the
+    /// others go on believing in the leader, who may be busy with that one row only.
+    fn next_node(&mut self, group: &Group) -> usize {
+        let node = self.silent.map_or_else(|| group.leader(), |silent| group.after(silent));
+        // A late hint to another call may have brought the group's belief back to a halted node.
+        if self.halted.take() == Some(node) { group.after(node) } else { node }
+    }
+
+    /// Draws the conclusions from the answer of a node that has halted.
+    fn note_halted(&mut self, group: &Group, node: usize) {
+        self.follows = 0;
+        self.halted = Some(node);
+        if let Some(silent) = self.silent.take() {
+            // Before the halted node, which may be next in turn after the silent one: it is passed over too.
+            group.doubt(silent);
+        }
+        group.doubt(node);
+    }
+
     fn give_up(self) -> ClientError {
         let why = self.why.unwrap_or_else(|| "the deadline passed before the call could be sent".into());
         if self.in_doubt { ClientError::Unknown { why } } else { ClientError::Unavailable { why } }
@@ -315,9 +336,7 @@ impl ShardClient {
             if now >= deadline {
                 return Err(progress.give_up());
             }
-            // A call whose last attempt stayed without a reply asks somebody else who leads; the others
-            // go on believing in the leader, who may be busy with that one row only.
-            let node = progress.silent.map_or_else(|| group.leader(), |silent| group.after(silent));
+            let node = progress.next_node(group);
             let limit = match &entry {
                 Entry::Open => self.options.attempt_timeout.saturating_mul(1 << progress.timeouts.min(6)),
                 Entry::Probe(probe) => PROBE_TIMEOUT
@@ -378,7 +397,11 @@ impl ShardClient {
                 pb::RefusalKind::Halted => {
                     progress.why =
                         Some(format!("node {} has halted: {}", self.nodes[node].id, refusal.message));
-                    group.doubt(node);
+                    progress.note_halted(group, node);
+                    if matches!(entry, Entry::Open) {
+                        self.pause(progress.pauses, deadline).await;
+                        progress.pauses += 1;
+                    }
                 }
                 pb::RefusalKind::Unknown => {
                     progress.in_doubt = true;
@@ -387,7 +410,13 @@ impl ShardClient {
                     progress.pauses += 1;
                 }
                 pb::RefusalKind::Overloaded => {
-                    group.settle(node);
+                    // A bound is reached before anybody looks who leads: this says nothing about that. So the
+                    // next probe goes to another node, and a call that had asked around goes back to the
+                    // believed leader; a full node that does not lead would keep both for itself.
+                    if matches!(entry, Entry::Probe(_)) {
+                        group.doubt(node);
+                    }
+                    progress.silent = None;
                     let retry_after = Duration::from_millis(u64::from(refusal.retry_after_ms));
                     if !progress.in_doubt {
                         return Err(ClientError::Overloaded { retry_after, message: refusal.message });
@@ -474,4 +503,29 @@ fn finish(
         pb::BatchItem { result: Some(result) }
     });
     Ok(pb::OutcomeBatch { items: items.collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_halted_node_is_not_asked_twice_in_a_row() {
+        let group = Group::new(3, 0);
+        let mut progress = Progress { halted: Some(0), ..Progress::default() };
+        assert_eq!(progress.next_node(&group), 1, "whatever the group believes");
+        assert_eq!(progress.next_node(&group), 0, "but later again: it may have been restarted");
+        let mut progress = Progress { silent: Some(0), halted: Some(1), ..Progress::default() };
+        assert_eq!(progress.next_node(&group), 2);
+    }
+
+    #[test]
+    fn after_a_silent_and_a_halted_node_the_third_is_asked() {
+        let group = Group::new(3, 0);
+        let mut progress = Progress { silent: Some(0), ..Progress::default() };
+        let asked = progress.next_node(&group);
+        assert_eq!(asked, 1);
+        progress.note_halted(&group, asked);
+        assert_eq!((group.leader(), progress.next_node(&group)), (2, 2));
+    }
 }

@@ -24,6 +24,8 @@ use tonic::{Request, Response, Status, Streaming};
 enum Mode {
     Decide,
     Silent,
+    /// Does not reply to the next call; decides afterwards.
+    SilentOnce,
     NotLeader(u64),
     Refuse(pb::RefusalKind),
 }
@@ -43,8 +45,13 @@ impl Fake {
         let refuse = |kind: pb::RefusalKind, leader_node| {
             pb::reply::Result::Refusal(pb::Refusal { kind: kind.into(), leader_node, ..Default::default() })
         };
-        let result = match (*self.mode.lock(), call.op) {
+        let mode = *self.mode.lock();
+        let result = match (mode, call.op) {
             (Mode::Silent, _) => return None,
+            (Mode::SilentOnce, _) => {
+                *self.mode.lock() = Mode::Decide;
+                return None;
+            }
             (Mode::NotLeader(hint), _) => refuse(pb::RefusalKind::NotLeader, hint),
             (Mode::Refuse(kind), _) => refuse(kind, 0),
             (Mode::Decide, Some(pb::call::Op::Command(command))) => {
@@ -218,6 +225,47 @@ async fn a_halted_node_is_left_alone() {
         assert_eq!(decided_for(client.command(1, command(name), after(20_000)).await.unwrap()), name);
     }
     assert_eq!(client.believed_leader(1), Some(2));
+}
+
+#[tokio::test]
+async fn a_halted_neighbour_of_a_slow_leader_is_not_asked_until_the_deadline() {
+    let (first, second) = (Fake::new(Mode::SilentOnce), Fake::new(Mode::Refuse(pb::RefusalKind::Halted)));
+    let client = client(&[start(&first).await, start(&second).await]);
+    assert_eq!(decided_for(client.command(1, command("a"), after(20_000)).await.unwrap()), "a");
+    assert_eq!(client.believed_leader(1), Some(1));
+    // Each attempt at the leader in between takes 100 ms, or decides; it is silent for one more at most.
+    let asked = second.calls.load(Ordering::Relaxed);
+    assert!((1..=202).contains(&asked), "{asked} questions to a halted node");
+}
+
+#[tokio::test]
+async fn a_slow_leader_and_a_halted_node_do_not_hide_the_one_that_leads() {
+    let (first, second) = (Fake::new(Mode::Silent), Fake::new(Mode::Refuse(pb::RefusalKind::Halted)));
+    let third = Fake::new(Mode::Decide);
+    let client = client(&[start(&first).await, start(&second).await, start(&third).await]);
+    assert_eq!(decided_for(client.command(1, command("a"), after(20_000)).await.unwrap()), "a");
+    assert_eq!(client.believed_leader(1), Some(3));
+}
+
+#[tokio::test]
+async fn an_overloaded_neighbour_is_not_taken_for_the_leader() {
+    let (first, second) = (Fake::new(Mode::SilentOnce), Fake::new(Mode::Refuse(pb::RefusalKind::Overloaded)));
+    let client = client(&[start(&first).await, start(&second).await]);
+    // The first attempt may have been decided, so that the neighbour's "nothing was decided" is no answer.
+    assert_eq!(decided_for(client.command(1, command("a"), after(20_000)).await.unwrap()), "a");
+    assert_eq!(client.believed_leader(1), Some(1));
+}
+
+#[tokio::test]
+async fn an_overloaded_node_does_not_end_the_search_for_the_leader() {
+    let (second, third) = (Fake::new(Mode::Refuse(pb::RefusalKind::Overloaded)), Fake::new(Mode::Decide));
+    let client = client(&[nobody(), start(&second).await, start(&third).await]);
+    let mut outcomes = Vec::new();
+    for _ in 0..10 {
+        outcomes.push(client.command(1, command("a"), after(20_000)).await);
+    }
+    assert!(outcomes.iter().any(Result::is_ok), "{outcomes:?}");
+    assert_eq!(client.believed_leader(1), Some(3));
 }
 
 #[tokio::test]

@@ -35,8 +35,8 @@ pub const REMEMBERED_MS: u64 = 24 * 3_600_000;
 /// Outcomes of one group take at most about this many bytes; the oldest go first.
 pub const REMEMBERED_BYTES_MAX: u64 = 512 << 20;
 
-/// A request id may be this far ahead of log time, milliseconds.
-pub const ID_AHEAD_MS_MAX: u64 = 600_000;
+/// A request id may be this far ahead of log time, milliseconds. Small, because what is ahead cannot be forgotten.
+pub const ID_AHEAD_MS_MAX: u64 = 60_000;
 
 /// Time in a UUIDv7, milliseconds since 1970.
 pub fn id_time_ms(request_id: u128) -> u64 {

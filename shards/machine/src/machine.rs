@@ -14,9 +14,10 @@ use crate::entry::{Command, Entry, Op, SystemCommand};
 use crate::meta::{MetaKey, MetaRow, StagedRow};
 use crate::{APPLY_VERSION, ID_AHEAD_MS_MAX, REMEMBERED_BYTES_MAX, REMEMBERED_MS, id_time_ms, snapshot};
 
-/// Due holds that an entry ends at most, beyond those that its commands need.
+/// Due holds that an entry ends at most, beyond those that its commands need; twice its commands if that is more, so
+/// that tidying keeps up with filling.
 const SWEEP_MAX: usize = 64;
-/// Remembered outcomes that an entry forgets at most.
+/// Remembered outcomes that an entry forgets at most; twice its commands if that is more.
 const FORGET_MAX: usize = 256;
 
 /// A place in the Raft log.
@@ -246,6 +247,8 @@ pub struct Machine {
     /// Nothing of what was stored before is part of the rows any more.
     replaced: bool,
     scratch: Writer,
+    /// Index and digest as of the end of the last entry.
+    settled: (u64, u128),
     /// Commands taken back because of a broken invariant, since the start.
     faults: u64,
 }
@@ -263,6 +266,7 @@ impl Default for Machine {
             tickets: tickets::State::default(),
             replaced: false,
             scratch: Writer::new(),
+            settled: (0, 0),
             faults: 0,
         }
     }
@@ -379,6 +383,7 @@ impl Machine {
         if let Some(membership) = membership {
             self.head.membership = membership;
         }
+        self.end();
         Ok(())
     }
 
@@ -390,12 +395,13 @@ impl Machine {
         self.advance(position, payload);
         let mut row = self.row();
         row.log_time_ms = row.log_time_ms.max(entry.stamp_ms);
-        self.forget(&mut row);
+        self.forget(&mut row, FORGET_MAX.max(2 * entry.commands.len()));
         self.meta.set(MetaKey, Some(row));
         self.meta.commit();
         self.dedupe.commit();
         let context = Context { now_ms: row.log_time_ms, request_id: 0, index: position.index, position: 0 };
-        match tickets::commands::sweep(&mut self.tickets, &context, SWEEP_MAX) {
+        let sweep_max = SWEEP_MAX.max(2 * entry.commands.len());
+        match tickets::commands::sweep(&mut self.tickets, &context, sweep_max) {
             Ok(_) => self.tickets.commit(),
             Err(_) => {
                 self.tickets.rollback();
@@ -405,14 +411,18 @@ impl Machine {
         Ok(entry)
     }
 
-    fn forget(&mut self, row: &mut MetaRow) {
-        for _ in 0..FORGET_MAX {
+    fn forget(&mut self, row: &mut MetaRow, limit: usize) {
+        for _ in 0..limit {
             if row.dedupe_first == row.dedupe_next {
                 break;
             }
             let Some(oldest) = self.dedupe.get(&row.dedupe_first) else { break };
             let aged = oldest.receipt.decided_ms.saturating_add(REMEMBERED_MS) < row.log_time_ms;
             if !aged && row.dedupe_bytes <= REMEMBERED_BYTES_MAX {
+                break;
+            }
+            // One id from the future must not make the watermark refuse everybody of the present.
+            if id_time_ms(oldest.request_id) >= row.log_time_ms {
                 break;
             }
             row.dedupe_bytes = row.dedupe_bytes.saturating_sub(oldest.cost());
@@ -501,7 +511,19 @@ impl Machine {
     /// Applies a whole entry: [`Machine::begin`] and then every command in order.
     pub fn apply(&mut self, position: Position, payload: &[u8]) -> Result<Vec<Decision>, ApplyError> {
         let entry = self.begin(position, payload)?;
-        (0..entry.commands.len()).map(|at| self.command(&entry, at)).collect()
+        let decisions = (0..entry.commands.len()).map(|at| self.command(&entry, at)).collect();
+        self.end();
+        decisions
+    }
+
+    /// Closes the entry that was begun last, after its last command.
+    pub fn end(&mut self) {
+        self.settled = (self.applied_index(), self.digest());
+    }
+
+    /// Index and digest at the end of the last entry: a pair that replicas can compare, also while an entry is open.
+    pub fn settled(&self) -> (u64, u128) {
+        self.settled
     }
 
     fn system(&mut self, op: &SystemCommand, mut row: MetaRow) -> Decision {
@@ -567,6 +589,8 @@ impl Machine {
         let mut row = restored.row();
         row.incarnation = row.incarnation.max(old.incarnation) + 1;
         row.log_time_ms = row.log_time_ms.max(old.log_time_ms);
+        // What was decided here and is not in the file must not be decided again: ids made before now are refused.
+        row.forgotten_before_ms = row.forgotten_before_ms.max(old.forgotten_before_ms).max(old.log_time_ms + 1);
         restored.meta.set(MetaKey, Some(row));
         restored.meta.commit();
         restored.drop_staged();
@@ -707,6 +731,7 @@ impl Loader {
             return Err(LoadError::TooNew { rows: machine.apply_version() });
         }
         machine.head = head;
+        machine.end();
         Ok(machine)
     }
 }

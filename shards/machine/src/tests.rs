@@ -146,10 +146,11 @@ fn log_time_never_goes_back() {
 fn a_tick_ends_due_holds() {
     let mut log = Log::new();
     log.one(T0, command(1, hold(5, 50)));
-    log.entry(T0 + 49, vec![Command::system(SystemCommand::Tick)]);
-    assert!(log.machine.tickets().earliest_due().is_some());
-    log.entry(T0 + 50, vec![Command::system(SystemCommand::Tick)]);
-    assert_eq!(log.machine.tickets().earliest_due(), None);
+    let sweep = log.machine.tickets().next_sweep_ms().unwrap();
+    log.entry(sweep - 1, vec![Command::system(SystemCommand::Tick)]);
+    assert!(log.machine.tickets().next_sweep_ms().is_some());
+    log.entry(sweep, vec![Command::system(SystemCommand::Tick)]);
+    assert_eq!(log.machine.tickets().next_sweep_ms(), None);
 }
 
 #[test]
@@ -198,6 +199,43 @@ fn old_ids_are_forgotten_and_then_refused() {
     assert_eq!(reason(&log.one(later, fresh.clone())), "done");
     fresh.request_id = id(later + ID_AHEAD_MS_MAX + 1, 3);
     assert_eq!(reason(&log.one(later, fresh)), "IdFromFuture");
+}
+
+#[test]
+fn an_id_ahead_of_time_shuts_nobody_out() {
+    let mut log = Log::new();
+    let mut ahead = command(1, buy(1));
+    ahead.request_id = id(T0 + ID_AHEAD_MS_MAX, 1);
+    assert_eq!(reason(&log.one(T0, ahead)), "done");
+    // However old it gets by log time, it is not forgotten before its own time has come.
+    log.entry(T0 + 10_000, vec![Command::system(SystemCommand::Tick)]);
+    assert!(!log.machine.forgotten(id(T0 + 10_000, 2)));
+}
+
+#[test]
+fn after_an_import_older_ids_are_refused_not_executed() {
+    let mut source = Log::new();
+    let file = snapshot_of(&source.machine);
+    source.one(T0 + 5, command(1, buy(1)));
+    let parts = vec![
+        Command::system(SystemCommand::ImportChunk { import: 1, number: 0, bytes: file }),
+        Command::system(SystemCommand::ImportCommit { import: 1, chunks: 1, replace: true }),
+    ];
+    source.entry(T0 + 10, parts);
+    // It was decided after the backup was made: a retry must not buy again.
+    assert_eq!(reason(&source.one(T0 + 11, command(1, buy(1)))), "IdForgotten");
+}
+
+#[test]
+fn the_settled_digest_is_that_of_whole_entries() {
+    let mut log = Log::new();
+    let before = log.machine.settled();
+    let payload = Entry { stamp_ms: T0 + 1, commands: vec![command(1, buy(1))] }.encode();
+    let entry = log.machine.begin(Position { term: 1, node: 1, index: 1 }, &payload).unwrap();
+    assert_eq!(log.machine.settled(), before);
+    log.machine.command(&entry, 0).unwrap();
+    log.machine.end();
+    assert_eq!(log.machine.settled(), (1, log.machine.digest()));
 }
 
 #[test]

@@ -21,7 +21,9 @@ impl OutcomeService for Services {
             let principal = call.principal.subject.clone();
             let query = pb::query::Op::GetOutcome(pb::GetOutcome { principal, request_id });
             match self.query(&call, query).await? {
-                pb::query_result::Result::Outcome(view) => convert::remembered(region, view),
+                pb::query_result::Result::Outcome(view) => {
+                    convert::remembered(region, &call.principal.subject, view)
+                }
                 _ => Err(convert::mismatch()),
             }
         };

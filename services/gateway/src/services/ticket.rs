@@ -9,7 +9,7 @@ use super::Services;
 use super::event::check_consistency;
 use crate::auth::Role;
 use crate::edge::{Call, Method, Target};
-use crate::errors::{ApiError, batch_refusal};
+use crate::errors::{ApiError, batch_refusal, is_undecided};
 use crate::names::EventName;
 use crate::{convert, names, page, request_id, validate};
 
@@ -80,6 +80,9 @@ fn batch_result(name: EventName<'_>, item: pb::BatchItem) -> v1::BatchBuyTickets
                 Some(Stored::Purchase(view)) => {
                     Shown::Purchase(convert::purchase(name.region, name.event, view))
                 }
+                Some(Stored::Rejection(view)) if is_undecided(&view) => {
+                    Shown::Undecided(convert::rejection(view))
+                }
                 Some(Stored::Rejection(view)) => Shown::Rejection(convert::rejection(view)),
                 _ => unknown("the region answered with something else than a purchase"),
             };
@@ -100,7 +103,7 @@ impl TicketService for Services {
         &self,
         request: Request<v1::HoldTicketsRequest>,
     ) -> Result<Response<v1::HoldTicketsResponse>, Status> {
-        let handler = |call, message: v1::HoldTicketsRequest| async move {
+        let handler = |call: Call, message: v1::HoldTicketsRequest| async move {
             let name = names::parse_event("parent", &message.parent)?;
             let id = request_id::parse("request_id", &message.request_id)?;
             let places = validate::places("", message.tier_id, message.quantity, message.seats)?;
@@ -116,7 +119,7 @@ impl TicketService for Services {
                 return Err(convert::mismatch());
             };
             Ok(v1::HoldTicketsResponse {
-                hold: Some(convert::hold(name.region, name.event, view)),
+                hold: Some(convert::hold(name.region, name.event, &call.principal.subject, view)),
                 receipt: decided.receipt,
             })
         };
@@ -321,5 +324,33 @@ impl TicketService for Services {
         self.0
             .run(Method::ListTickets, request, |message| Some(Target::parent(&message.parent)), handler)
             .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_item_that_came_too_late_is_undecided_and_other_rejections_are_decided() {
+        use v1::batch_buy_tickets_result::Result as Shown;
+        let shown = |reason: &str, code: tonic::Code| {
+            let view = pb::RejectionView { reason: reason.into(), code: code.into(), ..Default::default() };
+            let outcome =
+                pb::Outcome { result: Some(pb::outcome::Result::Rejection(view)), ..Default::default() };
+            let item = pb::BatchItem { result: Some(pb::batch_item::Result::Outcome(outcome)) };
+            batch_result(EventName { region: "north", event: "gala" }, item).result.unwrap()
+        };
+        let expired = shown("EXPIRED", tonic::Code::DeadlineExceeded);
+        let late = i32::from(tonic::Code::DeadlineExceeded);
+        assert!(
+            matches!(&expired, Shown::Undecided(no) if (no.reason.as_str(), no.code) == ("EXPIRED", late)),
+            "{expired:?}"
+        );
+        for reason in ["SOLD_OUT", "HOLD_EXPIRED", "REQUEST_ID_EXPIRED"] {
+            let decided = shown(reason, tonic::Code::FailedPrecondition);
+            assert!(matches!(&decided, Shown::Rejection(no) if no.reason == reason), "{decided:?}");
+        }
     }
 }

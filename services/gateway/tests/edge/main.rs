@@ -298,6 +298,55 @@ async fn a_lost_answer_can_be_asked_for() {
 }
 
 #[tokio::test]
+async fn a_hold_belongs_to_the_caller() {
+    let cluster = cluster().await;
+    // As a node answers: it leaves the owner to the gateway.
+    let held = || pb::Outcome {
+        result: Some(pb::outcome::Result::Hold(pb::HoldView {
+            hold_id: "ga-h3".into(),
+            tier_id: "ga".into(),
+            quantity: 2,
+            ..Default::default()
+        })),
+        event_id: "gala".into(),
+        ..Default::default()
+    };
+    cluster.nodes[0].plan([outcome(held())]);
+    let request_id = buy().request_id;
+    let message = v1::HoldTicketsRequest {
+        parent: GALA.into(),
+        tier_id: "ga".into(),
+        quantity: 2,
+        request_id: request_id.clone(),
+        ..Default::default()
+    };
+    let mut tickets = TicketServiceClient::new(cluster.channel().await);
+    let made = tickets.hold_tickets(cluster.request("alice", &[], message)).await.unwrap().into_inner().hold;
+    assert_eq!(made.as_ref().unwrap().owner, "alice");
+    let view = pb::OutcomeView { outcome: Some(held()), forgotten: false };
+    cluster.nodes[0].plan([query(pb::query_result::Result::Outcome(view))]);
+    let mut outcomes = OutcomeServiceClient::new(cluster.channel().await);
+    let message = v1::GetOutcomeRequest { parent: "regions/north".into(), request_id };
+    let answer = outcomes.get_outcome(cluster.request("alice", &[], message)).await.unwrap().into_inner();
+    assert_eq!(answer.result, made.map(v1::get_outcome_response::Result::Hold));
+}
+
+#[tokio::test]
+async fn a_command_that_expired_is_not_unknown_even_after_a_doubtful_attempt() {
+    let cluster = cluster().await;
+    let view = pb::RejectionView {
+        reason: "EXPIRED".into(),
+        code: Code::DeadlineExceeded.into(),
+        ..Default::default()
+    };
+    let expired = pb::Outcome { result: Some(pb::outcome::Result::Rejection(view)), ..Default::default() };
+    cluster.nodes[0].plan([refuse(RefusalKind::Unknown, 0, 0), outcome(expired)]);
+    let mut tickets = TicketServiceClient::new(cluster.channel().await);
+    let status = tickets.buy_tickets(cluster.request("alice", &[], buy())).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, "EXPIRED"));
+}
+
+#[tokio::test]
 async fn regions_are_listed_in_pages() {
     let cluster = cluster().await;
     let mut regions = RegionServiceClient::new(cluster.channel().await);

@@ -685,7 +685,7 @@ pub fn apply(
     Ok(Ok(outcome))
 }
 
-/// Ends at most `limit` holds that are due: tidying, not deciding. Returns how many.
+/// Ends at most `limit` holds that fell due [`SWEEP_GRACE_MS`] ago: tidying, not deciding. Returns how many.
 pub fn sweep(state: &mut State, context: &Context, limit: usize) -> Result<usize, Fault> {
     let due: Vec<NumberKey> = state
         .holds
@@ -693,7 +693,7 @@ pub fn sweep(state: &mut State, context: &Context, limit: usize) -> Result<usize
         .due
         .iter()
         .take(limit)
-        .take_while(|(due, ..)| *due <= context.now_ms)
+        .take_while(|(due, ..)| due.saturating_add(SWEEP_GRACE_MS) <= context.now_ms)
         .map(|(_, event, tier, number)| (*event, *tier, *number))
         .collect();
     for hold in &due {
@@ -742,6 +742,7 @@ fn decide(state: &State, context: &Context, caller: Caller<'_>, command: &Comman
                 quantity: take.quantity,
                 seats: take.seats.clone(),
                 expires_ms,
+                price: take.price,
             };
             let mut events = take.ended;
             events.push(Event::Held { tier: take.tier, number: take.stock.next_hold, hold });
@@ -779,7 +780,7 @@ fn decide(state: &State, context: &Context, caller: Caller<'_>, command: &Comman
             Ok((events, outcome))
         }
         Command::ConfirmHold { event, hold: id } => {
-            let (row, key, hold) = find_hold(state, caller, event, id)?;
+            let (key, hold) = find_hold(state, caller, event, id)?;
             if hold.expires_ms <= context.now_ms {
                 return Err(Rejection::HoldExpired(id.clone()));
             }
@@ -791,7 +792,7 @@ fn decide(state: &State, context: &Context, caller: Caller<'_>, command: &Comman
                 count: hold.quantity,
                 seats: hold.seats.clone(),
                 owner: hold.owner.clone(),
-                price: row.tiers[usize::from(key.1)].price,
+                price: hold.price,
                 from_hold: Some(key.2),
             };
             let outcome = Outcome::Purchased {
@@ -804,7 +805,7 @@ fn decide(state: &State, context: &Context, caller: Caller<'_>, command: &Comman
             Ok((vec![sold], outcome))
         }
         Command::ReleaseHold { event, hold: id } => {
-            let (_, key, _) = find_hold(state, caller, event, id)?;
+            let (key, _) = find_hold(state, caller, event, id)?;
             let outcome = Outcome::Released { event: event.clone(), hold: id.clone() };
             Ok((vec![Event::HoldEnded { hold: key }], outcome))
         }
@@ -931,22 +932,7 @@ fn decide_take(
 /// Places that somebody has, not counting holds that are void but not yet swept.
 fn held_and_owned(state: &State, context: &Context, event: EventNo, owner: &str) -> u32 {
     let owned = state.tickets.derived().of(event, owner).map_or(0, |tickets| tickets.valid);
-    let held = state.holds.derived().held(event, owner);
-    if held == 0 {
-        return owned;
-    }
-    let void: u32 = state
-        .holds
-        .derived()
-        .due
-        .iter()
-        .take_while(|(due, ..)| *due <= context.now_ms)
-        .filter(|(_, of, ..)| *of == event)
-        .filter_map(|(_, event, tier, number)| state.holds.get(&(*event, *tier, *number)))
-        .filter(|hold| &*hold.owner == owner)
-        .map(|hold| hold.quantity)
-        .sum();
-    owned + held - void
+    owned + state.holds.derived().held(event, owner, context.now_ms)
 }
 
 /// Chooses as many due holds of a tier as must end for `quantity` places to be free.
@@ -1041,7 +1027,7 @@ fn find_hold<'a>(
     caller: Caller<'_>,
     event: &str,
     id: &str,
-) -> Result<(&'a EventRow, NumberKey, &'a HoldRow), Rejection> {
+) -> Result<(NumberKey, &'a HoldRow), Rejection> {
     let row = find_event(state, event)?;
     let missing = || Rejection::HoldNotFound(id.to_owned());
     let key = parse_hold_id(row, id).ok_or_else(missing)?;
@@ -1049,7 +1035,7 @@ fn find_hold<'a>(
     if !caller.privileged && &*hold.owner != caller.principal {
         return Err(Rejection::NotOwner(format!("hold {id:?}")));
     }
-    Ok((row, key, hold))
+    Ok((key, hold))
 }
 
 fn parse_number_id(row: &EventRow, id: &str, prefix: &str) -> Option<NumberKey> {

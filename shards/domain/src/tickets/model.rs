@@ -18,6 +18,8 @@ pub const SEATS_MAX: u64 = 100_000;
 pub const QUANTITY_MAX: u32 = 100;
 /// Longest hold, milliseconds.
 pub const HOLD_MS_MAX: u32 = 3_600_000;
+/// A hold is swept this long after it fell due, so that who confirms too late is told why. Milliseconds.
+pub const SWEEP_GRACE_MS: u64 = 5_000;
 /// Highest quota per buyer.
 pub const QUOTA_MAX: u32 = 100_000;
 
@@ -378,6 +380,8 @@ pub struct HoldRow {
     pub seats: Vec<u32>,
     /// Void from this log time on, milliseconds.
     pub expires_ms: u64,
+    /// Price of each place when it was held, in the smallest unit of the tier's currency.
+    pub price: u64,
 }
 
 /// Holds by when they fall due, and places held by owner.
@@ -387,13 +391,17 @@ pub struct HoldIndex {
     pub due: BTreeSet<(u64, EventNo, TierNo, u64)>,
     /// (event, tier, due, number).
     pub due_by_tier: BTreeSet<(EventNo, TierNo, u64, u64)>,
-    held: BTreeMap<EventNo, BTreeMap<Box<str>, u32>>,
+    held: BTreeMap<EventNo, BTreeMap<Box<str>, OwnerHolds>>,
 }
 
+/// The holds of one owner in one event: (due, tier, number) and places.
+type OwnerHolds = BTreeMap<(u64, TierNo, u64), u32>;
+
 impl HoldIndex {
-    /// Places that an owner holds in an event.
-    pub fn held(&self, event: EventNo, owner: &str) -> u32 {
-        self.held.get(&event).and_then(|owners| owners.get(owner)).copied().unwrap_or(0)
+    /// Places that an owner holds in an event, not counting holds that are due by `now_ms`.
+    pub fn held(&self, event: EventNo, owner: &str, now_ms: u64) -> u32 {
+        let holds = self.held.get(&event).and_then(|owners| owners.get(owner));
+        holds.map_or(0, |holds| holds.range((now_ms.saturating_add(1), 0, 0)..).map(|(_, places)| places).sum())
     }
 
     /// The earliest hold of a tier: when it falls due, and its number.
@@ -426,6 +434,7 @@ impl Row for HoldRow {
         w.u32(self.quantity);
         w.seq(&self.seats, |w, seat| w.u32(*seat));
         w.u64(self.expires_ms);
+        w.u64(self.price);
     }
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
@@ -433,20 +442,22 @@ impl Row for HoldRow {
             quantity: r.u32()?,
             seats: r.seq(Reader::u32)?,
             expires_ms: r.u64()?,
+            price: r.u64()?,
         })
     }
     fn index(index: &mut HoldIndex, key: &NumberKey, row: &Self) {
         index.due.insert((row.expires_ms, key.0, key.1, key.2));
         index.due_by_tier.insert((key.0, key.1, row.expires_ms, key.2));
-        *index.held.entry(key.0).or_default().entry(row.owner.clone()).or_default() += row.quantity;
+        let owners = index.held.entry(key.0).or_default();
+        owners.entry(row.owner.clone()).or_default().insert((row.expires_ms, key.1, key.2), row.quantity);
     }
     fn unindex(index: &mut HoldIndex, key: &NumberKey, row: &Self) {
         index.due.remove(&(row.expires_ms, key.0, key.1, key.2));
         index.due_by_tier.remove(&(key.0, key.1, row.expires_ms, key.2));
         let Some(owners) = index.held.get_mut(&key.0) else { return };
-        let Some(held) = owners.get_mut(&row.owner) else { return };
-        *held -= row.quantity;
-        if *held == 0 {
+        let Some(holds) = owners.get_mut(&row.owner) else { return };
+        holds.remove(&(row.expires_ms, key.1, key.2));
+        if holds.is_empty() {
             owners.remove(&row.owner);
             if owners.is_empty() {
                 index.held.remove(&key.0);

@@ -77,9 +77,9 @@ impl State {
         }
     }
 
-    /// When the earliest hold falls due, milliseconds of log time.
-    pub fn earliest_due(&self) -> Option<u64> {
-        self.holds.derived().due.first().map(|(due, ..)| *due)
+    /// When the earliest hold is to be swept, milliseconds of log time.
+    pub fn next_sweep_ms(&self) -> Option<u64> {
+        self.holds.derived().due.first().map(|(due, ..)| due.saturating_add(SWEEP_GRACE_MS))
     }
 
     /// Whether a purchase or hold of `quantity` places can only be refused as sold out. `now_ms` is the reader's clock:

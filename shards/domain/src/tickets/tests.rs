@@ -155,6 +155,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         10 => (who, ask).prop_map(|(who, command)| Step::Ask(who, command)),
         2 => (1..80u64).prop_map(Step::Wait),
+        1 => Just(Step::Wait(SWEEP_GRACE_MS)),
         1 => (0..4usize).prop_map(Step::Sweep),
     ]
 }
@@ -275,7 +276,14 @@ fn a_hold_is_confirmed_only_in_time_and_by_its_owner() {
     world.ask("alice", &hold("vip", 1, &[], 50)).unwrap();
     world.context.now_ms += 50;
     let late = Command::ConfirmHold { event: "gala".into(), hold: "vip-h2".into() };
+    // Told why for a while, sweeps or not; then the hold is gone.
+    sweep(&mut world.state, &world.context, 10).unwrap();
     assert_eq!(world.ask("alice", &late).unwrap_err().reason(), "HOLD_EXPIRED");
+    world.context.now_ms += SWEEP_GRACE_MS;
+    assert_eq!(sweep(&mut world.state, &world.context, 10), Ok(1));
+    world.state.commit();
+    world.check();
+    assert_eq!(world.ask("alice", &late).unwrap_err().reason(), "HOLD_NOT_FOUND");
 }
 
 #[test]
