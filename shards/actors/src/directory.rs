@@ -113,7 +113,10 @@ impl Directory {
             }
             return;
         }
-        let Some(address) = self.actor(row) else {
+        // An event that does not exist (yet) gets no actor of its own: names are free, actors are not.
+        let mut exists = false;
+        self.inner.shard.look(&mut |machine| exists = machine.tickets().event(row).is_some());
+        let Some(address) = self.actor(if exists { row } else { "" }) else {
             return self.refuse(requests, "too many rows are busy at once");
         };
         if let Err(SendError::Full(Requests(requests)) | SendError::Closed(Requests(requests))) =

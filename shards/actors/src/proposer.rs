@@ -127,13 +127,13 @@ impl Proposer {
         }
     }
 
-    /// When a hold is due and nothing flows, lets log time pass.
+    /// When a hold is to be swept and nothing flows, lets log time pass.
     fn tick(&mut self, context: &mut Context<Self>) {
         if self.entries > 0 || !self.offers.is_empty() || !self.shard.leads() {
             return;
         }
         let mut due = None;
-        self.shard.look(&mut |machine| due = machine.tickets().earliest_due());
+        self.shard.look(&mut |machine| due = machine.tickets().next_sweep_ms());
         if due.is_some_and(|due| due <= self.shard.now_ms()) {
             self.entries += 1;
             let ticked = self.shard.propose(vec![Command::system(SystemCommand::Tick)]).into_actor(self);

@@ -52,14 +52,6 @@ impl Request {
             answer(reply);
         }
     }
-
-    /// Takes the command out, to be proposed; what is left still answers.
-    pub(crate) fn take_command(&mut self) -> Command {
-        let op = tidewall_machine::Op::System(tidewall_machine::SystemCommand::Tick);
-        let nothing =
-            Command { principal: String::new(), request_id: 0, expires_ms: 0, privileged: false, op };
-        std::mem::replace(&mut self.command, nothing)
-    }
 }
 
 impl Drop for Request {

@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use actix::prelude::*;
 use tidewall_domain::codec::Writer;
 use tidewall_domain::tickets;
 use tidewall_domain::tickets::queries::QuickNo;
-use tidewall_machine::{Answer, Command, Decision, Op};
+use tidewall_machine::{Answer, Command, Decision, Machine, Op};
 
 use crate::directory::{Limits, RowStats};
 use crate::proposer::{Offer, Proposer};
@@ -37,21 +38,30 @@ pub(crate) struct Settled {
 #[rtype(result = "()")]
 pub(crate) struct Retire;
 
+/// A request that the row has, wherever it is on its way; its copies wait with it.
+struct Pending {
+    first: Request,
+    copies: Vec<Request>,
+}
+
 /// Joins, refuses, queues: the actor of one row.
 pub(crate) struct Row {
     shard: Arc<dyn Shard>,
     proposer: Addr<Proposer>,
     limits: Limits,
     stats: Arc<RowStats>,
+    /// Everything that has no answer yet, by request id: queued, in doubt, or with the proposer.
+    pending: BTreeMap<u128, Pending>,
     /// Finish or undo what was started: goes first.
-    finishing: VecDeque<Request>,
-    starting: VecDeque<Request>,
+    finishing: VecDeque<u128>,
+    starting: VecDeque<u128>,
     /// Waiting for a confirmation of leadership before a quick no.
-    doubtful: Vec<Request>,
+    doubtful: Vec<u128>,
     confirming: bool,
-    /// Offered to the proposer and not settled, by request id; repetitions wait with the first.
-    in_flight: BTreeMap<u128, (Request, Command, Vec<Request>)>,
     offers: usize,
+    retrying: bool,
+    /// Ids whose outcome is unknown, and until when a copy in the log can still be decided: no quick no for them.
+    limbo: BTreeMap<u128, u64>,
     scratch: Writer,
 }
 
@@ -67,12 +77,14 @@ impl Row {
             proposer,
             limits,
             stats,
+            pending: BTreeMap::new(),
             finishing: VecDeque::new(),
             starting: VecDeque::new(),
             doubtful: Vec::new(),
             confirming: false,
-            in_flight: BTreeMap::new(),
             offers: 0,
+            retrying: false,
+            limbo: BTreeMap::new(),
             scratch: Writer::new(),
         }
     }
@@ -81,15 +93,16 @@ impl Row {
         self.finishing.len() + self.starting.len() + self.doubtful.len()
     }
 
-    fn admit(&mut self, request: Request) {
-        if self.queued() >= self.limits.queue_max {
-            let retry_after_ms = self.limits.retry_after_ms;
-            request.answer(Err(Refusal::Overloaded { what: "the row's queue is full", retry_after_ms }));
-            return;
-        }
-        match &request.command.op {
-            Op::Tickets(command) if command.finishes() => self.finishing.push_back(request),
-            _ => self.starting.push_back(request),
+    fn overloaded(&self, what: &'static str) -> Refusal {
+        Refusal::Overloaded { what, retry_after_ms: self.limits.retry_after_ms }
+    }
+
+    /// Puts a pending request into its queue.
+    fn enqueue(&mut self, id: u128) {
+        let Some(pending) = self.pending.get(&id) else { return };
+        match &pending.first.command.op {
+            Op::Tickets(command) if command.finishes() => self.finishing.push_back(id),
+            _ => self.starting.push_back(id),
         }
     }
 
@@ -97,33 +110,56 @@ impl Row {
     fn take(&mut self, requests: Vec<Request>) {
         let shard = Arc::clone(&self.shard);
         let now_ms = shard.now_ms();
+        self.limbo.retain(|_, until_ms| *until_ms >= now_ms);
         let mut fresh = Vec::with_capacity(requests.len());
+        let mut seen = BTreeMap::new();
         for request in requests {
-            match self.in_flight.get_mut(&request.command.request_id) {
+            let id = request.command.request_id;
+            if let Some(pending) = self.pending.get_mut(&id) {
                 // The same request again, while its first copy is on its way: they get one answer.
-                Some((_, first, joined))
-                    if first.principal == request.command.principal && first.op == request.command.op =>
-                {
-                    joined.push(request);
+                if same(&pending.first.command, &request.command) {
+                    pending.copies.push(request);
+                } else {
+                    request.answer(Err(self.overloaded("another request with this id is being decided")));
                 }
-                _ => fresh.push(request),
+            } else if let Some(at) = seen.get(&id) {
+                let pending: &mut Pending = &mut fresh[*at];
+                if same(&pending.first.command, &request.command) {
+                    pending.copies.push(request);
+                } else {
+                    request.answer(Err(self.overloaded("another request with this id is being decided")));
+                }
+            } else {
+                seen.insert(id, fresh.len());
+                fresh.push(Pending { first: request, copies: Vec::new() });
             }
         }
         let mut verdicts: Vec<(Option<Decision>, bool)> = Vec::with_capacity(fresh.len());
-        let scratch = &mut self.scratch;
+        let (scratch, limbo) = (&mut self.scratch, &self.limbo);
         shard.look(&mut |machine| {
-            verdicts.extend(fresh.iter().map(|request| {
-                let known = machine.remembered(&request.command, scratch);
-                let hopeless =
-                    known.is_none() && sold_out(machine.tickets(), &request.command, now_ms).is_some();
+            verdicts.extend(fresh.iter().map(|pending| {
+                let command = &pending.first.command;
+                let known = machine.remembered(command, scratch);
+                let hopeless = known.is_none()
+                    && !limbo.contains_key(&command.request_id)
+                    && sold_out(machine, command, now_ms).is_some();
                 (known, hopeless)
             }));
         });
-        for (request, (known, hopeless)) in fresh.into_iter().zip(verdicts) {
-            match known {
-                Some(decision) => request.answer(Ok(decision)),
-                None if hopeless && self.queued() < self.limits.queue_max => self.doubtful.push(request),
-                None => self.admit(request),
+        for (pending, (known, hopeless)) in fresh.into_iter().zip(verdicts) {
+            let id = pending.first.command.request_id;
+            if let Some(decision) = known {
+                answer(pending, Ok(decision));
+            } else if self.queued() >= self.limits.queue_max {
+                let refusal = self.overloaded("the row's queue is full");
+                answer(pending, Err(refusal));
+            } else {
+                self.pending.insert(id, pending);
+                if hopeless {
+                    self.doubtful.push(id);
+                } else {
+                    self.enqueue(id);
+                }
             }
         }
     }
@@ -133,15 +169,16 @@ impl Row {
             return;
         }
         self.confirming = true;
-        let requests = std::mem::take(&mut self.doubtful);
+        let ids = std::mem::take(&mut self.doubtful);
         let confirmed = self.shard.confirm().into_actor(self);
         context.spawn(confirmed.map(move |confirmed, row, context| {
             row.confirming = false;
             match confirmed {
-                Ok(()) => row.refuse_the_hopeless(requests),
+                Ok(()) => row.refuse_the_hopeless(ids),
                 Err(refusal) => {
-                    for request in requests {
-                        request.answer(Err(refusal.clone()));
+                    // Never proposed: this node has decided nothing about them.
+                    for pending in ids.iter().filter_map(|id| row.pending.remove(id)).collect::<Vec<_>>() {
+                        answer(pending, Err(refusal.clone()));
                     }
                 }
             }
@@ -151,62 +188,46 @@ impl Row {
     }
 
     /// Leadership was confirmed after these requests arrived: what the rows say now is linearizable.
-    fn refuse_the_hopeless(&mut self, requests: Vec<Request>) {
+    fn refuse_the_hopeless(&mut self, ids: Vec<u128>) {
         let shard = Arc::clone(&self.shard);
         let now_ms = shard.now_ms();
-        let mut verdicts = Vec::with_capacity(requests.len());
-        let scratch = &mut self.scratch;
+        let mut verdicts = Vec::with_capacity(ids.len());
+        let (scratch, pending) = (&mut self.scratch, &self.pending);
         shard.look(&mut |machine| {
-            verdicts.extend(requests.iter().map(|request| {
-                machine
-                    .remembered(&request.command, scratch)
-                    .or_else(|| sold_out(machine.tickets(), &request.command, now_ms))
+            verdicts.extend(ids.iter().map(|id| {
+                let command = &pending.get(id)?.first.command;
+                machine.remembered(command, scratch).or_else(|| sold_out(machine, command, now_ms))
             }));
         });
-        for (request, verdict) in requests.into_iter().zip(verdicts) {
+        for (id, verdict) in ids.into_iter().zip(verdicts) {
             match verdict {
-                Some(decision) => request.answer(Ok(decision)),
-                None => self.admit(request),
+                Some(decision) => self.settle(id, Ok(decision)),
+                None => self.enqueue(id),
             }
         }
     }
 
     /// Offers what is queued to the proposer, as far as this row's share allows.
     fn offer(&mut self, context: &mut Context<Self>) {
-        while self.offers < self.limits.offers_max && !(self.finishing.is_empty() && self.starting.is_empty())
-        {
+        while self.offers < self.limits.offers_max && !(self.finishing.is_empty() && self.starting.is_empty()) {
             let mut commands = Vec::new();
             while commands.len() < self.limits.offer_commands_max {
-                let Some(mut request) = self.finishing.pop_front().or_else(|| self.starting.pop_front())
-                else {
-                    break;
-                };
-                let id = request.command.request_id;
-                if self.in_flight.contains_key(&id) {
-                    // The same id with other content, or of somebody else, while the first is on its way: after it.
-                    request.answer(Err(Refusal::Overloaded {
-                        what: "another request with this id is being decided",
-                        retry_after_ms: self.limits.retry_after_ms,
-                    }));
-                    continue;
+                let Some(id) = self.finishing.pop_front().or_else(|| self.starting.pop_front()) else { break };
+                if let Some(pending) = self.pending.get(&id) {
+                    commands.push(pending.first.command.clone());
                 }
-                let command = request.take_command();
-                commands.push(command.clone());
-                self.in_flight.insert(id, (request, command, Vec::new()));
             }
             if commands.is_empty() {
                 break;
             }
-            let ids: Vec<u128> = commands.iter().map(|command| command.request_id).collect();
-            let offer = Offer { commands, row: context.address() };
-            match self.proposer.try_send(offer) {
+            match self.proposer.try_send(Offer { commands, row: context.address() }) {
                 Ok(()) => self.offers += 1,
-                Err(_) => {
-                    let retry_after_ms = self.limits.retry_after_ms;
-                    let what = "the shard group's queue is full";
-                    self.settle(
-                        ids.into_iter().map(|id| (id, Err(Refusal::Overloaded { what, retry_after_ms }))),
-                    );
+                Err(SendError::Full(offer) | SendError::Closed(offer)) => {
+                    let refusal = self.overloaded("the shard group's queue is full");
+                    for command in offer.commands {
+                        self.settle(command.request_id, Err(refusal.clone()));
+                    }
+                    self.offer_later(context);
                     break;
                 }
             }
@@ -214,30 +235,52 @@ impl Row {
         self.stats.queued.store(self.queued() as u64, Ordering::Relaxed);
     }
 
-    fn settle(&mut self, replies: impl Iterator<Item = (u128, Reply)>) {
-        for (id, reply) in replies {
-            let Some((request, _, joined)) = self.in_flight.remove(&id) else { continue };
-            for request in joined {
-                let reply = reply.clone().map(|decision| Decision { replayed: true, ..decision });
-                request.answer(reply);
-            }
-            request.answer(reply);
+    /// What is still queued must not wait for the next request to be offered.
+    fn offer_later(&mut self, context: &mut Context<Self>) {
+        if !std::mem::replace(&mut self.retrying, true) {
+            let pause = Duration::from_millis(self.limits.retry_after_ms.into());
+            context.run_later(pause, |row, context| {
+                row.retrying = false;
+                row.offer(context);
+            });
         }
+    }
+
+    fn settle(&mut self, id: u128, reply: Reply) {
+        let Some(pending) = self.pending.remove(&id) else { return };
+        if matches!(reply, Err(Refusal::Unknown(_))) {
+            self.limbo.insert(id, pending.first.command.expires_ms);
+        }
+        answer(pending, reply);
     }
 }
 
+/// Whether two commands are copies of one request. A copy may carry a later expiry.
+fn same(one: &Command, other: &Command) -> bool {
+    one.principal == other.principal && one.op == other.op
+}
+
+fn answer(pending: Pending, reply: Reply) {
+    for copy in pending.copies {
+        copy.answer(reply.clone().map(|decision| Decision { replayed: true, ..decision }));
+    }
+    pending.first.answer(reply);
+}
+
 /// The quick no to a command, if there is one.
-fn sold_out(rows: &tickets::State, command: &Command, now_ms: u64) -> Option<Decision> {
+fn sold_out(machine: &Machine, command: &Command, now_ms: u64) -> Option<Decision> {
     let Op::Tickets(op) = &command.op else { return None };
     let (event, tier, quantity, seats) = match op {
         tickets::Command::Buy { event, tier, quantity, seats, .. }
         | tickets::Command::Hold { event, tier, quantity, seats, .. } => (event, tier, *quantity, seats),
         _ => return None,
     };
-    if command.expires_ms < now_ms || !seats.is_empty() {
+    // What the log would answer otherwise is the log's: a forgotten id, a late copy, chosen seats.
+    if command.expires_ms < now_ms || !seats.is_empty() || machine.forgotten(command.request_id) {
         return None;
     }
-    match rows.sold_out(event, tier, quantity, now_ms) {
+    // Holds are due by log time, which may be ahead of this node's clock.
+    match machine.tickets().sold_out(event, tier, quantity, now_ms.max(machine.log_time_ms())) {
         QuickNo::Certain(rejection) => {
             Some(Decision { receipt: None, answer: Answer::Rejected(rejection.into()), replayed: false })
         }
@@ -276,7 +319,9 @@ impl Handler<Settled> for Row {
 
     fn handle(&mut self, Settled { replies }: Settled, context: &mut Self::Context) {
         self.offers -= 1;
-        self.settle(replies.into_iter());
+        for (id, reply) in replies {
+            self.settle(id, reply);
+        }
         self.offer(context);
     }
 }
@@ -285,7 +330,7 @@ impl Handler<Retire> for Row {
     type Result = ();
 
     fn handle(&mut self, _: Retire, context: &mut Self::Context) {
-        if self.queued() == 0 && self.in_flight.is_empty() && !self.confirming {
+        if self.pending.is_empty() && self.limbo.is_empty() {
             context.stop();
         }
     }

@@ -291,6 +291,63 @@ fn copies_of_a_request_share_one_decision() {
 }
 
 #[test]
+fn a_copy_of_a_queued_request_waits_with_it_and_is_not_refused_as_sold_out() {
+    run(async {
+        let fake = Fake::new(&["gala"], 1);
+        let permits = fake.gate.available_permits();
+        fake.gate.forget_permits(permits);
+        let limits = Limits { offers_max: 1, offer_commands_max: 1, ..limits() };
+        let rows = started(&fake, limits);
+        let (asker, mut answers) = channel();
+        // The first takes the only place; the second waits behind it in the queue when its copy comes.
+        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker), request(2, buy(2, "gala"), &asker)]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        fake.gate.add_permits(1);
+        assert_eq!(next(&mut answers).await.0, 1);
+        rows.submit("gala", vec![request(22, buy(2, "gala"), &asker)]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(answers.try_recv().is_err(), "a quick no for a request that is on its way");
+        fake.gate.add_permits(10);
+        let (one, other) = (next(&mut answers).await.1.unwrap(), next(&mut answers).await.1.unwrap());
+        assert_eq!(one.receipt, other.receipt);
+        assert!(one.receipt.is_some());
+    });
+}
+
+#[test]
+fn after_an_unknown_outcome_there_is_no_quick_no_until_the_request_expires() {
+    run(async {
+        let fake = Fake::new(&["gala"], 1);
+        let rows = started(&fake, limits());
+        let (asker, mut answers) = channel();
+        fake.fail_next.store(true, Ordering::SeqCst);
+        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        assert!(matches!(next(&mut answers).await.1, Err(Refusal::Unknown(_))));
+        rows.submit("gala", vec![request(2, buy(2, "gala"), &asker)]);
+        assert_eq!(reason(&next(&mut answers).await.1), "done");
+        // Sold out now, but the first copy may still be in the log: only the log may say no.
+        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        assert!(next(&mut answers).await.1.unwrap().receipt.is_some());
+    });
+}
+
+#[test]
+fn invented_events_use_up_no_actors() {
+    run(async {
+        let fake = Fake::new(&["gala"], 100);
+        let rows = started(&fake, Limits { rows_max: 3, ..limits() });
+        let (asker, mut answers) = channel();
+        for n in 0..20 {
+            let event = format!("invented-{n}");
+            rows.submit(&event, vec![request(n, buy(n, &event), &asker)]);
+            assert_eq!(reason(&next(&mut answers).await.1), "EventNotFound");
+        }
+        rows.submit("gala", vec![request(99, buy(99, "gala"), &asker)]);
+        assert_eq!(reason(&next(&mut answers).await.1), "done");
+    });
+}
+
+#[test]
 fn a_flood_on_one_row_leaves_room_for_the_others() {
     run(async {
         let fake = Fake::new(&["flooded", "quiet"], 100_000);
@@ -415,10 +472,10 @@ fn a_due_hold_is_ended_by_a_tick_when_nothing_flows() {
         fake.apply(&[command(1, hold)]);
         let _rows = started(&fake, limits());
         tokio::time::sleep(Duration::from_millis(600)).await;
-        assert!(fake.machine.lock().tickets().earliest_due().is_some(), "ended before its time");
-        fake.now_ms.store(T0 + 1_000, Ordering::SeqCst);
+        let sweep = fake.machine.lock().tickets().next_sweep_ms().expect("ended before its time");
+        fake.now_ms.store(sweep, Ordering::SeqCst);
         timeout(PATIENCE, async {
-            while fake.machine.lock().tickets().earliest_due().is_some() {
+            while fake.machine.lock().tickets().next_sweep_ms().is_some() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         })
