@@ -150,7 +150,7 @@ struct ReplicaView {
     lag_entries: u64,
     digest: String,
     checkpoint_index: u64,
-    checkpoint_backlog_rows: u64,
+    checkpoint_backlog_pages: u64,
     fault: String,
 }
 
@@ -478,7 +478,7 @@ impl From<RegionStatus> for RegionView {
                 lag_entries: replica.lag_entries,
                 digest: replica.digest,
                 checkpoint_index: replica.checkpoint_index,
-                checkpoint_backlog_rows: replica.checkpoint_backlog_rows,
+                checkpoint_backlog_pages: replica.checkpoint_backlog_pages,
                 fault: replica.fault,
             })
             .collect();
@@ -580,7 +580,7 @@ fn status_text(region: &RegionView) -> String {
                 replica.applied_index.to_string(),
                 replica.lag_entries.to_string(),
                 replica.checkpoint_index.to_string(),
-                replica.checkpoint_backlog_rows.to_string(),
+                replica.checkpoint_backlog_pages.to_string(),
                 replica.digest.clone(),
                 replica.fault.clone(),
             ]

@@ -353,6 +353,7 @@ mod tests {
             listen: "127.0.0.1:0".parse().unwrap(),
             topology: directory.path().join("none.json"),
             keys: vec![directory.path().join("none.pub")],
+            threads: 1,
             parent_pipe: false,
         };
         let failure = gateway(&arguments).unwrap_err();

@@ -57,7 +57,15 @@ pub(crate) struct Proposer {
 
 impl Proposer {
     pub(crate) fn new(shard: Arc<dyn Shard>, limits: Limits) -> Self {
-        Self { shard, limits, offers: BTreeMap::new(), turns: VecDeque::new(), entries: 0, queued: 0, next_offer: 0 }
+        Self {
+            shard,
+            limits,
+            offers: BTreeMap::new(),
+            turns: VecDeque::new(),
+            entries: 0,
+            queued: 0,
+            next_offer: 0,
+        }
     }
 
     /// Fills an entry: offers take turns, with a portion each that lets all of them in if possible.

@@ -209,10 +209,13 @@ impl Row {
 
     /// Offers what is queued to the proposer, as far as this row's share allows.
     fn offer(&mut self, context: &mut Context<Self>) {
-        while self.offers < self.limits.offers_max && !(self.finishing.is_empty() && self.starting.is_empty()) {
+        while self.offers < self.limits.offers_max && !(self.finishing.is_empty() && self.starting.is_empty())
+        {
             let mut commands = Vec::new();
             while commands.len() < self.limits.offer_commands_max {
-                let Some(id) = self.finishing.pop_front().or_else(|| self.starting.pop_front()) else { break };
+                let Some(id) = self.finishing.pop_front().or_else(|| self.starting.pop_front()) else {
+                    break;
+                };
                 if let Some(pending) = self.pending.get(&id) {
                     commands.push(pending.first.command.clone());
                 }

@@ -381,7 +381,8 @@ fn what_does_not_fit_is_refused_with_a_time_to_come_back() {
         let fake = Fake::new(&["gala"], 100_000);
         let permits = fake.gate.available_permits();
         fake.gate.forget_permits(permits);
-        let rows = started(&fake, Limits { queue_max: 50, offer_commands_max: 10, offers_max: 2, ..limits() });
+        let rows =
+            started(&fake, Limits { queue_max: 50, offer_commands_max: 10, offers_max: 2, ..limits() });
         let (asker, mut answers) = channel();
         rows.submit("gala", (0..200).map(|n| request(n, buy(n, "gala"), &asker)).collect());
         let (_, reply) = next(&mut answers).await;

@@ -324,14 +324,16 @@ impl Group {
         }
     }
 
-    /// Whether a peer has everything that this leader has, so that leadership can go there.
+    /// Whether a peer has all but the last few entries of this leader, so that leadership can go there.
     pub fn caught_up(&self, peer: u64) -> bool {
+        /// Under load the last entries are always on their way.
+        const LAG_MAX: u64 = 16;
         use openraft::async_runtime::watch::WatchReceiver as _;
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let last = metrics.last_log_index;
+        let last = metrics.last_log_index.unwrap_or(0);
         let replication = metrics.replication.as_ref().and_then(|progress| progress.get(&peer));
-        replication.is_some_and(|matched| matched.as_ref().map(|id| id.index) == last)
+        replication.is_some_and(|matched| matched.as_ref().is_some_and(|id| id.index + LAG_MAX >= last))
     }
 
     /// Everything there is at one index, to be exported.

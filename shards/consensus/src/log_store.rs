@@ -37,7 +37,7 @@ impl LogStore {
             // Nobody waits any more when the group is shutting down.
             let _ = sender.send(result);
         }));
-        let result = receiver.await.unwrap_or_else(|_| Err(LogError::Closed));
+        let result = receiver.await.unwrap_or(Err(LogError::Closed));
         result.map_err(|error| self.failed(&error))
     }
 

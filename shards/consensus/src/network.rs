@@ -48,11 +48,14 @@ enum Lane {
     Control,
 }
 
+/// Links by node and lane.
+type Links = BTreeMap<(u64, Lane), Link<PeerProtocol>>;
+
 /// Links to all peers of this node; clones share them.
 #[derive(Clone)]
 pub struct Peers {
     config: Arc<PeersConfig>,
-    links: Arc<Mutex<BTreeMap<(u64, Lane), Link<PeerProtocol>>>>,
+    links: Arc<Mutex<Links>>,
     cluster: Bytes,
 }
 

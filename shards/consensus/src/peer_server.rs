@@ -94,12 +94,8 @@ impl PeerServer {
         let vote = from_pb_vote(&head.vote.ok_or("the snapshot stream has no vote")?);
         let number = self.shared.received.fetch_add(1, Ordering::Relaxed);
         let path = self.shared.incoming.join(format!("group-{}-{number}.snapshot", head.group));
-        let result = self.install(&group, vote, first.chunk, parts, &path).await;
-        if result.is_err() {
-            // What was received of it helps nobody; a leftover is removed at the next start at the latest.
-            let _ = tokio::fs::remove_file(&path).await;
-        }
-        result
+        let file = Incoming(path);
+        self.install(&group, vote, first.chunk, parts, &file.0).await
     }
 
     async fn install(
@@ -118,16 +114,27 @@ impl PeerServer {
         }
         file.sync_all().await.map_err(text)?;
         let from = path.to_owned();
-        let header = tokio::task::spawn_blocking(move || {
+        // Read and verified once, on a thread that no heartbeat needs.
+        let loaded = tokio::task::spawn_blocking(move || {
             let file = std::fs::File::open(&from).map_err(|e| e.to_string())?;
             let mut file = std::io::BufReader::with_capacity(1 << 20, file);
-            snapshot::read(&mut file).map(|loaded| loaded.header).map_err(|e| e.to_string())
+            snapshot::read(&mut file).map_err(|e| e.to_string())
         });
-        let header = header.await.map_err(|e| e.to_string())??;
-        let meta = snapshot_meta(&header.head).map_err(|e| e.to_string())?;
-        let snapshot = Snapshot { meta, snapshot: SnapshotData::File(path.to_owned()) };
+        let loaded = loaded.await.map_err(|e| e.to_string())??;
+        let meta = snapshot_meta(&loaded.header.head).map_err(|e| e.to_string())?;
+        let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(Box::new(loaded.machine)) };
         let response = group.raft().install_full_snapshot(vote, snapshot).await.map_err(|e| e.to_string())?;
         Ok(response.vote)
+    }
+}
+
+/// A file on its way: gone when it is not needed any more, whatever came of it.
+struct Incoming(PathBuf);
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        // It may never have been made; a leftover is removed at the next start at the latest.
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 

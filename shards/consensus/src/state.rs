@@ -6,7 +6,6 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,7 +13,7 @@ use futures_util::{Stream, StreamExt as _};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::{Mutex, RwLock};
-use tidewall_machine::{Decision, Frozen, Machine, snapshot};
+use tidewall_machine::{Decision, Frozen, Head, Machine};
 use tidewall_store::checkpoint::{CheckpointError, CheckpointWriter, Generation};
 use tidewall_store::log::LogError;
 use tokio::sync::oneshot;
@@ -137,6 +136,7 @@ impl StateHandle {
                 Ok(())
             })?;
         }
+        machine.write().end();
         self.shared.bytes_since_freeze.fetch_add(payload.len() as u64, Ordering::Relaxed);
         Ok(decisions)
     }
@@ -151,8 +151,8 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 pub enum SnapshotData {
     /// The whole state, frozen, to be sent.
     Frozen(Arc<Frozen>),
-    /// A received and verified file, to be installed.
-    File(PathBuf),
+    /// A state that was received and verified, to be installed.
+    Received(Box<Machine>),
     /// A checkpoint on this node's disk: nothing to move.
     Checkpoint,
 }
@@ -170,21 +170,29 @@ impl StateMachine {
     }
 }
 
-/// Writes a freeze and waits until it is durable and verified.
-async fn store(
-    state: &StateHandle,
-    writer: &CheckpointWriter,
-    fail_stop: &FailStop,
-    frozen: Frozen,
-) -> Result<Generation, io::Error> {
+/// A checkpoint that is being written.
+type Writing = oneshot::Receiver<Result<Generation, CheckpointError>>;
+
+/// Queues a freeze. Called by the state machine's own task only, so that checkpoints are written in the order in which
+/// they were frozen: a change set behind a newer full state would undo it.
+fn queue(state: &StateHandle, writer: &CheckpointWriter, frozen: Frozen) -> Writing {
     let (sender, receiver) = oneshot::channel();
     let done = Box::new(move |result| {
         // Nobody waits any more when the group is shutting down.
         let _ = sender.send(result);
     });
     writer.write(state.shared.group, frozen, true, done);
+    receiver
+}
+
+/// Waits until a checkpoint is durable and verified.
+async fn stored(
+    state: &StateHandle,
+    fail_stop: &FailStop,
+    writing: Writing,
+) -> Result<Generation, io::Error> {
     let failed = |doing| CheckpointError::Failed { doing, what: "the checkpoint thread has stopped".into() };
-    match receiver.await.unwrap_or_else(|_| Err(failed("waiting for a checkpoint"))) {
+    match writing.await.unwrap_or_else(|_| Err(failed("waiting for a checkpoint"))) {
         Ok(generation) => {
             let index = generation.head.applied.map_or(0, |at| at.index);
             state.shared.checkpoint_index.store(index, Ordering::Relaxed);
@@ -197,21 +205,21 @@ async fn store(
     }
 }
 
-/// Writes one checkpoint.
+/// Waits for one checkpoint.
 pub struct CheckpointBuilder {
     state: StateHandle,
-    writer: CheckpointWriter,
     fail_stop: FailStop,
-    frozen: Option<Frozen>,
+    head: Head,
+    writing: Option<Writing>,
 }
 
 impl RaftSnapshotBuilder<Types> for CheckpointBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let frozen = self.frozen.take().ok_or_else(|| io::Error::other("a checkpoint is built once"))?;
-        let meta = snapshot_meta(&frozen.head).map_err(io::Error::other)?;
-        store(&self.state, &self.writer, &self.fail_stop, frozen).await?;
+        let writing = self.writing.take().ok_or_else(|| io::Error::other("a checkpoint is built once"))?;
+        let meta = snapshot_meta(&self.head).map_err(io::Error::other)?;
+        stored(&self.state, &self.fail_stop, writing).await?;
         Ok(Snapshot { meta, snapshot: SnapshotData::Checkpoint })
     }
 }
@@ -255,31 +263,30 @@ impl RaftStateMachine<Types> for StateMachine {
         self.state.shared.bytes_since_freeze.store(0, Ordering::Relaxed);
         CheckpointBuilder {
             state: self.state.clone(),
-            writer: self.writer.clone(),
             fail_stop: self.fail_stop.clone(),
-            frozen: Some(frozen),
+            head: frozen.head.clone(),
+            writing: Some(queue(&self.state, &self.writer, frozen)),
         }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> Result<(), io::Error> {
-        let SnapshotData::File(path) = data else {
+        let SnapshotData::Received(machine) = data else {
             // The state is here already: openraft hands back what it got from `get_current_snapshot`.
             return Ok(());
         };
-        let loaded = {
-            let mut file = io::BufReader::with_capacity(1 << 20, std::fs::File::open(&path)?);
-            snapshot::read(&mut file).map_err(|error| io::Error::other(error.to_string()))?
-        };
-        let applied = loaded.header.head.applied.map(from_position);
+        let applied = machine.head().applied.map(from_position);
         if applied != meta.last_log_id {
-            return Err(io::Error::other("the snapshot file is not the one that was announced"));
+            return Err(io::Error::other("the snapshot is not the one that was announced"));
         }
         // Durable before openraft purges the log up to it.
-        store(&self.state, &self.writer, &self.fail_stop, loaded.machine.freeze_all()).await?;
-        *self.state.shared.machine.write() = loaded.machine;
+        let writing = queue(&self.state, &self.writer, machine.freeze_all());
+        stored(&self.state, &self.fail_stop, writing).await?;
+        let old = std::mem::replace(&mut *self.state.shared.machine.write(), *machine);
         self.state.shared.bytes_since_freeze.store(0, Ordering::Relaxed);
         tracing::info!(group = self.state.shared.group, index = ?applied.map(|id| id.index), "snapshot installed");
-        std::fs::remove_file(&path)
+        // Freeing a large state takes a while: not on the thread that heartbeats need.
+        tokio::task::spawn_blocking(move || drop(old));
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {

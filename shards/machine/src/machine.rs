@@ -590,7 +590,8 @@ impl Machine {
         row.incarnation = row.incarnation.max(old.incarnation) + 1;
         row.log_time_ms = row.log_time_ms.max(old.log_time_ms);
         // What was decided here and is not in the file must not be decided again: ids made before now are refused.
-        row.forgotten_before_ms = row.forgotten_before_ms.max(old.forgotten_before_ms).max(old.log_time_ms + 1);
+        row.forgotten_before_ms =
+            row.forgotten_before_ms.max(old.forgotten_before_ms).max(old.log_time_ms + 1);
         restored.meta.set(MetaKey, Some(row));
         restored.meta.commit();
         restored.drop_staged();

@@ -1,13 +1,10 @@
 //! The gRPC service of the client port: the exchange stream, and what operators ask for.
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::Stream;
-use parking_lot::Mutex;
 use tidewall_consensus::{Group, Role};
 use tidewall_env::clock::Clock;
 use tidewall_link::{ServeOptions, serve};
@@ -17,15 +14,13 @@ use tidewall_proto::internal::v1::shard_service_server::ShardService;
 use tidewall_store::log::NodeLog;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::exchange::{ExchangeHandler, Serving};
+use crate::exchange::{ExchangeHandler, Served, Serving};
 use crate::{shard, views};
 
 /// Bytes of an import in one command.
 const IMPORT_CHUNK_BYTES: usize = 256 << 10;
 /// Largest file that can be imported, bytes: it passes through the log and is held in memory on the way.
 const IMPORT_BYTES_MAX: usize = 256 << 20;
-/// Hot rows in a status.
-const HOT_ROWS: usize = 5;
 
 /// Serves the client port.
 #[derive(Clone)]
@@ -38,14 +33,12 @@ struct Shared {
     serving: Arc<Serving>,
     log: NodeLog,
     clock: Arc<dyn Clock>,
-    /// When hot rows were last sampled, and what was found.
-    hot: Mutex<BTreeMap<u32, (Instant, Vec<pb::HotRowState>)>>,
 }
 
 impl ShardServer {
     /// Serves what the node serves.
     pub fn new(node: u64, serving: Arc<Serving>, log: NodeLog, clock: Arc<dyn Clock>) -> Self {
-        Self { shared: Arc::new(Shared { node, serving, log, clock, hot: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { node, serving, log, clock }) }
     }
 
     fn group(&self, number: u32) -> Result<&Group, Status> {
@@ -58,34 +51,13 @@ impl ShardServer {
         }
     }
 
-    fn hot_rows(&self, number: u32) -> Vec<pb::HotRowState> {
-        let Some(served) = self.shared.serving.groups.get(&number) else { return Vec::new() };
-        let mut hot = self.shared.hot.lock();
-        let (since, rows) = hot.entry(number).or_insert_with(|| (Instant::now(), Vec::new()));
-        let elapsed = since.elapsed().as_secs_f64();
-        // Rates over less than a second are noise: those who ask often get the last ones again.
-        if elapsed >= 1.0 {
-            *since = Instant::now();
-            *rows = served
-                .rows
-                .sample(HOT_ROWS)
-                .into_iter()
-                .map(|hot| pb::HotRowState {
-                    event_id: hot.row,
-                    commands_per_second: hot.commands as f64 / elapsed,
-                    queued: hot.queued,
-                })
-                .collect();
-        }
-        rows.clone()
-    }
-
-    fn group_state(&self, group: &Group) -> pb::GroupState {
+    fn group_state(&self, served: &Served) -> pb::GroupState {
+        let group = &served.group;
+        let hot_rows = served.hot.lock().clone();
         let status = group.status();
         let checkpoint = group.checkpoint_state();
-        let (digest, applied, incarnation, rows) = group.state().read(|machine| {
-            (machine.digest(), machine.applied_index(), machine.incarnation(), machine.rows())
-        });
+        let ((applied, digest), incarnation, rows) =
+            group.state().read(|machine| (machine.settled(), machine.incarnation(), machine.rows()));
         let role = match status.role {
             Role::Leader => "leader",
             Role::Follower => "follower",
@@ -105,9 +77,9 @@ impl ShardServer {
             incarnation,
             rows,
             checkpoint_index: checkpoint.index,
-            checkpoint_backlog_rows: checkpoint.pages,
+            checkpoint_backlog_pages: checkpoint.pages,
             fault: status.fault.unwrap_or_default(),
-            hot_rows: if status.role == Role::Leader { self.hot_rows(group.number()) } else { Vec::new() },
+            hot_rows: if status.role == Role::Leader { hot_rows } else { Vec::new() },
         }
     }
 
@@ -205,8 +177,7 @@ impl ShardService for ShardServer {
         _: Request<pb::GetNodeStateRequest>,
     ) -> Result<Response<pb::GetNodeStateResponse>, Status> {
         let serving = &self.shared.serving;
-        let mut groups: Vec<_> =
-            serving.groups.values().map(|served| self.group_state(&served.group)).collect();
+        let mut groups: Vec<_> = serving.groups.values().map(|served| self.group_state(served)).collect();
         groups.extend(serving.faults.iter().map(|(group, why)| pb::GroupState {
             group: *group,
             role: "halted".into(),

@@ -37,6 +37,8 @@ pub struct Data {
     pub machines: BTreeMap<u32, Result<Machine, String>>,
     /// Where snapshot files are received.
     pub incoming: PathBuf,
+    /// The directory was made just now.
+    pub fresh: bool,
 }
 
 /// Opens the directory, making it if that is allowed.
@@ -80,7 +82,7 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
     if fresh {
         write_identity(directory, &identity).map_err(system(format!("cannot write to {place}")))?;
     }
-    Ok(Data { log, writer, machines, incoming })
+    Ok(Data { log, writer, machines, incoming, fresh })
 }
 
 /// The rows of a group, if they are whole and reach as far as the log was purged.

@@ -26,6 +26,8 @@ pub struct Served {
     pub group: Group,
     /// Its actors.
     pub rows: Directory,
+    /// Its busiest rows, as the keeper saw them last.
+    pub hot: Arc<Mutex<Vec<pb::HotRowState>>>,
 }
 
 /// What this node serves; shared by all streams.
@@ -83,7 +85,8 @@ impl ExchangeHandler {
         let Op::Tickets(op) = &command.op else {
             return answer(Answered::Refused(views::invalid("not a command of clients")));
         };
-        if self.serving.space.is_low() && !op.finishes() {
+        // Only the active may speak for the region: a follower that is short of space sends callers on.
+        if self.serving.space.is_low() && !op.finishes() && served.group.believes_to_lead() {
             let what = "the disk of the region's active node is nearly full";
             let refusal = Refusal::Overloaded { what, retry_after_ms: LOW_SPACE_RETRY_MS };
             return answer(Answered::Refused(views::refusal(&refusal)));
@@ -170,6 +173,10 @@ impl ExchangeHandler {
 
 /// What became of a command.
 #[derive(Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives for a moment; a box would cost an allocation per purchase"
+)]
 enum Answered {
     Decided(pb::Outcome),
     Refused(pb::Refusal),

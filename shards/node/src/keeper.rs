@@ -1,4 +1,4 @@
-//! Looks after the groups of a node from time to time: checkpoints, the size of the log, who leads.
+//! Looks after the groups of a node from time to time: checkpoints, the size of the log, who leads, which rows are hot.
 //!
 //! Leaders are spread by preference: a node that leads a group which another one should lead hands it over, once that
 //! one has been caught up for a while. Nothing here is needed for correctness.
@@ -8,11 +8,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidewall_client::topology::Topology;
+use tidewall_proto::internal::v1 as pb;
 use tidewall_store::log::NodeLog;
 
 use crate::exchange::Serving;
 
 const ROUND: Duration = Duration::from_millis(500);
+/// How often hot rows are counted and idle actors let go.
+const SAMPLE: Duration = Duration::from_secs(2);
+/// Hot rows in a status.
+const HOT_ROWS: usize = 5;
 /// A checkpoint is due after so many bytes of commands.
 const CHECKPOINT_BYTES: u64 = 16 << 20;
 /// Or after so long, when anything has changed.
@@ -34,13 +39,29 @@ struct Memory {
 /// Runs until the node stops.
 pub async fn keep(node: u64, topology: Topology, serving: Arc<Serving>, log: NodeLog) {
     let mut memory = Memory::default();
+    let mut sampled = Instant::now();
     loop {
         tokio::time::sleep(ROUND).await;
+        if sampled.elapsed() >= SAMPLE {
+            sample(&serving, sampled.elapsed().as_secs_f64());
+            sampled = Instant::now();
+        }
         if let Err(error) = serving.space.check() {
             tracing::warn!(%error, "cannot see how much space is free");
         }
         checkpoints(&serving, &log, &mut memory).await;
         spread(node, &topology, &serving, &mut memory).await;
+    }
+}
+
+fn sample(serving: &Serving, seconds: f64) {
+    for served in serving.groups.values() {
+        let hot = served.rows.sample(HOT_ROWS).into_iter().map(|hot| pb::HotRowState {
+            event_id: hot.row,
+            commands_per_second: hot.commands as f64 / seconds,
+            queued: hot.queued,
+        });
+        *served.hot.lock() = hot.collect();
     }
 }
 

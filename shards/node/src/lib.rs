@@ -7,6 +7,7 @@
 //! [`run`] starts a node and returns when it is told to stop, or when it must not go on.
 
 mod admin;
+mod clock;
 mod config;
 mod convert;
 mod data;

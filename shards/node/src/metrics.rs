@@ -80,10 +80,9 @@ impl Metrics {
         let low_space = single("disk_low", "1 while new work is refused for lack of space");
         let regions: BTreeMap<u32, String> =
             topology.regions.iter().map(|region| (region.group, region.id.clone())).collect();
-        // Each look-up holds a lock while its value lives: one statement each.
+        // Each look-up holds a lock while its value lives: none may be alive at the next one.
         let counter = |family: &Family<CommandLabels, Counter<u64, AtomicU64>>, region: &String, outcome| {
-            let counter = family.get_or_create(&CommandLabels { region: region.clone(), outcome }).clone();
-            counter
+            Counter::clone(&family.get_or_create(&CommandLabels { region: region.clone(), outcome }))
         };
         let counters = |region: &String| GroupCounters {
             commands: OUTCOMES.map(|outcome| counter(&commands, region, outcome)),

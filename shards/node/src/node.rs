@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tidewall_actors::{Directory, Limits};
 use tidewall_consensus::{FailStop, Group, GroupConfig, PeerServer, Peers, PeersConfig, StateHandle, Timing};
-use tidewall_env::clock::{Clock, SystemClock};
+use tidewall_env::clock::Clock;
 use tidewall_proto::internal::v1::peer_service_server::PeerServiceServer;
 use tidewall_proto::internal::v1::shard_service_server::ShardServiceServer;
 use tokio::net::TcpListener;
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::admin::ShardServer;
+use crate::clock::SteadyClock;
 use crate::config::{NodeConfig, NodeError};
 use crate::data::{self, Data};
 use crate::exchange::{Served, Serving};
@@ -95,7 +96,11 @@ async fn serve(
 ) -> Result<(), NodeError> {
     let topology = &config.topology;
     let cluster = topology.cluster_bytes().unwrap_or_default();
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let clock: Arc<dyn Clock> = Arc::new(SteadyClock::new());
+    if !data.fresh {
+        // This node's last process may have granted somebody a lease that it knows nothing of: no vote before that is over.
+        tokio::time::sleep(Duration::from_millis(Timing::default().election_max_ms)).await;
+    }
     let (fail_stop, mut failed) = fail_stop();
     let peers = Peers::new(PeersConfig {
         cluster,
@@ -138,14 +143,25 @@ async fn serve(
             peers: peers.clone(),
             fail_stop: fail_stop.clone(),
         });
-        let group = group.await.map_err(|error| NodeError::Data(error.to_string()))?;
+        // What a group's log or rows do to it must not take the others down, at a start no more than later.
+        let group = match group.await {
+            Ok(group) => group,
+            Err(error) => {
+                tracing::error!(group = number, %error, "this replica cannot start; the other groups go on");
+                faults.insert(number, error.to_string());
+                continue;
+            }
+        };
         peer_server.add(group.clone());
         groups.insert(number, (group, virgin));
     }
     for (number, (group, virgin)) in &groups {
         // One candidate to begin with, so that the first leaders are where they belong.
-        if *virgin && topology.preferred_leader(*number) == config.node {
-            group.initialize().await.map_err(|error| NodeError::Internal(error.to_string()))?;
+        if *virgin
+            && topology.preferred_leader(*number) == config.node
+            && let Err(error) = group.initialize().await
+        {
+            tracing::error!(group = number, %error, "the group cannot be made");
         }
     }
     let groups: BTreeMap<u32, Group> =
@@ -255,7 +271,7 @@ impl Edge {
         let served = |group: &Group| {
             let shard = Arc::new(GroupShard::new(group.clone(), Arc::clone(&self.clock)));
             let rows = Directory::start(shard, Limits::default(), arbiter.clone());
-            Served { group: group.clone(), rows }
+            Served { group: group.clone(), rows, hot: Arc::default() }
         };
         let serving = Arc::new(Serving {
             groups: self.groups.iter().map(|(number, group)| (*number, served(group))).collect(),

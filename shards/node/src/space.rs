@@ -33,7 +33,7 @@ impl Space {
         Ok(space)
     }
 
-    /// Looks how much is free. Gives the ballast up when space is low and lays it out again when it is not.
+    /// Looks how much is free.
     pub fn check(&self) -> std::io::Result<()> {
         let stat = rustix::fs::statvfs(&self.directory)?;
         let free = stat.f_bavail * stat.f_frsize;

@@ -121,7 +121,7 @@ pub async fn steady(target: &Target, length: Duration, rate: u64) -> anyhow::Res
         let sample = Sample {
             seconds: start.elapsed().as_secs(),
             purchases: latencies.len(),
-            backlog_rows: replicas.clone().map(|r| r.checkpoint_backlog_rows).max().unwrap_or(0),
+            backlog_rows: replicas.clone().map(|r| r.checkpoint_backlog_pages).max().unwrap_or(0),
             backlog_entries: replicas
                 .map(|r| r.applied_index.saturating_sub(r.checkpoint_index))
                 .max()

@@ -105,7 +105,7 @@ fn replica_status(node: u64, state: &pb::GroupState, head: u64) -> v1::ReplicaSt
         lag_entries: head.saturating_sub(state.applied_index),
         digest: hex(&state.digest),
         checkpoint_index: state.checkpoint_index,
-        checkpoint_backlog_rows: state.checkpoint_backlog_rows,
+        checkpoint_backlog_pages: state.checkpoint_backlog_pages,
         fault: state.fault.clone(),
     }
 }

@@ -1095,7 +1095,8 @@ fn check_event(id: &str, row: &EventRow) -> Result<(), Rejection> {
             return bad(&field("capacity"), format!("must be 1 to {CAPACITY_MAX}"));
         }
         let currency_ok = tier.currency.len() == 3 && tier.currency.bytes().all(|b| b.is_ascii_uppercase());
-        if !currency_ok && !(tier.currency.is_empty() && tier.price == 0) {
+        let free_of_charge = tier.currency.is_empty() && tier.price == 0;
+        if !currency_ok && !free_of_charge {
             return bad(
                 &field("price.currency_code"),
                 "must be three capital letters, for example EUR".into(),

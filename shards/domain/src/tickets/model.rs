@@ -401,7 +401,9 @@ impl HoldIndex {
     /// Places that an owner holds in an event, not counting holds that are due by `now_ms`.
     pub fn held(&self, event: EventNo, owner: &str, now_ms: u64) -> u32 {
         let holds = self.held.get(&event).and_then(|owners| owners.get(owner));
-        holds.map_or(0, |holds| holds.range((now_ms.saturating_add(1), 0, 0)..).map(|(_, places)| places).sum())
+        holds.map_or(0, |holds| {
+            holds.range((now_ms.saturating_add(1), 0, 0)..).map(|(_, places)| places).sum()
+        })
     }
 
     /// The earliest hold of a tier: when it falls due, and its number.

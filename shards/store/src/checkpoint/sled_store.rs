@@ -30,6 +30,9 @@ pub struct SledCheckpoints {
     database: Option<sled::Db>,
     /// Last generation of each group.
     last: BTreeMap<u32, Generation>,
+    /// Marks of pages that are gone, written with the last generation of each group: they may go with the next one, when
+    /// the removal of what they hide is durable.
+    tombstones: BTreeMap<u32, Vec<Vec<u8>>>,
     /// Hashes of what was written since the last verification.
     unverified: BTreeMap<(u32, Vec<u8>), u64>,
 }
@@ -48,6 +51,7 @@ impl SledCheckpoints {
             identity,
             database: None,
             last: BTreeMap::new(),
+            tombstones: BTreeMap::new(),
             unverified: BTreeMap::new(),
         };
         store.open_database()?;
@@ -184,19 +188,54 @@ fn unseal(value: &[u8]) -> Option<(bool, &[u8])> {
     Some((*live == 1, content))
 }
 
+/// Removes versions of pages that newer ones hide, as far as a crash has left them. Returns the marks of pages that are
+/// gone.
+fn tidy_pages(
+    tree: &sled::Tree,
+    pages: &[(sled::IVec, sled::IVec)],
+    generation: &Generation,
+) -> Result<Vec<Vec<u8>>, CheckpointError> {
+    let mut tombstones = Vec::new();
+    for (at, (key, value)) in pages.iter().enumerate() {
+        let Some((table, page, number)) = split_page_key(key) else { continue };
+        if number > generation.number {
+            continue;
+        }
+        let next = pages.get(at + 1).and_then(|(key, _)| split_page_key(key));
+        let hidden = next.is_some_and(|(t, p, n)| (t, p) == (table, page) && n <= generation.number);
+        if hidden || number < generation.base {
+            tree.remove(key).map_err(|e| failed("tidying", e))?;
+        } else if unseal(value).is_some_and(|(live, _)| !live) {
+            tombstones.push(key.to_vec());
+        }
+    }
+    Ok(tombstones)
+}
+
 impl CheckpointStore for SledCheckpoints {
     fn write(&mut self, group: u32, frozen: &Frozen) -> Result<Generation, CheckpointError> {
         let tree = self.tree(group)?;
         let last = self.last.get(&group);
+        let index = |head: &tidewall_machine::Head| head.applied.map(|at| at.index);
+        if let Some(last) = last
+            && !frozen.full
+            && index(&frozen.head) < index(&last.head)
+        {
+            return Err(failed("writing pages", "the changes are older than what is stored"));
+        }
         let number = last.map_or(1, |last| last.number + 1);
         let base = if frozen.full { number } else { last.map_or(1, |last| last.base) };
         let mut written = Vec::with_capacity(frozen.pages.len());
+        let mut tombstones = Vec::new();
         for page in &frozen.pages {
             let value = match page.encode() {
                 Some(content) => seal(true, &content),
                 None => seal(false, &[]),
             };
             let key = page_key(page.table(), page.page(), number);
+            if page.rows() == 0 {
+                tombstones.push(key.clone());
+            }
             self.unverified.insert((group, key.clone()), xxhash(&value));
             tree.insert(&key, value).map_err(|e| failed("writing pages", e))?;
             written.push(key);
@@ -206,6 +245,10 @@ impl CheckpointStore for SledCheckpoints {
         let record = seal(true, &generation.encode());
         tree.insert(record_key(number), record).map_err(|e| failed("writing the record", e))?;
         self.sync()?;
+        for key in self.tombstones.insert(group, tombstones).unwrap_or_default() {
+            self.unverified.remove(&(group, key.clone()));
+            tree.remove(&key).map_err(|e| failed("tidying", e))?;
+        }
         // Durable: what it replaces may go. Lost on a crash, these removals happen at the next load.
         for key in &written {
             let start = &key[..key.len() - 8];
@@ -275,6 +318,7 @@ impl CheckpointStore for SledCheckpoints {
                             tree.remove(key).map_err(|e| failed("tidying", e))?;
                         }
                     }
+                    self.tombstones.insert(group, tidy_pages(&tree, &pages, &generation)?);
                     for number in generation.number + 1..=highest {
                         tree.remove(record_key(number)).map_err(|e| failed("tidying", e))?;
                     }
