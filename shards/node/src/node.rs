@@ -17,7 +17,7 @@ use tidewall_proto::internal::v1::peer_service_server::PeerServiceServer;
 use tidewall_proto::internal::v1::shard_service_server::ShardServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 
 use crate::admin::ShardServer;
 use crate::clock::SteadyClock;
@@ -116,7 +116,7 @@ async fn serve(
                     .max_decoding_message_size(MESSAGE_BYTES_MAX)
                     .max_encoding_message_size(MESSAGE_BYTES_MAX),
             )
-            .serve_with_incoming_shutdown(TcpListenerStream::new(peer_listener), until(stopped.clone())),
+            .serve_with_incoming_shutdown(incoming(peer_listener), until(stopped.clone())),
     );
     let (mut groups, mut faults) = (BTreeMap::new(), BTreeMap::new());
     let members: BTreeMap<u64, String> =
@@ -226,6 +226,12 @@ fn listener(port: std::net::TcpListener) -> Result<TcpListener, NodeError> {
     TcpListener::from_std(port).map_err(NodeError::system("cannot use a port"))
 }
 
+/// Connections of a port. The server's own setting does not reach those that it is handed: without this, Nagle's
+/// algorithm and delayed acknowledgements hold replies back for 40 ms.
+fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
+}
+
 async fn until(mut stopped: watch::Receiver<bool>) {
     // A sender that is gone means stop, too.
     let _ = stopped.wait_for(|stop| *stop).await;
@@ -303,7 +309,7 @@ impl Edge {
         let served = tidewall_link::server_builder()
             .accept_http1(true)
             .add_routes(tonic::service::Routes::from(router))
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener(port)?), until(stopped.clone()));
+            .serve_with_incoming_shutdown(incoming(listener(port)?), until(stopped.clone()));
         // Streams of gateways never end by themselves: the stop waits for none of them.
         let result = tokio::select! {
             result = served => result,
