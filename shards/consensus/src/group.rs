@@ -29,7 +29,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { heartbeat_ms: 90, election_min_ms: 200, election_max_ms: 400 }
+        Self { heartbeat_ms: 108, election_min_ms: 220, election_max_ms: 440 }
     }
 }
 
