@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tidewall_client::{ShardClientOptions, Topology};
 
+use crate::admission::LimitOptions;
+
 /// Configuration of one gateway.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
@@ -13,10 +15,14 @@ pub struct GatewayConfig {
     pub listen: SocketAddr,
     /// The cluster behind this gateway; must have passed [`Topology::check`].
     pub topology: Arc<Topology>,
+    /// Where later states of it appear: nodes then join and leave while the gateway runs.
+    pub topology_path: Option<std::path::PathBuf>,
     /// Ed25519 public keys; a token signed with any of them is accepted.
     pub public_keys: Vec<[u8; 32]>,
-    /// Calls per region that may be under way at once; more are refused with RESOURCE_EXHAUSTED.
-    pub max_in_flight_per_region: usize,
+    /// Calls per region that may be here at once, waiting ones included; more are refused with RESOURCE_EXHAUSTED.
+    pub calls_max_per_region: usize,
+    /// How many of them may be on their way to the shards: bounds and tolerances of the adaptive limit.
+    pub limit: LimitOptions,
     /// Verified tokens that are remembered.
     pub token_cache_entries: usize,
     /// Shortest age at which a client connection is asked to reconnect, so that new gateways receive
@@ -34,8 +40,10 @@ impl GatewayConfig {
         Self {
             listen,
             topology,
+            topology_path: None,
             public_keys,
-            max_in_flight_per_region: 4096,
+            calls_max_per_region: 4096,
+            limit: LimitOptions::default(),
             token_cache_entries: 131_072,
             connection_age_min: Some(Duration::from_secs(300)),
             grace: Duration::from_secs(5),

@@ -3,13 +3,13 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tidewall_client::{ShardClient, Topology};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
-use crate::admission::{Admission, Class, Permit};
+use crate::admission::{Admission, Arriving, Class, Permit};
 use crate::auth::{Authenticator, Principal, Role};
 use crate::deadline::Deadline;
 use crate::errors::ApiError;
@@ -40,10 +40,15 @@ pub(crate) enum Method {
     ListNodes,
     ExportRegion,
     ImportRegion,
+    TransferLeader,
+    DrainNode,
+    UndrainNode,
+    ChangeReplicas,
+    FailoverRegion,
 }
 
 impl Method {
-    pub(crate) const ALL: [Method; 20] = [
+    pub(crate) const ALL: [Method; 25] = [
         Method::ListRegions,
         Method::GetRegion,
         Method::CreateEvent,
@@ -64,6 +69,11 @@ impl Method {
         Method::ListNodes,
         Method::ExportRegion,
         Method::ImportRegion,
+        Method::TransferLeader,
+        Method::DrainNode,
+        Method::UndrainNode,
+        Method::ChangeReplicas,
+        Method::FailoverRegion,
     ];
 
     /// Its name in the .proto files.
@@ -89,12 +99,23 @@ impl Method {
             Self::ListNodes => "ListNodes",
             Self::ExportRegion => "ExportRegion",
             Self::ImportRegion => "ImportRegion",
+            Self::TransferLeader => "TransferLeader",
+            Self::DrainNode => "DrainNode",
+            Self::UndrainNode => "UndrainNode",
+            Self::ChangeReplicas => "ChangeReplicas",
+            Self::FailoverRegion => "FailoverRegion",
         }
     }
 
     fn class(self) -> Class {
         match self {
             Self::ConfirmHold | Self::ReleaseHold | Self::CancelTicket | Self::GetOutcome => Class::Finish,
+            // What operators do about an overload must not be refused because of it.
+            Self::TransferLeader
+            | Self::DrainNode
+            | Self::UndrainNode
+            | Self::ChangeReplicas
+            | Self::FailoverRegion => Class::Finish,
             Self::CreateEvent
             | Self::UpdateEvent
             | Self::HoldTickets
@@ -114,6 +135,20 @@ impl Method {
         }
     }
 
+    /// Whether success means that a single command went through the region's log.
+    fn writes(self) -> bool {
+        matches!(
+            self,
+            Self::CreateEvent
+                | Self::UpdateEvent
+                | Self::HoldTickets
+                | Self::ConfirmHold
+                | Self::ReleaseHold
+                | Self::BuyTickets
+                | Self::CancelTicket
+        )
+    }
+
     /// The roles of which the caller needs one; empty: anybody with a token may call.
     fn roles(self) -> &'static [Role] {
         match self {
@@ -125,7 +160,12 @@ impl Method {
             | Self::GetRegionStatus
             | Self::ListNodes
             | Self::ExportRegion
-            | Self::ImportRegion => &[Role::Operator],
+            | Self::ImportRegion
+            | Self::TransferLeader
+            | Self::DrainNode
+            | Self::UndrainNode
+            | Self::ChangeReplicas
+            | Self::FailoverRegion => &[Role::Operator],
             Self::ListRegions
             | Self::GetRegion
             | Self::GetEvent
@@ -143,14 +183,14 @@ impl Method {
 
     fn deadline(self, metadata: &MetadataMap) -> Result<Deadline, ApiError> {
         match self {
-            Self::ExportRegion | Self::ImportRegion => Deadline::of_transfer(metadata),
+            Self::ExportRegion | Self::ImportRegion | Self::ChangeReplicas => Deadline::of_transfer(metadata),
             _ => Deadline::of_call(metadata),
         }
     }
 }
 
-/// The region that a request is for: the field that names it and what it says, and how many single calls
-/// this one weighs.
+/// The region and row that a request is for: the field that names them and what it says, and how many single
+/// calls this one weighs.
 pub(crate) struct Target<'a> {
     pub(crate) field: &'static str,
     pub(crate) name: &'a str,
@@ -173,7 +213,6 @@ pub(crate) struct Call {
     pub(crate) deadline: Deadline,
     /// Shard group of the region; 0 for calls without one.
     pub(crate) group: u32,
-    _permit: Option<Permit>,
 }
 
 /// What all services share.
@@ -197,13 +236,14 @@ impl Edge {
         })
     }
 
-    fn enter(
+    async fn enter(
         &self,
         method: Method,
         metadata: &MetadataMap,
         target: Option<Target<'_>>,
+        began: Instant,
         region: &mut Option<usize>,
-    ) -> Result<Call, ApiError> {
+    ) -> Result<(Call, Option<Permit>), ApiError> {
         let caller = self.authenticator.look_up(metadata)?;
         let deadline = method.deadline(metadata)?;
         let mut group = 0;
@@ -212,7 +252,15 @@ impl Edge {
             let position = self.region(target.field, target.name)?;
             *region = Some(position);
             group = self.topology.regions[position].group;
-            permit = Some(self.admission.enter(position, method.class(), target.weight)?);
+            let arriving = Arriving {
+                region: position,
+                class: method.class(),
+                row: names::row(target.name),
+                weight: target.weight,
+                at: began,
+                deadline: deadline.at,
+            };
+            permit = Some(self.admission.enter(arriving).await?);
         }
         // Only now: an overload must not be paid for in signature checks.
         let principal = self.authenticator.verify(caller)?;
@@ -222,7 +270,7 @@ impl Edge {
         {
             principal.require(*first)?;
         }
-        Ok(Call { principal, deadline, group, _permit: permit })
+        Ok((Call { principal, deadline, group }, permit))
     }
 
     /// Runs one call that has a message. `target` finds the region in it, if the method has one.
@@ -239,12 +287,19 @@ impl Edge {
         let (metadata, _, message) = request.into_parts();
         let began = Instant::now();
         let mut region = None;
-        let entered = self.enter(method, &metadata, target(&message), &mut region);
-        let result = match entered {
-            Ok(call) => handler(call, message).await,
-            Err(error) => Err(error),
+        let entered = self.enter(method, &metadata, target(&message), began, &mut region).await;
+        let (result, permit) = match entered {
+            Ok((call, permit)) => (handler(call, message).await, permit),
+            Err(error) => (Err(error), None),
         };
-        self.finish(method, region, began, result)
+        let now = Instant::now();
+        if let Some(permit) = permit
+            && result.is_ok()
+            && method.writes()
+        {
+            permit.decided(now);
+        }
+        self.finish(method, region, now.saturating_duration_since(began), result)
     }
 
     /// Runs one call whose request is a stream; the region is not known before its first message.
@@ -264,11 +319,11 @@ impl Edge {
         &self,
         method: Method,
         region: Option<usize>,
-        began: Instant,
+        took: Duration,
         result: Result<R, ApiError>,
     ) -> Result<Response<R>, Status> {
         let code = result.as_ref().map_or_else(ApiError::code, |_| Code::Ok);
-        self.metrics.record(method, region, code, began.elapsed());
+        self.metrics.record(method, region, code, took);
         result.map(Response::new).map_err(Status::from)
     }
 }

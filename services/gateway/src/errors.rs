@@ -7,6 +7,7 @@ use std::time::Duration;
 use rand::Rng as _;
 use tidewall_client::ClientError;
 use tidewall_proto::internal::v1 as pb;
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -56,6 +57,11 @@ impl ApiError {
 
     pub(crate) fn denied(reason: &'static str, message: impl Into<String>) -> Self {
         Self::Plain { code: Code::PermissionDenied, reason, message: message.into() }
+    }
+
+    /// The state of the region does not allow it.
+    pub(crate) fn precondition(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::Plain { code: Code::FailedPrecondition, reason, message: message.into() }
     }
 
     pub(crate) fn not_found(reason: &'static str, message: impl Into<String>) -> Self {
@@ -118,7 +124,13 @@ fn build(
     if let Some(retry_after) = retry_after {
         details.set_retry_info(Some(retry_after));
     }
-    Status::with_error_details(code, message, details)
+    let mut status = Status::with_error_details(code, message, details);
+    if let Some(retry_after) = retry_after {
+        // What the retries that gRPC libraries make by themselves go by: they do not look into details.
+        let pushback = MetadataValue::from(u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX));
+        status.metadata_mut().insert("grpc-retry-pushback-ms", pushback);
+    }
+    status
 }
 
 impl From<ApiError> for Status {
@@ -250,6 +262,8 @@ mod tests {
             assert_eq!(status.code(), Code::ResourceExhausted);
             let delay = status.get_details_retry_info().unwrap().retry_delay.unwrap();
             assert!(delay >= Duration::from_millis(70), "{delay:?}");
+            let pushback = status.metadata().get("grpc-retry-pushback-ms").unwrap().to_str().unwrap();
+            assert_eq!(pushback.parse::<u128>().unwrap(), delay.as_millis());
         }
         let status = client(ClientError::Unavailable { why: "electing".into() });
         assert_eq!(status.code(), Code::Unavailable);

@@ -24,5 +24,6 @@ mod server;
 mod services;
 mod validate;
 
+pub use admission::LimitOptions;
 pub use config::GatewayConfig;
 pub use server::{Gateway, GatewayError, run};

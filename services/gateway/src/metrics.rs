@@ -2,6 +2,7 @@
 //! combination; a call then costs an index and two additions.
 
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -38,6 +39,17 @@ fn latency() -> Histogram {
     Histogram::new(BUCKETS_S)
 }
 
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// What is shown of the admission of one region.
+struct AdmissionGauges {
+    limit: Gauge,
+    in_flight: Gauge,
+    waiting: Gauge,
+    refused: Gauge,
+    no_load: Seconds,
+}
+
 type LatencyFamily = Family<CallLabels, Histogram, fn() -> Histogram>;
 
 /// All metrics of a gateway.
@@ -45,8 +57,8 @@ pub(crate) struct Metrics {
     registry: Registry,
     latency: LatencyFamily,
     calls: Family<CallLabels, Counter>,
-    in_flight: Vec<Gauge>,
-    refused: Vec<Gauge>,
+    admission: Vec<AdmissionGauges>,
+    lag: Seconds,
     regions: Vec<String>,
     /// By method, then region (the last one is "none"), then code.
     handles: Vec<OnceLock<(Counter, Histogram)>>,
@@ -57,25 +69,45 @@ impl Metrics {
         let mut registry = Registry::with_prefix("tidewall_gateway");
         let latency = LatencyFamily::new_with_constructor(latency);
         let calls = Family::<CallLabels, Counter>::default();
-        let in_flight = Family::<RegionLabels, Gauge>::default();
-        let refused = Family::<RegionLabels, Gauge>::default();
         registry.register("calls", "Calls that were answered", calls.clone());
         registry.register("call_seconds", "Time from the arrival of a call to its answer", latency.clone());
-        registry.register("calls_in_flight", "Admitted calls that are not answered yet", in_flight.clone());
+        let mut per_region = |name: &str, help: &str| {
+            let family = Family::<RegionLabels, Gauge>::default();
+            registry.register(name, help, family.clone());
+            family
+        };
+        let limit = per_region("admission_limit", "Calls that may be in flight, as it adapts itself");
+        let in_flight = per_region("calls_in_flight", "Admitted calls that are not answered yet");
+        let waiting = per_region("calls_waiting", "Calls that wait to be admitted");
+        let refused = per_region("admission_refusals", "Calls refused at admission since the start");
+        let no_load = Family::<RegionLabels, Seconds>::default();
         registry.register(
-            "admission_refusals",
-            "Calls refused at admission since the start",
-            refused.clone(),
+            "admission_no_load_seconds",
+            "Latency of a purchase without load, as admission knows it; 0 before the first",
+            no_load.clone(),
+        );
+        let lag = Seconds::default();
+        registry.register(
+            "timer_lag_seconds",
+            "How late the timer wakes on average while a region is loaded, else 0",
+            lag.clone(),
         );
         let mut regions: Vec<String> = topology.regions.iter().map(|region| region.id.clone()).collect();
-        let gauge = |family: &Family<RegionLabels, Gauge>, region: &String| {
-            family.get_or_create_owned(&RegionLabels { region: region.clone() })
-        };
-        let in_flight = regions.iter().map(|region| gauge(&in_flight, region)).collect();
-        let refused = regions.iter().map(|region| gauge(&refused, region)).collect();
+        let admission = regions.iter().map(|region| {
+            let labels = RegionLabels { region: region.clone() };
+            let gauge = |family: &Family<RegionLabels, Gauge>| family.get_or_create_owned(&labels);
+            AdmissionGauges {
+                limit: gauge(&limit),
+                in_flight: gauge(&in_flight),
+                waiting: gauge(&waiting),
+                refused: gauge(&refused),
+                no_load: no_load.get_or_create_owned(&labels),
+            }
+        });
+        let admission = admission.collect();
         regions.push("none".to_owned());
         let handles = (0..Method::ALL.len() * regions.len() * CODES).map(|_| OnceLock::new()).collect();
-        Self { registry, latency, calls, in_flight, refused, regions, handles }
+        Self { registry, latency, calls, admission, lag, regions, handles }
     }
 
     /// Counts one answered call; `region` is its position in the topology.
@@ -97,11 +129,16 @@ impl Metrics {
 
     /// Everything as text.
     pub(crate) fn render(&self, admission: &Admission) -> String {
-        for (region, (in_flight, refused)) in self.in_flight.iter().zip(&self.refused).enumerate() {
-            let (calls, refusals) = admission.state(region);
-            in_flight.set(i64::try_from(calls).unwrap_or(i64::MAX));
-            refused.set(i64::try_from(refusals).unwrap_or(i64::MAX));
+        let count = |calls: usize| i64::try_from(calls).unwrap_or(i64::MAX);
+        for (region, gauges) in self.admission.iter().enumerate() {
+            let state = admission.state(region);
+            gauges.limit.set(count(state.limit));
+            gauges.in_flight.set(count(state.in_flight));
+            gauges.waiting.set(count(state.waiting));
+            gauges.refused.set(i64::try_from(state.refused).unwrap_or(i64::MAX));
+            gauges.no_load.set(state.no_load.unwrap_or_default().as_secs_f64());
         }
+        self.lag.set(admission.lag().as_secs_f64());
         let mut text = String::new();
         // Writing to a string cannot fail; a metric that could not be written is left out.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);

@@ -33,6 +33,12 @@ pub(crate) fn leading_region<'a>(field: &str, text: &'a str) -> Result<&'a str, 
         .ok_or_else(|| wrong(field, text, "regions/{region}, as RegionService.ListRegions gives them"))
 }
 
+/// What names the row in any resource name: the event, or nothing when the name has none. Only a part of the text:
+/// whether it is valid is found out by whoever parses it.
+pub(crate) fn row(text: &str) -> &str {
+    text.split_once("/events/").map_or("", |(_, rest)| rest.split_once('/').map_or(rest, |(event, _)| event))
+}
+
 /// `regions/{region}` and nothing more.
 pub(crate) fn parse_region<'a>(field: &str, text: &'a str) -> Result<&'a str, ApiError> {
     let region = leading_region(field, text)?;
@@ -130,6 +136,15 @@ mod tests {
         let name = hold("north", "gala", "ga-h3");
         assert_eq!(parse_hold("name", &name).unwrap(), ChildName { event: gala, id: "ga-h3" });
         assert_eq!(leading_region("parent", &name).unwrap(), "north");
+    }
+
+    #[test]
+    fn whatever_belongs_to_an_event_is_of_its_row() {
+        for name in [event("north", "gala"), ticket("north", "gala", "ga-1"), hold("north", "gala", "ga-h1")]
+        {
+            assert_eq!(row(&name), "gala");
+        }
+        assert_eq!((row("regions/north"), row("nonsense"), row("")), ("", "", ""));
     }
 
     #[test]

@@ -10,7 +10,8 @@ use std::time::Duration;
 use axum::routing::get;
 use http::{StatusCode, header};
 use rand::Rng as _;
-use tidewall_client::ShardClient;
+use tidewall_client::follow::follow;
+use tidewall_client::{ShardClient, Topology};
 use tidewall_proto::DESCRIPTORS;
 use tidewall_proto::v1::event_service_server::EventServiceServer;
 use tidewall_proto::v1::operator_service_server::OperatorServiceServer;
@@ -112,13 +113,18 @@ impl Gateway {
             topology: Arc::clone(&config.topology),
             client: ShardClient::new(Arc::clone(&config.topology), config.shard_client.clone()),
             authenticator: Authenticator::new(&config.public_keys, config.token_cache_entries),
-            admission: Admission::new(regions, config.max_in_flight_per_region),
+            admission: Admission::new(regions, config.limit, config.calls_max_per_region),
             metrics: Metrics::new(&config.topology),
         });
         let readiness = Arc::new(Readiness::new(regions));
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let watching =
             AbortOnDrop(tokio::spawn(health::watch(Arc::clone(&edge), Arc::clone(&readiness), reporter)));
+        let measuring = AbortOnDrop(tokio::spawn({
+            let edge = Arc::clone(&edge);
+            async move { edge.admission.watch().await }
+        }));
+        let following = AbortOnDrop(tokio::spawn(following(config.topology_path.clone(), Arc::clone(&edge))));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -169,7 +175,7 @@ impl Gateway {
             ended = &mut serving => return Ok(ended?),
             () = shutdown => {}
         }
-        drop(watching);
+        drop((watching, following, measuring));
         // The receiver is gone only when the server is.
         let _ = stop.send(());
         match tokio::time::timeout(config.grace, &mut serving).await {
@@ -180,6 +186,12 @@ impl Gateway {
             }
         }
     }
+}
+
+/// Follows the topology file, if there is one: nodes join and leave, regions never change.
+async fn following(path: Option<std::path::PathBuf>, edge: Arc<Edge>) {
+    let Some(path) = path else { return };
+    match follow(&path, Topology::clone(&edge.topology), |topology| edge.client.adopt(topology)).await {}
 }
 
 /// Ends a task with its owner.

@@ -476,7 +476,7 @@ impl Pursuit {
 }
 
 /// Reduces a receipt to what the audit compares.
-pub(crate) fn stamp(receipt: &v1::Receipt) -> Stamp {
+pub fn stamp(receipt: &v1::Receipt) -> Stamp {
     Stamp {
         incarnation: receipt.incarnation,
         index: receipt.index,

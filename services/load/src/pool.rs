@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tidewall_proto::v1;
 use tidewall_proto::v1::event_service_client::EventServiceClient;
+use tidewall_proto::v1::operator_service_client::OperatorServiceClient;
 use tidewall_proto::v1::outcome_service_client::OutcomeServiceClient;
 use tidewall_proto::v1::region_service_client::RegionServiceClient;
 use tidewall_proto::v1::ticket_service_client::TicketServiceClient;
@@ -31,24 +32,30 @@ const DEADLINE_GRACE: Duration = Duration::from_millis(250);
 const LATE: &str = "no answer came before the deadline";
 
 /// A bearer token, ready to be put into requests; cloning it copies a reference only.
-pub(crate) type Token = MetadataValue<Ascii>;
+pub type Token = MetadataValue<Ascii>;
 
-/// Makes a token ready to be sent.
-pub(crate) fn bearer(subject: &str, token: &str) -> Result<Token, LoadError> {
+/// Makes the token of a subject ready to be sent.
+///
+/// # Errors
+/// [`LoadError::Token`] when it has characters that no header can carry.
+pub fn bearer(subject: &str, token: &str) -> Result<Token, LoadError> {
     format!("Bearer {token}").parse().map_err(|_| LoadError::Token { subject: subject.to_owned() })
 }
 
 /// Connections to the target.
 #[derive(Debug, Clone)]
-pub(crate) struct Pool {
+pub struct Pool {
     channels: Vec<Channel>,
     endpoints: Vec<String>,
     deadline: Duration,
 }
 
 impl Pool {
-    /// Prepares connections; they are made by the first calls on them.
-    pub(crate) fn new(target: &Target, connections: usize, deadline: Duration) -> Result<Self, LoadError> {
+    /// Prepares connections; they are made by the first calls on them. Each call may take `deadline`.
+    ///
+    /// # Errors
+    /// [`LoadError`] when there is no endpoint, or one is no URL.
+    pub fn new(target: &Target, connections: usize, deadline: Duration) -> Result<Self, LoadError> {
         if target.endpoints.is_empty() {
             return Err(LoadError::Plan("no gateway is given: name at least one endpoint".to_owned()));
         }
@@ -75,7 +82,7 @@ impl Pool {
     }
 
     /// Deadline of each call.
-    pub(crate) fn deadline(&self) -> Duration {
+    pub fn deadline(&self) -> Duration {
         self.deadline
     }
 
@@ -95,17 +102,17 @@ impl Pool {
     }
 
     /// Client for buying, on the connection of this slot.
-    pub(crate) fn tickets(&self, slot: u64) -> TicketServiceClient<Channel> {
+    pub fn tickets(&self, slot: u64) -> TicketServiceClient<Channel> {
         TicketServiceClient::new(self.channel(slot)).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 
     /// Client for events, on the connection of this slot.
-    pub(crate) fn events(&self, slot: u64) -> EventServiceClient<Channel> {
+    pub fn events(&self, slot: u64) -> EventServiceClient<Channel> {
         EventServiceClient::new(self.channel(slot)).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 
     /// Client for outcomes, on the connection of this slot.
-    pub(crate) fn outcomes(&self, slot: u64) -> OutcomeServiceClient<Channel> {
+    pub fn outcomes(&self, slot: u64) -> OutcomeServiceClient<Channel> {
         OutcomeServiceClient::new(self.channel(slot))
     }
 
@@ -114,8 +121,13 @@ impl Pool {
         RegionServiceClient::new(self.channel(slot))
     }
 
+    /// Client for operators, on the connection of this slot.
+    pub fn operators(&self, slot: u64) -> OperatorServiceClient<Channel> {
+        OperatorServiceClient::new(self.channel(slot)).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
     /// A request with token and deadline.
-    pub(crate) fn request<T>(&self, token: &Token, message: T) -> Request<T> {
+    pub fn request<T>(&self, token: &Token, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.metadata_mut().insert("authorization", token.clone());
         request.set_timeout(self.deadline);
@@ -124,7 +136,10 @@ impl Pool {
 
     /// Waits for an answer, but never much longer than the deadline: a channel that cannot connect would
     /// otherwise hold its calls.
-    pub(crate) async fn bounded<T>(
+    ///
+    /// # Errors
+    /// What the gateway said, or DEADLINE_EXCEEDED.
+    pub async fn bounded<T>(
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Status> {

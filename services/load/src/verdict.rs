@@ -7,7 +7,7 @@ use tonic_types::StatusExt as _;
 
 /// What one answer says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// Decided "no": the stock is gone.
     SoldOut,
     /// Decided "no" for another reason (quota, sale window, …).
@@ -25,16 +25,17 @@ pub(crate) enum Verdict {
 
 /// An answer with its words.
 #[derive(Debug, Clone)]
-pub(crate) struct Answer {
-    pub(crate) verdict: Verdict,
+pub struct Answer {
+    /// What it means.
+    pub verdict: Verdict,
     /// `CODE/REASON`, for counting.
-    pub(crate) key: String,
+    pub key: String,
     /// True when no gateway said this: the connection or the client's own clock did.
-    pub(crate) transport: bool,
+    pub transport: bool,
 }
 
 /// Reads a status.
-pub(crate) fn of_status(status: &Status) -> Answer {
+pub fn of_status(status: &Status) -> Answer {
     let reason = reason(status);
     let ours = !reason.is_empty();
     let verdict = match verdict_of(status.code(), &reason) {
@@ -77,12 +78,12 @@ fn verdict_of(code: Code, reason: &str) -> Verdict {
 }
 
 /// Whether a call of the preparation or the audit should be repeated.
-pub(crate) fn worth_repeating(status: &Status) -> bool {
+pub fn worth_repeating(status: &Status) -> bool {
     matches!(of_status(status).verdict, Verdict::Unknown | Verdict::Overloaded { .. })
 }
 
 /// Reason as in `google.rpc.ErrorInfo`; empty when the status has none.
-pub(crate) fn reason(status: &Status) -> String {
+pub fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }
 

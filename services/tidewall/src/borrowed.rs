@@ -103,7 +103,8 @@ async fn ready(cluster: &Cluster) -> Result<(), Failure> {
     })
 }
 
-fn target(urls: Vec<String>, key: &PrivateKey) -> Result<Target, Failure> {
+/// Gateways to call, with tokens that are signed with a key.
+pub fn target(urls: Vec<String>, key: &PrivateKey) -> Result<Target, Failure> {
     let minter = Minter::new(key.pkcs8()).map_err(|e| Failure::new(Exit::Environment, e))?;
     Ok(Target::new(urls, move |subject, roles| {
         let roles: Vec<Role> = Role::ALL.into_iter().filter(|role| roles.contains(&role.name())).collect();

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tempfile::TempDir;
-use tidewall_client::topology::Topology;
+use tidewall_client::follow::follow;
+use tidewall_client::topology::{Node, Topology};
 use tidewall_gateway::auth::Role;
 use tokio::sync::watch;
 
@@ -55,6 +56,9 @@ pub struct Cluster {
     nodes: Crew,
     board: Board,
     given_up: watch::Receiver<Vec<GivenUp>>,
+    report: Report,
+    program: PathBuf,
+    log: Option<String>,
     topology: Topology,
     key: PrivateKey,
     directory: DataDir,
@@ -167,7 +171,7 @@ impl Cluster {
                 }
             })
         };
-        let maker = SpecMaker { program, directory: &directory, log: plan.log.as_deref() };
+        let maker = SpecMaker { program: program.clone(), directory: &directory, log: plan.log.as_deref() };
         let ephemeral = temporary.is_some();
         // The ports are free again from here on, for the processes that they were kept for.
         drop((node_ports, reservation));
@@ -175,7 +179,21 @@ impl Cluster {
         let nodes = Crew::start(nodes, &report);
         let gateways = (1..).zip(&listens).map(|(id, listen)| maker.gateway(id, *listen)).collect();
         let gateways = Crew::start(gateways, &report);
-        Ok(Self { gateways, nodes, board, given_up, topology, key, directory, _lock: lock, temporary })
+        let log = plan.log.clone();
+        Ok(Self {
+            gateways,
+            nodes,
+            board,
+            given_up,
+            report,
+            program,
+            log,
+            topology,
+            key,
+            directory,
+            _lock: lock,
+            temporary,
+        })
     }
 
     /// Waits until every region has a leader and every gateway answers. Never returns before; the caller
@@ -189,8 +207,43 @@ impl Cluster {
         Ok(())
     }
 
-    /// Returns when so many processes have been given up that the cluster cannot serve: fewer nodes are left
-    /// than a majority, or no gateway. The result is the one that was given up last.
+    /// Follows the topology file: starts nodes that were added there, stops those that were removed. Never returns.
+    pub async fn follow(&self) -> std::convert::Infallible {
+        let path = self.directory.topology();
+        let known = Mutex::new(self.topology.clone());
+        follow(&path, self.topology.clone(), |topology| {
+            self.adopt(&known.lock(), topology);
+            *known.lock() = topology.clone();
+        })
+        .await
+    }
+
+    fn adopt(&self, old: &Topology, new: &Topology) {
+        self.board.change(|endpoints| {
+            endpoints.nodes.retain(|node| new.node(node.id).is_some());
+            for node in new.nodes.iter().filter(|node| old.node(node.id).is_none()) {
+                endpoints.nodes.push(node_endpoint(node));
+            }
+        });
+        for node in old.nodes.iter().filter(|node| new.node(node.id).is_none()) {
+            tracing::info!(
+                "{} was removed: it is stopped, and {} is not needed any more",
+                node_name(node.id),
+                self.directory.node(node.id).display()
+            );
+            self.nodes.remove(&node_name(node.id));
+        }
+        let maker =
+            SpecMaker { program: self.program.clone(), directory: &self.directory, log: self.log.as_deref() };
+        for node in new.nodes.iter().filter(|node| old.node(node.id).is_none()) {
+            tracing::info!("{} was added: it is started", node_name(node.id));
+            self.nodes.add(maker.node(node.id, node.address, self.temporary.is_some()), &self.report);
+        }
+    }
+
+    /// Returns when so many processes have been given up that nothing can be done here any more: no node is left, or
+    /// no gateway. Without a majority of nodes the others go on: they are needed for a forced failover. The result is
+    /// the one that was given up last.
     pub async fn broken(&self) -> GivenUp {
         let mut given_up = self.given_up.clone();
         loop {
@@ -309,10 +362,9 @@ impl SpecMaker<'_> {
 /// Whether too many processes are gone for good.
 fn beyond_repair(given_up: &[GivenUp], endpoints: &Endpoints) -> Option<GivenUp> {
     let gone = |name: String| given_up.iter().any(|gone| gone.name == name);
-    let nodes_left = endpoints.nodes.iter().filter(|node| !gone(node_name(node.id))).count();
-    let majority = endpoints.nodes.len() / 2 + 1;
+    let no_node = endpoints.nodes.iter().all(|node| gone(node_name(node.id)));
     let no_gateway = endpoints.gateways.iter().all(|gateway| gone(gateway_name(gateway.id)));
-    if nodes_left < majority || no_gateway { given_up.last().cloned() } else { None }
+    if no_node || no_gateway { given_up.last().cloned() } else { None }
 }
 
 /// This binary. On Linux through /proc, so that a restarted process is the same program even when the file
@@ -371,20 +423,19 @@ fn endpoints(topology: &Topology, listens: &[SocketAddr]) -> Endpoints {
         url: format!("http://{}", ports::reachable(*listen)),
         pid: None,
     };
-    let node = |node: &tidewall_client::topology::Node| NodeEndpoint {
-        id: node.id,
-        address: node.address,
-        peer_address: node.peer_address,
-        pid: None,
-    };
     Endpoints {
         format: ENDPOINTS_FORMAT,
         cluster: topology.cluster.clone(),
         supervisor_pid: std::process::id(),
         ready: false,
         gateways: (1..).zip(listens).map(gateway).collect(),
-        nodes: topology.nodes.iter().map(node).collect(),
+        nodes: topology.nodes.iter().map(node_endpoint).collect(),
     }
+}
+
+/// A node of which nothing runs yet.
+fn node_endpoint(node: &Node) -> NodeEndpoint {
+    NodeEndpoint { id: node.id, address: node.address, peer_address: node.peer_address, pid: None }
 }
 
 #[cfg(test)]
@@ -428,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_is_broken_without_a_majority_of_nodes_or_any_gateway() {
+    fn a_cluster_is_broken_without_any_node_or_any_gateway() {
         let parent = tempfile::tempdir().unwrap();
         let (_lock, topology, _ports) =
             DataDir::new(parent.path()).prepare(&Wanted::default(), Duration::ZERO).unwrap();
@@ -444,7 +495,8 @@ mod tests {
         assert_eq!(last(&[]), None);
         assert_eq!(last(&["node-2"]), None);
         assert_eq!(last(&["node-2", "gateway-1"]), None);
-        assert_eq!(last(&["node-2", "node-1"]).as_deref(), Some("node-1"));
+        assert_eq!(last(&["node-2", "node-1"]), None);
+        assert_eq!(last(&["node-2", "node-3", "node-1"]).as_deref(), Some("node-1"));
         assert_eq!(last(&["gateway-1", "gateway-2"]).as_deref(), Some("gateway-2"));
     }
 

@@ -30,6 +30,9 @@ pub const DEFAULT_DATA: &str = "./tidewall-data";
 /// How many shard nodes a new cluster gets when nobody says otherwise.
 pub const DEFAULT_NODES: u64 = 3;
 
+/// How long another change of the topology is waited for.
+const TOPOLOGY_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What a first start that was cut short, or making a file system, may have left behind.
 const LEFT_BY_A_FIRST_START: [&str; 5] = ["lock", "logs", "keys", "topology.tmp", "lost+found"];
 
@@ -267,6 +270,25 @@ impl DataDir {
         Ok((lock, topology, reservation))
     }
 
+    /// Changes the topology of a cluster that may be running; its processes follow the file. One change at a time.
+    ///
+    /// # Errors
+    /// That there is no cluster, that it cannot be read or written, or what `change` says.
+    pub fn change_topology(
+        &self,
+        change: impl FnOnce(&mut Topology) -> Result<(), String>,
+    ) -> Result<Topology, DataDirError> {
+        let failed =
+            |message: String| DataDirError::Topology { directory: self.root.display().to_string(), message };
+        let _lock = Lock::take(&self.root.join("topology.lock"), TOPOLOGY_PATIENCE)?;
+        let mut topology = Topology::load(&self.topology()).map_err(|e| failed(e.to_string()))?;
+        change(&mut topology).map_err(&failed)?;
+        topology.generation += 1;
+        topology.check().map_err(|e| failed(e.to_string()))?;
+        topology.save(&self.topology()).map_err(|e| failed(e.to_string()))?;
+        Ok(topology)
+    }
+
     /// Takes the supervisor's lock.
     fn lock(&self) -> Result<Lock, DataDirError> {
         Lock::take(&self.lock_file(), Duration::ZERO)
@@ -317,6 +339,9 @@ fn new_topology(wanted: &Wanted) -> Topology {
     Topology {
         format: TOPOLOGY_FORMAT,
         cluster: uuid::Uuid::now_v7().simple().to_string(),
+        generation: 0,
+        retired: Default::default(),
+        fences: Default::default(),
         regions: wanted.regions.clone().unwrap_or_else(regions_file::default_regions),
         nodes: (1..=wanted.nodes.unwrap_or(DEFAULT_NODES))
             .map(|id| Node { id, address: any, peer_address: any })

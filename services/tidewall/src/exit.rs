@@ -26,11 +26,13 @@ pub enum Exit {
     StorageFailed,
     /// A node's data are damaged, foreign or of another version.
     DataUnusable,
+    /// A node was given an order that it carries out when it starts.
+    StartAgain,
 }
 
 impl Exit {
     /// All codes, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Ok,
         Self::Failed,
         Self::Usage,
@@ -39,6 +41,7 @@ impl Exit {
         Self::Environment,
         Self::StorageFailed,
         Self::DataUnusable,
+        Self::StartAgain,
     ];
 
     /// The number that the process ends with.
@@ -52,6 +55,7 @@ impl Exit {
             Self::Environment => 5,
             Self::StorageFailed => 70,
             Self::DataUnusable => 71,
+            Self::StartAgain => 75,
         }
     }
 
@@ -78,6 +82,7 @@ impl Exit {
             Self::DataUnusable => {
                 "a node's data are damaged, foreign or of another version; it is not restarted by itself"
             }
+            Self::StartAgain => "a node carries out an order when it is started again, which must happen now",
         }
     }
 }

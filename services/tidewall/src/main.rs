@@ -4,6 +4,7 @@
 //! This file only says which commands there are. It never does any of their work.
 
 mod borrowed;
+mod chaos;
 mod cluster;
 mod completions;
 mod datadir;
@@ -11,9 +12,11 @@ mod demo;
 mod duration;
 mod endpoints;
 mod exit;
+mod failover;
 mod gateway;
 mod keys;
 mod load;
+mod members;
 mod node;
 mod output;
 mod ports;
@@ -97,6 +100,11 @@ enum Command {
     /// Look at shard nodes
     #[command(after_help = "Example:\n  tidewall node list")]
     Node(node::NodeCommand),
+    /// Do harm to clusters of its own, and check whether every promise was kept
+    #[command(
+        after_help = "Examples:\n  tidewall chaos list\n  tidewall chaos run --scenario leader-kill --count 5"
+    )]
+    Chaos(chaos::ChaosCommand),
     /// Print a script that completes commands in a shell
     #[command(after_help = "Examples:\n  source <(tidewall completions bash)\n  \
                             tidewall completions fish > ~/.config/fish/completions/tidewall.fish")]
@@ -150,6 +158,7 @@ fn run(cli: Cli, begun: Instant) -> Result<(), Failure> {
         Command::Load(command) => block_on(Threads::All, load::run(&command, format, log)),
         Command::Region(command) => block_on(Threads::One, region::run(&command, format)),
         Command::Node(command) => block_on(Threads::One, node::run(&command, format)),
+        Command::Chaos(command) => block_on(Threads::All, chaos::run(&command, format)),
         Command::Completions(command) => completions::run(&command, Cli::command()),
         Command::ExitCodes => output::text(&exit::table()),
     }

@@ -1,12 +1,13 @@
-//! `tidewall node`: the shard nodes as a gateway sees them.
+//! `tidewall node`: the shard nodes as a gateway sees them, and draining them.
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use tidewall_proto::v1::operator_service_client::OperatorServiceClient;
-use tidewall_proto::v1::{ListNodesRequest, NodeStatus};
+use tidewall_proto::v1::{DrainNodeRequest, ListNodesRequest, NodeStatus, UndrainNodeRequest};
 
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::gateway::{self, TargetArgs, TokenArgs};
+use crate::members;
 use crate::output::{self, Format};
 
 /// Arguments of `tidewall node`.
@@ -25,6 +26,41 @@ pub enum Verb {
         after_help = "Example:\n  tidewall node list\n  tidewall node list -o json | jq '.nodes[] | select(.reachable | not)'"
     )]
     List(ListArgs),
+    /// Move all leads away from a node, and keep new ones away
+    #[command(
+        after_help = "Example:\n  tidewall node drain 2\n  tidewall node drain 2 && kill -TERM $(pgrep -f 'serve shard --node 2')\n\nThe node goes on replicating. It leads again after `node undrain`, or after a restart. Exit code 1 if it still leads a region."
+    )]
+    Drain(NodeArgs),
+    /// Add a node, with a replica of every region
+    #[command(
+        after_help = "Examples:\n  tidewall node add\n  tidewall node add --id 4\n\nWithout --id a node is started beside the others, by the `tidewall up` that runs on --data. With --id it must run already and be in the topology that all processes follow. Each replica first receives everything and only then votes. May be repeated."
+    )]
+    Add(members::AddArgs),
+    /// Remove a node and its replicas; its id is never used again
+    #[command(after_help = "Example:\n  tidewall node remove 4")]
+    Remove(members::RemoveArgs),
+    /// Replace a node, also a dead one, by a new one under a new id
+    #[command(
+        after_help = "Examples:\n  tidewall node replace 2\n  tidewall node replace 2 --with 4\n\nFor a node whose disk is lost or damaged, or whose replicas are quarantined. Needs a majority of each region without it. May be repeated."
+    )]
+    Replace(members::ReplaceArgs),
+    /// Let a drained node lead again
+    #[command(after_help = "Example:\n  tidewall node undrain 2")]
+    Undrain(NodeArgs),
+}
+
+/// Arguments of `node drain` and `node undrain`.
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// Id of the node, as `node list` shows it
+    #[arg(value_name = "NODE")]
+    pub node: u64,
+    /// Which cluster
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Who asks
+    #[command(flatten)]
+    pub token: TokenArgs,
 }
 
 /// Arguments of `node list`.
@@ -48,6 +84,17 @@ struct NodeView {
     log_bytes: u64,
     version: String,
     fault: String,
+    drained: bool,
+    clock_offset_ms: i64,
+    clock_far: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Drained {
+    node: u64,
+    drained: bool,
+    moved: Vec<String>,
+    kept: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,7 +104,56 @@ struct NodeList {
 
 /// Runs the command.
 pub async fn run(command: &NodeCommand, format: Format) -> Result<(), Failure> {
-    let Verb::List(arguments) = &command.verb;
+    match &command.verb {
+        Verb::List(arguments) => list(arguments, format).await,
+        Verb::Drain(arguments) => drain(arguments, format).await,
+        Verb::Undrain(arguments) => undrain(arguments, format).await,
+        Verb::Add(arguments) => members::add(arguments, format).await,
+        Verb::Remove(arguments) => members::remove(arguments, format).await,
+        Verb::Replace(arguments) => members::replace(arguments, format).await,
+    }
+}
+
+async fn drain(arguments: &NodeArgs, format: Format) -> Result<(), Failure> {
+    let node = arguments.node;
+    let caller = gateway::operator(&arguments.target, &arguments.token).await?;
+    let mut client = OperatorServiceClient::new(caller.channel());
+    let request = caller.request(DrainNodeRequest { node }, arguments.token.for_question());
+    let answer = client.drain_node(request).await;
+    let done = answer.map_err(|e| Failure::from_status(format_args!("drain node {node}"), &e))?.into_inner();
+    let kept = done.kept.join(", ");
+    let text = format!("node {node} takes no leads any more; {} were moved\n", done.moved.len());
+    match format {
+        Format::Json => {
+            output::json(&Drained { node, drained: true, moved: done.moved, kept: done.kept })?;
+        }
+        Format::Table => output::text(&text)?,
+    }
+    if kept.is_empty() {
+        return Ok(());
+    }
+    let what = format!(
+        "node {node} still leads {kept}: no other replica could take over in time. It goes on trying; look with `region list`"
+    );
+    Err(Failure::new(Exit::Failed, what))
+}
+
+async fn undrain(arguments: &NodeArgs, format: Format) -> Result<(), Failure> {
+    let node = arguments.node;
+    let caller = gateway::operator(&arguments.target, &arguments.token).await?;
+    let mut client = OperatorServiceClient::new(caller.channel());
+    let request = caller.request(UndrainNodeRequest { node }, arguments.token.for_question());
+    client
+        .undrain_node(request)
+        .await
+        .map_err(|e| Failure::from_status(format_args!("undrain node {node}"), &e))?;
+    match format {
+        Format::Json => output::json(&Drained { node, drained: false, moved: Vec::new(), kept: Vec::new() }),
+        Format::Table => output::text(&format!("node {node} may lead again\n")),
+    }
+}
+
+async fn list(arguments: &ListArgs, format: Format) -> Result<(), Failure> {
     let caller = gateway::operator(&arguments.target, &arguments.token).await?;
     let mut client = OperatorServiceClient::new(caller.channel());
     let answer = client
@@ -82,7 +178,19 @@ impl From<NodeStatus> for NodeView {
             log_bytes: node.log_bytes,
             version: node.version,
             fault: node.fault,
+            drained: node.drained,
+            clock_offset_ms: node.clock_offset_ms,
+            clock_far: node.clock_far,
         }
+    }
+}
+
+fn state(node: &NodeView) -> &'static str {
+    match node {
+        NodeView { reachable: false, .. } => "UNREACHABLE",
+        NodeView { clock_far: true, .. } => "WRONG CLOCK",
+        NodeView { drained: true, .. } => "drained",
+        _ => "up",
     }
 }
 
@@ -95,7 +203,7 @@ fn table(nodes: &[NodeView]) -> String {
             vec![
                 node.node.to_string(),
                 node.address.clone(),
-                if node.reachable { "up".into() } else { "UNREACHABLE".into() },
+                state(node).into(),
                 leads.len().to_string(),
                 node.replicas.to_string(),
                 output::bytes(node.log_bytes),
@@ -122,7 +230,7 @@ mod tests {
             replicas: 12,
             log_bytes: 2048,
             version: "0.1.0".into(),
-            fault: String::new(),
+            ..Default::default()
         };
         let gone = NodeStatus { node: 2, fault: "refused".into(), ..Default::default() };
         let text = table(&[NodeView::from(up), NodeView::from(gone)]);

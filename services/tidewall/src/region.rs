@@ -12,7 +12,7 @@ use tidewall_client::topology::valid_region_id;
 use tidewall_proto::v1::operator_service_client::OperatorServiceClient;
 use tidewall_proto::v1::{
     ExportRegionRequest, GetRegionStatusRequest, ImportRegionRequest, ListRegionStatusesRequest,
-    RegionStatus, ReplicaRole,
+    RegionStatus, ReplicaRole, TransferLeaderRequest,
 };
 
 use crate::exit::{Exit, Failure};
@@ -42,6 +42,15 @@ pub enum Verb {
     /// Show one region, or all: every replica and the hot rows
     #[command(after_help = "Example:\n  tidewall region status north")]
     Status(StatusArgs),
+    /// Hand the lead of a region to another node
+    #[command(
+        name = "transfer-leader",
+        after_help = "Example:\n  tidewall region transfer-leader north --to 2\n\nReturns when that node leads; calls of clients wait meanwhile. The region keeps that leader until the lead is moved again, or the node dies or is drained."
+    )]
+    TransferLeader(TransferArgs),
+    /// Let one surviving replica go on alone, after a majority was lost for good
+    #[command(after_help = crate::failover::HELP)]
+    Failover(crate::failover::FailoverArgs),
     /// Save the rows of a region at one log index to a file
     #[command(
         after_help = "Example:\n  tidewall region export north north.tidewall\n\nThe file appears under its name only when it is complete and on disk."
@@ -71,6 +80,26 @@ pub struct StatusArgs {
     /// Region, such as north or regions/north; all when left out
     #[arg(value_name = "REGION", value_parser = region_name)]
     pub region: Option<String>,
+    /// Which cluster
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Who asks
+    #[command(flatten)]
+    pub token: TokenArgs,
+}
+
+/// Arguments of `region transfer-leader`.
+#[derive(Debug, Args)]
+pub struct TransferArgs {
+    /// Region, such as north or regions/north
+    #[arg(value_name = "REGION", value_parser = region_name)]
+    pub region: String,
+    /// Node that is to lead
+    #[arg(long, value_name = "NODE")]
+    pub to: u64,
+    /// Return only when that node leads; this is always so and may be said for clarity
+    #[arg(long)]
+    pub wait: bool,
     /// Which cluster
     #[command(flatten)]
     pub target: TargetArgs,
@@ -167,6 +196,13 @@ struct RegionList {
 }
 
 #[derive(Debug, Serialize)]
+struct Transferred<'a> {
+    region: &'a str,
+    leader_node: u64,
+    took_ms: u32,
+}
+
+#[derive(Debug, Serialize)]
 struct Exported<'a> {
     region: &'a str,
     file: &'a Path,
@@ -187,6 +223,8 @@ pub async fn run(command: &RegionCommand, format: Format) -> Result<(), Failure>
     match &command.verb {
         Verb::List(arguments) => list(arguments, format).await,
         Verb::Status(arguments) => status(arguments, format).await,
+        Verb::TransferLeader(arguments) => transfer(arguments, format).await,
+        Verb::Failover(arguments) => crate::failover::run(arguments, format).await,
         Verb::Export(arguments) => export(arguments, format).await,
         Verb::Import(arguments) => import(arguments, format).await,
     }
@@ -234,6 +272,26 @@ async fn status(arguments: &StatusArgs, format: Format) -> Result<(), Failure> {
     match format {
         Format::Json => output::json(&region),
         Format::Table => output::text(&status_text(&region)),
+    }
+}
+
+async fn transfer(arguments: &TransferArgs, format: Format) -> Result<(), Failure> {
+    let name = &arguments.region;
+    let caller = gateway::operator(&arguments.target, &arguments.token).await?;
+    let mut client = OperatorServiceClient::new(caller.channel());
+    let order = TransferLeaderRequest { name: name.clone(), to_node: arguments.to };
+    let answer = client.transfer_leader(caller.request(order, arguments.token.for_question())).await;
+    let done = answer
+        .map_err(|e| Failure::from_status(format_args!("hand {name} to node {}", arguments.to), &e))?
+        .into_inner();
+    match format {
+        Format::Json => {
+            output::json(&Transferred { region: name, leader_node: done.leader_node, took_ms: done.took_ms })
+        }
+        Format::Table => output::text(&format!(
+            "node {} leads {name} now; it took {} ms\n",
+            done.leader_node, done.took_ms
+        )),
     }
 }
 
@@ -367,7 +425,7 @@ fn confirm(name: &str) -> Result<(), Failure> {
 }
 
 /// The name of a region from `north` or `regions/north`.
-fn region_name(text: &str) -> Result<String, String> {
+pub fn region_name(text: &str) -> Result<String, String> {
     let id = text.strip_prefix("regions/").unwrap_or(text);
     if valid_region_id(id) {
         Ok(format!("regions/{id}"))

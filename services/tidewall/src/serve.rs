@@ -14,8 +14,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
 use tidewall_client::topology::Topology;
-use tidewall_gateway::{Gateway, GatewayConfig};
-use tidewall_node::NodeConfig;
+use tidewall_gateway::{Gateway, GatewayConfig, LimitOptions};
+use tidewall_node::{APPLY_VERSION, NodeConfig};
 
 use crate::datadir::Lock;
 use crate::exit::{Exit, Failure};
@@ -69,6 +69,10 @@ pub struct ShardArgs {
     /// The data need not outlive this run
     #[arg(long)]
     pub ephemeral: bool,
+    /// Newest version of the rules of apply to support; lower than the default plays an older build
+    #[arg(long, value_name = "N", default_value_t = APPLY_VERSION, env = "TIDEWALL_APPLY_VERSION", hide = true,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(APPLY_VERSION)))]
+    pub apply_version: u32,
     /// Stop when standard input ends: its other end is held by the supervisor
     #[arg(long)]
     pub parent_pipe: bool,
@@ -89,6 +93,15 @@ pub struct GatewayArgs {
     /// Threads that serve calls; 0 means one for each core
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
+    /// Calls per region that may always be under way at once, however slow the region is
+    #[arg(long, value_name = "N", default_value_t = LimitOptions::default().floor, env = "TIDEWALL_ADMISSION_FLOOR",
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    pub admission_floor: usize,
+    /// Calls per region that may be under way at once at the most; further ones wait
+    #[arg(long, value_name = "N", default_value_t = LimitOptions::default().ceiling,
+          env = "TIDEWALL_ADMISSION_CEILING",
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    pub admission_ceiling: usize,
     /// Stop when standard input ends: its other end is held by the supervisor
     #[arg(long)]
     pub parent_pipe: bool,
@@ -129,8 +142,10 @@ fn shard(arguments: &ShardArgs) -> Result<(), Failure> {
         node: arguments.node,
         data_dir: arguments.data.clone(),
         topology,
+        topology_path: Some(arguments.topology.clone()),
         ephemeral: arguments.ephemeral,
         create: may_create(&arguments.data)?,
+        apply_version: arguments.apply_version,
     };
     tidewall_node::run(config)
         .map_err(|error| Failure::with_code(error.exit_code(), format!("node {}: {error}", arguments.node)))
@@ -161,7 +176,10 @@ fn gateway(arguments: &GatewayArgs) -> Result<(), Failure> {
         .map_err(|e| environment(&format!("cannot start the runtime: {e}")))?;
     runtime.block_on(async {
         let mut signals = Signals::new()?;
-        let config = GatewayConfig::new(arguments.listen, Arc::new(topology), public_keys);
+        let mut config = GatewayConfig::new(arguments.listen, Arc::new(topology), public_keys);
+        config.topology_path = Some(arguments.topology.clone());
+        config.limit.floor = arguments.admission_floor;
+        config.limit.ceiling = arguments.admission_ceiling;
         let gateway = Gateway::bind(config).await.map_err(|e| environment(&e))?;
         tracing::info!("gateway listens on {}", gateway.local_addr);
         gateway
@@ -259,7 +277,7 @@ fn watch_parent(wanted: bool) -> Result<(), Failure> {
         // Whatever is written is ignored; an error ends it like end-of-file.
         while matches!(std::io::stdin().read(&mut nothing), Ok(read) if read > 0) {}
         tracing::warn!("the supervisor is gone: this process stops");
-        if let Err(error) = kill_process(getpid(), Signal::TERM) {
+        if let Err(error) = kill_process(getpid(), Signal::INT) {
             tracing::error!("cannot signal this process: {error}");
         }
         std::thread::sleep(ORPHAN_GRACE);
@@ -298,6 +316,7 @@ mod tests {
             data: data.node(9),
             topology: data.topology(),
             ephemeral: false,
+            apply_version: APPLY_VERSION,
             parent_pipe: false,
         };
         let failure = shard(&arguments).unwrap_err();
@@ -354,6 +373,8 @@ mod tests {
             topology: directory.path().join("none.json"),
             keys: vec![directory.path().join("none.pub")],
             threads: 1,
+            admission_floor: 16,
+            admission_ceiling: 4096,
             parent_pipe: false,
         };
         let failure = gateway(&arguments).unwrap_err();

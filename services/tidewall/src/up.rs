@@ -117,11 +117,18 @@ async fn keep(
     format: Format,
     begun: Instant,
 ) -> Result<Ending, Failure> {
-    if let Some(ending) = become_ready(cluster, signals, begun).await? {
-        return Ok(ending);
+    let life = async {
+        if let Some(ending) = become_ready(cluster, signals, begun).await? {
+            return Ok(ending);
+        }
+        announce(cluster, arguments, format, begun.elapsed())?;
+        Ok(watch(cluster, signals).await)
+    };
+    tokio::select! {
+        ending = life => ending,
+        // Also while it is not ready: a node may have to be replaced before it can be.
+        never = cluster.follow() => match never {},
     }
-    announce(cluster, arguments, format, begun.elapsed())?;
-    Ok(watch(cluster, signals).await)
 }
 
 /// Why a cluster ends.

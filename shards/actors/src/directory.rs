@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use actix::prelude::*;
 use parking_lot::Mutex;
 
+use crate::home::Home;
 use crate::proposer::Proposer;
 use crate::request::{Refusal, Request};
-use crate::row::{Requests, Retire, Row};
+use crate::row::{Abandon, Requests, Retire, Row};
 use crate::shard::Shard;
 
 /// Bounds of the actors. Nothing here grows without one.
@@ -86,7 +87,7 @@ struct Inner {
     shard: Arc<dyn Shard>,
     proposer: Addr<Proposer>,
     limits: Limits,
-    arbiter: ArbiterHandle,
+    home: Home,
     rows: Mutex<BTreeMap<String, Known>>,
 }
 
@@ -97,11 +98,11 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Starts the group's proposer on an arbiter, on which its rows will live too.
-    pub fn start(shard: Arc<dyn Shard>, limits: Limits, arbiter: ArbiterHandle) -> Self {
+    /// Starts the group's proposer at `home`, where its rows will live too.
+    pub fn start(shard: Arc<dyn Shard>, limits: Limits, home: Home) -> Self {
         let behind = Arc::clone(&shard);
-        let proposer = Proposer::start_in_arbiter(&arbiter, move |_| Proposer::new(behind, limits));
-        Self { inner: Arc::new(Inner { shard, proposer, limits, arbiter, rows: Mutex::default() }) }
+        let proposer = home.start(move || Proposer::new(behind, limits));
+        Self { inner: Arc::new(Inner { shard, proposer, limits, home, rows: Mutex::default() }) }
     }
 
     /// Hands requests for one row to its actor. Every request is answered, sooner or later; this never blocks.
@@ -146,10 +147,17 @@ impl Directory {
         let stats = Arc::new(RowStats::default());
         let (shard, proposer) = (Arc::clone(&self.inner.shard), self.inner.proposer.clone());
         let (limits, shared) = (self.inner.limits, Arc::clone(&stats));
-        let address =
-            Row::start_in_arbiter(&self.inner.arbiter, move |_| Row::new(shard, proposer, limits, shared));
+        let address = self.inner.home.start(move || Row::new(shard, proposer, limits, shared));
         rows.insert(row.to_owned(), Known { address: address.clone(), stats, sampled: 0, idle_samples: 0 });
         Some(address)
+    }
+
+    /// Ends all row actors at once, as a defect of theirs would. For tests and simulation.
+    pub fn abandon(&self) {
+        for (_, known) in std::mem::take(&mut *self.inner.rows.lock()) {
+            // A full mailbox spares its actor: it goes when nobody knows its address any more.
+            let _ = known.address.try_send(Abandon);
+        }
     }
 
     /// The busiest rows since the last call, busiest first. Actors that were idle over ten calls end.

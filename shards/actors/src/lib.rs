@@ -10,6 +10,7 @@
 //! actor.
 
 mod directory;
+mod home;
 mod proposer;
 mod request;
 mod row;
@@ -18,5 +19,6 @@ mod shard;
 mod tests;
 
 pub use directory::{Directory, HotRow, Limits};
+pub use home::Home;
 pub use request::{Refusal, Reply, Request};
 pub use shard::{BoxFuture, Shard};

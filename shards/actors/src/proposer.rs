@@ -141,7 +141,7 @@ impl Proposer {
             return;
         }
         let mut due = None;
-        self.shard.look(&mut |machine| due = machine.tickets().next_sweep_ms());
+        self.shard.look(&mut |machine| due = machine.next_due_ms());
         if due.is_some_and(|due| due <= self.shard.now_ms()) {
             self.entries += 1;
             let ticked = self.shard.propose(vec![Command::system(SystemCommand::Tick)]).into_actor(self);

@@ -38,6 +38,11 @@ pub(crate) struct Settled {
 #[rtype(result = "()")]
 pub(crate) struct Retire;
 
+/// Ends the actor as it stands, with everything in it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Abandon;
+
 /// A request that the row has, wherever it is on its way; its copies wait with it.
 struct Pending {
     first: Request,
@@ -63,6 +68,8 @@ pub(crate) struct Row {
     /// Ids whose outcome is unknown, and until when a copy in the log can still be decided: no quick no for them.
     limbo: BTreeMap<u128, u64>,
     scratch: Writer,
+    #[cfg(tidewall_mutants)]
+    sold_out_once: std::collections::BTreeSet<String>,
 }
 
 impl Row {
@@ -86,6 +93,8 @@ impl Row {
             retrying: false,
             limbo: BTreeMap::new(),
             scratch: Writer::new(),
+            #[cfg(tidewall_mutants)]
+            sold_out_once: std::collections::BTreeSet::new(),
         }
     }
 
@@ -148,6 +157,9 @@ impl Row {
         });
         for (pending, (known, hopeless)) in fresh.into_iter().zip(verdicts) {
             let id = pending.first.command.request_id;
+            #[cfg(tidewall_mutants)]
+            let known = known
+                .or_else(|| mutants::by_memory(&mut self.sold_out_once, &pending.first.command, hopeless));
             if let Some(decision) = known {
                 answer(pending, Ok(decision));
             } else if self.queued() >= self.limits.queue_max {
@@ -270,6 +282,33 @@ fn answer(pending: Pending, reply: Reply) {
     pending.first.answer(reply);
 }
 
+#[cfg(tidewall_mutants)]
+mod mutants {
+    use std::collections::BTreeSet;
+
+    use tidewall_machine::{Reject, domain::tickets::Rejection};
+
+    use super::*;
+
+    /// A refusal by what was true once.
+    pub fn by_memory(once: &mut BTreeSet<String>, command: &Command, hopeless: bool) -> Option<Decision> {
+        let Op::Tickets(tickets::Command::Buy { tier, .. } | tickets::Command::Hold { tier, .. }) =
+            &command.op
+        else {
+            return None;
+        };
+        if !tidewall_mutant::active(tidewall_mutant::Mutant::StockDecidedOutsideApply) {
+            return None;
+        }
+        if hopeless {
+            once.insert(tier.clone());
+        }
+        let no = Rejection::SoldOut { asked: 1, free: 0 };
+        let answer = Answer::Rejected(Reject::Tickets(no));
+        once.contains(tier).then_some(Decision { receipt: None, answer, replayed: false })
+    }
+}
+
 /// The quick no to a command, if there is one.
 fn sold_out(machine: &Machine, command: &Command, now_ms: u64) -> Option<Decision> {
     let Op::Tickets(op) = &command.op else { return None };
@@ -326,6 +365,14 @@ impl Handler<Settled> for Row {
             self.settle(id, reply);
         }
         self.offer(context);
+    }
+}
+
+impl Handler<Abandon> for Row {
+    type Result = ();
+
+    fn handle(&mut self, _: Abandon, context: &mut Self::Context) {
+        context.terminate();
     }
 }
 

@@ -162,7 +162,11 @@ fn limits() -> Limits {
 }
 
 fn started(fake: &Arc<Fake>, limits: Limits) -> Directory {
-    Directory::start(Arc::new(Handle(Arc::clone(fake))), limits, actix::Arbiter::current())
+    Directory::start(
+        Arc::new(Handle(Arc::clone(fake))),
+        limits,
+        crate::Home::arbiter(actix::Arbiter::current()),
+    )
 }
 
 fn reason(reply: &Reply) -> String {

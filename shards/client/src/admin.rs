@@ -1,6 +1,7 @@
 //! Calls that are not multiplexed: state of nodes, export and import. They go to one node, once: nothing is
 //! replayed here, because a stream of chunks cannot be.
 
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use futures_util::Stream;
 use futures_util::future::{BoxFuture, join_all};
 use tidewall_link::endpoint;
 use tidewall_proto::internal::v1 as pb;
+use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
@@ -17,12 +19,18 @@ use crate::{ClientError, ShardClient};
 
 type NodeClient = pb::shard_service_client::ShardServiceClient<Channel>;
 
+/// Time to ask all nodes who leads.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Pause before a change of replicas is asked for again.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+
 /// Largest message of these calls, bytes: node states with many hot rows, chunks of a snapshot.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 impl ShardClient {
     fn node_client(&self, position: usize) -> NodeClient {
-        let node = &self.nodes[position];
+        let node = self.nodes.at(position);
         let channel = node
             .channel
             .get_or_init(|| endpoint(node.address, self.options.link.connect_timeout).connect_lazy());
@@ -31,14 +39,14 @@ impl ShardClient {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    /// State of all nodes, in the order of the topology, asked at the same time. A node that does not
+    /// State of all nodes of the cluster, asked at the same time. A node that does not
     /// answer within `timeout` is [`ClientError::Unavailable`].
     pub async fn node_states(
         &self,
         timeout: Duration,
     ) -> Vec<(u64, Result<pb::GetNodeStateResponse, ClientError>)> {
-        let mut asked = Vec::with_capacity(self.nodes.len());
-        for (position, node) in self.nodes.iter().enumerate() {
+        let mut asked = Vec::new();
+        for (position, node) in self.nodes.present() {
             asked.push(ask(node.id, self.node_client(position), timeout));
         }
         join_all(asked).await
@@ -82,6 +90,120 @@ impl ShardClient {
         opened
             .map(tonic::Response::into_inner)
             .map_err(|status| ClientError::Unavailable { why: status.message().to_owned() })
+    }
+
+    /// Hands the lead of a group to node `to`. The order is given once: who asks again looks at the state first.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] when that node cannot lead, [`ClientError::Unavailable`] when the leader did not take the
+    /// order, [`ClientError::Unknown`] when what came of it was not seen.
+    pub async fn transfer_lead(
+        &self,
+        group: u32,
+        to: u64,
+        principal: String,
+        timeout: Duration,
+    ) -> Result<pb::TransferLeadResponse, ClientError> {
+        self.discover(timeout.min(DISCOVERY_TIMEOUT)).await;
+        let leader = self.group(group)?.leader();
+        let timeout_ms = granted(timeout);
+        let request = pb::TransferLeadRequest { group, to_node: to, timeout_ms, principal };
+        let mut client = self.node_client(leader);
+        let response = order(timeout, client.transfer_lead(request)).await?;
+        match &response.refusal {
+            None => {
+                self.discover(timeout.min(DISCOVERY_TIMEOUT)).await;
+                Ok(response)
+            }
+            Some(refusal) => Err(match refusal.kind() {
+                pb::RefusalKind::Invalid => ClientError::Invalid(refusal.message.clone()),
+                pb::RefusalKind::Unknown => ClientError::Unknown { why: refusal.message.clone() },
+                _ => ClientError::Unavailable { why: refusal.message.clone() },
+            }),
+        }
+    }
+
+    /// Moves all leads away from a node and keeps new ones away, or accepts them again. Harmless when repeated.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] when the topology has no such node, [`ClientError::Unavailable`] or
+    /// [`ClientError::Unknown`] when it does not answer.
+    pub async fn drain(
+        &self,
+        node: u64,
+        drained: bool,
+        principal: String,
+        timeout: Duration,
+    ) -> Result<pb::DrainResponse, ClientError> {
+        let position = self.node_position(node).ok_or_else(|| self.no_such_node(node))?;
+        let timeout_ms = granted(timeout);
+        let request = pb::DrainRequest { drained, timeout_ms, principal };
+        let mut client = self.node_client(position);
+        let response = order(timeout, client.drain(request)).await?;
+        self.discover(timeout.min(DISCOVERY_TIMEOUT)).await;
+        Ok(response)
+    }
+
+    /// Makes `add` vote in a group and `remove` leave it; follows the lead, which may move on the way. May be repeated
+    /// until it succeeds.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] when it cannot be done, [`ClientError::Unknown`] when it is not done yet.
+    pub async fn change_replicas(
+        &self,
+        group: u32,
+        add: &[u64],
+        remove: &[u64],
+        principal: &str,
+        timeout: Duration,
+    ) -> Result<pb::ChangeReplicasResponse, ClientError> {
+        let deadline = Instant::now() + timeout;
+        let mut why = "no node leads the group".to_owned();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ClientError::Unknown { why });
+            }
+            self.discover(left.min(DISCOVERY_TIMEOUT)).await;
+            let leader = self.group(group)?.leader();
+            let request = pb::ChangeReplicasRequest {
+                group,
+                add_nodes: add.to_vec(),
+                remove_nodes: remove.to_vec(),
+                timeout_ms: granted(left),
+                principal: principal.to_owned(),
+            };
+            let mut client = self.node_client(leader);
+            match order(left, client.change_replicas(request)).await {
+                Ok(pb::ChangeReplicasResponse { refusal: Some(refusal), .. }) => match refusal.kind() {
+                    pb::RefusalKind::Invalid => return Err(ClientError::Invalid(refusal.message)),
+                    _ => why = refusal.message,
+                },
+                Ok(response) => return Ok(response),
+                Err(ClientError::Unavailable { why: now } | ClientError::Unknown { why: now }) => why = now,
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(AGAIN_AFTER).await;
+        }
+    }
+
+    /// Asks one node about a forced recovery of a group from its replica, or orders it.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] when the node is not known, others when it does not answer. A refusal is in the response.
+    pub async fn recover(
+        &self,
+        node: u64,
+        request: pb::RecoverRequest,
+        timeout: Duration,
+    ) -> Result<pb::RecoverResponse, ClientError> {
+        let position = self.node_position(node).ok_or_else(|| self.no_such_node(node))?;
+        order(timeout, self.node_client(position).recover(request)).await
+    }
+
+    fn no_such_node(&self, node: u64) -> ClientError {
+        let known: Vec<String> = self.node_addresses().keys().map(u64::to_string).collect();
+        ClientError::Invalid(format!("there is no node {node}: this cluster has {}", known.join(", ")))
     }
 
     /// Finds the leader of a group for an import.
@@ -146,6 +268,29 @@ impl Stream for ImportRequests {
         }
         let next = self.chunks.as_mut().poll_next(context);
         next.map(|chunk| chunk.map(|chunk| pb::ImportRequest { chunk, ..pb::ImportRequest::default() }))
+    }
+}
+
+/// What a node is granted of a caller's time, ms: it must answer before the caller gives up.
+fn granted(timeout: Duration) -> u32 {
+    timeout.mul_f64(0.8).as_millis().min(u32::MAX.into()) as u32
+}
+
+/// Waits for the answer to an order.
+async fn order<T>(
+    timeout: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, ClientError> {
+    match tokio::time::timeout(timeout, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(match status.code() {
+            Code::InvalidArgument => ClientError::Invalid(status.message().to_owned()),
+            Code::NotFound | Code::Unimplemented | Code::FailedPrecondition => {
+                ClientError::Unavailable { why: status.message().to_owned() }
+            }
+            _ => ClientError::Unknown { why: status.message().to_owned() },
+        }),
+        Err(_) => Err(ClientError::Unknown { why: format!("no answer within {} ms", timeout.as_millis()) }),
     }
 }
 

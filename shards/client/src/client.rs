@@ -1,16 +1,17 @@
 //! Calls to shard groups: attempt, follow, hold, replay. See the crate's documentation for what an error
 //! may and may not say.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng as _;
-use tidewall_link::{ExchangeProtocol, Link, LinkError, LinkOptions};
+use tidewall_link::{LinkError, LinkOptions};
 use tidewall_proto::internal::v1 as pb;
 use tokio::time::{Instant, sleep_until};
-use tonic::transport::Channel;
 
 use crate::group::{Entry, Group, Refused};
+use crate::nodes::{Lane, Nodes};
 use crate::{ClientError, Topology};
 
 /// A first probe may take so long; the next ones twice as long each, up to the attempt's timeout.
@@ -46,40 +47,11 @@ impl Default for ShardClientOptions {
     }
 }
 
-/// Streams to one node are kept apart by what they carry, so that none starves another.
-#[derive(Debug, Clone, Copy)]
-enum Lane {
-    Commands,
-    Queries,
-    Bulk,
-}
-
-/// The connections to one node.
-pub(crate) struct NodeLinks {
-    pub(crate) id: u64,
-    pub(crate) address: std::net::SocketAddr,
-    commands: Link<ExchangeProtocol>,
-    queries: Link<ExchangeProtocol>,
-    bulk: Link<ExchangeProtocol>,
-    /// For the calls that are not multiplexed; made with the first of them.
-    pub(crate) channel: OnceLock<Channel>,
-}
-
-impl NodeLinks {
-    fn lane(&self, lane: Lane) -> &Link<ExchangeProtocol> {
-        match lane {
-            Lane::Commands => &self.commands,
-            Lane::Queries => &self.queries,
-            Lane::Bulk => &self.bulk,
-        }
-    }
-}
-
 /// Calls the shard groups of one cluster. One per process: share it behind an `Arc`.
 pub struct ShardClient {
     pub(crate) topology: Arc<Topology>,
     pub(crate) options: ShardClientOptions,
-    pub(crate) nodes: Vec<NodeLinks>,
+    pub(crate) nodes: Nodes,
     /// By group number, from 1.
     pub(crate) groups: Vec<Group>,
 }
@@ -139,26 +111,13 @@ impl ShardClient {
     /// A client of all groups of a cluster. Connects when it is first used. A topology must have passed
     /// [`Topology::check`].
     pub fn new(topology: Arc<Topology>, options: ShardClientOptions) -> Self {
-        let link = |address| Link::connect_lazy(address, options.link.clone());
-        let nodes: Vec<NodeLinks> = topology
-            .nodes
-            .iter()
-            .map(|node| NodeLinks {
-                id: node.id,
-                address: node.address,
-                commands: link(node.address),
-                queries: link(node.address),
-                bulk: link(node.address),
-                channel: OnceLock::new(),
-            })
-            .collect();
+        let nodes = Nodes::new(&topology, options.link.clone());
         let groups = topology
             .regions
             .iter()
             .map(|region| {
-                let preferred = topology.preferred_leader(region.group);
-                let leader = nodes.iter().position(|node| node.id == preferred).unwrap_or(0);
-                Group::new(nodes.len(), leader)
+                let leader = nodes.position(topology.preferred_leader(region.group)).unwrap_or(0);
+                Group::new(topology.nodes.len(), leader)
             })
             .collect();
         Self { topology, options, nodes, groups }
@@ -169,9 +128,22 @@ impl ShardClient {
         &self.topology
     }
 
+    /// Nodes have joined or left: calls under way go on, the next attempts know of it.
+    pub fn adopt(&self, topology: &Topology) {
+        let present = self.nodes.adopt(topology);
+        for group in &self.groups {
+            group.set_nodes(present);
+        }
+    }
+
+    /// Ids and addresses of the nodes that belong to the cluster now.
+    pub fn node_addresses(&self) -> BTreeMap<u64, std::net::SocketAddr> {
+        self.nodes.present().into_iter().map(|(_, node)| (node.id, node.address)).collect()
+    }
+
     /// Node id that is believed to lead a group now; `None` when there is no such group.
     pub fn believed_leader(&self, group: u32) -> Option<u64> {
-        Some(self.nodes[self.group(group).ok()?.leader()].id)
+        Some(self.nodes.at(self.group(group).ok()?.leader()).id)
     }
 
     /// Has a command decided. Replays it under the same request id, through failovers, while `deadline`
@@ -290,13 +262,13 @@ impl ShardClient {
     }
 
     pub(crate) fn node_position(&self, id: u64) -> Option<usize> {
-        self.nodes.iter().position(|node| node.id == id)
+        self.nodes.position(id)
     }
 
     /// Pause number `count` of a series: doubling, jittered by half.
     fn pause_length(&self, count: u32) -> Duration {
         let full = self.options.backoff_min.saturating_mul(1 << count.min(16)).min(self.options.backoff_max);
-        full.mul_f64(rand::rng().random_range(0.5..=1.0))
+        full.mul_f64(tidewall_env::random::rng().random_range(0.5..=1.0))
     }
 
     async fn pause(&self, count: u32, deadline: Instant) {
@@ -344,7 +316,7 @@ impl ShardClient {
                     .min(self.options.attempt_timeout),
             };
             let call = pb::Call { id: 0, group: group_number, op: Some(op()) };
-            let sent = self.nodes[node].lane(lane).call(call, deadline.min(now + limit)).await;
+            let sent = self.nodes.at(node).lane(lane).call(call, deadline.min(now + limit)).await;
             let refusal = match sent {
                 Ok(pb::Reply { result: Some(pb::reply::Result::Refusal(refusal)), .. }) => refusal,
                 Ok(pb::Reply { result: Some(result), .. }) => {
@@ -353,7 +325,7 @@ impl ShardClient {
                 }
                 Ok(pb::Reply { result: None, .. }) => {
                     progress.in_doubt = true;
-                    progress.why = Some(format!("node {} sent an empty reply", self.nodes[node].id));
+                    progress.why = Some(format!("node {} sent an empty reply", self.nodes.at(node).id));
                     self.pause(progress.pauses, deadline).await;
                     progress.pauses += 1;
                     continue;
@@ -372,7 +344,7 @@ impl ShardClient {
             };
             match refusal.kind() {
                 pb::RefusalKind::NotLeader => {
-                    progress.why = Some(format!("node {} does not lead the region", self.nodes[node].id));
+                    progress.why = Some(format!("node {} does not lead the region", self.nodes.at(node).id));
                     let hint = self.node_position(refusal.leader_node).filter(|hint| *hint != node);
                     match hint {
                         Some(hint) if progress.follows < FOLLOWS_MAX => {
@@ -396,7 +368,7 @@ impl ShardClient {
                 }
                 pb::RefusalKind::Halted => {
                     progress.why =
-                        Some(format!("node {} has halted: {}", self.nodes[node].id, refusal.message));
+                        Some(format!("node {} has halted: {}", self.nodes.at(node).id, refusal.message));
                     progress.note_halted(group, node);
                     if matches!(entry, Entry::Open) {
                         self.pause(progress.pauses, deadline).await;
@@ -448,7 +420,8 @@ impl ShardClient {
         error: LinkError,
     ) {
         progress.in_doubt |= error.may_have_arrived();
-        progress.why = Some(format!("node {} at {}: {error}", self.nodes[node].id, self.nodes[node].address));
+        let links = self.nodes.at(node);
+        progress.why = Some(format!("node {} at {}: {error}", links.id, links.address));
         progress.follows = 0;
         progress.silent = None;
         match error {
@@ -460,12 +433,17 @@ impl ShardClient {
                 }
             }
             LinkError::Broken | LinkError::NotSent | LinkError::Unreachable => group.doubt(node),
-            LinkError::Full => {}
+            // A full connection says nothing about who leads: the next probe asks somebody else.
+            LinkError::Full => {
+                if matches!(entry, Entry::Probe(_)) {
+                    group.doubt(node);
+                }
+            }
         }
     }
 
     fn overloaded(&self, message: &str) -> ClientError {
-        let jitter = rand::rng().random_range(0.5..=1.5);
+        let jitter = tidewall_env::random::rng().random_range(0.5..=1.5);
         ClientError::Overloaded {
             retry_after: Duration::from_millis(200).mul_f64(jitter),
             message: message.to_owned(),

@@ -4,10 +4,11 @@
 //! waiting call into a storm of questions to nodes that are busy electing. When the doubt ends, the
 //! waiting calls are let go over a short while, not all at once.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rand::Rng as _;
+use tidewall_mutant::Mutant;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -16,9 +17,10 @@ const RELEASE_SPREAD_EACH: Duration = Duration::from_micros(20);
 /// Waiting calls are released within this time at the latest.
 const RELEASE_SPREAD_MAX: Duration = Duration::from_millis(200);
 
-/// One shard group as seen from here. Nodes are positions in the topology.
+/// One shard group as seen from here. Nodes are positions in the client's list of nodes.
 pub(crate) struct Group {
-    nodes: usize,
+    /// Bit by bit, which positions hold a node that still belongs to the cluster.
+    nodes: AtomicU64,
     leader: AtomicUsize,
     in_doubt: AtomicBool,
     /// Somebody probes.
@@ -81,7 +83,7 @@ impl Group {
     /// A group of a cluster with `nodes` nodes, believed to be led by `leader`.
     pub(crate) fn new(nodes: usize, leader: usize) -> Self {
         Self {
-            nodes,
+            nodes: AtomicU64::new(u64::MAX >> (64 - nodes.clamp(1, 64))),
             leader: AtomicUsize::new(leader),
             in_doubt: AtomicBool::new(false),
             probing: AtomicBool::new(false),
@@ -98,7 +100,18 @@ impl Group {
 
     /// The node after this one.
     pub(crate) fn after(&self, node: usize) -> usize {
-        (node + 1) % self.nodes
+        let nodes = self.nodes.load(Ordering::Acquire);
+        let next = (1..=64).map(|step| (node + step) % 64).find(|position| nodes >> position & 1 == 1);
+        next.unwrap_or(node)
+    }
+
+    /// Nodes have joined or left.
+    pub(crate) fn set_nodes(&self, nodes: u64) {
+        self.nodes.store(nodes, Ordering::Release);
+        let leader = self.leader();
+        if nodes >> leader & 1 == 0 {
+            self.doubt(leader);
+        }
     }
 
     /// A node answered as the leader.
@@ -115,6 +128,9 @@ impl Group {
 
     /// `asked` (or `silent`, which did not answer before) says that `hint` leads.
     pub(crate) fn learn(&self, asked: usize, silent: Option<usize>, hint: usize) {
+        if tidewall_mutant::active(Mutant::StaleRouteServed) {
+            return;
+        }
         // Only whoever still believes in the old leader is corrected: a late answer must not undo what
         // others have found out since.
         let corrected = self.leader.compare_exchange(asked, hint, Ordering::AcqRel, Ordering::Acquire);
@@ -125,6 +141,10 @@ impl Group {
 
     /// A node cannot lead: the next one is asked, by one call at a time.
     pub(crate) fn doubt(&self, node: usize) {
+        if tidewall_mutant::active(Mutant::StaleRouteServed) {
+            self.in_doubt.store(true, Ordering::Release);
+            return;
+        }
         let next = self.after(node);
         if self.leader.compare_exchange(node, next, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.in_doubt.store(true, Ordering::Release);
@@ -179,7 +199,7 @@ impl Group {
         if spread < Duration::from_millis(1) {
             return Ok(());
         }
-        let until = Instant::now() + spread.mul_f64(rand::rng().random_range(0.0..1.0));
+        let until = Instant::now() + spread.mul_f64(tidewall_env::random::rng().random_range(0.0..1.0));
         if until >= deadline {
             return Err(Refused::Deadline);
         }
@@ -214,6 +234,18 @@ mod tests {
         assert_eq!(group.leader(), 0, "2 was silent and 1 named its successor");
         group.doubt(2);
         assert!(!group.in_doubt.load(Ordering::Acquire), "nobody believes in node 2 any more");
+    }
+
+    #[test]
+    fn nodes_that_left_are_passed_over() {
+        let group = Group::new(3, 0);
+        assert_eq!((group.after(0), group.after(2)), (1, 0));
+        group.set_nodes(0b1101);
+        assert_eq!((group.after(0), group.after(2), group.after(3)), (2, 3, 0));
+        assert_eq!(group.leader(), 0);
+        group.set_nodes(0b1100);
+        assert_eq!(group.leader(), 2, "the believed leader has left");
+        assert!(group.in_doubt.load(Ordering::Acquire));
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,7 +11,9 @@
 mod admin;
 mod client;
 mod error;
+pub mod follow;
 mod group;
+mod nodes;
 pub mod topology;
 
 pub use admin::Importer;

@@ -3,6 +3,7 @@
 //! The file names the cluster, so that a process never talks to, or opens the data of, another one. It
 //! knows nothing of leaders: those are found by asking. This module never opens a connection.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -42,6 +43,16 @@ pub struct Topology {
     pub format: u32,
     /// Identity of the cluster: 32 lower-case hexadecimal digits.
     pub cluster: String,
+    /// Counts the changes of the nodes: processes follow the file and adopt what is newer. Groups are made
+    /// in generation 0 only, so that a node that joins later never makes one of its own.
+    #[serde(default)]
+    pub generation: u64,
+    /// Ids of nodes that were removed: they are never used again.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub retired: BTreeSet<u64>,
+    /// By group: replicas of an incarnation below this were left behind by a forced recovery and must not serve.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fences: BTreeMap<u32, u64>,
     /// Regions; their group numbers are 1, 2, 3, … in order.
     pub regions: Vec<Region>,
     /// Shard nodes; ids are never reused.
@@ -131,8 +142,25 @@ impl Topology {
             if node.id == 0 || self.nodes[..position].iter().any(|other| other.id == node.id) {
                 return invalid(format!("node id {} is 0 or listed twice", node.id));
             }
+            if self.retired.contains(&node.id) {
+                return invalid(format!(
+                    "node id {} was removed before: ids are never used again, give the node a new one",
+                    node.id
+                ));
+            }
         }
         Ok(())
+    }
+
+    /// An id that no node has or had.
+    pub fn next_node_id(&self) -> u64 {
+        let known = self.nodes.iter().map(|node| node.id).chain(self.retired.iter().copied());
+        known.max().unwrap_or(0) + 1
+    }
+
+    /// Whether `newer` is a later state of the same cluster: only nodes and fences may have changed.
+    pub fn is_followed_by(&self, newer: &Self) -> bool {
+        self.cluster == newer.cluster && self.regions == newer.regions && self.generation < newer.generation
     }
 
     /// The cluster id as bytes; `None` when it is malformed.
@@ -186,6 +214,9 @@ mod tests {
         Topology {
             format: TOPOLOGY_FORMAT,
             cluster: "00112233445566778899aabbccddeeff".into(),
+            generation: 0,
+            retired: BTreeSet::new(),
+            fences: BTreeMap::new(),
             regions: (1..=12).map(region).collect(),
             nodes: (1..=3).map(node).collect(),
         }
@@ -220,5 +251,28 @@ mod tests {
         assert!(broken(|t| t.regions[0].id = "North".into()).contains("North"));
         assert!(broken(|t| t.nodes[1].id = 1).contains("node id 1"));
         assert!(broken(|t| t.nodes.clear()).contains("at least"));
+        assert!(broken(|t| t.retired = [3].into()).contains("never used again"));
+    }
+
+    #[test]
+    fn ids_are_never_reused_and_only_later_generations_follow() {
+        let mut topology = sample();
+        assert_eq!(topology.next_node_id(), 4);
+        topology.retired.insert(7);
+        assert_eq!(topology.next_node_id(), 8);
+        let mut newer = topology.clone();
+        assert!(!topology.is_followed_by(&newer));
+        newer.generation += 1;
+        newer.nodes.remove(0);
+        assert!(topology.is_followed_by(&newer) && !newer.is_followed_by(&topology));
+        newer.cluster = "ff112233445566778899aabbccddeeff".into();
+        assert!(!topology.is_followed_by(&newer));
+    }
+
+    #[test]
+    fn a_file_of_before_membership_could_change_is_generation_0() {
+        let mut old = serde_json::to_value(sample()).unwrap();
+        old.as_object_mut().unwrap().remove("generation");
+        assert_eq!(serde_json::from_value::<Topology>(old).unwrap(), sample());
     }
 }

@@ -113,6 +113,28 @@ impl pb::shard_service_server::ShardService for Server {
     ) -> Result<Response<pb::ImportResponse>, Status> {
         Err(Status::unimplemented("not part of these tests"))
     }
+
+    async fn transfer_lead(
+        &self,
+        _: Request<pb::TransferLeadRequest>,
+    ) -> Result<Response<pb::TransferLeadResponse>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
+    }
+
+    async fn drain(&self, _: Request<pb::DrainRequest>) -> Result<Response<pb::DrainResponse>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
+    }
+
+    async fn change_replicas(
+        &self,
+        _: Request<pb::ChangeReplicasRequest>,
+    ) -> Result<Response<pb::ChangeReplicasResponse>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
+    }
+
+    async fn recover(&self, _: Request<pb::RecoverRequest>) -> Result<Response<pb::RecoverResponse>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
+    }
 }
 
 async fn start(fake: &Arc<Fake>) -> SocketAddr {
@@ -138,6 +160,9 @@ fn client_with(addresses: &[SocketAddr], options: ShardClientOptions) -> Arc<Sha
     let topology = Topology {
         format: TOPOLOGY_FORMAT,
         cluster: "00112233445566778899aabbccddeeff".into(),
+        generation: 0,
+        retired: Default::default(),
+        fences: Default::default(),
         regions: vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
         nodes: (1..)
             .zip(addresses)

@@ -1,7 +1,9 @@
 //! One shard group as the node sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
 use openraft::impls::{BasicNode, ProgressResponder};
@@ -88,6 +90,36 @@ pub enum ProposeError {
     Halted(String),
 }
 
+/// Why the members of a group were not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// This node does not lead.
+    #[error("this node does not lead the group")]
+    NotLeader {
+        /// Who does, as far as is known.
+        leader: Option<u64>,
+    },
+    /// The change was refused, and nothing has changed.
+    #[error("{0}")]
+    Refused(String),
+    /// The change may or may not happen.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+}
+
+fn change_result(result: Result<(), RaftError<Types, ClientWriteError<Types>>>) -> Result<(), ChangeError> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
+            Err(ChangeError::NotLeader { leader: to.leader_id })
+        }
+        Err(RaftError::APIError(error @ ClientWriteError::ChangeMembershipError(_))) => {
+            Err(ChangeError::Refused(error.to_string()))
+        }
+        Err(error) => Err(ChangeError::Unknown(error.to_string())),
+    }
+}
+
 /// Why leadership was not confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
@@ -154,6 +186,8 @@ pub struct Group {
     raft: Raft,
     state: StateHandle,
     members: Arc<BTreeMap<u64, String>>,
+    /// The lead is being offered.
+    offering: Arc<AtomicBool>,
 }
 
 impl Group {
@@ -168,7 +202,8 @@ impl Group {
             enable_pre_vote: Some(true),
             // Checkpoints are triggered by bytes and time, by the node: entries carry any number of commands.
             snapshot_policy: SnapshotPolicy::Never,
-            max_in_snapshot_log_to_keep: 256,
+            // A simulation keeps little, so that replicas that were away need snapshots.
+            max_in_snapshot_log_to_keep: if tidewall_env::simulation::is_active() { 8 } else { 256 },
             replication_lag_threshold: 100_000,
             max_payload_entries: 64,
             install_snapshot_timeout: 600_000,
@@ -186,7 +221,13 @@ impl Group {
         let raft = Raft::new(config.node, Arc::new(settings), network, log, machine);
         let raft =
             raft.await.map_err(|error| StartError::Raft { group: config.number, what: error.to_string() })?;
-        Ok(Self { number: config.number, raft, state: config.state, members: Arc::new(config.members) })
+        Ok(Self {
+            number: config.number,
+            raft,
+            state: config.state,
+            members: Arc::new(config.members),
+            offering: Arc::default(),
+        })
     }
 
     /// Makes the group on its first start, with this node as its first candidate. Harmless when it exists.
@@ -217,6 +258,9 @@ impl Group {
     ///
     /// There is no timeout here: the caller has one, and treats it as an unknown outcome.
     pub async fn propose(&self, payload: Payload) -> Result<Vec<Decision>, ProposeError> {
+        if let Some(why) = self.state.suspended() {
+            return Err(ProposeError::Halted(why));
+        }
         let (responder, answer) = ProgressResponder::complete_only();
         if let Err(error) = self.raft.client_write_ff(payload, Some(responder)).await {
             return Err(self.halted_or(error.to_string()));
@@ -242,8 +286,11 @@ impl Group {
     /// Confirms that this node leads, by its lease or by asking a majority, and waits until everything that was
     /// acknowledged before the call is applied here: what is read afterwards is linearizable.
     pub async fn confirm_leadership(&self) -> Result<(), ReadError> {
-        if let Some(why) = self.state.halted() {
+        if let Some(why) = self.state.halted().or_else(|| self.state.suspended()) {
             return Err(ReadError::Halted(why));
+        }
+        if tidewall_mutant::active(tidewall_mutant::Mutant::ReadWithoutLease) && self.raft.is_leader() {
+            return Ok(());
         }
         match self.raft.ensure_linearizable(ReadPolicy::LeaseRead).await {
             Ok(_) => Ok(()),
@@ -318,10 +365,98 @@ impl Group {
     }
 
     /// Hands leadership to another voter that has everything. The caller watches for the result.
+    ///
+    /// openraft's leader never decides anything again once it has offered its lead. If the other one does not take it,
+    /// because it has died, say, the lead is offered to the rest in turn until somebody does.
     pub async fn transfer_leadership(&self, to: u64) {
+        let term = self.status().term;
         if let Err(error) = self.raft.trigger().transfer_leader(to).await {
             tracing::warn!(group = self.number, %error, "no transfer: the replica has stopped");
+            return;
         }
+        if !self.offering.swap(true, Ordering::AcqRel) {
+            let group = self.clone();
+            tokio::spawn(async move {
+                group.offer_until_taken(term, to).await;
+                group.offering.store(false, Ordering::Release);
+            });
+        }
+    }
+
+    /// Offers the lead of a term until this replica has lost it.
+    async fn offer_until_taken(&self, term: u64, mut offered: u64) {
+        /// Longer than an election takes that goes well.
+        const PATIENCE: Duration = Duration::from_secs(1);
+        loop {
+            tokio::time::sleep(PATIENCE).await;
+            let status = self.status();
+            if status.role != Role::Leader || status.term != term {
+                return;
+            }
+            let (voters, _) = self.members();
+            let fit = |peer: &&u64| self.caught_up(**peer);
+            let Some(next) = voters.range(offered + 1..).chain(&voters).find(fit).copied() else { continue };
+            tracing::warn!(
+                group = self.number,
+                offered,
+                next,
+                "the lead was not taken: it is offered to another node"
+            );
+            offered = next;
+            if self.raft.trigger().transfer_leader(next).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Who votes in the group, and who only receives, as far as this replica knows.
+    pub fn members(&self) -> (BTreeSet<u64>, BTreeSet<u64>) {
+        use openraft::async_runtime::watch::WatchReceiver as _;
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        (membership.voter_ids().collect(), membership.learner_ids().collect())
+    }
+
+    /// Whether this replica may stand for election. It votes and follows in either case.
+    pub fn allow_election(&self, allowed: bool) {
+        self.raft.runtime_config().elect(allowed);
+    }
+
+    /// Entries that a peer lacks of this leader's log; `None` when nothing of it is known.
+    pub fn lag(&self, peer: u64) -> Option<u64> {
+        use openraft::async_runtime::watch::WatchReceiver as _;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let matched = metrics.replication.as_ref()?.get(&peer)?.as_ref()?;
+        Some(last.saturating_sub(matched.index))
+    }
+
+    /// Lets a node receive the group's log without a vote. Harmless when it does already.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub async fn add_learner(&self, node: u64, address: String) -> Result<(), ChangeError> {
+        change_result(self.raft.add_learner(node, BasicNode::new(address), false).await.map(drop))
+    }
+
+    /// Lets exactly these nodes vote; who voted before and is not among them leaves the group. Each must be a member
+    /// already. Ends when the change is committed by the old majority and by the new one.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub async fn set_voters(&self, voters: BTreeSet<u64>) -> Result<(), ChangeError> {
+        change_result(self.raft.change_membership(voters, false).await.map(drop))
+    }
+
+    /// Lets members leave that do not vote.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub async fn remove_learners(&self, learners: BTreeSet<u64>) -> Result<(), ChangeError> {
+        let change = openraft::ChangeMembers::RemoveNodes(learners);
+        change_result(self.raft.change_membership(change, false).await.map(drop))
     }
 
     /// Whether a peer has all but the last few entries of this leader, so that leadership can go there.

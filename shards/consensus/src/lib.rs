@@ -7,11 +7,13 @@
 //!
 //! **Never here:** what a command means, and any decision that is not Raft's.
 
+pub mod agreement;
 mod convert;
 mod group;
 mod log_store;
 mod network;
 mod peer_server;
+pub mod recovery;
 mod runtime;
 mod state;
 #[cfg(test)]
@@ -19,7 +21,8 @@ mod tests;
 mod types;
 
 pub use group::{
-    CheckpointState, Group, GroupConfig, GroupStatus, ProposeError, ReadError, Role, StartError, Timing,
+    ChangeError, CheckpointState, Group, GroupConfig, GroupStatus, ProposeError, ReadError, Role, StartError,
+    Timing,
 };
 pub use network::{Peers, PeersConfig};
 pub use peer_server::PeerServer;

@@ -18,7 +18,8 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft_multi::{GroupNetworkAdapter, GroupRouter};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
+use tidewall_env::tasks;
 use tidewall_link::{Link, LinkOptions, PeerProtocol};
 use tidewall_machine::snapshot;
 use tidewall_proto::internal::v1 as pb;
@@ -54,7 +55,7 @@ type Links = BTreeMap<(u64, Lane), Link<PeerProtocol>>;
 /// Links to all peers of this node; clones share them.
 #[derive(Clone)]
 pub struct Peers {
-    config: Arc<PeersConfig>,
+    addresses: Arc<RwLock<BTreeMap<u64, SocketAddr>>>,
     links: Arc<Mutex<Links>>,
     cluster: Bytes,
 }
@@ -63,11 +64,19 @@ impl Peers {
     /// No link is opened before it is used.
     pub fn new(config: PeersConfig) -> Self {
         let cluster = Bytes::copy_from_slice(&config.cluster);
-        Self { config: Arc::new(config), links: Arc::default(), cluster }
+        Self { addresses: Arc::new(RwLock::new(config.addresses)), links: Arc::default(), cluster }
     }
 
-    fn address(&self, node: u64) -> Option<SocketAddr> {
-        self.config.addresses.get(&node).copied()
+    /// Nodes have joined, left or moved.
+    pub fn adopt(&self, addresses: BTreeMap<u64, SocketAddr>) {
+        let mut known = self.addresses.write();
+        self.links.lock().retain(|(node, _), _| addresses.get(node) == known.get(node));
+        *known = addresses;
+    }
+
+    /// Where a node's peer port is.
+    pub fn address(&self, node: u64) -> Option<SocketAddr> {
+        self.addresses.read().get(&node).copied()
     }
 
     fn link(&self, node: u64, lane: Lane) -> Option<Link<PeerProtocol>> {
@@ -81,6 +90,23 @@ impl Peers {
             ..LinkOptions::default()
         };
         Some(link.or_insert_with(|| Link::connect_lazy(address, options)).clone())
+    }
+
+    /// Tells another node this one's report and hears that one's, in bounded time.
+    ///
+    /// # Errors
+    /// Why the node did not answer.
+    pub async fn report(
+        &self,
+        node: u64,
+        report: pb::NodeReport,
+        timeout: Duration,
+    ) -> Result<pb::NodeReport, String> {
+        let rpc = pb::peer_call::Rpc::Report(report);
+        match self.call(node, Lane::Control, 0, rpc, timeout).await.map_err(|error| error.to_string())? {
+            pb::peer_reply::Result::Report(report) => Ok(report),
+            _ => Err("the peer answered another call than was made".into()),
+        }
     }
 
     async fn call(
@@ -215,17 +241,15 @@ impl Router {
         };
         let address =
             self.peers.address(target).ok_or_else(|| format!("node {target} is not in the topology"))?;
-        let channel =
-            tidewall_link::endpoint(address, CONNECT_TIMEOUT).connect().await.map_err(|e| e.to_string())?;
+        let channel = tidewall_link::connect(address, CONNECT_TIMEOUT).await.map_err(|e| e.to_string())?;
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         let cluster = self.peers.cluster.to_vec();
         let head = pb::SnapshotHead { group, vote: Some(pb_vote(&vote)), cluster };
         // Encoding is CPU work that can take long: not on a thread that heartbeats need.
-        tokio::task::spawn_blocking(move || {
+        tasks::produce(sender, move |send| {
             let mut head = Some(head);
             for part in snapshot::encode(&frozen) {
-                let message = pb::InstallSnapshotRequest { head: head.take(), chunk: part.into() };
-                if sender.blocking_send(message).is_err() {
+                if !send(pb::InstallSnapshotRequest { head: head.take(), chunk: part.into() }) {
                     return;
                 }
             }

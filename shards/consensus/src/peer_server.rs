@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
+use tidewall_env::tasks;
 use tidewall_link::{Handler, PeerProtocol, ReplySender, ReplyStream, ServeOptions, serve};
 use tidewall_machine::snapshot;
 use tidewall_proto::internal::v1 as pb;
@@ -22,24 +23,33 @@ use crate::group::Group;
 use crate::state::SnapshotData;
 use crate::types::*;
 
+const ANOTHER_CLUSTER: &str = "this node belongs to another cluster";
+
 /// Serves the peer port of a node; clones share the groups.
 #[derive(Clone)]
 pub struct PeerServer {
     shared: Arc<Shared>,
 }
 
+/// Takes another node's report and gives this one's.
+type Reporter = Box<dyn Fn(pb::NodeReport) -> pb::NodeReport + Send + Sync>;
+
 struct Shared {
     cluster: [u8; 16],
     groups: RwLock<BTreeMap<u32, Group>>,
-    /// Where snapshot files are received.
-    incoming: PathBuf,
+    /// Takes another node's report and gives this one's.
+    reporter: OnceLock<Reporter>,
+    /// Where snapshot files are received; `None`: in memory.
+    incoming: Option<PathBuf>,
     received: AtomicU64,
 }
 
 impl PeerServer {
-    /// Serves no group yet; `incoming` is an existing directory for files on their way.
-    pub fn new(cluster: [u8; 16], incoming: PathBuf) -> Self {
-        let shared = Shared { cluster, groups: RwLock::default(), incoming, received: AtomicU64::new(0) };
+    /// Serves no group yet; `incoming` is an existing directory for files on their way. Without one they are received
+    /// into memory, which is for simulation.
+    pub fn new(cluster: [u8; 16], incoming: Option<PathBuf>) -> Self {
+        let (groups, reporter) = (RwLock::default(), OnceLock::new());
+        let shared = Shared { cluster, groups, reporter, incoming, received: AtomicU64::new(0) };
         Self { shared: Arc::new(shared) }
     }
 
@@ -48,9 +58,14 @@ impl PeerServer {
         self.shared.groups.write().insert(group.number(), group);
     }
 
+    /// Answers the reports of other nodes with `reporter` from now on; only the first one given counts.
+    pub fn on_report(&self, reporter: impl Fn(pb::NodeReport) -> pb::NodeReport + Send + Sync + 'static) {
+        let _ = self.shared.reporter.set(Box::new(reporter));
+    }
+
     fn group(&self, number: u32, cluster: &[u8]) -> Result<Group, String> {
         if cluster != self.shared.cluster {
-            return Err("this node belongs to another cluster".into());
+            return Err(ANOTHER_CLUSTER.into());
         }
         let groups = self.shared.groups.read();
         groups.get(&number).cloned().ok_or_else(|| format!("this node does not serve group {number}"))
@@ -59,6 +74,13 @@ impl PeerServer {
     async fn answer(&self, call: pb::PeerCall) -> Result<pb::peer_reply::Result, String> {
         use pb::peer_call::Rpc;
         use pb::peer_reply::Result as Reply;
+        if let Some(Rpc::Report(report)) = call.rpc {
+            if call.cluster != self.shared.cluster {
+                return Err(ANOTHER_CLUSTER.into());
+            }
+            let reporter = self.shared.reporter.get().ok_or("this node is still starting")?;
+            return Ok(Reply::Report(reporter(report)));
+        }
         let group = self.group(call.group, &call.cluster)?;
         let raft = group.raft();
         let failed = |error: &dyn std::fmt::Display| error.to_string();
@@ -83,6 +105,7 @@ impl PeerServer {
                 };
                 Ok(Reply::Transfer(pb::TransferReply { error }))
             }
+            Rpc::Report(_) => Err("a report concerns no group".into()),
         }
     }
 
@@ -93,39 +116,52 @@ impl PeerServer {
         let group = self.group(head.group, &head.cluster)?;
         let vote = from_pb_vote(&head.vote.ok_or("the snapshot stream has no vote")?);
         let number = self.shared.received.fetch_add(1, Ordering::Relaxed);
-        let path = self.shared.incoming.join(format!("group-{}-{number}.snapshot", head.group));
-        let file = Incoming(path);
-        self.install(&group, vote, first.chunk, parts, &file.0).await
-    }
-
-    async fn install(
-        &self,
-        group: &Group,
-        vote: Vote,
-        first: bytes::Bytes,
-        mut parts: Streaming<pb::InstallSnapshotRequest>,
-        path: &std::path::Path,
-    ) -> Result<Vote, String> {
-        let text = |error: std::io::Error| format!("cannot write {}: {error}", path.display());
-        let mut file = tokio::fs::File::create(path).await.map_err(text)?;
-        file.write_all(&first).await.map_err(text)?;
-        while let Some(part) = parts.message().await.map_err(|e| e.to_string())? {
-            file.write_all(&part.chunk).await.map_err(text)?;
-        }
-        file.sync_all().await.map_err(text)?;
-        let from = path.to_owned();
-        // Read and verified once, on a thread that no heartbeat needs.
-        let loaded = tokio::task::spawn_blocking(move || {
-            let file = std::fs::File::open(&from).map_err(|e| e.to_string())?;
-            let mut file = std::io::BufReader::with_capacity(1 << 20, file);
-            snapshot::read(&mut file).map_err(|e| e.to_string())
-        });
-        let loaded = loaded.await.map_err(|e| e.to_string())??;
+        let loaded = match &self.shared.incoming {
+            Some(directory) => {
+                let file = Incoming(directory.join(format!("group-{}-{number}.snapshot", head.group)));
+                through_file(first.chunk, parts, &file.0).await?
+            }
+            None => through_memory(&first.chunk, parts).await?,
+        };
         let meta = snapshot_meta(&loaded.header.head).map_err(|e| e.to_string())?;
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(Box::new(loaded.machine)) };
         let response = group.raft().install_full_snapshot(vote, snapshot).await.map_err(|e| e.to_string())?;
         Ok(response.vote)
     }
+}
+
+/// Receives a snapshot file and verifies it: read once, on a thread that no heartbeat needs.
+async fn through_file(
+    first: bytes::Bytes,
+    mut parts: Streaming<pb::InstallSnapshotRequest>,
+    path: &std::path::Path,
+) -> Result<snapshot::Loaded, String> {
+    let text = |error: std::io::Error| format!("cannot write {}: {error}", path.display());
+    let mut file = tokio::fs::File::create(path).await.map_err(text)?;
+    file.write_all(&first).await.map_err(text)?;
+    while let Some(part) = parts.message().await.map_err(|e| e.to_string())? {
+        file.write_all(&part.chunk).await.map_err(text)?;
+    }
+    file.sync_all().await.map_err(text)?;
+    let from = path.to_owned();
+    let loaded = tasks::off_thread(move || {
+        let file = std::fs::File::open(&from).map_err(|e| e.to_string())?;
+        let mut file = std::io::BufReader::with_capacity(1 << 20, file);
+        snapshot::read(&mut file).map_err(|e| e.to_string())
+    });
+    loaded.await?
+}
+
+/// The same without a file.
+async fn through_memory(
+    first: &[u8],
+    mut parts: Streaming<pb::InstallSnapshotRequest>,
+) -> Result<snapshot::Loaded, String> {
+    let mut file = first.to_vec();
+    while let Some(part) = parts.message().await.map_err(|e| e.to_string())? {
+        file.extend_from_slice(&part.chunk);
+    }
+    snapshot::read(&mut file.as_slice()).map_err(|e| e.to_string())
 }
 
 /// A file on its way: gone when it is not needed any more, whatever came of it.

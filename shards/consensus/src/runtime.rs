@@ -2,8 +2,10 @@
 //!
 //! Each replica has a ticker of its own; a node has twelve. Left alone they wake the node some 700 times a second, and
 //! what an idle node costs is those wake-ups. Here every sleep ends on a common grid, so that all tickers of a node
-//! fire in one wake-up and their heartbeats share messages. A sleep is never shorter than asked for.
+//! fire in one wake-up and their heartbeats share messages. A sleep is never shorter than asked for. In a simulation
+//! the grid begins with it, and chance is the simulation's.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -11,6 +13,8 @@ use std::time::Duration;
 use openraft::AsyncRuntime;
 use openraft::OptionalSend;
 use openraft::impls::TokioRuntime;
+use rand::RngCore as _;
+use tidewall_env::{random, simulation};
 use tokio::time::Instant;
 
 /// Sleeps end at multiples of this after the first one; a quarter of a heartbeat interval.
@@ -20,10 +24,31 @@ const GRID: Duration = Duration::from_millis(25);
 #[derive(Debug)]
 pub struct RaftRuntime(TokioRuntime);
 
+/// Where openraft's random waits come from.
+#[derive(Debug)]
+pub struct Chance;
+
+impl rand_core::TryRng for Chance {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        Ok(random::rng().next_u32())
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        Ok(random::rng().next_u64())
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
+        random::rng().fill_bytes(bytes);
+        Ok(())
+    }
+}
+
 /// The first grid point that is not before `deadline`.
 fn on_grid(deadline: Instant) -> Instant {
     static ORIGIN: OnceLock<Instant> = OnceLock::new();
-    let origin = *ORIGIN.get_or_init(Instant::now);
+    let origin = simulation::began().unwrap_or_else(|| *ORIGIN.get_or_init(Instant::now));
     let Some(since) = deadline.checked_duration_since(origin) else { return deadline };
     let points = since.as_nanos().div_ceil(GRID.as_nanos());
     match u32::try_from(points).ok().and_then(|points| GRID.checked_mul(points)) {
@@ -40,7 +65,7 @@ impl AsyncRuntime for RaftRuntime {
     type Instant = <TokioRuntime as AsyncRuntime>::Instant;
     type TimeoutError = <TokioRuntime as AsyncRuntime>::TimeoutError;
     type Timeout<R, T: Future<Output = R> + OptionalSend> = <TokioRuntime as AsyncRuntime>::Timeout<R, T>;
-    type ThreadLocalRng = <TokioRuntime as AsyncRuntime>::ThreadLocalRng;
+    type ThreadLocalRng = Chance;
     type Mpsc = <TokioRuntime as AsyncRuntime>::Mpsc;
     type Watch = <TokioRuntime as AsyncRuntime>::Watch;
     type Oneshot = <TokioRuntime as AsyncRuntime>::Oneshot;
@@ -83,7 +108,7 @@ impl AsyncRuntime for RaftRuntime {
     }
 
     fn thread_rng() -> Self::ThreadLocalRng {
-        TokioRuntime::thread_rng()
+        Chance
     }
 
     fn new(threads: usize) -> Self {

@@ -8,21 +8,30 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::{Mutex, RwLock};
+use tidewall_env::tasks;
 use tidewall_machine::{Decision, Frozen, Head, Machine};
 use tidewall_store::checkpoint::{CheckpointError, CheckpointWriter, Generation};
 use tidewall_store::log::LogError;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
+use crate::agreement::{self, Ledger};
 use crate::convert::*;
 use crate::types::*;
 
 /// Commands that apply decides before it lets readers in.
 const COMMANDS_PER_LOCK: usize = 64;
+
+/// What apply is assumed to take for 1024 bytes of payload before it was measured, ns.
+const NANOS_PER_1024_BYTES_INITIAL: u64 = 20_000;
+/// Entries smaller than this say nothing about the pace of apply, bytes.
+const PACE_BYTES_MIN: usize = 512;
 
 /// What to do when the disk has failed under the whole node: the process ends with a code of its own. The first
 /// report counts.
@@ -62,6 +71,14 @@ struct Shared {
     checkpoint_index: AtomicU64,
     /// Payload bytes applied since the last freeze.
     bytes_since_freeze: AtomicU64,
+    /// Payload bytes below freezes that are not durable yet.
+    bytes_freezing: AtomicU64,
+    /// How long apply takes for a byte of payload, ns, as a moving average in 1/1024.
+    nanos_per_1024_bytes: AtomicU64,
+    /// Digests at agreed indices, of this replica and of the others.
+    ledger: Mutex<Ledger>,
+    /// Why nothing may be proposed for now.
+    suspended: Mutex<Option<String>>,
 }
 
 impl StateHandle {
@@ -74,6 +91,10 @@ impl StateHandle {
             halted: Mutex::new(None),
             checkpoint_index,
             bytes_since_freeze: AtomicU64::new(0),
+            bytes_freezing: AtomicU64::new(0),
+            nanos_per_1024_bytes: AtomicU64::new(NANOS_PER_1024_BYTES_INITIAL),
+            ledger: Mutex::default(),
+            suspended: Mutex::new(None),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -98,6 +119,65 @@ impl StateHandle {
         self.shared.bytes_since_freeze.load(Ordering::Relaxed)
     }
 
+    /// How long a restart would take to apply again what no durable checkpoint covers, as apply was measured here.
+    pub fn replay_time(&self) -> Duration {
+        let shared = &self.shared;
+        let bytes =
+            shared.bytes_since_freeze.load(Ordering::Relaxed) + shared.bytes_freezing.load(Ordering::Relaxed);
+        Duration::from_nanos(bytes / 1024 * shared.nanos_per_1024_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Digests at agreed indices, of this replica and of the others.
+    pub fn ledger(&self) -> parking_lot::MutexGuard<'_, Ledger> {
+        self.shared.ledger.lock()
+    }
+
+    /// Notes where this replica stands now, so that replicas of an idle group can be compared as well.
+    pub fn note_settled(&self) {
+        let (incarnation, settled) = self.read(|machine| (machine.incarnation(), machine.settled()));
+        self.ledger().note(incarnation, settled);
+    }
+
+    /// Why nothing may be proposed for now.
+    pub fn suspended(&self) -> Option<String> {
+        self.shared.suspended.lock().clone()
+    }
+
+    /// Stops or allows proposals. What was proposed before goes on.
+    pub fn suspend(&self, why: Option<String>) {
+        let mut suspended = self.shared.suspended.lock();
+        match (&*suspended, &why) {
+            (None, Some(why)) => tracing::error!(group = self.shared.group, %why, "this group stops writing"),
+            (Some(_), None) => tracing::info!(group = self.shared.group, "this group writes again"),
+            _ => {}
+        }
+        *suspended = why;
+    }
+
+    /// Stops this replica of this group for good: it answers and applies nothing more.
+    pub fn quarantine(&self, why: String) {
+        let _ = self.halt(why);
+    }
+
+    /// Notes the digest at the end of an entry, where replicas compare.
+    fn settled(&self) {
+        let (incarnation, settled) = self.read(|machine| (machine.incarnation(), machine.settled()));
+        if settled.0.is_multiple_of(agreement::EVERY) {
+            self.ledger().note(incarnation, settled);
+        }
+    }
+
+    fn paced(&self, bytes: usize, took: Duration) {
+        if bytes < PACE_BYTES_MIN {
+            return;
+        }
+        let measured = took.as_nanos() as u64 * 1024 / bytes as u64;
+        let pace = &self.shared.nanos_per_1024_bytes;
+        // One task applies: nobody else writes here.
+        let old = pace.load(Ordering::Relaxed);
+        pace.store((old * 31 + measured) / 32, Ordering::Relaxed);
+    }
+
     /// All rows as they are now, between entries of this replica's apply as far as its lock can tell.
     ///
     /// Called by the state machine's own task only, where no entry is half applied.
@@ -112,6 +192,7 @@ impl StateHandle {
     }
 
     fn apply_commands(&self, id: &LogId, payload: &[u8]) -> Result<Vec<Decision>, io::Error> {
+        let began = Instant::now();
         let machine = &self.shared.machine;
         let guarded = |work: &mut dyn FnMut() -> Result<(), tidewall_machine::ApplyError>| match catch_unwind(
             AssertUnwindSafe(work),
@@ -136,8 +217,18 @@ impl StateHandle {
                 Ok(())
             })?;
         }
-        machine.write().end();
+        let replaced = {
+            let mut machine = machine.write();
+            machine.end();
+            machine.take_replaced()
+        };
+        if let Some(replaced) = replaced {
+            // Freeing many rows takes a while: not on the thread that heartbeats need.
+            tasks::drop_off_thread(replaced);
+        }
+        self.settled();
         self.shared.bytes_since_freeze.fetch_add(payload.len() as u64, Ordering::Relaxed);
+        self.paced(payload.len(), began.elapsed());
         Ok(decisions)
     }
 }
@@ -171,18 +262,24 @@ impl StateMachine {
 }
 
 /// A checkpoint that is being written.
-type Writing = oneshot::Receiver<Result<Generation, CheckpointError>>;
+struct Writing {
+    done: oneshot::Receiver<Result<Generation, CheckpointError>>,
+    /// Bytes of commands that a restart need not apply again once it is durable.
+    bytes: u64,
+}
 
 /// Queues a freeze. Called by the state machine's own task only, so that checkpoints are written in the order in which
 /// they were frozen: a change set behind a newer full state would undo it.
 fn queue(state: &StateHandle, writer: &CheckpointWriter, frozen: Frozen) -> Writing {
     let (sender, receiver) = oneshot::channel();
+    let bytes = state.shared.bytes_since_freeze.swap(0, Ordering::Relaxed);
+    state.shared.bytes_freezing.fetch_add(bytes, Ordering::Relaxed);
     let done = Box::new(move |result| {
         // Nobody waits any more when the group is shutting down.
         let _ = sender.send(result);
     });
     writer.write(state.shared.group, frozen, true, done);
-    receiver
+    Writing { done: receiver, bytes }
 }
 
 /// Waits until a checkpoint is durable and verified.
@@ -192,10 +289,11 @@ async fn stored(
     writing: Writing,
 ) -> Result<Generation, io::Error> {
     let failed = |doing| CheckpointError::Failed { doing, what: "the checkpoint thread has stopped".into() };
-    match writing.await.unwrap_or_else(|_| Err(failed("waiting for a checkpoint"))) {
+    match writing.done.await.unwrap_or_else(|_| Err(failed("waiting for a checkpoint"))) {
         Ok(generation) => {
             let index = generation.head.applied.map_or(0, |at| at.index);
             state.shared.checkpoint_index.store(index, Ordering::Relaxed);
+            state.shared.bytes_freezing.fetch_sub(writing.bytes, Ordering::Relaxed);
             Ok(generation)
         }
         Err(error) => {
@@ -260,7 +358,6 @@ impl RaftStateMachine<Types> for StateMachine {
 
     async fn get_snapshot_builder(&mut self) -> CheckpointBuilder {
         let frozen = self.state.shared.machine.write().freeze();
-        self.state.shared.bytes_since_freeze.store(0, Ordering::Relaxed);
         CheckpointBuilder {
             state: self.state.clone(),
             fail_stop: self.fail_stop.clone(),
@@ -274,6 +371,9 @@ impl RaftStateMachine<Types> for StateMachine {
             // The state is here already: openraft hands back what it got from `get_current_snapshot`.
             return Ok(());
         };
+        // What this node supports may be less than what the sender does.
+        let supported = self.state.read(Machine::supported);
+        let machine = Box::new((*machine).supporting(supported).map_err(io::Error::other)?);
         let applied = machine.head().applied.map(from_position);
         if applied != meta.last_log_id {
             return Err(io::Error::other("the snapshot is not the one that was announced"));
@@ -282,10 +382,9 @@ impl RaftStateMachine<Types> for StateMachine {
         let writing = queue(&self.state, &self.writer, machine.freeze_all());
         stored(&self.state, &self.fail_stop, writing).await?;
         let old = std::mem::replace(&mut *self.state.shared.machine.write(), *machine);
-        self.state.shared.bytes_since_freeze.store(0, Ordering::Relaxed);
         tracing::info!(group = self.state.shared.group, index = ?applied.map(|id| id.index), "snapshot installed");
         // Freeing a large state takes a while: not on the thread that heartbeats need.
-        tokio::task::spawn_blocking(move || drop(old));
+        tasks::drop_off_thread(old);
         Ok(())
     }
 
@@ -302,6 +401,8 @@ impl RaftStateMachine<Types> for StateMachine {
 impl StateMachine {
     fn apply_other(&self, id: &LogId, membership: Option<Vec<u8>>) -> Result<Vec<Decision>, io::Error> {
         let applied = self.state.shared.machine.write().apply_other(position(id), membership);
-        applied.map(|()| Vec::new()).map_err(|error| self.state.halt(error.to_string()))
+        applied.map_err(|error| self.state.halt(error.to_string()))?;
+        self.state.settled();
+        Ok(Vec::new())
     }
 }

@@ -51,12 +51,13 @@ struct Cluster {
 impl Cluster {
     async fn new(start: &[u64]) -> Self {
         let mut addresses = BTreeMap::new();
-        for node in 1..=3 {
+        // Node 4 is not a member at first.
+        for node in 1..=4 {
             let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             addresses.insert(node, port.local_addr().unwrap());
         }
         let disks = |_| Disks { log: MemoryDisk::new(), checkpoints: MemoryCheckpoints::new() };
-        let disks = (1..=3).map(|node| (node, disks(node))).collect();
+        let disks = (1..=4).map(|node| (node, disks(node))).collect();
         let mut cluster =
             Self { addresses, disks, running: BTreeMap::new(), incoming: tempfile::tempdir().unwrap() };
         for node in start {
@@ -74,7 +75,7 @@ impl Cluster {
         let peers = Peers::new(PeersConfig { cluster: CLUSTER, addresses: self.addresses.clone() });
         let incoming = self.incoming.path().join(format!("node-{node}"));
         std::fs::create_dir_all(&incoming).unwrap();
-        let server = PeerServer::new(CLUSTER, incoming);
+        let server = PeerServer::new(CLUSTER, Some(incoming));
         let mut store = disks.checkpoints.clone();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -90,7 +91,7 @@ impl Cluster {
             let group = Group::start(GroupConfig {
                 number,
                 node,
-                members: self.addresses.iter().map(|(node, at)| (*node, at.to_string())).collect(),
+                members: self.addresses.iter().take(3).map(|(node, at)| (*node, at.to_string())).collect(),
                 timing: Timing { heartbeat_ms: 50, election_min_ms: 300, election_max_ms: 600 },
                 log: log.group(number),
                 state: StateHandle::new(number, machine),
@@ -377,5 +378,122 @@ async fn a_leader_cut_off_from_its_peers_confirms_nothing() {
     let confirmed =
         tokio::time::timeout(PATIENCE, group.confirm_leadership()).await.expect("an answer in time");
     assert!(matches!(confirmed, Err(ReadError::NotLeader { .. })), "{confirmed:?}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_replica_is_replaced_under_a_new_id() {
+    let mut cluster = Cluster::new(&[1, 2, 3]).await;
+    cluster.create(1).await;
+    for n in 1..=100 {
+        cluster.buy(1, n).await;
+    }
+    let (leader, _) = cluster.leader(1).await;
+    let lost = leader % 3 + 1;
+    cluster.crash(lost).await;
+    cluster.start(4).await;
+    let (_, group) = cluster.leader(1).await;
+    group.add_learner(4, cluster.addresses[&4].to_string()).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while group.lag(4).is_none_or(|lag| lag > 0) {
+        assert!(Instant::now() < deadline, "node 4 does not catch up");
+        sleep(Duration::from_millis(20)).await;
+    }
+    let voters: std::collections::BTreeSet<u64> = (1..=4).filter(|node| *node != lost).collect();
+    group.set_voters(voters.clone()).await.unwrap();
+    assert_eq!(group.members(), (voters, std::collections::BTreeSet::new()));
+    let last = cluster.buy(1, 101).await;
+    cluster.agree(1, last).await;
+    // The new one counts: with it and without the old leader there is a majority.
+    cluster.crash(leader).await;
+    let last = cluster.buy(1, 102).await;
+    cluster.agree(1, last).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_survivor_goes_on_alone_with_all_that_its_log_has() {
+    let mut cluster = Cluster::new(&[1, 2, 3]).await;
+    cluster.create(1).await;
+    let mut last = 0;
+    for n in 1..=20 {
+        last = cluster.buy(1, n).await;
+    }
+    cluster.agree(1, last).await;
+    for node in 1..=3 {
+        cluster.crash(node).await;
+    }
+    let disks = cluster.disks[&1].clone();
+    // Crashes in between change nothing: the second time finds the new incarnation.
+    for crash in [true, false] {
+        let (log, _) = NodeLog::open(Arc::new(disks.log.clone()), LogOptions::new(CLUSTER, 1)).unwrap();
+        let mut store = disks.checkpoints.clone();
+        let machine = store.load(1).unwrap().map(|(_, machine)| machine).unwrap_or_default();
+        let recovery = recovery::Recovery {
+            group: 1,
+            node: 1,
+            address: cluster.addresses[&1].to_string(),
+            incarnation: 2,
+        };
+        let machine = recovery::recover(&recovery, &log.group(1), &mut store, machine).unwrap();
+        assert_eq!((machine.incarnation(), machine.applied_index() > last), (2, true));
+        if crash {
+            disks.log.crash(CrashMode::LoseUnsynced);
+        }
+        let _ = log.close();
+    }
+    cluster.start(1).await;
+    let (leader, group) = cluster.leader(1).await;
+    assert_eq!(leader, 1);
+    assert_eq!(group.members().0, [1].into());
+    for n in 1..=20 {
+        let known = group.state().read(|machine| machine.outcome("alice", (u128::from(T0) << 80) | n));
+        assert!(known.is_some(), "purchase {n} was in the survivor's log and is lost");
+    }
+    cluster.buy(1, 21).await;
+    // A new replica takes the place of a lost one.
+    cluster.start(4).await;
+    group.add_learner(4, cluster.addresses[&4].to_string()).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while group.lag(4).is_none_or(|lag| lag > 0) {
+        assert!(Instant::now() < deadline, "node 4 does not catch up");
+        sleep(Duration::from_millis(20)).await;
+    }
+    group.set_voters([1, 4].into()).await.unwrap();
+    let last = cluster.buy(1, 22).await;
+    cluster.agree(1, last).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_suspended_group_decides_nothing_until_it_may() {
+    let cluster = Cluster::new(&[1, 2, 3]).await;
+    cluster.create(1).await;
+    let (_, group) = cluster.leader(1).await;
+    group.state().suspend(Some("replicas differ".into()));
+    let payload = Payload::new(&Entry { stamp_ms: T0, commands: vec![] });
+    assert_eq!(group.propose(payload).await, Err(ProposeError::Halted("replicas differ".into())));
+    assert_eq!(group.confirm_leadership().await, Err(ReadError::Halted("replicas differ".into())));
+    group.state().suspend(None);
+    let last = cluster.buy(1, 1).await;
+    cluster.agree(1, last).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_note_the_same_digests_where_they_compare() {
+    let cluster = Cluster::new(&[1, 2, 3]).await;
+    cluster.create(1).await;
+    let mut last = 0;
+    for n in 1..=2 * agreement::EVERY {
+        last = cluster.buy(1, n).await;
+    }
+    cluster.agree(1, last).await;
+    let notes = |node: u64| cluster.running[&node].groups[&1].state().ledger().tell();
+    let compared: Vec<_> = notes(1).into_iter().filter(|(index, _)| index % agreement::EVERY == 0).collect();
+    assert!(compared.len() >= 2, "{compared:?}");
+    for (note, node) in compared.iter().flat_map(|note| [(note, 2), (note, 3)]) {
+        assert!(notes(node).contains(note), "node {node} has another digest than {note:?}");
+    }
     cluster.stop().await;
 }

@@ -22,7 +22,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tonic::Streaming;
 
 use crate::pending::{Pending, Waiter};
-use crate::{LinkError, LinkOptions, Protocol, endpoint};
+use crate::{LinkError, LinkOptions, Protocol, connect};
 
 /// Deadlines are looked at no more often than this.
 const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(5);
@@ -386,9 +386,8 @@ impl<P: Protocol> Driver<P> {
 /// Connects and opens the stream.
 async fn open<P: Protocol>(shared: Arc<Shared<P>>, epoch: u64) -> Result<Streaming<P::Response>, String> {
     let limit = shared.options.connect_timeout;
-    let endpoint = endpoint(shared.address, limit);
     let opening = async {
-        let channel = endpoint.connect().await.map_err(|error| describe(&error))?;
+        let channel = connect(shared.address, limit).await.map_err(|error| describe(&error))?;
         P::open(channel, CallStream { shared, epoch }).await.map_err(|status| describe(&status))
     };
     match timeout(limit * 2, opening).await {
@@ -417,7 +416,7 @@ fn backoff(failures: u32, options: &LinkOptions) -> Duration {
         return Duration::ZERO;
     }
     let full = options.backoff_min.saturating_mul(1 << (failures - 1).min(16)).min(options.backoff_max);
-    full.mul_f64(rand::rng().random_range(0.5..=1.0))
+    full.mul_f64(tidewall_env::random::rng().random_range(0.5..=1.0))
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Why a call over a link has no reply, and whether it may have arrived. Nothing else is decided here.
 
+use tidewall_mutant::Mutant;
+
 /// Why a call over a [`Link`](crate::Link) has no reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
@@ -23,6 +25,9 @@ pub enum LinkError {
 impl LinkError {
     /// Whether the call may have reached the other side, so that its outcome is unknown.
     pub fn may_have_arrived(self) -> bool {
+        if tidewall_mutant::active(Mutant::UnknownReportedAsFailed) {
+            return false;
+        }
         match self {
             Self::Broken | Self::Deadline => true,
             Self::Full | Self::NotSent | Self::Unreachable => false,

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tonic::transport::{Endpoint, Server};
+use hyper_util::rt::TokioIo;
+use tidewall_env::simulation;
+use tonic::transport::{Channel, Endpoint, Server};
 
 /// HTTP/2 window of one stream, bytes.
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
@@ -82,6 +84,25 @@ pub fn endpoint(address: SocketAddr, connect_timeout: Duration) -> Endpoint {
         .http2_keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true)
+}
+
+/// Connects as [`endpoint`] says; in a simulation, over its network.
+///
+/// # Errors
+/// When nobody answers there in time.
+pub async fn connect(
+    address: SocketAddr,
+    connect_timeout: Duration,
+) -> Result<Channel, tonic::transport::Error> {
+    let endpoint = endpoint(address, connect_timeout);
+    if !simulation::is_active() {
+        return endpoint.connect().await;
+    }
+    let connector = tower::service_fn(move |_| async move {
+        let gone = || std::io::Error::other("the simulation has ended");
+        simulation::connect(address).ok_or_else(gone)?.await.map(TokioIo::new)
+    });
+    endpoint.connect_with_connector(connector).await
 }
 
 /// A server with transport settings that match [`endpoint`].

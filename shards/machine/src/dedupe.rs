@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
 use tidewall_domain::table::{Row, Table};
 
-use crate::machine::{Answer, Decision, Receipt};
+use crate::answer::{Answer, Decision, Receipt};
 
 /// What was decided for a request id.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -58,7 +58,7 @@ pub enum SystemCommand {
     },
     /// Throws the parts of all imports away.
     ImportAbort,
-    /// Raises the apply version; proposed when every member supports it.
+    /// Raises the apply version; proposed when every member supports it. A build that does not halts.
     RaiseVersion(u32),
 }
 
@@ -171,6 +171,15 @@ impl Entry {
         w.u64(self.stamp_ms);
         w.seq(&self.commands, |w, command| command.encode(w));
         w.into_bytes()
+    }
+
+    /// Highest apply version that a command of the entry raises the rows to.
+    pub(crate) fn raises_to(&self) -> Option<u32> {
+        let versions = self.commands.iter().filter_map(|command| match &command.op {
+            Op::System(SystemCommand::RaiseVersion(version)) => Some(*version),
+            _ => None,
+        });
+        versions.max()
     }
 
     /// Decodes an entry.

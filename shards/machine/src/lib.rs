@@ -9,25 +9,34 @@
 //! with `INTERNAL_INVARIANT`; an entry that does not decode is an [`ApplyError`], which halts the replica.
 #![deny(clippy::float_arithmetic)]
 
+mod answer;
 pub mod dedupe;
 pub mod entry;
+mod error;
 mod machine;
 mod meta;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;
 
+pub use answer::{Answer, Decision, Outcome, Receipt, Reject};
 pub use entry::{Command, Entry, Op, SystemCommand};
-pub use machine::{
-    Answer, ApplyError, Decision, Frozen, Head, LoadError, Loader, Machine, Outcome, Position, Receipt,
-    Reject,
-};
+pub use error::{ApplyError, LoadError};
+pub use machine::{Frozen, Head, Loader, Machine, Position, Replaced};
 pub use tidewall_domain as domain;
 
-/// Behaviour of apply that this build has. Raised only together with a replicated command, when every member
-/// supports it; the old behaviour stays in the code until then. A build that meets a higher one
+/// Latest behaviour of apply that this build has. The rows begin at 1 and are raised by a replicated command, when
+/// every member supports the next; the old behaviour stays in the code until then. A build that meets a higher one
 /// refuses to run.
-pub const APPLY_VERSION: u32 = 1;
+///
+/// 1: the first. 2: the parts of an import that nobody goes on with are dropped after [`IMPORT_IDLE_MS`].
+pub const APPLY_VERSION: u32 = 2;
+
+/// An import that got no part for so long, milliseconds of log time, is given up: from apply version 2 on.
+pub const IMPORT_IDLE_MS: u64 = 600_000;
+
+/// First apply version under which imports are given up.
+const GIVES_IMPORTS_UP: u32 = 2;
 
 /// Outcomes are remembered this long by log time, milliseconds.
 pub const REMEMBERED_MS: u64 = 24 * 3_600_000;

@@ -1,4 +1,9 @@
-//! The group's own rows: its time, its versions, and the parts of an import under way.
+//! The group's own rows: its time, its versions, and imports under way with their parts.
+//!
+//! Rows of apply version 1 keep their bytes for ever: what later versions know besides is in tables of its own.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
 use tidewall_domain::table::Row;
@@ -76,9 +81,9 @@ impl Row for MetaRow {
     }
 }
 
-/// A part of an import under way.
+/// A part of an import under way. Shared, because it is dropped elsewhere than where it is taken out.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StagedRow(pub Vec<u8>);
+pub struct StagedRow(pub Arc<[u8]>);
 
 impl Row for StagedRow {
     const TABLE: u8 = 12;
@@ -103,6 +108,49 @@ impl Row for StagedRow {
         w.bytes(&self.0);
     }
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self(r.bytes()?.to_vec()))
+        Ok(Self(r.bytes()?.into()))
+    }
+}
+
+/// An import under way. Kept under apply version 2 and later only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImportRow {
+    /// Log time of its latest part, Unix milliseconds.
+    pub last_part_ms: u64,
+}
+
+/// (log time of the latest part, import) of all rows.
+#[derive(Debug, Default, PartialEq)]
+pub struct ByLastPart(pub BTreeSet<(u64, u128)>);
+
+impl Row for ImportRow {
+    const TABLE: u8 = 13;
+    type Key = u128;
+    type Page = u128;
+    type Index = ByLastPart;
+
+    fn page(key: &u128) -> u128 {
+        *key
+    }
+    fn encode_page(page: &u128, w: &mut Writer) {
+        w.u128(*page);
+    }
+    fn encode_key(key: &u128, w: &mut Writer) {
+        w.u128(*key);
+    }
+    fn decode_key(r: &mut Reader<'_>) -> Result<u128, DecodeError> {
+        r.u128()
+    }
+    fn encode(&self, w: &mut Writer) {
+        w.u64(self.last_part_ms);
+    }
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self { last_part_ms: r.u64()? })
+    }
+    fn index(index: &mut ByLastPart, key: &u128, row: &Self) {
+        index.0.insert((row.last_part_ms, *key));
+    }
+    fn unindex(index: &mut ByLastPart, key: &u128, row: &Self) {
+        index.0.remove(&(row.last_part_ms, *key));
     }
 }

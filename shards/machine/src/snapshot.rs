@@ -1,20 +1,25 @@
 //! The file form of a whole state at one log index: for new replicas, exports and imports.
 //!
 //! Format 1: magic, format number, header (checksummed), pages (each checksummed), end mark with a BLAKE3 hash
-//! over everything before it. [`encode`] yields the file in parts and never holds it whole; [`read`]
-//! verifies the checksums, the hash, and at last the state digest. Nothing here touches a disk.
+//! over everything before it. [`encode`] yields the file in parts and never holds it whole; [`Parser`] takes it in
+//! pieces and verifies the checksums, the hash, and at last the state digest. Nothing here touches a disk.
 
 use std::io::Read;
 
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
 
-use crate::machine::{Frozen, Head, LoadError, Machine, Position};
+use crate::error::LoadError;
+use crate::machine::{Frozen, Head, Loader, Machine, Position};
 
 const MAGIC: &[u8; 8] = b"TIDESNAP";
 /// Version of the file format that this build writes and reads.
 pub const SNAPSHOT_FORMAT: u32 = 1;
 /// Longest header or page; more is damage.
 const PART_MAX: usize = 64 << 20;
+/// Length and checksum of a header or page.
+const PART_HEAD_BYTES: usize = 8;
+/// Read from a file at a time.
+const READ_BYTES: usize = 64 << 10;
 const PAGE: u8 = 1;
 const END: u8 = 2;
 
@@ -121,58 +126,177 @@ fn part(w: &mut Writer, bytes: &[u8]) {
     w.raw(bytes);
 }
 
-struct Source<'a, R> {
-    from: &'a mut R,
-    hasher: blake3::Hasher,
+/// What a file goes on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Magic,
+    Format,
+    Header,
+    Tag,
+    Page,
+    Hash,
+    Nothing,
+    /// What came is no snapshot file.
+    Failed,
 }
 
-impl<R: Read> Source<'_, R> {
-    fn take(&mut self, bytes: &mut [u8]) -> Result<(), SnapshotError> {
-        self.from.read_exact(bytes).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => SnapshotError::Damaged("it is cut short"),
-            _ => error.into(),
-        })?;
-        self.hasher.update(bytes);
+/// Takes a file in pieces of any size, in order, and builds its rows as they come in.
+///
+/// Holds what is incomplete of one header or page beside the rows. What it has built counts for nothing before
+/// [`Parser::finish`] has said so.
+#[derive(Debug)]
+pub struct Parser {
+    /// Over what has been read, but for the hash itself.
+    hasher: blake3::Hasher,
+    /// The beginning of something that is incomplete.
+    pending: Vec<u8>,
+    next: Next,
+    header: Option<Header>,
+    loader: Loader,
+}
+
+impl Default for Parser {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Parser {
+    /// Begins a file.
+    pub fn new() -> Self {
+        Self {
+            hasher: blake3::Hasher::new(),
+            pending: Vec::new(),
+            next: Next::Magic,
+            header: None,
+            loader: Machine::loader(),
+        }
+    }
+
+    /// The next piece of the file. Costs what the piece costs, however large the file is.
+    ///
+    /// # Errors
+    /// What is wrong with the file as far as it has come; nothing that follows can mend it.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
+        let mut pending = std::mem::take(&mut self.pending);
+        let taken = if pending.is_empty() {
+            self.items(bytes).map(|used| pending.extend_from_slice(&bytes[used..]))
+        } else {
+            pending.extend_from_slice(bytes);
+            self.items(&pending).map(|used| drop(pending.drain(..used)))
+        };
+        self.pending = pending;
+        if taken.is_err() {
+            self.next = Next::Failed;
+        }
+        taken
+    }
+
+    /// Takes in what is complete; says how many bytes that were.
+    fn items(&mut self, bytes: &[u8]) -> Result<usize, SnapshotError> {
+        let mut rest = bytes;
+        while let Some((item, after)) = self.length(rest)?.and_then(|length| rest.split_at_checked(length)) {
+            self.item(item)?;
+            rest = after;
+        }
+        Ok(bytes.len() - rest.len())
+    }
+
+    /// Length of what comes next, as soon as that is known.
+    fn length(&self, bytes: &[u8]) -> Result<Option<usize>, SnapshotError> {
+        Ok(match self.next {
+            Next::Magic => Some(MAGIC.len()),
+            Next::Format => Some(size_of::<u32>()),
+            Next::Tag => Some(1),
+            Next::Hash => Some(blake3::OUT_LEN),
+            Next::Header | Next::Page if bytes.len() < PART_HEAD_BYTES => None,
+            Next::Header | Next::Page => match le_u32(bytes) as usize {
+                length if length > PART_MAX => {
+                    return Err(SnapshotError::Damaged("a part is impossibly long"));
+                }
+                length => Some(PART_HEAD_BYTES + length),
+            },
+            Next::Nothing if bytes.is_empty() => None,
+            Next::Nothing => return Err(SnapshotError::Damaged("something follows its end")),
+            Next::Failed => return Err(SnapshotError::Damaged("what came before is not valid")),
+        })
+    }
+
+    fn item(&mut self, item: &[u8]) -> Result<(), SnapshotError> {
+        if self.next == Next::Hash {
+            self.next = Next::Nothing;
+            return if item == self.hasher.finalize().as_bytes() {
+                Ok(())
+            } else {
+                Err(SnapshotError::Damaged("its hash does not match"))
+            };
+        }
+        self.hasher.update(item);
+        self.next = match self.next {
+            Next::Magic if item == MAGIC => Next::Format,
+            Next::Magic => return Err(SnapshotError::Foreign),
+            Next::Format => match le_u32(item) {
+                SNAPSHOT_FORMAT => Next::Header,
+                other => return Err(SnapshotError::Format(other)),
+            },
+            Next::Header => {
+                self.header = Some(Header::decode(part_content(item)?)?);
+                Next::Tag
+            }
+            Next::Page => {
+                let (table, content) =
+                    part_content(item)?.split_first().ok_or(SnapshotError::Damaged("a page is empty"))?;
+                self.loader.page(*table, content)?;
+                Next::Tag
+            }
+            Next::Tag => match item {
+                [PAGE] => Next::Page,
+                [END] => Next::Hash,
+                _ => return Err(SnapshotError::Damaged("a part is of no known kind")),
+            },
+            other @ (Next::Hash | Next::Nothing | Next::Failed) => other,
+        };
         Ok(())
     }
 
-    fn u32(&mut self) -> Result<u32, SnapshotError> {
-        let mut bytes = [0; 4];
-        self.take(&mut bytes)?;
-        Ok(u32::from_le_bytes(bytes))
+    fn complete(&self) -> Result<&Header, SnapshotError> {
+        match (self.next, &self.header) {
+            (Next::Nothing, Some(header)) => Ok(header),
+            (Next::Magic, _) => Err(SnapshotError::Foreign),
+            (Next::Failed, _) => Err(SnapshotError::Damaged("what came before is not valid")),
+            _ => Err(SnapshotError::Damaged("it is cut short")),
+        }
     }
 
-    fn part(&mut self) -> Result<Vec<u8>, SnapshotError> {
-        let length = self.u32()? as usize;
-        let checksum = self.u32()?;
-        if length > PART_MAX {
-            return Err(SnapshotError::Damaged("a part is impossibly long"));
-        }
-        let mut bytes = vec![0; length];
-        self.take(&mut bytes)?;
-        if crc32c::crc32c(&bytes) != checksum {
-            return Err(SnapshotError::Damaged("a checksum does not match"));
-        }
-        Ok(bytes)
+    /// Whether a whole file came, with rows of no later apply version than `supported`. Costs little.
+    pub(crate) fn verify(&self, supported: u32) -> Result<(), SnapshotError> {
+        Ok(self.loader.verify(self.complete()?.digest, supported)?)
     }
 
-    fn header(&mut self) -> Result<Header, SnapshotError> {
-        let mut magic = [0; 8];
-        self.take(&mut magic).map_err(|_| SnapshotError::Foreign)?;
-        if magic != *MAGIC {
-            return Err(SnapshotError::Foreign);
-        }
-        let format = self.u32()?;
-        if format != SNAPSHOT_FORMAT {
-            return Err(SnapshotError::Format(format));
-        }
-        let bytes = self.part()?;
-        let mut r = Reader::new(&bytes);
+    /// The bare rows, verified or not.
+    pub(crate) fn into_rows(self) -> Machine {
+        self.loader.into_rows()
+    }
+
+    /// The state, if a whole file came and its rows have the digest of its header.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn finish(self) -> Result<Loaded, SnapshotError> {
+        let header = self.complete()?.clone();
+        let machine = self.loader.finish(header.head.clone(), header.digest)?;
+        Ok(Loaded { header, machine })
+    }
+}
+
+impl Header {
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
         let applied = r.option(|r| Ok(Position { term: r.u64()?, node: r.u64()?, index: r.u64()? }))?;
         let mut chain = [0; 32];
         chain.copy_from_slice(r.raw(32)?);
         let membership = r.bytes()?.to_vec();
-        let header = Header {
+        let header = Self {
             head: Head { applied, chain, membership },
             digest: r.u128()?,
             incarnation: r.u64()?,
@@ -184,39 +308,33 @@ impl<R: Read> Source<'_, R> {
     }
 }
 
-/// Reads only the header; the rest is not verified.
-pub fn read_header(from: &mut impl Read) -> Result<Header, SnapshotError> {
-    Source { from, hasher: blake3::Hasher::new() }.header()
+/// The first four bytes, little endian; whoever asks has them.
+fn le_u32(bytes: &[u8]) -> u32 {
+    bytes.iter().take(4).rev().fold(0, |number, byte| number << 8 | u32::from(*byte))
+}
+
+/// What a whole part carries, if its checksum is right.
+fn part_content(part: &[u8]) -> Result<&[u8], SnapshotError> {
+    let (head, content) = part.split_at(PART_HEAD_BYTES);
+    if crc32c::crc32c(content) != le_u32(&head[4..]) {
+        return Err(SnapshotError::Damaged("a checksum does not match"));
+    }
+    Ok(content)
 }
 
 /// Reads and verifies a whole file.
+///
+/// # Errors
+/// What is wrong with the file, or with reading it.
 pub fn read(from: &mut impl Read) -> Result<Loaded, SnapshotError> {
-    let mut source = Source { from, hasher: blake3::Hasher::new() };
-    let header = source.header()?;
-    let mut loader = Machine::loader();
+    let mut parser = Parser::new();
+    let mut piece = vec![0; READ_BYTES];
     loop {
-        let mut tag = [0];
-        source.take(&mut tag)?;
-        match tag[0] {
-            PAGE => {
-                let bytes = source.part()?;
-                let (table, content) =
-                    bytes.split_first().ok_or(SnapshotError::Damaged("a page is empty"))?;
-                loader.page(*table, content)?;
-            }
-            END => break,
-            _ => return Err(SnapshotError::Damaged("a part is of no known kind")),
+        match from.read(&mut piece) {
+            Ok(0) => return parser.finish(),
+            Ok(read) => parser.push(&piece[..read])?,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
         }
     }
-    let expected = source.hasher.finalize();
-    let mut found = [0; 32];
-    source.take(&mut found)?;
-    if found != *expected.as_bytes() {
-        return Err(SnapshotError::Damaged("its hash does not match"));
-    }
-    if source.from.read(&mut [0])? != 0 {
-        return Err(SnapshotError::Damaged("something follows its end"));
-    }
-    let machine = loader.finish(header.head.clone(), header.digest)?;
-    Ok(Loaded { header, machine })
 }

@@ -1,13 +1,15 @@
-//! Rules of the core: repeated requests, log time, digests, poison commands, snapshots, imports.
+//! Rules of the core: repeated requests, log time, digests, poison commands, snapshots, imports, versions.
 #![allow(clippy::unwrap_used)]
 
+mod import;
+mod version;
+
 use proptest::prelude::*;
-use tidewall_domain::codec::Writer;
+use tidewall_domain::codec::{Reader, Writer};
 use tidewall_domain::table::Row as _;
 use tidewall_domain::tickets::model::{StockRow, TierSpec};
 use tidewall_domain::tickets::{self, Rejection};
 
-use crate::meta::MetaRow;
 use crate::*;
 
 const T0: u64 = 1_700_000_000_000;
@@ -213,20 +215,6 @@ fn an_id_ahead_of_time_shuts_nobody_out() {
 }
 
 #[test]
-fn after_an_import_older_ids_are_refused_not_executed() {
-    let mut source = Log::new();
-    let file = snapshot_of(&source.machine);
-    source.one(T0 + 5, command(1, buy(1)));
-    let parts = vec![
-        Command::system(SystemCommand::ImportChunk { import: 1, number: 0, bytes: file }),
-        Command::system(SystemCommand::ImportCommit { import: 1, chunks: 1, replace: true }),
-    ];
-    source.entry(T0 + 10, parts);
-    // It was decided after the backup was made: a retry must not buy again.
-    assert_eq!(reason(&source.one(T0 + 11, command(1, buy(1)))), "IdForgotten");
-}
-
-#[test]
 fn the_settled_digest_is_that_of_whole_entries() {
     let mut log = Log::new();
     let before = log.machine.settled();
@@ -351,59 +339,6 @@ fn a_snapshot_of_a_newer_format_is_refused_by_name() {
     assert!(error.contains("format 2") && error.contains("format 1"), "{error}");
 }
 
-#[test]
-fn rows_of_a_newer_apply_version_are_refused() {
-    let mut w = Writer::new();
-    w.u64(1);
-    MetaRow { apply_version: APPLY_VERSION + 1, ..MetaRow::default() }.encode(&mut w);
-    let page = w.into_bytes();
-    let load = |digest| {
-        let mut loader = Machine::loader();
-        loader.page(MetaRow::TABLE, &page).unwrap();
-        loader.finish(Head::default(), digest).unwrap_err()
-    };
-    let LoadError::Digest { found, .. } = load(0) else { panic!("an empty digest fits") };
-    assert_eq!(load(found), LoadError::TooNew { rows: APPLY_VERSION + 1 });
-}
-
-#[test]
-fn an_import_replaces_everything_or_nothing() {
-    let mut source = Log::new();
-    source.one(T0, command(1, buy(2)));
-    let file = snapshot_of(&source.machine);
-    let import = |log: &mut Log, file: &[u8], replace| {
-        let parts: Vec<&[u8]> = file.chunks(100).collect();
-        for (number, bytes) in parts.iter().enumerate() {
-            let op = SystemCommand::ImportChunk { import: 9, number: number as u32, bytes: bytes.to_vec() };
-            log.one(T0, Command::system(op));
-        }
-        let chunks = parts.len() as u32;
-        log.one(T0, Command::system(SystemCommand::ImportCommit { import: 9, chunks, replace }))
-    };
-    // An empty region takes it.
-    let mut empty = Log { machine: Machine::new(), entries: Vec::new() };
-    assert_eq!(reason(&import(&mut empty, &file, false)), "done");
-    assert_eq!(empty.machine.tickets().digest(), source.machine.tickets().digest());
-    assert_eq!(empty.machine.incarnation(), 2);
-    assert!(empty.machine.outcome("alice", id(T0, 1)).is_some());
-    let frozen = empty.machine.freeze();
-    assert!(frozen.full, "a checkpoint after an import must not keep older pages");
-    // One that holds events does not, unless told so.
-    let mut taken = Log::new();
-    taken.one(T0, command(5, buy(1)));
-    let before = taken.machine.tickets().digest();
-    assert_eq!(reason(&import(&mut taken, &file, false)), "System");
-    // A damaged file changes nothing, even when told so.
-    let mut broken = file.clone();
-    broken[file.len() / 2] ^= 1;
-    assert_eq!(reason(&import(&mut taken, &broken, true)), "System");
-    assert_eq!(taken.machine.tickets().digest(), before);
-    assert_eq!(reason(&import(&mut taken, &file, true)), "done");
-    assert_eq!(taken.machine.tickets().digest(), source.machine.tickets().digest());
-    // What was staged is gone.
-    assert!(!taken.machine.freeze_all().pages.iter().any(|page| page.table() == 12));
-}
-
 #[derive(Debug, Clone)]
 enum Step {
     Entry(u64, Vec<Command>),
@@ -429,11 +364,29 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// The group's own business: a small import in two parts, versions, time that passes.
+fn any_system_step() -> impl Strategy<Value = Step> {
+    let file = snapshot_of(&Log::new().machine);
+    let parts: Vec<Vec<u8>> = file.chunks(file.len().div_ceil(2)).map(<[u8]>::to_vec).collect();
+    let op = prop_oneof![
+        6 => (8..10u128, 0..2u32).prop_map(move |(import, number)| SystemCommand::ImportChunk {
+            import, number, bytes: parts[number as usize].clone() }),
+        3 => (8..10u128, any::<bool>()).prop_map(|(import, replace)| SystemCommand::ImportCommit {
+            import, chunks: 2, replace }),
+        1 => Just(SystemCommand::ImportAbort),
+        1 => (1..3u32).prop_map(SystemCommand::RaiseVersion),
+    ];
+    let stamp = prop_oneof![9 => Just(T0), 1 => (1..4u64).prop_map(|n| T0 + n * IMPORT_IDLE_MS)];
+    (stamp, op).prop_map(|(stamp, op)| Step::Entry(stamp, vec![Command::system(op)]))
+}
+
 proptest! {
     /// Whatever is asked, and wherever a replica stops and starts again from its last checkpoint and the log behind
     /// it, it reaches the same digest and chain as one that never stopped.
     #[test]
-    fn a_restart_changes_nothing(steps in proptest::collection::vec(any_step(), 0..40)) {
+    fn a_restart_changes_nothing(
+        steps in proptest::collection::vec(prop_oneof![2 => any_step(), 1 => any_system_step()], 0..60),
+    ) {
         let mut log = Log::new();
         let mut other = Log::new();
         let mut stored: std::collections::BTreeMap<(u8, Vec<u8>), Vec<u8>> = Default::default();
@@ -480,7 +433,9 @@ proptest! {
     }
 
     #[test]
-    fn entries_have_one_byte_form(steps in proptest::collection::vec(any_step(), 1..10)) {
+    fn entries_have_one_byte_form(
+        steps in proptest::collection::vec(prop_oneof![any_step(), any_system_step()], 1..10),
+    ) {
         for step in steps {
             let Step::Entry(stamp_ms, commands) = step else { continue };
             let entry = Entry { stamp_ms, commands };

@@ -2,23 +2,31 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
+use tidewall_actors::Refusal;
 use tidewall_consensus::{Group, Role};
-use tidewall_env::clock::Clock;
 use tidewall_link::{ServeOptions, serve};
-use tidewall_machine::{Answer, Command, SystemCommand, snapshot};
+use tidewall_machine::snapshot::{self, SnapshotError};
+use tidewall_machine::{Answer, Command, Machine, SystemCommand};
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::internal::v1::shard_service_server::ShardService;
 use tidewall_store::log::NodeLog;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::exchange::{ExchangeHandler, Served, Serving};
+use crate::lead::{self, TransferError};
+use crate::members::{self, MembersError};
+use crate::recovery::{Order, Orders};
+use crate::standing::Standing;
 use crate::{shard, views};
 
 /// Bytes of an import in one command.
 const IMPORT_CHUNK_BYTES: usize = 256 << 10;
+/// How long the other nodes may take to hear of an order that concerns them.
+const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(1);
 /// Largest file that can be imported, bytes: it passes through the log and is held in memory on the way.
 const IMPORT_BYTES_MAX: usize = 256 << 20;
 
@@ -29,16 +37,16 @@ pub struct ShardServer {
 }
 
 struct Shared {
-    node: u64,
     serving: Arc<Serving>,
     log: NodeLog,
-    clock: Arc<dyn Clock>,
+    standing: Arc<Standing>,
+    orders: Orders,
 }
 
 impl ShardServer {
     /// Serves what the node serves.
-    pub fn new(node: u64, serving: Arc<Serving>, log: NodeLog, clock: Arc<dyn Clock>) -> Self {
-        Self { shared: Arc::new(Shared { node, serving, log, clock }) }
+    pub fn new(serving: Arc<Serving>, log: NodeLog, standing: Arc<Standing>, orders: Orders) -> Self {
+        Self { shared: Arc::new(Shared { serving, log, standing, orders }) }
     }
 
     fn group(&self, number: u32) -> Result<&Group, Status> {
@@ -56,8 +64,10 @@ impl ShardServer {
         let hot_rows = served.hot.lock().clone();
         let status = group.status();
         let checkpoint = group.checkpoint_state();
-        let ((applied, digest), incarnation, rows) =
-            group.state().read(|machine| (machine.settled(), machine.incarnation(), machine.rows()));
+        let ((applied, digest), incarnation, rows, apply_version) = group.state().read(|machine| {
+            (machine.settled(), machine.incarnation(), machine.rows(), machine.apply_version())
+        });
+        let (voters, learners) = group.members();
         let role = match status.role {
             Role::Leader => "leader",
             Role::Follower => "follower",
@@ -78,7 +88,10 @@ impl ShardServer {
             rows,
             checkpoint_index: checkpoint.index,
             checkpoint_backlog_pages: checkpoint.pages,
-            fault: status.fault.unwrap_or_default(),
+            fault: status.fault.or_else(|| group.state().suspended()).unwrap_or_default(),
+            voters: voters.into_iter().collect(),
+            learners: learners.into_iter().collect(),
+            apply_version,
             hot_rows: if status.role == Role::Leader { hot_rows } else { Vec::new() },
         }
     }
@@ -99,8 +112,12 @@ impl ShardServer {
         }
         let file = Bytes::from(file);
         let check = file.clone();
-        let checked =
-            tokio::task::spawn_blocking(move || snapshot::read(&mut check.as_ref()).map(|l| l.header));
+        let version = group.state().read(Machine::apply_version);
+        // All that the commit would refuse it for, before anything of it goes through the log.
+        let checked = tokio::task::spawn_blocking(move || {
+            let loaded = snapshot::read(&mut check.as_ref())?;
+            loaded.machine.supporting(version).map(drop).map_err(SnapshotError::from)
+        });
         if let Err(error) = checked.await.map_err(|e| Status::internal(e.to_string()))? {
             let message = error.to_string();
             return respond(R::Rejection(pb::RejectionView {
@@ -119,18 +136,17 @@ impl ShardServer {
             replace = first.replace,
             "import begins"
         );
-        let import = u128::from(self.shared.clock.unix_ms()) << 64 | u128::from(self.shared.node);
-        let mut steps = vec![SystemCommand::ImportAbort];
+        let import =
+            u128::from(self.shared.standing.now_ms()) << 64 | u128::from(self.shared.standing.node());
         let chunks = file.chunks(IMPORT_CHUNK_BYTES);
-        let count = chunks.len() as u32;
-        steps.extend(chunks.enumerate().map(|(number, bytes)| SystemCommand::ImportChunk {
-            import,
-            number: number as u32,
-            bytes: bytes.to_vec(),
-        }));
-        steps.push(SystemCommand::ImportCommit { import, chunks: count, replace: first.replace });
-        for step in steps {
-            let decided = shard::propose(&group, &*self.shared.clock, vec![Command::system(step)]).await;
+        let commit =
+            SystemCommand::ImportCommit { import, chunks: chunks.len() as u32, replace: first.replace };
+        let chunks = chunks.zip(0..).map(|(bytes, number)| {
+            let bytes = bytes.to_vec();
+            SystemCommand::ImportChunk { import, number, bytes }
+        });
+        for step in std::iter::once(SystemCommand::ImportAbort).chain(chunks).chain([commit]) {
+            let decided = shard::propose(&group, &self.shared.standing, vec![Command::system(step)]).await;
             match decided.as_ref().map(|decisions| decisions.first().map(|decision| &decision.answer)) {
                 Ok(Some(Answer::Done(_))) => {}
                 Ok(Some(Answer::Rejected(why))) => {
@@ -176,7 +192,7 @@ impl ShardService for ShardServer {
         &self,
         _: Request<pb::GetNodeStateRequest>,
     ) -> Result<Response<pb::GetNodeStateResponse>, Status> {
-        let serving = &self.shared.serving;
+        let (serving, standing) = (&self.shared.serving, &self.shared.standing);
         let mut groups: Vec<_> = serving.groups.values().map(|served| self.group_state(served)).collect();
         groups.extend(serving.faults.iter().map(|(group, why)| pb::GroupState {
             group: *group,
@@ -185,10 +201,14 @@ impl ShardService for ShardServer {
             ..pb::GroupState::default()
         }));
         Ok(Response::new(pb::GetNodeStateResponse {
-            node: self.shared.node,
+            node: standing.node(),
             version: env!("CARGO_PKG_VERSION").into(),
             log_bytes: self.shared.log.disk_bytes(),
             groups,
+            drained: standing.is_drained(),
+            clock_offset_ms: standing.clock_offset_ms(),
+            clock_far: standing.clock_is_far(),
+            apply_version: standing.apply_version(),
         }))
     }
 
@@ -218,4 +238,182 @@ impl ShardService for ShardServer {
     ) -> Result<Response<pb::ImportResponse>, Status> {
         self.restore(request.into_inner()).await.map(Response::new)
     }
+
+    async fn transfer_lead(
+        &self,
+        request: Request<pb::TransferLeadRequest>,
+    ) -> Result<Response<pb::TransferLeadResponse>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?.clone();
+        let patience = patience(request.timeout_ms);
+        let (to, principal) = (request.to_node, request.principal);
+        tracing::warn!(group = request.group, to, principal, "an operator moves the lead");
+        let began = tokio::time::Instant::now();
+        let result = lead::hand_over(&group, &self.shared.standing, to, patience).await;
+        if result.is_ok() {
+            // Told to the others with the next report: it is to stay there.
+            self.shared.standing.place(request.group, to);
+            self.shared.standing.announce(ANNOUNCE_PATIENCE).await;
+        }
+        let refusal = result.err().map(|error| match error {
+            TransferError::NotLeader { leader } => views::refusal(&Refusal::NotLeader { leader }),
+            TransferError::Unfit(why) => views::invalid(why),
+            error @ TransferError::NotSeen { .. } => views::refusal(&Refusal::Unknown(error.to_string())),
+        });
+        Ok(Response::new(pb::TransferLeadResponse {
+            leader_node: group.believed_leader().unwrap_or(0),
+            took_ms: began.elapsed().as_millis() as u32,
+            refusal,
+        }))
+    }
+
+    async fn drain(&self, request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainResponse>, Status> {
+        let pb::DrainRequest { drained, timeout_ms, principal } = request.into_inner();
+        let standing = &self.shared.standing;
+        tracing::warn!(drained, principal, "an operator drains this node, or ends that");
+        standing.set_drained(drained);
+        standing.announce(ANNOUNCE_PATIENCE).await;
+        if !drained {
+            return Ok(Response::new(pb::DrainResponse::default()));
+        }
+        let served = &self.shared.serving.groups;
+        let groups = served.iter().map(|(number, served)| (*number, served.group.clone())).collect();
+        let lead::Moved { moved, kept } = lead::leave_all(&groups, standing, patience(timeout_ms)).await;
+        Ok(Response::new(pb::DrainResponse { moved, kept }))
+    }
+
+    async fn change_replicas(
+        &self,
+        request: Request<pb::ChangeReplicasRequest>,
+    ) -> Result<Response<pb::ChangeReplicasResponse>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?.clone();
+        let (add, remove) =
+            (request.add_nodes.into_iter().collect(), request.remove_nodes.into_iter().collect());
+        tracing::warn!(
+            group = request.group,
+            ?add,
+            ?remove,
+            principal = request.principal,
+            "an operator changes the replicas"
+        );
+        let patience = patience(request.timeout_ms);
+        let changed = members::change(&group, &self.shared.standing, &add, &remove, patience).await;
+        let (voters, learners) = group.members();
+        Ok(Response::new(pb::ChangeReplicasResponse {
+            voters: voters.into_iter().collect(),
+            learners: learners.into_iter().collect(),
+            refusal: changed.err().map(members_refusal),
+        }))
+    }
+
+    async fn recover(
+        &self,
+        request: Request<pb::RecoverRequest>,
+    ) -> Result<Response<pb::RecoverResponse>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?.clone();
+        let standing = &self.shared.standing;
+        let status = group.status();
+        let (incarnation, digest) =
+            group.state().read(|machine| (machine.incarnation(), machine.settled().1));
+        let (voters, _) = group.members();
+        let silence = |node: &u64| {
+            let (silent, heard) = standing.silence(*node);
+            pb::Silence { node: *node, silent_ms: silent.as_millis() as u64, never_heard: !heard }
+        };
+        let silences: Vec<_> = voters.iter().filter(|node| **node != standing.node()).map(silence).collect();
+        let mut response = pb::RecoverResponse {
+            node: standing.node(),
+            term: status.term,
+            last_log_index: status.last_log,
+            committed_index: status.committed,
+            applied_index: status.applied,
+            incarnation,
+            voters: voters.iter().copied().collect(),
+            silences,
+            refusal: None,
+            digest: digest.to_be_bytes().to_vec(),
+        };
+        response.refusal = unrecoverable(&request, &response, standing.fence(request.group));
+        if request.dry_run || response.refusal.is_some() {
+            return Ok(Response::new(response));
+        }
+        let order = Order {
+            group: request.group,
+            incarnation: incarnation + 1,
+            principal: request.principal,
+            given_ms: standing.now_ms(),
+        };
+        tracing::warn!(
+            ?order,
+            ?response,
+            "a forced recovery is ordered: this node starts again to carry it out"
+        );
+        self.shared.orders.give(&order).map_err(|error| {
+            Status::internal(format!("the order cannot be kept and was not given: {error}"))
+        })?;
+        standing.ask_for_restart();
+        Ok(Response::new(response))
+    }
+}
+
+/// Why a group must not be recovered by force from this replica now.
+fn unrecoverable(
+    request: &pb::RecoverRequest,
+    found: &pb::RecoverResponse,
+    fence: u64,
+) -> Option<pb::Refusal> {
+    /// Who was heard within this time is not lost.
+    const SILENT_MS_MIN: u64 = 10_000;
+    if found.last_log_index == 0 {
+        return Some(views::invalid("this replica has never received anything"));
+    }
+    let alive: Vec<u64> = found
+        .silences
+        .iter()
+        .filter(|silence| silence.silent_ms < SILENT_MS_MIN)
+        .map(|silence| silence.node)
+        .collect();
+    let majority = found.voters.len() / 2 + 1;
+    if alive.len() + 1 >= majority {
+        return Some(views::invalid(format!(
+            "the group has not lost its majority, as far as this node can know after {} s: {alive:?} may be alive. Let it elect \
+             a leader, or replace single nodes",
+            SILENT_MS_MIN / 1_000
+        )));
+    }
+    if request.dry_run {
+        return None;
+    }
+    if (request.seen_last_log_index, request.seen_incarnation) != (found.last_log_index, found.incarnation) {
+        return Some(views::invalid(format!(
+            "the replica has changed since it was looked at: its last index is {}, its incarnation {}; look again",
+            found.last_log_index, found.incarnation
+        )));
+    }
+    if fence != found.incarnation + 1 {
+        return Some(views::invalid(format!(
+            "the other replicas are not fenced: set the fence of group {} to {} in the topology that all nodes follow, \
+             and wait until this node has seen it",
+            request.group,
+            found.incarnation + 1
+        )));
+    }
+    None
+}
+
+/// The refusal that stands for a change of members that is not done.
+fn members_refusal(error: MembersError) -> pb::Refusal {
+    match error {
+        MembersError::NotLeader { leader } => views::refusal(&Refusal::NotLeader { leader }),
+        MembersError::Refused(why) => views::invalid(why),
+        MembersError::Unfinished(why) => views::refusal(&Refusal::Unknown(why)),
+    }
+}
+
+/// What a caller grants, within what an order may take.
+fn patience(timeout_ms: u32) -> Duration {
+    const PATIENCE_MAX_MS: u32 = 60_000;
+    Duration::from_millis(timeout_ms.min(PATIENCE_MAX_MS).into())
 }

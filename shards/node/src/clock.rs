@@ -4,23 +4,36 @@
 //! time caught up. A step of the system's clock is followed at a bounded pace instead; how far clocks may
 //! drift apart between nodes is not this module's business.
 
-use std::time::Instant;
+use std::sync::Arc;
 
 use tidewall_env::clock::{Clock, SystemClock};
+use tokio::time::Instant;
 
 /// How far a stamp may be ahead of what the monotonic clock makes of the node's start, ms.
 const AHEAD_MS_MAX: u64 = 2_000;
 
 /// A wall clock that is bounded by the monotonic one.
 pub struct SteadyClock {
+    wall: Arc<dyn Clock>,
     started_ms: u64,
     started: Instant,
+}
+
+impl Default for SteadyClock {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl SteadyClock {
     /// Starts at the system's time.
     pub fn new() -> Self {
-        Self { started_ms: SystemClock.unix_ms(), started: Instant::now() }
+        Self::over(Arc::new(SystemClock))
+    }
+
+    /// Starts at the time of another wall clock.
+    pub fn over(wall: Arc<dyn Clock>) -> Self {
+        Self { started_ms: wall.unix_ms(), started: Instant::now(), wall }
     }
 
     fn bounded(&self, wall_ms: u64, elapsed_ms: u64) -> u64 {
@@ -32,7 +45,7 @@ impl SteadyClock {
 
 impl Clock for SteadyClock {
     fn unix_ms(&self) -> u64 {
-        self.bounded(SystemClock.unix_ms(), self.started.elapsed().as_millis() as u64)
+        self.bounded(self.wall.unix_ms(), self.started.elapsed().as_millis() as u64)
     }
 }
 
@@ -42,7 +55,8 @@ mod tests {
 
     #[test]
     fn a_step_ahead_is_not_followed_at_once() {
-        let clock = SteadyClock { started_ms: 1_000_000, started: Instant::now() };
+        let clock =
+            SteadyClock { wall: Arc::new(SystemClock), started_ms: 1_000_000, started: Instant::now() };
         assert_eq!(clock.bounded(1_010_000, 10_000), 1_010_000);
         assert_eq!(clock.bounded(1_011_500, 10_000), 1_011_500);
         let hour = 3_600_000;

@@ -13,11 +13,15 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// The cluster.
     pub topology: Topology,
+    /// Where later states of it appear; nodes then join and leave while this one runs.
+    pub topology_path: Option<PathBuf>,
     /// The data need not outlive this run. They are synced all the same.
     pub ephemeral: bool,
     /// The directory may be new. A node that has served before must never start on an empty one: its votes
     /// would be forgotten.
     pub create: bool,
+    /// Newest apply version to support; lower than the build's own to play an older build in tests of upgrades.
+    pub apply_version: u32,
 }
 
 /// Why a node could not start, or had to stop.
@@ -42,13 +46,16 @@ pub enum NodeError {
     /// The data are damaged, of another cluster, or of another format.
     #[error("{0}")]
     Data(String),
+    /// Something was ordered that can be done at a start only.
+    #[error("this node must be started again to carry out what was ordered")]
+    Restart,
     /// A part failed that should not.
     #[error("{0}")]
     Internal(String),
 }
 
 impl NodeError {
-    /// Exit code of the process: 70 and 71 must not be restarted blindly.
+    /// Exit code of the process: 70 and 71 must not be restarted blindly, 75 must be restarted.
     pub fn exit_code(&self) -> i32 {
         match self {
             Self::Config(_) => 2,
@@ -56,6 +63,7 @@ impl NodeError {
             Self::Storage(_) => 70,
             Self::Data(_) => 71,
             Self::Internal(_) => 1,
+            Self::Restart => 75,
         }
     }
 

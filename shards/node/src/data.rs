@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tidewall_consensus::recovery::RecoveryError;
 use tidewall_env::disk::RealDisk;
 use tidewall_machine::Machine;
 use tidewall_store::checkpoint::sled_store::SledCheckpoints;
@@ -16,6 +17,8 @@ use tidewall_store::checkpoint::{CheckpointError, CheckpointStore, CheckpointWri
 use tidewall_store::log::{LogError, LogOptions, NodeLog};
 
 use crate::config::{NodeConfig, NodeError};
+use crate::recovery::Orders;
+use crate::reports::Quarantine;
 
 /// Version of the layout of a node's data directory.
 const DATA_FORMAT: u32 = 1;
@@ -35,6 +38,10 @@ pub struct Data {
     pub writer: CheckpointWriter,
     /// The rows of each group, or why they cannot be used.
     pub machines: BTreeMap<u32, Result<Machine, String>>,
+    /// Which replicas must not serve.
+    pub quarantine: Quarantine,
+    /// Where orders to recover a group are kept.
+    pub orders: Orders,
     /// Where snapshot files are received.
     pub incoming: PathBuf,
     /// The directory was made just now.
@@ -74,32 +81,86 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
     let mut store = SledCheckpoints::open(&directory.join("checkpoint"), cluster, config.node)
         .map_err(|error| NodeError::Data(error.to_string()))?;
     let mut machines = BTreeMap::new();
+    let quarantine = Quarantine::new(directory);
+    let orders = Orders::new(directory);
+    let address = config.topology.node(config.node).map(|node| node.peer_address.to_string());
+    let address = address.unwrap_or_default();
     for region in &config.topology.regions {
-        machines.insert(region.group, load(&mut store, &log, region.group)?);
+        let group = region.group;
+        let machine = match quarantine.why(group) {
+            Some(why) => Err(why),
+            None => load(&mut store, &log, group, config.apply_version)?,
+        };
+        let machine = match machine {
+            Ok(machine) => recovered(&orders, config, &address, &log, &mut store, group, machine)?,
+            Err(why) => Err(why),
+        };
+        machines.insert(group, machine);
     }
     let writer =
         CheckpointWriter::start(Box::new(store)).map_err(NodeError::system("cannot start a thread"))?;
     if fresh {
         write_identity(directory, &identity).map_err(system(format!("cannot write to {place}")))?;
     }
-    Ok(Data { log, writer, machines, incoming, fresh })
+    Ok(Data { log, writer, machines, quarantine, orders, incoming, fresh })
 }
 
-/// The rows of a group, if they are whole and reach as far as the log was purged.
-fn load(
+/// Carries out a recovery that was ordered, and refuses a replica that another one's recovery has left behind.
+fn recovered(
+    orders: &Orders,
+    config: &NodeConfig,
+    address: &str,
+    log: &NodeLog,
     store: &mut SledCheckpoints,
+    group: u32,
+    machine: Machine,
+) -> Result<Result<Machine, String>, NodeError> {
+    let fence = config.topology.fences.get(&group).copied().unwrap_or(0);
+    let untouched = machine.head().applied.is_none();
+    let result = orders.carry_out(config.node, address.to_owned(), log, store, group, machine);
+    match result {
+        // A replica that has nothing yet will receive the new incarnation.
+        Ok(machine) if machine.incarnation() >= fence || untouched => Ok(Ok(machine)),
+        Ok(machine) => Ok(Err(format!(
+            "a forced recovery of group {group} began incarnation {fence} and left this replica, of incarnation {}, \
+             behind: replace this node",
+            machine.incarnation()
+        ))),
+        Err(RecoveryError::Unusable(why)) => Ok(Err(why)),
+        Err(RecoveryError::Log(error)) => Err(log_error(error)),
+        Err(RecoveryError::Checkpoint(error)) => Err(NodeError::Storage(error.to_string())),
+    }
+}
+
+/// The rows of a group, or why they cannot be used: they must be whole and reach as far as the log was purged.
+///
+/// # Errors
+/// When the store itself fails: the node must stop.
+pub fn load(
+    store: &mut dyn CheckpointStore,
     log: &NodeLog,
     group: u32,
+    apply_version: u32,
 ) -> Result<Result<Machine, String>, NodeError> {
+    let purged = log.group(group).state().last_purged;
     let machine = match store.load(group) {
         Ok(Some((_, machine))) => machine,
         Ok(None) => Machine::new(),
         Err(CheckpointError::Failed { doing, what }) => {
             return Err(NodeError::Storage(format!("while {doing} a checkpoint: {what}")));
         }
+        // The log still has everything that the rows were made of: a first checkpoint that a power cut tore is no loss.
+        Err(CheckpointError::Damaged { what, .. }) if purged.is_none() => {
+            tracing::warn!(
+                group,
+                what,
+                "the checkpoint is damaged: the rows are made again from the whole log"
+            );
+            store.discard(group).map_err(|error| NodeError::Storage(error.to_string()))?;
+            Machine::new()
+        }
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let purged = log.group(group).state().last_purged;
     let applied = machine.head().applied.map(|at| at.index);
     if let Some(purged) = purged
         && applied.is_none_or(|applied| applied < purged.index)
@@ -110,7 +171,8 @@ fn load(
             purged.index
         )));
     }
-    Ok(Ok(machine))
+    // The whole node refuses: a build that is too old for one group is not fit to serve any.
+    machine.supporting(apply_version).map(Ok).map_err(|error| NodeError::Data(error.to_string()))
 }
 
 fn log_error(error: LogError) -> NodeError {
@@ -190,6 +252,7 @@ fn write_identity(directory: &Path, identity: &Identity) -> std::io::Result<()> 
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use bytes::Bytes;
     use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT, Topology};
 
     fn config(directory: &Path) -> NodeConfig {
@@ -197,13 +260,24 @@ mod tests {
         let topology = Topology {
             format: TOPOLOGY_FORMAT,
             cluster: "00112233445566778899aabbccddeeff".into(),
+            generation: 0,
+            retired: Default::default(),
+            fences: Default::default(),
             regions: vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
             nodes: vec![
                 Node { id: 1, address, peer_address: address },
                 Node { id: 2, address, peer_address: address },
             ],
         };
-        NodeConfig { node: 1, data_dir: directory.to_owned(), topology, ephemeral: false, create: true }
+        NodeConfig {
+            node: 1,
+            data_dir: directory.to_owned(),
+            topology,
+            topology_path: None,
+            ephemeral: false,
+            create: true,
+            apply_version: 1,
+        }
     }
 
     fn refusal(config: &NodeConfig) -> (i32, String) {
@@ -247,6 +321,32 @@ mod tests {
         std::fs::remove_dir_all(directory.path().join("log")).unwrap();
         let (code, text) = refusal(&config);
         assert!(code == 71 && text.contains("Raft log"), "{text}");
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_no_loss_while_the_log_is_whole() {
+        use tidewall_env::disk::MemoryDisk;
+        use tidewall_store::checkpoint::memory::MemoryCheckpoints;
+        use tidewall_store::log::{LogEntry, LogPosition};
+        let options = LogOptions { inline: true, ..LogOptions::new([1; 16], 1) };
+        let (log, _) = NodeLog::open(Arc::new(MemoryDisk::new()), options).unwrap();
+        let position = LogPosition { term: 1, node: 1, index: 0 };
+        log.group(1)
+            .append(vec![LogEntry { position, payload: Bytes::new() }], Box::new(|done| done.unwrap()));
+        let mut store = MemoryCheckpoints::new();
+        let damage = |store: &mut MemoryCheckpoints| {
+            store.write(1, &Machine::new().freeze_all()).unwrap();
+            assert!(store.lose_a_page(1));
+        };
+        damage(&mut store);
+        let machine = load(&mut store, &log, 1, tidewall_machine::APPLY_VERSION).unwrap().unwrap();
+        assert_eq!(machine.head().applied, None);
+        assert!(store.load(1).unwrap().is_none(), "nothing of it may be mixed with what comes");
+
+        log.group(1).purge(position, Box::new(|done| done.unwrap()));
+        damage(&mut store);
+        let why = load(&mut store, &log, 1, tidewall_machine::APPLY_VERSION).unwrap().unwrap_err();
+        assert!(why.contains("damaged"), "{why}");
     }
 
     #[test]

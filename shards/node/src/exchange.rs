@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tidewall_actors::{Directory, Refusal, Reply, Request};
@@ -18,6 +19,9 @@ use crate::{convert, shard, views};
 
 /// Refused work should come back after this when the disk is nearly full, ms.
 const LOW_SPACE_RETRY_MS: u32 = 2_000;
+
+/// Refused work should come back after this when checkpoints lag, ms.
+const REPLAY_RETRY_MS: u32 = 500;
 
 /// What serves one group on this node.
 #[derive(Clone)]
@@ -40,6 +44,42 @@ pub struct Serving {
     pub space: Space,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// What no checkpoint covers would take too long to apply again.
+    replay_behind: AtomicBool,
+}
+
+impl Serving {
+    /// Serves these groups; `faults` says why others are not served.
+    pub fn new(
+        groups: BTreeMap<u32, Served>,
+        faults: BTreeMap<u32, String>,
+        space: Space,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { groups, faults, space, metrics, replay_behind: AtomicBool::new(false) }
+    }
+
+    /// Refuses new work while checkpoints lag so far that a restart would take too long, or takes it again.
+    pub fn set_replay_behind(&self, behind: bool) {
+        if self.replay_behind.swap(behind, Ordering::Relaxed) != behind {
+            if behind {
+                tracing::warn!("checkpoints lag: new work is refused until they have caught up");
+            } else {
+                tracing::info!("checkpoints have caught up: new work is accepted");
+            }
+        }
+    }
+
+    /// Why new work must be refused now, and when to come back, ms.
+    fn pressure(&self) -> Option<(&'static str, u32)> {
+        if self.space.is_low() {
+            Some(("the disk of the region's active node is nearly full", LOW_SPACE_RETRY_MS))
+        } else if self.replay_behind.load(Ordering::Relaxed) {
+            Some(("the checkpoints of the region's active node lag behind", REPLAY_RETRY_MS))
+        } else {
+            None
+        }
+    }
 }
 
 /// Commands for the actors, by group and row, collected from one message.
@@ -86,9 +126,11 @@ impl ExchangeHandler {
             return answer(Answered::Refused(views::invalid("not a command of clients")));
         };
         // Only the active may speak for the region: a follower that is short of space sends callers on.
-        if self.serving.space.is_low() && !op.finishes() && served.group.believes_to_lead() {
-            let what = "the disk of the region's active node is nearly full";
-            let refusal = Refusal::Overloaded { what, retry_after_ms: LOW_SPACE_RETRY_MS };
+        if let Some((what, retry_after_ms)) = self.serving.pressure()
+            && !op.finishes()
+            && served.group.believes_to_lead()
+        {
+            let refusal = Refusal::Overloaded { what, retry_after_ms };
             return answer(Answered::Refused(views::refusal(&refusal)));
         }
         let row = op.event().to_owned();

@@ -1,17 +1,20 @@
 //! Looks after the groups of a node from time to time: checkpoints, the size of the log, who leads, which rows are hot.
 //!
 //! Leaders are spread by preference: a node that leads a group which another one should lead hands it over, once that
-//! one has been caught up for a while. Nothing here is needed for correctness.
+//! one has been caught up for a while. A node that must not lead, because it was drained, because its clock is wrong, or
+//! because its apply stands still, hands everything over at once. Nothing here is needed for correctness.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tidewall_client::topology::Topology;
 use tidewall_proto::internal::v1 as pb;
 use tidewall_store::log::NodeLog;
+use tokio::time::Instant;
 
-use crate::exchange::Serving;
+use crate::exchange::{Served, Serving};
+use crate::lead;
+use crate::standing::Standing;
 
 const ROUND: Duration = Duration::from_millis(500);
 /// How often hot rows are counted and idle actors let go.
@@ -24,6 +27,13 @@ const CHECKPOINT_BYTES: u64 = 16 << 20;
 const CHECKPOINT_AGE: Duration = Duration::from_secs(60);
 /// Groups that pin old segments are checkpointed when the log is larger than this.
 const LOG_BYTES_MAX: u64 = 192 << 20;
+/// A restart shall not have to apply more than this again, over all groups of the node, as apply is measured here: at half
+/// of it checkpoints are due, beyond it new work is refused.
+const REPLAY_MAX: Duration = Duration::from_secs(5);
+/// A leader whose apply stands still for so long, with entries waiting, is not fit to lead.
+const APPLY_STUCK: Duration = Duration::from_secs(3);
+/// How long all leads may take to leave a node that must not have them, before it is tried again.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the preferred leader must have been caught up before it is given the lead.
 const STEADY: Duration = Duration::from_secs(3);
 /// How long a handover is given before it is tried again.
@@ -34,10 +44,12 @@ struct Memory {
     checkpoint_at: BTreeMap<u32, (Instant, u64)>,
     steady_since: BTreeMap<u32, Instant>,
     transferred_at: BTreeMap<u32, Instant>,
+    /// Applied index and since when it is that.
+    applied: BTreeMap<u32, (u64, Instant)>,
 }
 
 /// Runs until the node stops.
-pub async fn keep(node: u64, topology: Topology, serving: Arc<Serving>, log: NodeLog) {
+pub async fn keep(standing: Arc<Standing>, serving: Arc<Serving>, log: NodeLog) {
     let mut memory = Memory::default();
     let mut sampled = Instant::now();
     loop {
@@ -50,7 +62,14 @@ pub async fn keep(node: u64, topology: Topology, serving: Arc<Serving>, log: Nod
             tracing::warn!(%error, "cannot see how much space is free");
         }
         checkpoints(&serving, &log, &mut memory).await;
-        spread(node, &topology, &serving, &mut memory).await;
+        give_up_what_is_stuck(&standing, &serving, &mut memory).await;
+        if standing.accepts_lead() {
+            spread(&standing, &serving, &mut memory).await;
+        } else {
+            let groups =
+                serving.groups.iter().map(|(number, served)| (*number, served.group.clone())).collect();
+            lead::leave_all(&groups, &standing, LEAVE_PATIENCE).await;
+        }
     }
 }
 
@@ -67,6 +86,11 @@ fn sample(serving: &Serving, seconds: f64) {
 
 async fn checkpoints(serving: &Serving, log: &NodeLog, memory: &mut Memory) {
     let pinning: BTreeMap<u32, u64> = log.purge_hints(LOG_BYTES_MAX).into_iter().collect();
+    let replay = |served: &Served| served.group.state().replay_time();
+    let total: Duration = serving.groups.values().map(replay).sum();
+    serving.set_replay_behind(total > REPLAY_MAX);
+    // The share of a group that is behind as much as the average when a checkpoint is due.
+    let share = REPLAY_MAX / 2 / serving.groups.len().max(1) as u32;
     for (number, served) in &serving.groups {
         let state = served.group.checkpoint_state();
         let (last, index) =
@@ -76,17 +100,50 @@ async fn checkpoints(serving: &Serving, log: &NodeLog, memory: &mut Memory) {
         }
         let aged = state.pages > 0 && last.elapsed() > CHECKPOINT_AGE;
         let pins = pinning.get(number).is_some_and(|upto| *upto > state.index);
-        if state.bytes > CHECKPOINT_BYTES || aged || pins {
+        let behind = total > REPLAY_MAX / 2 && replay(served) > share;
+        if state.bytes > CHECKPOINT_BYTES || aged || pins || (behind && state.bytes > 0) {
             served.group.checkpoint().await;
         }
     }
 }
 
-async fn spread(node: u64, topology: &Topology, serving: &Serving, memory: &mut Memory) {
+/// A leader that does not apply what was committed answers nobody: another replica may do better.
+async fn give_up_what_is_stuck(standing: &Standing, serving: &Serving, memory: &mut Memory) {
     for (number, served) in &serving.groups {
-        let preferred = topology.preferred_leader(*number);
-        let should_go =
-            preferred != node && served.group.believes_to_lead() && served.group.caught_up(preferred);
+        let status = served.group.status();
+        let (applied, since) = memory.applied.entry(*number).or_insert((status.applied, Instant::now()));
+        if *applied != status.applied || status.committed <= status.applied {
+            (*applied, *since) = (status.applied, Instant::now());
+            continue;
+        }
+        if since.elapsed() < APPLY_STUCK || !served.group.believes_to_lead() {
+            continue;
+        }
+        tracing::error!(
+            group = number,
+            applied = status.applied,
+            committed = status.committed,
+            "apply stands still"
+        );
+        let (voters, _) = served.group.members();
+        let fit = voters.into_iter().find(|peer| {
+            *peer != standing.node() && standing.takes_lead(*peer) && served.group.caught_up(*peer)
+        });
+        if let Some(peer) = fit {
+            served.group.transfer_leadership(peer).await;
+        }
+        *since = Instant::now();
+    }
+}
+
+async fn spread(standing: &Standing, serving: &Serving, memory: &mut Memory) {
+    for (number, served) in &serving.groups {
+        let preferred = standing.preferred_leader(*number);
+        let should_go = preferred != standing.node()
+            && served.group.believes_to_lead()
+            && served.group.members().0.contains(&preferred)
+            && standing.takes_lead(preferred)
+            && served.group.caught_up(preferred);
         if !should_go {
             memory.steady_since.remove(number);
             continue;

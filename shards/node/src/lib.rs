@@ -7,17 +7,24 @@
 //! [`run`] starts a node and returns when it is told to stop, or when it must not go on.
 
 mod admin;
+pub mod assembly;
 mod clock;
 mod config;
 mod convert;
 mod data;
 mod exchange;
 mod keeper;
+mod lead;
+mod members;
 mod metrics;
 mod node;
+mod recovery;
+mod reports;
 mod shard;
 mod space;
+mod standing;
 mod views;
 
 pub use config::{NodeConfig, NodeError};
 pub use node::run;
+pub use tidewall_machine::APPLY_VERSION;

@@ -4,33 +4,31 @@
 //! for checkpoints. The order of a start: directory, log, checkpoints, groups, ports. The order of a stop is the
 //! reverse; what was acknowledged is on disk at any moment, so that a kill loses nothing either.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tidewall_actors::{Directory, Limits};
-use tidewall_consensus::{FailStop, Group, GroupConfig, PeerServer, Peers, PeersConfig, StateHandle, Timing};
-use tidewall_env::clock::Clock;
-use tidewall_proto::internal::v1::peer_service_server::PeerServiceServer;
+use tidewall_actors::Home;
+use tidewall_client::follow::follow;
+use tidewall_client::topology::Topology;
+use tidewall_consensus::{FailStop, PeerServer, Peers, PeersConfig};
 use tidewall_proto::internal::v1::shard_service_server::ShardServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::transport::server::TcpIncoming;
 
 use crate::admin::ShardServer;
+use crate::assembly::{self, Parts, Replicas};
 use crate::clock::SteadyClock;
 use crate::config::{NodeConfig, NodeError};
 use crate::data::{self, Data};
-use crate::exchange::{Served, Serving};
-use crate::keeper;
-use crate::metrics::Metrics;
-use crate::shard::GroupShard;
+use crate::lead;
 use crate::space::Space;
+use crate::standing::Standing;
 
-/// Largest message on the client port, bytes.
-const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// How long handing over leads may take before a stop.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 /// How long open calls may take to end when the node stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -96,88 +94,38 @@ async fn serve(
 ) -> Result<(), NodeError> {
     let topology = &config.topology;
     let cluster = topology.cluster_bytes().unwrap_or_default();
-    let clock: Arc<dyn Clock> = Arc::new(SteadyClock::new());
-    if !data.fresh {
-        // This node's last process may have granted somebody a lease that it knows nothing of: no vote before that is over.
-        tokio::time::sleep(Duration::from_millis(Timing::default().election_max_ms)).await;
-    }
     let (fail_stop, mut failed) = fail_stop();
     let peers = Peers::new(PeersConfig {
         cluster,
         addresses: topology.nodes.iter().map(|node| (node.id, node.peer_address)).collect(),
     });
-    let peer_server = PeerServer::new(cluster, data.incoming.clone());
+    let peer_server = PeerServer::new(cluster, Some(data.incoming.clone()));
     let (stop, stopped) = watch::channel(false);
     let peer_listener = listener(peer_port)?;
     let peer_task = tokio::spawn(
         tidewall_link::server_builder()
-            .add_service(
-                PeerServiceServer::new(peer_server.clone())
-                    .max_decoding_message_size(MESSAGE_BYTES_MAX)
-                    .max_encoding_message_size(MESSAGE_BYTES_MAX),
-            )
+            .add_service(assembly::peer_service(peer_server.clone()))
             .serve_with_incoming_shutdown(incoming(peer_listener), until(stopped.clone())),
     );
-    let (mut groups, mut faults) = (BTreeMap::new(), BTreeMap::new());
-    let members: BTreeMap<u64, String> =
-        topology.nodes.iter().map(|node| (node.id, node.peer_address.to_string())).collect();
-    for (number, machine) in data.machines {
-        let machine = match machine {
-            Ok(machine) => machine,
-            Err(why) => {
-                tracing::error!(group = number, %why, "this replica is quarantined; the other groups go on");
-                faults.insert(number, why);
-                continue;
-            }
-        };
-        let log = data.log.group(number);
-        let virgin = log.state().vote.is_none() && log.state().last.is_none();
-        let group = Group::start(GroupConfig {
-            number,
-            node: config.node,
-            members: members.clone(),
-            timing: Timing::default(),
-            log,
-            state: StateHandle::new(number, machine),
-            writer: data.writer.clone(),
-            peers: peers.clone(),
-            fail_stop: fail_stop.clone(),
-        });
-        // What a group's log or rows do to it must not take the others down, at a start no more than later.
-        let group = match group.await {
-            Ok(group) => group,
-            Err(error) => {
-                tracing::error!(group = number, %error, "this replica cannot start; the other groups go on");
-                faults.insert(number, error.to_string());
-                continue;
-            }
-        };
-        peer_server.add(group.clone());
-        groups.insert(number, (group, virgin));
-    }
-    for (number, (group, virgin)) in &groups {
-        // One candidate to begin with, so that the first leaders are where they belong.
-        if *virgin
-            && topology.preferred_leader(*number) == config.node
-            && let Err(error) = group.initialize().await
-        {
-            tracing::error!(group = number, %error, "the group cannot be made");
-        }
-    }
-    let groups: BTreeMap<u32, Group> =
-        groups.into_iter().map(|(number, (group, _))| (number, group)).collect();
-    let metrics = Arc::new(Metrics::new(topology));
-    let edge = Edge {
+    let parts = Parts {
         node: config.node,
-        groups: groups.clone(),
-        faults,
-        space: space.clone(),
-        metrics,
+        topology: topology.clone(),
+        apply_version: config.apply_version,
+        clock: Arc::new(SteadyClock::new()),
         log: data.log.clone(),
         writer: data.writer.clone(),
-        clock,
-        topology: topology.clone(),
+        machines: data.machines,
+        quarantine: data.quarantine,
+        orders: data.orders,
+        fresh: data.fresh,
+        fail_stop,
     };
+    let replicas = Replicas::start(parts, &peers, &peer_server).await;
+    let reporting = tokio::spawn(replicas.reporting(&peers));
+    let following = tokio::spawn(following(&config, peers.clone(), Arc::clone(&replicas.standing)));
+    let (groups, standing) = (replicas.groups.clone(), Arc::clone(&replicas.standing));
+    let reports = Arc::clone(&replicas.reports);
+    let edge = Edge { replicas, space: space.clone() };
     let edge_stopped = stopped.clone();
     let edge_thread = std::thread::Builder::new()
         .name("edge".into())
@@ -192,7 +140,25 @@ async fn serve(
             return Err(NodeError::Storage(what));
         }
         signal = signalled() => signal,
+        () = standing.restart_asked() => Ok(Stop::Restart),
     };
+    if matches!(ended, Ok(Stop::Orderly | Stop::Restart)) {
+        // Leads first, so that clients wait for a transfer instead of an election.
+        standing.set_drained(true);
+        let drained = async {
+            // The others must not hand leads to this node meanwhile.
+            reports.round(&peers).await;
+            lead::leave_all(&groups, &standing, DRAIN_PATIENCE).await
+        };
+        match tokio::time::timeout(DRAIN_PATIENCE, drained).await {
+            Ok(moved) => {
+                tracing::info!(moved = moved.moved.len(), kept = moved.kept.len(), "leads handed over")
+            }
+            Err(_) => tracing::warn!("not all leads could be handed over in time"),
+        }
+    }
+    reporting.abort();
+    following.abort();
     tracing::info!(node = config.node, "node stops");
     // The keeper, the ports and the actors see this and end.
     let _ = stop.send(true);
@@ -210,7 +176,37 @@ async fn serve(
     }
     data.writer.stop();
     data.log.close().map_err(|error| NodeError::Storage(error.to_string()))?;
-    ended
+    match ended? {
+        Stop::Orderly | Stop::AtOnce => Ok(()),
+        Stop::Restart => Err(NodeError::Restart),
+    }
+}
+
+/// Follows the topology file, if there is one.
+fn following(
+    config: &NodeConfig,
+    peers: Peers,
+    standing: Arc<Standing>,
+) -> impl Future<Output = ()> + Send + use<> {
+    let (path, current) = (config.topology_path.clone(), config.topology.clone());
+    async move {
+        let Some(path) = path else { return };
+        let adopt = |topology: &Topology| {
+            peers.adopt(topology.nodes.iter().map(|node| (node.id, node.peer_address)).collect());
+            standing.adopt(topology);
+        };
+        match follow(&path, current, adopt).await {}
+    }
+}
+
+/// How a node was told to stop.
+enum Stop {
+    /// SIGTERM: hand over first.
+    Orderly,
+    /// SIGINT: at once; everybody else is probably stopping, too.
+    AtOnce,
+    /// By itself, to be started again.
+    Restart,
 }
 
 /// What has failed, once something has.
@@ -237,29 +233,22 @@ async fn until(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
-async fn signalled() -> Result<(), NodeError> {
+async fn signalled() -> Result<Stop, NodeError> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = NodeError::system("cannot listen for signals");
     let signals =
         signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
     let (mut terminate, mut interrupt) = signals.map_err(failed)?;
     tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(Stop::Orderly),
+        _ = interrupt.recv() => Ok(Stop::AtOnce),
     }
 }
 
 /// What lives on the thread of the client port.
 struct Edge {
-    node: u64,
-    groups: BTreeMap<u32, Group>,
-    faults: BTreeMap<u32, String>,
+    replicas: Replicas,
     space: Space,
-    metrics: Arc<Metrics>,
-    log: tidewall_store::log::NodeLog,
-    writer: tidewall_store::checkpoint::CheckpointWriter,
-    clock: Arc<dyn Clock>,
-    topology: tidewall_client::topology::Topology,
 }
 
 impl Edge {
@@ -273,38 +262,13 @@ impl Edge {
         port: std::net::TcpListener,
         stopped: watch::Receiver<bool>,
     ) -> Result<(), NodeError> {
-        let arbiter = actix::Arbiter::current();
-        let served = |group: &Group| {
-            let shard = Arc::new(GroupShard::new(group.clone(), Arc::clone(&self.clock)));
-            let rows = Directory::start(shard, Limits::default(), arbiter.clone());
-            Served { group: group.clone(), rows, hot: Arc::default() }
-        };
-        let serving = Arc::new(Serving {
-            groups: self.groups.iter().map(|(number, group)| (*number, served(group))).collect(),
-            faults: self.faults,
-            space: self.space,
-            metrics: Arc::clone(&self.metrics),
-        });
-        let keeper = tokio::spawn(keeper::keep(
-            self.node,
-            self.topology.clone(),
-            Arc::clone(&serving),
-            self.log.clone(),
-        ));
-        let shards = ShardServer::new(self.node, Arc::clone(&serving), self.log.clone(), self.clock);
+        let front = self.replicas.front(self.space, Home::arbiter(actix::Arbiter::current()));
+        let keeper = tokio::spawn(front.keeper());
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<ShardServiceServer<ShardServer>>().await;
-        let routes = tonic::service::Routes::new(
-            ShardServiceServer::new(shards)
-                .max_decoding_message_size(MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(MESSAGE_BYTES_MAX),
-        )
-        .add_service(health_service);
-        let (log, writer, metrics) = (self.log, self.writer, self.metrics);
-        let text = move || {
-            let text = metrics.text(&serving, &log, writer.disk_bytes());
-            std::future::ready(text)
-        };
+        let routes = tonic::service::Routes::new(front.service()).add_service(health_service);
+        let metrics = front.metrics();
+        let text = move || std::future::ready(metrics());
         let router = routes.prepare().into_axum_router().route("/metrics", axum::routing::get(text));
         let served = tidewall_link::server_builder()
             .accept_http1(true)

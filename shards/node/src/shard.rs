@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tidewall_actors::{BoxFuture, Refusal, Shard};
 use tidewall_consensus::{Group, Payload, ProposeError, ReadError};
-use tidewall_env::clock::Clock;
 use tidewall_machine::{Command, Decision, Entry, Machine};
+
+use crate::standing::Standing;
 
 /// After this the outcome of a proposal counts as unknown; the caller sends it again, to whoever leads by then.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -16,23 +17,27 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 /// The group behind the actors.
 pub struct GroupShard {
     group: Group,
-    clock: Arc<dyn Clock>,
+    standing: Arc<Standing>,
 }
 
 impl GroupShard {
-    /// A group and the clock that stamps its entries.
-    pub fn new(group: Group, clock: Arc<dyn Clock>) -> Self {
-        Self { group, clock }
+    /// A group, and the node whose clock stamps its entries.
+    pub fn new(group: Group, standing: Arc<Standing>) -> Self {
+        Self { group, standing }
     }
 }
 
 /// Proposes commands as one entry, stamped now.
 pub async fn propose(
     group: &Group,
-    clock: &dyn Clock,
+    standing: &Standing,
     commands: Vec<Command>,
 ) -> Result<Vec<Decision>, Refusal> {
-    let payload = Payload::new(&Entry { stamp_ms: clock.unix_ms(), commands });
+    if standing.clock_is_far() {
+        // Log time never goes back: a wrong clock must not stamp anything. Somebody else will lead soon.
+        return Err(Refusal::NotLeader { leader: None });
+    }
+    let payload = Payload::new(&Entry { stamp_ms: standing.now_ms(), commands });
     match tokio::time::timeout(PROPOSE_TIMEOUT, group.propose(payload)).await {
         Ok(Ok(decisions)) => Ok(decisions),
         Ok(Err(ProposeError::NotLeader { leader })) => Err(Refusal::NotLeader { leader }),
@@ -54,8 +59,8 @@ pub async fn confirm(group: &Group) -> Result<(), Refusal> {
 
 impl Shard for GroupShard {
     fn propose(&self, commands: Vec<Command>) -> BoxFuture<Result<Vec<Decision>, Refusal>> {
-        let (group, clock) = (self.group.clone(), Arc::clone(&self.clock));
-        Box::pin(async move { propose(&group, &*clock, commands).await })
+        let (group, standing) = (self.group.clone(), Arc::clone(&self.standing));
+        Box::pin(async move { propose(&group, &standing, commands).await })
     }
 
     fn confirm(&self) -> BoxFuture<Result<(), Refusal>> {
@@ -76,6 +81,6 @@ impl Shard for GroupShard {
     }
 
     fn now_ms(&self) -> u64 {
-        self.clock.unix_ms()
+        self.standing.now_ms()
     }
 }

@@ -15,14 +15,15 @@ const BALLAST_BYTES: u64 = 16 << 20;
 /// Whether there is room for new work. Clones share it.
 #[derive(Clone)]
 pub struct Space {
-    directory: PathBuf,
+    /// `None`: never short.
+    directory: Option<PathBuf>,
     low: Arc<AtomicBool>,
 }
 
 impl Space {
     /// Lays the ballast out and looks for the first time.
     pub fn new(directory: &Path) -> std::io::Result<Self> {
-        let space = Self { directory: directory.to_owned(), low: Arc::default() };
+        let space = Self { directory: Some(directory.to_owned()), low: Arc::default() };
         space.check()?;
         let ballast = directory.join("ballast");
         if !space.is_low() && !ballast.exists() {
@@ -33,9 +34,15 @@ impl Space {
         Ok(space)
     }
 
+    /// Never short: for simulation.
+    pub fn unlimited() -> Self {
+        Self { directory: None, low: Arc::default() }
+    }
+
     /// Looks how much is free.
     pub fn check(&self) -> std::io::Result<()> {
-        let stat = rustix::fs::statvfs(&self.directory)?;
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let stat = rustix::fs::statvfs(directory)?;
         let free = stat.f_bavail * stat.f_frsize;
         let low = free < LOW_WATER_BYTES;
         if self.low.swap(low, Ordering::Relaxed) != low {
@@ -53,7 +60,8 @@ impl Space {
 
     /// Frees the ballast, for a node that could not write otherwise.
     pub fn drop_ballast(&self) {
-        if let Err(error) = std::fs::remove_file(self.directory.join("ballast")) {
+        let Some(directory) = &self.directory else { return };
+        if let Err(error) = std::fs::remove_file(directory.join("ballast")) {
             tracing::debug!(%error, "there was no ballast to drop");
         }
     }

@@ -1,5 +1,4 @@
-//! Measurements beside the comparison: bulk purchases, a steady rate over minutes, a crowd, neighbours of a
-//! flooded row, and a cluster that does nothing.
+//! Measurements beside the comparison: bulk purchases, a steady rate over minutes, and a cluster that does nothing.
 //!
 //! Each prints figures and says what was asked of them; none is a test that a busy machine could break.
 
@@ -236,81 +235,6 @@ fn pace(buyers: Vec<Session>, event: &str, rate: f64, stop: &Arc<AtomicBool>) ->
             Paced { latencies, task }
         })
         .collect()
-}
-
-/// p99 of neighbours before and during a flood.
-#[derive(Debug, Serialize)]
-pub struct Isolation {
-    /// Purchases a second on the flooded row.
-    flood_per_second: f64,
-    same_region_before_p99_ms: f64,
-    same_region_during_p99_ms: f64,
-    other_region_before_p99_ms: f64,
-    other_region_during_p99_ms: f64,
-    errors: usize,
-}
-
-/// Floods one row and watches a row next to it and one in another region.
-///
-/// # Errors
-/// When the cluster cannot be reached.
-pub async fn isolation(target: &Target, span: Span, clients: usize) -> anyhow::Result<(String, Isolation)> {
-    let regions = target.regions().await?;
-    ensure!(regions.len() >= 2, "this needs two regions");
-    let (hot, same) = (target.event(&regions[0]).await?, target.event(&regions[0]).await?);
-    let mut errors = 0;
-    let mut watch = async |span: Span| -> anyhow::Result<[f64; 2]> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut paced = Vec::new();
-        for event in [same.clone(), target.event(&regions[1]).await?] {
-            paced.push(pace(target.buyers(8)?, &event, 100.0, &stop));
-        }
-        tokio::time::sleep(span.warm_up + span.measured).await;
-        stop.store(true, Ordering::Relaxed);
-        let mut p99 = [0.0; 2];
-        for (group, result) in paced.into_iter().zip(&mut p99) {
-            let mut all = histogram();
-            for client in group {
-                errors += client.task.await?.len();
-                let its = client.latencies.lock().await;
-                all.add(&*its).expect("all histograms have the same bounds");
-            }
-            *result = percentile_ms(&all, 99.0);
-        }
-        Ok(p99)
-    };
-    eprintln!("isolation: before the flood");
-    let before = watch(span).await?;
-    eprintln!("isolation: {clients} clients flood one row");
-    let jobs = target.jobs(&hot, clients)?;
-    let servers = [target.root()];
-    let longer = Span { warm_up: span.warm_up, measured: span.measured + span.warm_up * 2 };
-    let (flood, during) = tokio::join!(cell::measure(jobs, longer, &servers), watch(span));
-    let during = during?;
-    let result = Isolation {
-        flood_per_second: flood.per_second,
-        same_region_before_p99_ms: before[0],
-        same_region_during_p99_ms: during[0],
-        other_region_before_p99_ms: before[1],
-        other_region_during_p99_ms: during[1],
-        errors,
-    };
-    let mut text = table(["where", "p99 ms before", "p99 ms during", "times", "asked"]);
-    for (place, position, asked) in [("same region, another row", 0, "≤ 3"), ("another region", 1, "≤ 1.5")]
-    {
-        text.add_row([
-            place.to_owned(),
-            format!("{:.2}", before[position]),
-            format!("{:.2}", during[position]),
-            format!("{:.2}", during[position] / before[position].max(0.001)),
-            asked.to_owned(),
-        ]);
-    }
-    let said = format!(
-        "{text}\nflood: {:.0} purchases/s by {clients} clients on one row; {errors} errors among the neighbours",
-        flood.per_second
-    );
-    Ok((said, result))
 }
 
 /// Cost of doing nothing.

@@ -5,6 +5,7 @@
 
 mod cell;
 mod echo;
+mod isolation;
 mod long;
 mod machine;
 mod postgres;
@@ -120,8 +121,12 @@ enum Command {
     /// A flood on one row: what do its neighbours notice?
     Isolation {
         /// Clients that flood.
-        #[arg(long, default_value_t = 256, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
-        flood: usize,
+        #[arg(long = "clients", id = "flood", alias = "flood", default_value_t = 256,
+            value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=4096))]
+        clients: usize,
+        /// How often to measure without and with a flood.
+        #[arg(long, default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=100))]
+        rounds: usize,
     },
     /// Memory and CPU of a cluster that does nothing.
     Idle {
@@ -131,6 +136,14 @@ enum Command {
     },
     #[command(hide = true)]
     EchoServer,
+    /// The flood of `isolation`: floods EVENT in a process of its own when it gets a line.
+    #[command(hide = true)]
+    Flood {
+        #[arg(long)]
+        event: String,
+        #[arg(long = "clients", id = "flooding")]
+        clients: usize,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -162,10 +175,14 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             let (text, samples) = long::steady(&target, Duration::from_secs(minutes * 60), *rate).await?;
             print(common, &mut machine, &text, &samples)
         }
-        Some(Command::Isolation { flood }) => {
+        Some(Command::Isolation { clients, rounds }) => {
             let (target, mut machine) = target(common, &base).await?;
-            let (text, result) = long::isolation(&target, span, *flood).await?;
+            let (text, result) = isolation::isolation(&target, span, *clients, *rounds).await?;
             print(common, &mut machine, &text, &result)
+        }
+        Some(Command::Flood { event, clients }) => {
+            let data = common.data.as_deref().context("--data is missing")?;
+            isolation::flood(&Target::running(data)?, event, *clients, span).await
         }
         Some(Command::Idle { length }) => {
             let (target, mut machine) = target(common, &base).await?;

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod backup;
+mod chaos;
 mod environment;
 mod kills;
+mod operators;
 mod purchase;
 mod python;
 mod refusals;

@@ -25,6 +25,12 @@ pub struct Row {
 /// reason down, then add it.
 pub const TABLE: &[Row] = &[
     Row {
+        name: "tidewall-mutant",
+        may_use: &[],
+        tests_may_use: &[],
+        why: "defects for the simulation to find, a constant `false` elsewhere: under everything, so it knows nothing",
+    },
+    Row {
         name: "tidewall-domain",
         may_use: &[],
         tests_may_use: &[],
@@ -32,7 +38,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         name: "tidewall-machine",
-        may_use: &["tidewall-domain"],
+        may_use: &["tidewall-domain", "tidewall-mutant"],
         tests_may_use: &[],
         why: "the deterministic state machine around the rules; it does no I/O, so it needs no seam to the world",
     },
@@ -45,31 +51,38 @@ pub const TABLE: &[Row] = &[
     Row { name: "tidewall-proto", may_use: &[], tests_may_use: &[], why: "generated code only" },
     Row {
         name: "tidewall-link",
-        may_use: &["tidewall-proto", "tidewall-env"],
+        may_use: &["tidewall-mutant", "tidewall-proto", "tidewall-env"],
         tests_may_use: &[],
         why: "connections and multiplexing; it carries messages and understands none",
     },
     Row {
         name: "tidewall-store",
-        may_use: &["tidewall-machine", "tidewall-env"],
+        may_use: &["tidewall-mutant", "tidewall-machine", "tidewall-env"],
         tests_may_use: &[],
         why: "log, checkpoint and snapshots hold bytes and rows; consensus and transport sit above",
     },
     Row {
         name: "tidewall-consensus",
-        may_use: &["tidewall-proto", "tidewall-machine", "tidewall-store", "tidewall-env", "tidewall-link"],
+        may_use: &[
+            "tidewall-mutant",
+            "tidewall-proto",
+            "tidewall-machine",
+            "tidewall-store",
+            "tidewall-env",
+            "tidewall-link",
+        ],
         tests_may_use: &[],
         why: "the only crate that names openraft; it orders commands and knows no business rule",
     },
     Row {
         name: "tidewall-actors",
-        may_use: &["tidewall-domain", "tidewall-machine", "tidewall-env"],
+        may_use: &["tidewall-mutant", "tidewall-domain", "tidewall-machine", "tidewall-env"],
         tests_may_use: &[],
         why: "row actors propose through a trait of their own, so that neither Raft nor the disk reaches them",
     },
     Row {
         name: "tidewall-client",
-        may_use: &["tidewall-proto", "tidewall-link", "tidewall-env"],
+        may_use: &["tidewall-mutant", "tidewall-proto", "tidewall-link", "tidewall-env"],
         tests_may_use: &[],
         why: "talks to shard nodes over the wire only; linking the server would make gateways stateful by accident",
     },
@@ -103,6 +116,12 @@ pub const TABLE: &[Row] = &[
         why: "the load generator sees what any client sees, or its audit would prove nothing",
     },
     Row {
+        name: "tidewall-sdk",
+        may_use: &["tidewall-proto"],
+        tests_may_use: &[],
+        why: "what users link: the public protocol, and nothing of the servers behind it",
+    },
+    Row {
         name: "tidewall",
         may_use: &[
             "tidewall-proto",
@@ -110,6 +129,7 @@ pub const TABLE: &[Row] = &[
             "tidewall-env",
             "tidewall-gateway",
             "tidewall-load",
+            "tidewall-chaos",
             "tidewall-node",
         ],
         tests_may_use: &[],
@@ -122,10 +142,33 @@ pub const TABLE: &[Row] = &[
         why: "measures the real binary from outside, as a client does, with the harness of the end-to-end tests",
     },
     Row {
+        name: "tidewall-chaos",
+        may_use: &["tidewall-proto", "tidewall-load"],
+        tests_may_use: &[],
+        why: "does harm to the real binary and judges it from outside, by what clients see; a doubter links nothing it doubts",
+    },
+    Row {
         name: "tidewall-e2e",
         may_use: &["tidewall-proto"],
-        tests_may_use: &[],
+        // Its tests are a user of the client, too.
+        tests_may_use: &["tidewall-sdk"],
         why: "tests the real binary from outside, as a client does",
+    },
+    Row {
+        name: "tidewall-simulation",
+        may_use: &[
+            "tidewall-mutant",
+            "tidewall-proto",
+            "tidewall-env",
+            "tidewall-store",
+            "tidewall-consensus",
+            "tidewall-actors",
+            "tidewall-link",
+            "tidewall-client",
+            "tidewall-node",
+        ],
+        tests_may_use: &[],
+        why: "puts a whole cluster on one thread: it brings along what a node otherwise takes from the system",
     },
     Row {
         name: "tidewall-edges",

@@ -111,7 +111,7 @@ fn replica_status(node: u64, state: &pb::GroupState, head: u64) -> v1::ReplicaSt
 }
 
 fn node_status(edge: &Edge, node: u64, report: &Result<pb::GetNodeStateResponse, String>) -> v1::NodeStatus {
-    let address = edge.topology.node(node).map(|node| node.address.to_string()).unwrap_or_default();
+    let address = edge.client.node_addresses().get(&node).map(ToString::to_string).unwrap_or_default();
     match report {
         Ok(state) => v1::NodeStatus {
             node,
@@ -128,6 +128,9 @@ fn node_status(edge: &Edge, node: u64, report: &Result<pb::GetNodeStateResponse,
             log_bytes: state.log_bytes,
             version: state.version.clone(),
             fault: String::new(),
+            drained: state.drained,
+            clock_offset_ms: state.clock_offset_ms,
+            clock_far: state.clock_far,
         },
         Err(why) => v1::NodeStatus { node, address, fault: why.clone(), ..Default::default() },
     }
@@ -306,6 +309,154 @@ impl OperatorService for Services {
         let handler = move |call, messages| import(edge, call, messages);
         self.0.run_stream(Method::ImportRegion, request, handler).await
     }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        let edge = &self.0;
+        let handler = |call: Call, message: v1::TransferLeaderRequest| async move {
+            names::parse_region("name", &message.name)?;
+            if !edge.client.node_addresses().contains_key(&message.to_node) {
+                return Err(unknown_node(edge, "to_node", message.to_node));
+            }
+            let (principal, left) = (call.principal.subject.clone(), call.deadline.remaining());
+            let moved = edge.client.transfer_lead(call.group, message.to_node, principal, left).await;
+            let moved = moved.map_err(|error| ApiError::Client { error, request_id: None })?;
+            Ok(v1::TransferLeaderResponse { leader_node: moved.leader_node, took_ms: moved.took_ms })
+        };
+        edge.run(Method::TransferLeader, request, |message| Some(Target::name(&message.name)), handler).await
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<v1::DrainNodeRequest>,
+    ) -> Result<Response<v1::DrainNodeResponse>, Status> {
+        let edge = &self.0;
+        let handler = |call: Call, message: v1::DrainNodeRequest| async move {
+            let drained = drain(edge, &call, message.node, true).await?;
+            let region =
+                |group: &u32| edge.topology.region_of_group(*group).map(|region| names::region(&region.id));
+            Ok(v1::DrainNodeResponse {
+                moved: drained.moved.iter().filter_map(region).collect(),
+                kept: drained.kept.iter().filter_map(region).collect(),
+            })
+        };
+        edge.run(Method::DrainNode, request, |_| None, handler).await
+    }
+
+    async fn undrain_node(
+        &self,
+        request: Request<v1::UndrainNodeRequest>,
+    ) -> Result<Response<v1::UndrainNodeResponse>, Status> {
+        let edge = &self.0;
+        let handler = |call: Call, message: v1::UndrainNodeRequest| async move {
+            drain(edge, &call, message.node, false).await.map(|_| v1::UndrainNodeResponse {})
+        };
+        edge.run(Method::UndrainNode, request, |_| None, handler).await
+    }
+
+    async fn change_replicas(
+        &self,
+        request: Request<v1::ChangeReplicasRequest>,
+    ) -> Result<Response<v1::ChangeReplicasResponse>, Status> {
+        let edge = &self.0;
+        let handler = |call: Call, message: v1::ChangeReplicasRequest| async move {
+            names::parse_region("name", &message.name)?;
+            let known = edge.client.node_addresses();
+            if let Some(unknown) = message.add_nodes.iter().find(|node| !known.contains_key(node)) {
+                return Err(unknown_node(edge, "add_nodes", *unknown));
+            }
+            let (add, remove, left) = (&message.add_nodes, &message.remove_nodes, call.deadline.remaining());
+            let changed = edge.client.change_replicas(call.group, add, remove, &call.principal.subject, left);
+            let changed = changed.await.map_err(|error| ApiError::Client { error, request_id: None })?;
+            Ok(v1::ChangeReplicasResponse { voters: changed.voters, learners: changed.learners })
+        };
+        edge.run(Method::ChangeReplicas, request, |message| Some(Target::name(&message.name)), handler).await
+    }
+
+    async fn failover_region(
+        &self,
+        request: Request<v1::FailoverRegionRequest>,
+    ) -> Result<Response<v1::FailoverRegionResponse>, Status> {
+        let edge = &self.0;
+        let handler = |call: Call, message: v1::FailoverRegionRequest| async move {
+            names::parse_region("name", &message.name)?;
+            failover(edge, &call, &message).await
+        };
+        edge.run(Method::FailoverRegion, request, |message| Some(Target::name(&message.name)), handler).await
+    }
+}
+
+/// Asks one replica, or the one with the longest log, about a forced recovery, or orders it.
+async fn failover(
+    edge: &Edge,
+    call: &Call,
+    message: &v1::FailoverRegionRequest,
+) -> Result<v1::FailoverRegionResponse, ApiError> {
+    let node = match message.node {
+        0 => {
+            let reports = reports(edge, call).await;
+            let last = |(node, report): (&u64, &Result<pb::GetNodeStateResponse, String>)| {
+                let groups = &report.as_ref().ok()?.groups;
+                let state =
+                    groups.iter().find(|state| state.group == call.group && state.last_log_index > 0)?;
+                // As an election decides: the later term first, then the longer log.
+                Some(((state.term, state.last_log_index), *node))
+            };
+            let chosen = reports.iter().filter_map(last).max().map(|(_, node)| node);
+            chosen.ok_or_else(|| ApiError::Client {
+                error: ClientError::Unavailable {
+                    why: "no node with a replica of the region answers".to_owned(),
+                },
+                request_id: None,
+            })?
+        }
+        node if edge.client.node_addresses().contains_key(&node) => node,
+        node => return Err(unknown_node(edge, "node", node)),
+    };
+    let request = pb::RecoverRequest {
+        group: call.group,
+        dry_run: message.dry_run,
+        principal: call.principal.subject.clone(),
+        seen_last_log_index: message.seen_last_log_index,
+        seen_incarnation: message.seen_incarnation,
+    };
+    let found = edge.client.recover(node, request, call.deadline.remaining()).await;
+    let found = found.map_err(|error| ApiError::Client { error, request_id: None })?;
+    if let Some(refusal) = found.refusal {
+        return Err(ApiError::precondition("FAILOVER_REFUSED", refusal.message));
+    }
+    let silent = |silence: pb::Silence| v1::SilentReplica {
+        node: silence.node,
+        silent_ms: silence.silent_ms,
+        never_heard: silence.never_heard,
+    };
+    Ok(v1::FailoverRegionResponse {
+        node: found.node,
+        term: found.term,
+        last_log_index: found.last_log_index,
+        committed_index: found.committed_index,
+        applied_index: found.applied_index,
+        incarnation: found.incarnation,
+        voters: found.voters,
+        silent_replicas: found.silences.into_iter().map(silent).collect(),
+        digest: hex(&found.digest),
+    })
+}
+
+fn unknown_node(edge: &Edge, field: &str, node: u64) -> ApiError {
+    let known: Vec<String> = edge.client.node_addresses().keys().map(u64::to_string).collect();
+    ApiError::field(field, format!("there is no node {node}: this cluster has {}", known.join(", ")))
+}
+
+async fn drain(edge: &Edge, call: &Call, node: u64, drained: bool) -> Result<pb::DrainResponse, ApiError> {
+    if !edge.client.node_addresses().contains_key(&node) {
+        return Err(unknown_node(edge, "node", node));
+    }
+    let (principal, left) = (call.principal.subject.clone(), call.deadline.remaining());
+    let result = edge.client.drain(node, drained, principal, left).await;
+    result.map_err(|error| ApiError::Client { error, request_id: None })
 }
 
 #[cfg(test)]

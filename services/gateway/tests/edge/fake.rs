@@ -161,6 +161,28 @@ impl pb::shard_service_server::ShardService for Server {
         let done = pb::ImportDone { incarnation: 2, applied_index: 7, digest: vec![0xab; 16], rows: 5 };
         Ok(Response::new(pb::ImportResponse { result: Some(pb::import_response::Result::Done(done)) }))
     }
+
+    async fn transfer_lead(
+        &self,
+        _: Request<pb::TransferLeadRequest>,
+    ) -> Result<Response<pb::TransferLeadResponse>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
+    }
+
+    async fn drain(&self, _: Request<pb::DrainRequest>) -> Result<Response<pb::DrainResponse>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
+    }
+
+    async fn change_replicas(
+        &self,
+        _: Request<pb::ChangeReplicasRequest>,
+    ) -> Result<Response<pb::ChangeReplicasResponse>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
+    }
+
+    async fn recover(&self, _: Request<pb::RecoverRequest>) -> Result<Response<pb::RecoverResponse>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
+    }
 }
 
 async fn serve_node(node: Arc<Node>, id: u64) -> SocketAddr {
@@ -208,6 +230,9 @@ pub async fn cluster_with(change: impl FnOnce(&mut GatewayConfig)) -> Cluster {
     let topology = Topology {
         format: tidewall_client::topology::TOPOLOGY_FORMAT,
         cluster: "00112233445566778899aabbccddeeff".into(),
+        generation: 0,
+        retired: Default::default(),
+        fences: Default::default(),
         regions: vec![region("north", 1), region("south", 2)],
         nodes: listed,
     };

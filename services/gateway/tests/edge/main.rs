@@ -366,7 +366,7 @@ async fn regions_are_listed_in_pages() {
 
 #[tokio::test]
 async fn a_full_region_refuses_and_says_when_to_come_back() {
-    let cluster = cluster_with(|config| config.max_in_flight_per_region = 1).await;
+    let cluster = cluster_with(|config| config.calls_max_per_region = 1).await;
     cluster.nodes[0].plan([Action::Silence]);
     let mut tickets = TicketServiceClient::new(cluster.channel().await);
     let stuck = tokio::spawn({
@@ -382,6 +382,40 @@ async fn a_full_region_refuses_and_says_when_to_come_back() {
     let elsewhere = v1::BuyTicketsRequest { parent: "regions/south/events/gala".into(), ..buy() };
     tickets.buy_tickets(cluster.request("bob", &[], elsewhere)).await.unwrap();
     stuck.abort();
+}
+
+#[tokio::test]
+async fn a_call_beyond_the_limit_waits_for_its_turn() {
+    let cluster = cluster_with(|config| (config.limit.floor, config.limit.ceiling) = (1, 1)).await;
+    cluster.nodes[0].plan([Action::Silence]);
+    let tickets = TicketServiceClient::new(cluster.channel().await);
+    let call = |buyer: &str| {
+        let (mut tickets, request) = (tickets.clone(), cluster.request(buyer, &[], buy()));
+        tokio::spawn(async move { tickets.buy_tickets(request).await })
+    };
+    let stuck = call("alice");
+    while cluster.nodes[0].request_ids().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let waiting = call("bob");
+    let get = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    while !http(&cluster, get).await.contains(r#"tidewall_gateway_calls_waiting{region="north"} 1"#) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let metrics = http(&cluster, get).await;
+    assert!(metrics.contains(r#"tidewall_gateway_admission_limit{region="north"} 1"#), "{metrics}");
+    // The stuck call may have been sent again meanwhile; nobody has heard of the other one.
+    let principals = |cluster: &fake::Cluster| -> std::collections::BTreeSet<String> {
+        cluster.nodes.iter().flat_map(|node| principals_of(node)).collect()
+    };
+    assert!(!principals(&cluster).contains("bob"));
+    stuck.abort();
+    waiting.await.unwrap().unwrap();
+    assert!(principals(&cluster).contains("bob"));
+}
+
+fn principals_of(node: &fake::Node) -> Vec<String> {
+    node.commands.lock().iter().map(|command| command.principal.clone()).collect()
 }
 
 #[tokio::test]

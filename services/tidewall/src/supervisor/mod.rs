@@ -8,6 +8,7 @@
 pub mod backoff;
 pub mod logs;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
@@ -47,7 +49,7 @@ pub struct ChildSpec {
     pub log: PathBuf,
     /// Where it accepts connections once it is well, to say when it is back.
     pub probe: Option<SocketAddr>,
-    /// How long it may take to end after SIGTERM, before SIGKILL.
+    /// How long it may take to end after SIGINT, before SIGKILL.
     pub grace: Duration,
 }
 
@@ -89,34 +91,48 @@ enum Order {
 }
 
 /// Children that are stopped together. Dropping it kills them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Crew {
-    order: watch::Sender<Order>,
-    keepers: JoinSet<()>,
+    orders: Mutex<BTreeMap<String, watch::Sender<Order>>>,
+    keepers: Mutex<JoinSet<()>>,
 }
 
 impl Crew {
     /// Starts children and keeps them running. Must be called in a tokio runtime.
     pub fn start(specs: Vec<ChildSpec>, report: &Report) -> Self {
-        let (order, _) = watch::channel(Order::Run);
-        let mut keepers = JoinSet::new();
+        let crew = Self::default();
         for spec in specs {
-            keepers.spawn(keep(spec, order.subscribe(), Arc::clone(report)));
+            crew.add(spec, report);
         }
-        Self { order, keepers }
+        crew
     }
 
-    /// Asks all children to end (SIGTERM), and returns when they have. Who has not ended within its grace
-    /// is killed.
+    /// Starts one more child. Must be called in a tokio runtime.
+    pub fn add(&self, spec: ChildSpec, report: &Report) {
+        let (order, orders) = watch::channel(Order::Run);
+        self.orders.lock().insert(spec.name.clone(), order);
+        self.keepers.lock().spawn(keep(spec, orders, Arc::clone(report)));
+    }
+
+    /// Asks one child to end, for good.
+    pub fn remove(&self, name: &str) {
+        // Its keeper lives on until the child has ended; a dropped order means stop as well.
+        self.orders.lock().remove(name);
+    }
+
+    /// Asks all children to end (SIGINT: at once, because all of them end), and returns when they have. Who has not
+    /// ended within its grace is killed.
     pub async fn stop(&mut self) {
-        self.order.send_if_modified(|order| {
-            let run = *order == Order::Run;
-            if run {
-                *order = Order::Stop;
-            }
-            run
-        });
-        while let Some(ended) = self.keepers.join_next().await {
+        for order in self.orders.lock().values() {
+            order.send_if_modified(|order| {
+                let run = *order == Order::Run;
+                if run {
+                    *order = Order::Stop;
+                }
+                run
+            });
+        }
+        while let Some(ended) = self.keepers.get_mut().join_next().await {
             if let Err(error) = ended {
                 tracing::error!("a keeper of a process ended abnormally: {error}");
             }
@@ -125,7 +141,9 @@ impl Crew {
 
     /// Kills all children (SIGKILL); [`Crew::stop`] then returns soon.
     pub fn kill(&self) {
-        self.order.send_replace(Order::Kill);
+        for order in self.orders.lock().values() {
+            order.send_replace(Order::Kill);
+        }
     }
 }
 
@@ -231,14 +249,15 @@ async fn tend(spec: &ChildSpec, child: &mut Child, order: &mut watch::Receiver<O
             }
         }
     }
-    if *order.borrow() == Order::Stop {
-        terminate(child);
+    // A sender that was dropped leaves the last order, which was to run.
+    if *order.borrow() != Order::Kill {
+        interrupt(child);
         tokio::select! {
             ended = child.wait() => return ended.map_or_else(End::Failed, |_| End::Ordered),
             () = tokio::time::sleep(spec.grace) => {
-                tracing::warn!("{} did not end within {:?} of SIGTERM and is killed", spec.name, spec.grace);
+                tracing::warn!("{} did not end within {:?} of SIGINT and is killed", spec.name, spec.grace);
             }
-            _ = order.wait_for(|order| *order == Order::Kill) => {}
+            () = killed(order) => {}
         }
     }
     match child.kill().await {
@@ -250,11 +269,18 @@ async fn tend(spec: &ChildSpec, child: &mut Child, order: &mut watch::Receiver<O
     }
 }
 
-/// Sends SIGTERM to a child that was not waited for yet, so that its id cannot be somebody else's.
-fn terminate(child: &Child) {
+/// Waits for the order to kill, which never comes once the sender is gone.
+async fn killed(order: &mut watch::Receiver<Order>) {
+    if order.wait_for(|order| *order == Order::Kill).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Sends SIGINT to a child that was not waited for yet, so that its id cannot be somebody else's.
+fn interrupt(child: &Child) {
     let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    if let Some(Err(error)) = pid.map(|pid| kill_process(pid, Signal::TERM)) {
-        tracing::warn!("cannot send SIGTERM to process {pid:?}: {error}");
+    if let Some(Err(error)) = pid.map(|pid| kill_process(pid, Signal::INT)) {
+        tracing::warn!("cannot send SIGINT to process {pid:?}: {error}");
     }
 }
 
@@ -285,8 +311,8 @@ fn beyond_restart(code: i32) -> Option<(Exit, &'static str)> {
         (
             Exit::DataUnusable,
             "its data are damaged, of another cluster, or of another version. Keep its directory as it is; with \
-             the version that wrote it, or a restored disk, it can be started again. The others go on serving \
-             while they are a majority",
+             the version that wrote it it can be started again; otherwise replace the node under a new id, never from \
+             a copy of older data. The others go on serving while they are a majority",
         ),
         (Exit::Usage, "it did not understand its command line, which would be the same again"),
     ]

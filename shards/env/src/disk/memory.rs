@@ -73,6 +73,8 @@ struct State {
     syncs_until_failure: Option<u64>,
     capacity_bytes: Option<u64>,
     sync_lies: bool,
+    /// Syncs fail because power goes.
+    power_goes: bool,
     /// How many syncs still pass before they are held; `None` if they are not held at all.
     syncs_until_held: Option<u64>,
     syncs_waiting: usize,
@@ -261,6 +263,7 @@ impl MemoryDisk {
         state.writes_until_failure = None;
         state.syncs_until_failure = None;
         state.sync_lies = false;
+        state.power_goes = false;
         state.syncs_until_held = None;
         drop(state);
         self.shared.released.notify_all();
@@ -293,6 +296,12 @@ impl MemoryDisk {
     /// From now on syncs answer `Ok` and do nothing: the disk that a checker of durability must catch.
     pub fn lie_about_sync(&self, lie: bool) {
         self.shared.state.lock().sync_lies = lie;
+    }
+
+    /// From now on a sync of a file fails, and what it should have made durable is on its way: power goes while the disk
+    /// writes. A crash decides what has arrived.
+    pub fn lose_power_at_syncs(&self) {
+        self.shared.state.lock().power_goes = true;
     }
 
     /// Flips bit `bit` (0–7) of the byte at `offset`, in what is read and in what is durable.
@@ -503,6 +512,9 @@ impl DiskFile for MemoryFile {
         }
         // Power may have gone while the barrier was under way.
         self.check_alive(&state)?;
+        if state.power_goes {
+            return Err(io::Error::other("power is gone"));
+        }
         if due(&mut state.syncs_until_failure) {
             // The kernel has marked the pages clean: they read back, and no later sync writes them.
             self.inode.lock().unsynced.clear();

@@ -207,3 +207,21 @@ fn held_syncs_wait_until_let_through() {
     syncing.join().unwrap();
     assert_eq!(disk.counts().syncs, 4);
 }
+
+#[test]
+fn what_was_being_synced_when_power_went_may_arrive_in_part() {
+    let mut outcomes = std::collections::BTreeSet::new();
+    for seed in 0..40 {
+        let disk = MemoryDisk::new();
+        let file = disk.create("f").unwrap();
+        disk.sync_directory().unwrap();
+        disk.lose_power_at_syncs();
+        file.write_at(0, b"abc").unwrap();
+        assert!(file.sync_data().is_err());
+        disk.crash(CrashMode::TornPrefix { seed });
+        outcomes.insert(content(&disk, "f"));
+        let file = disk.open("f").unwrap();
+        file.sync_data().unwrap();
+    }
+    assert!(outcomes.contains(&b"abc"[..]) && outcomes.contains(&b""[..]) && outcomes.len() > 2);
+}

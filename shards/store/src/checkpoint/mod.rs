@@ -72,6 +72,8 @@ pub trait CheckpointStore: Send {
     fn write(&mut self, group: u32, frozen: &Frozen) -> Result<Generation, CheckpointError>;
     /// The newest whole state of a group; `None` when there has never been one.
     fn load(&mut self, group: u32) -> Result<Option<(Generation, Machine)>, CheckpointError>;
+    /// Forgets everything stored of a group, whole or not; durable on return.
+    fn discard(&mut self, group: u32) -> Result<(), CheckpointError>;
     /// Opens the store anew and reads back what was written since the last verification, for all groups.
     fn verify(&mut self) -> Result<(), CheckpointError>;
     /// Bytes on disk.

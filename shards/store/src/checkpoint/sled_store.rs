@@ -331,6 +331,14 @@ impl CheckpointStore for SledCheckpoints {
         Err(damaged(why.trim().to_owned()))
     }
 
+    fn discard(&mut self, group: u32) -> Result<(), CheckpointError> {
+        self.tree(group)?.clear().map_err(|e| failed("discarding", e))?;
+        self.last.remove(&group);
+        self.tombstones.remove(&group);
+        self.unverified.retain(|(of, _), _| *of != group);
+        self.sync()
+    }
+
     fn verify(&mut self) -> Result<(), CheckpointError> {
         self.sync()?;
         self.database = None;

@@ -1,9 +1,12 @@
-//! The thread that writes checkpoints, so that neither apply nor the log ever waits for sled.
+//! The thread that writes checkpoints, so that neither apply nor the log ever waits for sled. In a simulation there is no
+//! thread: the store is written to when the simulated device comes to it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 
+use parking_lot::Mutex;
+use tidewall_env::tasks::Later;
 use tidewall_machine::Frozen;
 
 use super::{CheckpointError, CheckpointStore, Generation};
@@ -19,9 +22,32 @@ enum Job {
 /// Handle of the checkpoint thread; clones share it.
 #[derive(Clone)]
 pub struct CheckpointWriter {
-    jobs: mpsc::Sender<Job>,
+    to: To,
     disk_bytes: Arc<AtomicU64>,
-    thread: Arc<parking_lot::Mutex<Option<std::thread::JoinHandle<()>>>>,
+}
+
+#[derive(Clone)]
+enum To {
+    Thread { jobs: mpsc::Sender<Job>, thread: Arc<Mutex<Option<std::thread::JoinHandle<()>>>> },
+    Device { desk: Arc<Mutex<Option<Desk>>>, later: Later },
+}
+
+/// Whoever writes: the store and what is known of its size.
+struct Desk {
+    store: Box<dyn CheckpointStore>,
+    disk_bytes: Arc<AtomicU64>,
+}
+
+impl Desk {
+    fn write(&mut self, group: u32, frozen: Box<Frozen>, verify: bool, done: Written) {
+        let mut result = self.store.write(group, &frozen);
+        drop(frozen);
+        if verify && result.is_ok() {
+            result = self.store.verify().and(result);
+        }
+        self.disk_bytes.store(self.store.disk_bytes(), Ordering::Relaxed);
+        done(result);
+    }
 }
 
 impl CheckpointWriter {
@@ -29,35 +55,45 @@ impl CheckpointWriter {
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn start(mut store: Box<dyn CheckpointStore>) -> std::io::Result<Self> {
+    pub fn start(store: Box<dyn CheckpointStore>) -> std::io::Result<Self> {
         let (jobs, inbox) = mpsc::channel();
         let disk_bytes = Arc::new(AtomicU64::new(store.disk_bytes()));
-        let gauge = Arc::clone(&disk_bytes);
+        let mut desk = Desk { store, disk_bytes: Arc::clone(&disk_bytes) };
         let run = move || {
             while let Ok(Job::Write { group, frozen, verify, done }) = inbox.recv() {
-                let mut result = store.write(group, &frozen);
-                drop(frozen);
-                if verify && result.is_ok() {
-                    result = store.verify().and(result);
-                }
-                gauge.store(store.disk_bytes(), Ordering::Relaxed);
-                done(result);
+                desk.write(group, frozen, verify, done);
             }
         };
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(run)?;
-        let thread = Arc::new(parking_lot::Mutex::new(Some(thread)));
-        Ok(Self { jobs, disk_bytes, thread })
+        let thread = Arc::new(Mutex::new(Some(thread)));
+        Ok(Self { to: To::Thread { jobs, thread }, disk_bytes })
+    }
+
+    /// Without a thread: `later` comes to the store when it likes. For simulation on a single thread.
+    pub fn without_thread(store: Box<dyn CheckpointStore>, later: Later) -> Self {
+        let disk_bytes = Arc::new(AtomicU64::new(store.disk_bytes()));
+        let desk = Arc::new(Mutex::new(Some(Desk { store, disk_bytes: Arc::clone(&disk_bytes) })));
+        Self { to: To::Device { desk, later }, disk_bytes }
     }
 
     /// Queues a freeze. With `verify`, everything written is read back from a store opened anew before `done` is told:
     /// only then may the log behind it go.
     pub fn write(&self, group: u32, frozen: Frozen, verify: bool, done: Written) {
-        let job = Job::Write { group, frozen: Box::new(frozen), verify, done };
-        if let Err(mpsc::SendError(Job::Write { done, .. })) = self.jobs.send(job) {
-            done(Err(CheckpointError::Failed {
-                doing: "queueing",
-                what: "the checkpoint thread has stopped".into(),
-            }));
+        let frozen = Box::new(frozen);
+        match &self.to {
+            To::Thread { jobs, .. } => {
+                let job = Job::Write { group, frozen, verify, done };
+                if let Err(mpsc::SendError(Job::Write { done, .. })) = jobs.send(job) {
+                    done(Err(stopped()));
+                }
+            }
+            To::Device { desk, later } => {
+                let desk = Arc::clone(desk);
+                later.give(Box::new(move || match &mut *desk.lock() {
+                    Some(desk) => desk.write(group, frozen, verify, done),
+                    None => done(Err(stopped())),
+                }));
+            }
         }
     }
 
@@ -66,14 +102,23 @@ impl CheckpointWriter {
         self.disk_bytes.load(Ordering::Relaxed)
     }
 
-    /// Waits for what is queued and stops the thread.
+    /// Waits for what is queued and stops the thread. Without a thread, what is queued is refused.
     pub fn stop(&self) {
-        // A second stop finds nobody to tell and nobody to wait for.
-        let _ = self.jobs.send(Job::Stop);
-        if let Some(thread) = self.thread.lock().take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the checkpoint thread panicked");
+        match &self.to {
+            To::Thread { jobs, thread } => {
+                // A second stop finds nobody to tell and nobody to wait for.
+                let _ = jobs.send(Job::Stop);
+                if let Some(thread) = thread.lock().take()
+                    && thread.join().is_err()
+                {
+                    tracing::error!("the checkpoint thread panicked");
+                }
+            }
+            To::Device { desk, .. } => drop(desk.lock().take()),
         }
     }
+}
+
+fn stopped() -> CheckpointError {
+    CheckpointError::Failed { doing: "queueing", what: "the checkpoint thread has stopped".into() }
 }

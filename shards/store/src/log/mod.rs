@@ -55,6 +55,8 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tidewall_env::disk::{Disk, DiskFile};
+use tidewall_env::tasks::Later;
+use tidewall_mutant::{Mutant, active};
 
 use record::Identity;
 use writer::Writer;
@@ -111,13 +113,16 @@ pub struct LogOptions {
     pub node: u64,
     /// No writer thread: every call writes and syncs before it returns. For simulation on a single thread.
     pub inline: bool,
+    /// With `inline`: calls only queue, and whoever this is writes and syncs some time later, as the writer thread
+    /// would.
+    pub later: Option<Later>,
 }
 
 impl LogOptions {
     /// Segments of 16 MiB, 16 MiB of cache, a writer thread.
     #[must_use]
     pub fn new(cluster: [u8; 16], node: u64) -> Self {
-        Self { segment_bytes: 16 << 20, cache_bytes: 16 << 20, cluster, node, inline: false }
+        Self { segment_bytes: 16 << 20, cache_bytes: 16 << 20, cluster, node, inline: false, later: None }
     }
 
     fn identity(&self) -> Identity {
@@ -407,6 +412,8 @@ struct Core {
     committed: BTreeMap<u32, Option<LogPosition>>,
     next_ticket: u64,
     failed: Option<LogError>,
+    /// Somebody was asked to write what is queued, later.
+    asked: bool,
     closing: bool,
     closed: bool,
 }
@@ -442,16 +449,25 @@ struct Shared {
 }
 
 impl Shared {
-    fn submit(&self, mut core: MutexGuard<'_, Core>, operation: Operation) {
+    fn submit(self: &Arc<Self>, mut core: MutexGuard<'_, Core>, mut operation: Operation) {
         if core.closing {
             let error = core.failed.clone().unwrap_or(LogError::Closed);
             drop(core);
             (operation.done)(Err(error));
             return;
         }
+        if active(Mutant::AcknowledgeBeforeFsync) && matches!(operation.what, What::Append { .. }) {
+            std::mem::replace(&mut operation.done, Box::new(|_| ()))(Ok(()));
+        }
         core.queue.push_back(operation);
+        let first = !std::mem::replace(&mut core.asked, true);
         drop(core);
-        if self.options.inline {
+        if let Some(later) = &self.options.later {
+            let shared = Arc::clone(self);
+            if first {
+                later.give(Box::new(move || shared.work_off()));
+            }
+        } else if self.options.inline {
             self.work_off();
         } else {
             self.wake.notify_one();
@@ -657,7 +673,7 @@ impl GroupLog {
     pub fn save_vote(&self, vote: Vote, done: Done) {
         self.change(done, |memory, _| {
             memory.state.vote = Some(vote);
-            What::Vote(vote)
+            if active(Mutant::VoteAfterEntries) { What::Nothing } else { What::Vote(vote) }
         });
     }
 

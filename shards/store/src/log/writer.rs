@@ -137,7 +137,11 @@ impl Shared {
     pub(super) fn work_off(&self) {
         loop {
             let mut writer = self.writer.lock();
-            let batch = Batch::take(&mut self.core.lock());
+            let batch = {
+                let mut core = self.core.lock();
+                core.asked = false;
+                Batch::take(&mut core)
+            };
             if batch.operations.is_empty() {
                 // Committed positions without a barrier to ride on keep waiting.
                 self.core.lock().committed.extend(batch.committed);

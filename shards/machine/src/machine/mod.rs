@@ -4,15 +4,30 @@
 //! A reader may look between two commands: every command that was decided belongs to a committed
 //! entry. A freeze or a snapshot may only be taken between entries.
 
-use tidewall_domain::codec::{DecodeError, Reader, Writer};
+mod import;
+mod load;
+#[cfg(tidewall_mutants)]
+mod mutants;
+
+use std::collections::BTreeMap;
+
+use tidewall_domain::codec::Writer;
 use tidewall_domain::table::{FrozenPage, Table};
 use tidewall_domain::tickets;
 use tidewall_domain::{Caller, Context};
+use tidewall_mutant::{Mutant, active};
 
+use crate::answer::{Answer, Decision, Outcome, Receipt, Reject};
 use crate::dedupe::{self, DedupeRow};
 use crate::entry::{Command, Entry, Op, SystemCommand};
-use crate::meta::{MetaKey, MetaRow, StagedRow};
-use crate::{APPLY_VERSION, ID_AHEAD_MS_MAX, REMEMBERED_BYTES_MAX, REMEMBERED_MS, id_time_ms, snapshot};
+use crate::error::ApplyError;
+use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
+use crate::{
+    APPLY_VERSION, GIVES_IMPORTS_UP, ID_AHEAD_MS_MAX, REMEMBERED_BYTES_MAX, REMEMBERED_MS, id_time_ms,
+};
+
+pub use import::Replaced;
+pub use load::Loader;
 
 /// Due holds that an entry ends at most, beyond those that its commands need; twice its commands if that is more, so
 /// that tidying keeps up with filling.
@@ -42,181 +57,6 @@ pub struct Head {
     pub membership: Vec<u8>,
 }
 
-/// Where in the log a command was decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Receipt {
-    /// Incarnation of the group.
-    pub incarnation: u64,
-    /// Raft term of the entry.
-    pub term: u64,
-    /// Log index of the entry.
-    pub index: u64,
-    /// Position in the entry.
-    pub position: u32,
-    /// First 8 bytes of the chain hash up to and including the entry.
-    pub chain: u64,
-    /// Log time of the decision.
-    pub decided_ms: u64,
-}
-
-impl Receipt {
-    pub(crate) fn encode(&self, w: &mut Writer) {
-        w.u64(self.incarnation);
-        w.u64(self.term);
-        w.u64(self.index);
-        w.u32(self.position);
-        w.key_u64(self.chain);
-        w.u64(self.decided_ms);
-    }
-
-    pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            incarnation: r.u64()?,
-            term: r.u64()?,
-            index: r.u64()?,
-            position: r.u32()?,
-            chain: r.key_u64()?,
-            decided_ms: r.u64()?,
-        })
-    }
-}
-
-/// What a command achieved, by module.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Events and tickets.
-    Tickets(tickets::Outcome),
-    /// A system command was carried out.
-    System,
-}
-
-/// Why a command was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Reject {
-    /// By the ticket module.
-    #[error(transparent)]
-    Tickets(#[from] tickets::Rejection),
-    /// The command came after its `expires_ms`; nothing is remembered.
-    #[error("the request reached its decision after its deadline and was not executed: send it again")]
-    Expired,
-    /// The request id was used for something else; nothing is remembered.
-    #[error("this request id was used before with other content: make a new id for a new request")]
-    IdReused,
-    /// The request id is older than what is remembered; nothing is remembered.
-    #[error(
-        "this request id is older than the outcomes that the region remembers: make a new id for a new request"
-    )]
-    IdForgotten,
-    /// The request id is from the future; nothing is remembered.
-    #[error("this request id carries a time in the future: set the clock of the machine that made it")]
-    IdFromFuture,
-    /// An invariant broke; the changes were taken back.
-    #[error("the command would have broken an invariant and was not executed ({0}): report this")]
-    InternalInvariant(String),
-    /// A system command cannot be carried out.
-    #[error("{0}")]
-    System(String),
-}
-
-/// The answer to a command.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// Yes.
-    Done(Outcome),
-    /// No.
-    Rejected(Reject),
-}
-
-impl Answer {
-    pub(crate) fn encode(&self, w: &mut Writer) {
-        match self {
-            Self::Done(Outcome::System) => w.u8(0),
-            Self::Done(Outcome::Tickets(outcome)) => {
-                w.u8(1);
-                outcome.encode(w);
-            }
-            Self::Rejected(Reject::Tickets(rejection)) => {
-                w.u8(2);
-                rejection.encode(w);
-            }
-            Self::Rejected(Reject::Expired) => w.u8(3),
-            Self::Rejected(Reject::IdReused) => w.u8(4),
-            Self::Rejected(Reject::IdForgotten) => w.u8(5),
-            Self::Rejected(Reject::IdFromFuture) => w.u8(6),
-            Self::Rejected(Reject::InternalInvariant(what)) => {
-                w.u8(7);
-                w.str(what);
-            }
-            Self::Rejected(Reject::System(what)) => {
-                w.u8(8);
-                w.str(what);
-            }
-        }
-    }
-
-    pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(match r.u8()? {
-            0 => Self::Done(Outcome::System),
-            1 => Self::Done(Outcome::Tickets(tickets::Outcome::decode(r)?)),
-            2 => Self::Rejected(Reject::Tickets(tickets::Rejection::decode(r)?)),
-            3 => Self::Rejected(Reject::Expired),
-            4 => Self::Rejected(Reject::IdReused),
-            5 => Self::Rejected(Reject::IdForgotten),
-            6 => Self::Rejected(Reject::IdFromFuture),
-            7 => Self::Rejected(Reject::InternalInvariant(r.str()?.into())),
-            8 => Self::Rejected(Reject::System(r.str()?.into())),
-            tag => return Err(DecodeError::Tag { what: "answer", tag: tag.into() }),
-        })
-    }
-}
-
-/// What apply says to a command.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decision {
-    /// Where it was decided; absent when nothing is remembered.
-    pub receipt: Option<Receipt>,
-    /// Yes or no.
-    pub answer: Answer,
-    /// Decided by an earlier copy of the same request.
-    pub replayed: bool,
-}
-
-impl Decision {
-    fn passing(reject: Reject) -> Self {
-        Self { receipt: None, answer: Answer::Rejected(reject), replayed: false }
-    }
-}
-
-/// Why an entry cannot be applied: the replica must halt.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ApplyError {
-    /// The entry makes no sense to this build.
-    #[error("entry {index} does not decode ({source}): it was written by another build or is damaged")]
-    Undecodable {
-        /// Its log index.
-        index: u64,
-        /// Why.
-        source: DecodeError,
-    },
-    /// The entry does not follow the last one.
-    #[error("entry {index} does not follow entry {applied}")]
-    Gap {
-        /// Its log index.
-        index: u64,
-        /// Last applied index.
-        applied: u64,
-    },
-    /// A remembered outcome does not decode.
-    #[error("a remembered outcome is damaged: {0}")]
-    Remembered(DecodeError),
-    /// The rows are of a newer apply version.
-    #[error("the rows have apply version {rows}, this build supports {APPLY_VERSION}: run a newer build")]
-    TooNew {
-        /// Version of the rows.
-        rows: u32,
-    },
-}
-
 /// Frozen pages with what belongs to them.
 #[derive(Debug)]
 pub struct Frozen {
@@ -243,7 +83,15 @@ pub struct Machine {
     meta: Table<MetaRow>,
     dedupe: Table<DedupeRow>,
     staged: Table<StagedRow>,
+    /// Empty under apply version 1.
+    imports: Table<ImportRow>,
     tickets: tickets::State,
+    /// By import, what its staged parts make so far. Derived.
+    shadows: BTreeMap<u128, import::Shadow>,
+    /// What the last entry has replaced.
+    leftover: Replaced,
+    /// Highest apply version that this build, or the one that it plays, supports.
+    supported: u32,
     /// Nothing of what was stored before is part of the rows any more.
     replaced: bool,
     scratch: Writer,
@@ -263,7 +111,11 @@ impl Default for Machine {
             meta,
             dedupe: Table::default(),
             staged: Table::default(),
+            imports: Table::default(),
             tickets: tickets::State::default(),
+            shadows: BTreeMap::new(),
+            leftover: Replaced::default(),
+            supported: APPLY_VERSION,
             replaced: false,
             scratch: Writer::new(),
             settled: (0, 0),
@@ -315,13 +167,15 @@ impl Machine {
 
     /// State digest: wrapping sum of the hashes of all rows.
     pub fn digest(&self) -> u128 {
-        let own = self.meta.digest().wrapping_add(self.dedupe.digest()).wrapping_add(self.staged.digest());
-        own.wrapping_add(self.tickets.digest())
+        let remembered = if active(Mutant::DigestMissesATable) { 0 } else { self.dedupe.digest() };
+        [self.meta.digest(), remembered, self.staged.digest(), self.imports.digest()]
+            .into_iter()
+            .fold(self.tickets.digest(), u128::wrapping_add)
     }
 
     /// Number of rows.
     pub fn rows(&self) -> u64 {
-        self.meta.len() + self.dedupe.len() + self.staged.len() + self.tickets.rows()
+        self.meta.len() + self.dedupe.len() + self.staged.len() + self.imports.len() + self.tickets.rows()
     }
 
     /// Pages that changed since the last freeze.
@@ -329,6 +183,7 @@ impl Machine {
         self.meta.changed_pages()
             + self.dedupe.changed_pages()
             + self.staged.changed_pages()
+            + self.imports.changed_pages()
             + self.tickets.changed_pages()
     }
 
@@ -387,11 +242,32 @@ impl Machine {
         Ok(())
     }
 
-    /// Opens an entry: advances the chain and log time, ends due holds, forgets old outcomes.
+    /// Begins a new incarnation of the group after a forced recovery, at a place in the log that no entry has.
+    pub fn begin_incarnation(&mut self, position: Position, membership: Vec<u8>, incarnation: u64) {
+        self.advance(position, &membership);
+        self.head.membership = membership;
+        let mut row = self.row();
+        row.incarnation = row.incarnation.max(incarnation);
+        self.meta.set(MetaKey, Some(row));
+        self.meta.commit();
+        self.end();
+    }
+
+    /// Opens an entry: advances the chain and log time, ends due holds, forgets old outcomes. An entry that cannot be
+    /// opened changes nothing.
+    ///
+    /// # Errors
+    /// Every [`ApplyError`] halts the replica.
     pub fn begin(&mut self, position: Position, payload: &[u8]) -> Result<Entry, ApplyError> {
         self.check_next(position)?;
         let entry = Entry::decode(payload)
             .map_err(|source| ApplyError::Undecodable { index: position.index, source })?;
+        #[cfg(tidewall_mutants)]
+        let entry = mutants::entry(entry);
+        if let Some(version) = entry.raises_to().filter(|version| *version > self.supported) {
+            return Err(ApplyError::TooNew { index: position.index, version, supported: self.supported });
+        }
+        self.leftover = Replaced::default();
         self.advance(position, payload);
         let mut row = self.row();
         row.log_time_ms = row.log_time_ms.max(entry.stamp_ms);
@@ -399,6 +275,9 @@ impl Machine {
         self.meta.set(MetaKey, Some(row));
         self.meta.commit();
         self.dedupe.commit();
+        if row.apply_version >= GIVES_IMPORTS_UP {
+            self.give_imports_up(row.log_time_ms);
+        }
         let context = Context { now_ms: row.log_time_ms, request_id: 0, index: position.index, position: 0 };
         let sweep_max = SWEEP_MAX.max(2 * entry.commands.len());
         match tickets::commands::sweep(&mut self.tickets, &context, sweep_max) {
@@ -445,7 +324,9 @@ impl Machine {
             Op::Tickets(op) => op,
         };
         let hash = command.payload_hash(&mut self.scratch);
-        if let Some(known) = dedupe::find(&self.dedupe, &command.principal, command.request_id) {
+        if let Some(known) = dedupe::find(&self.dedupe, &command.principal, command.request_id)
+            && !active(Mutant::ReplayAppliedTwice)
+        {
             return if known.payload_hash == hash {
                 known.decision().map_err(ApplyError::Remembered)
             } else {
@@ -526,12 +407,11 @@ impl Machine {
         self.settled
     }
 
-    fn system(&mut self, op: &SystemCommand, mut row: MetaRow) -> Decision {
+    fn system(&mut self, op: &SystemCommand, row: MetaRow) -> Decision {
         let result = match op {
             SystemCommand::Tick => Ok(()),
             SystemCommand::ImportChunk { import, number, bytes } => {
-                self.staged.set((*import, *number), Some(StagedRow(bytes.clone())));
-                self.staged.commit();
+                self.stage(*import, *number, bytes, row);
                 Ok(())
             }
             SystemCommand::ImportAbort => {
@@ -541,65 +421,12 @@ impl Machine {
             SystemCommand::ImportCommit { import, chunks, replace } => {
                 self.import(*import, *chunks, *replace)
             }
-            SystemCommand::RaiseVersion(version) => {
-                // A build that cannot follow halts at the load of these rows or here, in the same way on each.
-                if *version <= APPLY_VERSION && *version >= row.apply_version {
-                    row.apply_version = *version;
-                    self.meta.set(MetaKey, Some(row));
-                    self.meta.commit();
-                    Ok(())
-                } else {
-                    Err(format!("apply version {version} cannot follow {}", row.apply_version))
-                }
-            }
+            SystemCommand::RaiseVersion(version) => self.raise_version(*version, row),
         };
         match result {
             Ok(()) => Decision { receipt: None, answer: Answer::Done(Outcome::System), replayed: false },
             Err(why) => Decision::passing(Reject::System(why)),
         }
-    }
-
-    fn drop_staged(&mut self) {
-        let keys: Vec<_> = self.staged.iter().map(|(key, _)| *key).collect();
-        for key in keys {
-            self.staged.set(key, None);
-        }
-        self.staged.commit();
-    }
-
-    /// Replaces the rows by those of a staged snapshot file, once all of it has been verified.
-    fn import(&mut self, import: u128, chunks: u32, replace: bool) -> Result<(), String> {
-        let mut file = Vec::new();
-        for number in 0..chunks {
-            let Some(part) = self.staged.get(&(import, number)) else {
-                self.drop_staged();
-                return Err(format!("part {number} of the import is missing: start it again"));
-            };
-            file.extend_from_slice(&part.0);
-        }
-        self.drop_staged();
-        if !replace && self.tickets.events_count() > 0 {
-            return Err(
-                "the region holds events: importing would replace them, which must be asked for".into()
-            );
-        }
-        let loaded = snapshot::read(&mut file.as_slice()).map_err(|error| error.to_string())?;
-        let old = self.row();
-        let mut restored = loaded.machine;
-        let mut row = restored.row();
-        row.incarnation = row.incarnation.max(old.incarnation) + 1;
-        row.log_time_ms = row.log_time_ms.max(old.log_time_ms);
-        // What was decided here and is not in the file must not be decided again: ids made before now are refused.
-        row.forgotten_before_ms =
-            row.forgotten_before_ms.max(old.forgotten_before_ms).max(old.log_time_ms + 1);
-        restored.meta.set(MetaKey, Some(row));
-        restored.meta.commit();
-        restored.drop_staged();
-        restored.head = std::mem::take(&mut self.head);
-        restored.faults = self.faults;
-        restored.replaced = true;
-        *self = restored;
-        Ok(())
     }
 
     /// Pages that changed since the last freeze. Only between entries.
@@ -613,6 +440,7 @@ impl Machine {
         self.meta.freeze(&mut pages);
         self.dedupe.freeze(&mut pages);
         self.staged.freeze(&mut pages);
+        self.imports.freeze(&mut pages);
         self.tickets.freeze(&mut pages);
         self.frozen(pages, false)
     }
@@ -623,6 +451,7 @@ impl Machine {
         self.meta.freeze_all(&mut pages);
         self.dedupe.freeze_all(&mut pages);
         self.staged.freeze_all(&mut pages);
+        self.imports.freeze_all(&mut pages);
         self.tickets.freeze_all(&mut pages);
         self.frozen(pages, true)
     }
@@ -637,11 +466,12 @@ impl Machine {
         self.meta.freeze(&mut dropped);
         self.dedupe.freeze(&mut dropped);
         self.staged.freeze(&mut dropped);
+        self.imports.freeze(&mut dropped);
         self.tickets.freeze(&mut dropped);
     }
 
     fn frozen(&self, pages: Vec<FrozenPage>, full: bool) -> Frozen {
-        Frozen {
+        let frozen = Frozen {
             head: self.head.clone(),
             digest: self.digest(),
             incarnation: self.incarnation(),
@@ -649,16 +479,10 @@ impl Machine {
             rows: self.rows(),
             full,
             pages,
-        }
-    }
-
-    /// A machine without rows, to be filled with stored pages.
-    pub fn loader() -> Loader {
-        let mut machine = Self::new();
-        machine.meta.set(MetaKey, None);
-        machine.meta.commit();
-        machine.clear_changes();
-        Loader { machine }
+        };
+        #[cfg(tidewall_mutants)]
+        let frozen = mutants::frozen(frozen);
+        frozen
     }
 }
 
@@ -666,73 +490,4 @@ fn first_8(bytes: &[u8; 32]) -> [u8; 8] {
     let mut first = [0; 8];
     first.copy_from_slice(&bytes[..8]);
     first
-}
-
-/// Builds a machine from stored pages.
-#[derive(Debug)]
-pub struct Loader {
-    machine: Machine,
-}
-
-/// Why stored pages are not a state.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LoadError {
-    /// A page does not decode.
-    #[error("a page of table {table} does not decode: {source}")]
-    Page {
-        /// Its table.
-        table: u8,
-        /// Why.
-        source: DecodeError,
-    },
-    /// No table of this build has the number.
-    #[error("table {0} is not known to this build: run a newer one")]
-    Table(u8),
-    /// The rows are not those that were stored.
-    #[error("the rows have digest {found:032x}, expected {expected:032x}: something is lost or damaged")]
-    Digest {
-        /// Digest of the rows.
-        found: u128,
-        /// Digest that was stored with them.
-        expected: u128,
-    },
-    /// The rows are of a newer apply version.
-    #[error("the rows have apply version {rows}, this build supports {APPLY_VERSION}: run a newer build")]
-    TooNew {
-        /// Version of the rows.
-        rows: u32,
-    },
-}
-
-impl Loader {
-    /// Takes in a stored page.
-    pub fn page(&mut self, table: u8, bytes: &[u8]) -> Result<(), LoadError> {
-        use tidewall_domain::table::Row;
-        let machine = &mut self.machine;
-        let known = match table {
-            MetaRow::TABLE => machine.meta.load(bytes).map(|()| true),
-            DedupeRow::TABLE => machine.dedupe.load(bytes).map(|()| true),
-            StagedRow::TABLE => machine.staged.load(bytes).map(|()| true),
-            _ => machine.tickets.load(table, bytes),
-        };
-        match known {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(LoadError::Table(table)),
-            Err(source) => Err(LoadError::Page { table, source }),
-        }
-    }
-
-    /// The machine, if its rows have the digest that was stored with them and this build can apply to them.
-    pub fn finish(self, head: Head, digest: u128) -> Result<Machine, LoadError> {
-        let mut machine = self.machine;
-        if machine.digest() != digest {
-            return Err(LoadError::Digest { found: machine.digest(), expected: digest });
-        }
-        if machine.apply_version() > APPLY_VERSION {
-            return Err(LoadError::TooNew { rows: machine.apply_version() });
-        }
-        machine.head = head;
-        machine.end();
-        Ok(machine)
-    }
 }

@@ -1,0 +1,176 @@
+//! One region's admission as a whole: its room, its limit, the order of return, and the windows that are measured.
+//! Pure: no clock, no task, no lock; times are since the same, arbitrary beginning.
+
+use std::time::Duration;
+
+use super::limit::{Around, Limit, LimitOptions, Window};
+use super::pace::Pace;
+use super::room::{Arrival, Class, Heft, Place, Room, RowKey, Ticket};
+
+/// The limit is looked at once in so long a time.
+pub(crate) const WINDOW: Duration = Duration::from_millis(100);
+/// Who was seen so long ago is still thought to be there: a neighbour need not call in every window.
+pub(crate) const MEMORY: Duration = Duration::from_secs(1);
+
+/// Neighbours count from so many calls a second on: for fewer, a hot row need not yield.
+pub(crate) const NEIGHBOUR_RATE_MIN: f64 = 10.0;
+/// Part of the mean that one window is of how often neighbours call.
+const LIGHT_WEIGHT: f64 = 1.0 / 8.0;
+
+/// Admission of one region. `W` is whoever waits.
+pub(crate) struct Gate<W> {
+    room: Room<W>,
+    limit: Limit,
+    pace: Pace,
+    window: Window,
+    window_began: Duration,
+    /// Calls that ended in this window.
+    ended: u64,
+    /// Calls under way when each of them ended, added up.
+    calls_sum: u64,
+    /// When a call of a row ended that has most of the calls.
+    heavy_seen: Option<Duration>,
+    /// Changes of rows with few calls that ended in this window, and how many do a second on average.
+    light_ended: u64,
+    light_rate: f64,
+    completed: u64,
+    refused: u64,
+}
+
+/// What a region says of itself when a window is over.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Report {
+    /// Calls that were under way on average.
+    pub(crate) under_way: f64,
+    /// Calls that wait.
+    pub(crate) waiting: usize,
+    /// Calls that ended a second.
+    pub(crate) rate: f64,
+    /// Latency in multiples of that without load.
+    pub(crate) inflation: Option<f64>,
+}
+
+/// What can be seen of a region's admission.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct GateState {
+    /// Calls that may be under way.
+    pub(crate) limit: usize,
+    /// Calls under way, by weight.
+    pub(crate) in_flight: usize,
+    /// Calls that wait, by weight.
+    pub(crate) waiting: usize,
+    /// Refusals so far.
+    pub(crate) refused: u64,
+    /// Latency without load.
+    pub(crate) no_load: Option<Duration>,
+}
+
+impl<W> Gate<W> {
+    /// A gate for at most `calls_max` calls, waiting ones included.
+    pub(crate) fn new(options: LimitOptions, calls_max: usize) -> Self {
+        let calls_max = calls_max.max(1);
+        let (floor, ceiling) = (options.floor.min(calls_max), options.ceiling.min(calls_max));
+        let limit = Limit::new(LimitOptions { floor, ceiling, ..options });
+        Self {
+            room: Room::new(limit.get(), calls_max),
+            limit,
+            pace: Pace::new(),
+            window: Window::default(),
+            window_began: Duration::ZERO,
+            ended: 0,
+            calls_sum: 0,
+            heavy_seen: None,
+            light_ended: 0,
+            light_rate: 0.0,
+            completed: 0,
+            refused: 0,
+        }
+    }
+
+    /// A call comes; see [`Room::arrive`].
+    pub(crate) fn arrive(
+        &mut self,
+        class: Class,
+        row: RowKey,
+        weight: usize,
+        waiter: impl FnOnce() -> W,
+    ) -> Arrival<W> {
+        let arrival = self.room.arrive(class, row, weight, waiter);
+        self.window.peak = self.window.peak.max(self.room.under_way());
+        arrival
+    }
+
+    /// A call has ended. `latency` is how long it was under way, if that tells how the region fares. `window_ends` is
+    /// called when a window is over, and says how the other regions fare.
+    pub(crate) fn end(
+        &mut self,
+        now: Duration,
+        place: Place,
+        latency: Option<Duration>,
+        window_ends: impl FnOnce(Report) -> Around,
+    ) -> Vec<(Place, W)> {
+        self.ended += 1;
+        self.calls_sum += self.room.under_way() as u64;
+        self.completed += place.weight as u64;
+        match self.room.leave(place) {
+            Heft::Heavy => self.heavy_seen = Some(now),
+            // Reads hardly wait for a flood of changes.
+            Heft::Light if place.neighbour => self.light_ended += 1,
+            Heft::Light | Heft::Middling => {}
+        }
+        if let Some(latency) = latency {
+            self.window.samples += 1;
+            self.window.total += latency;
+            self.window.shortest = Some(self.window.shortest.map_or(latency, |least| least.min(latency)));
+        }
+        if now.saturating_sub(self.window_began) >= WINDOW {
+            self.close_window(now, window_ends);
+        }
+        std::iter::from_fn(|| self.room.next()).collect()
+    }
+
+    fn close_window(&mut self, now: Duration, window_ends: impl FnOnce(Report) -> Around) {
+        let elapsed = now.saturating_sub(self.window_began).as_secs_f64();
+        let mean_calls = self.calls_sum as f64 / self.ended.max(1) as f64;
+        self.light_rate += (self.light_ended as f64 / elapsed - self.light_rate) * LIGHT_WEIGHT;
+        let heavy = self.heavy_seen.is_some_and(|at| now.saturating_sub(at) <= MEMORY);
+        let report = Report {
+            under_way: mean_calls,
+            waiting: self.room.waiting(),
+            rate: self.ended as f64 / elapsed,
+            inflation: self.limit.inflation(&self.window),
+        };
+        let window = Window {
+            mean_calls,
+            shared: heavy && self.light_rate >= NEIGHBOUR_RATE_MIN,
+            around: window_ends(report),
+            ..self.window
+        };
+        self.limit.update(&window);
+        self.room.set_limit(self.limit.get());
+        self.window = Window { peak: self.room.under_way(), ..Window::default() };
+        (self.ended, self.calls_sum, self.light_ended, self.window_began) = (0, 0, 0, now);
+    }
+
+    /// Somebody no longer wants to wait.
+    pub(crate) fn withdraw(&mut self, ticket: Ticket) -> Option<W> {
+        self.room.withdraw(ticket)
+    }
+
+    /// Counts a refusal and says when to come back; `jitter` is uniform in [0, 1).
+    pub(crate) fn refuse(&mut self, now: Duration, jitter: f64) -> Duration {
+        self.refused += 1;
+        self.pace.next_return(now, self.completed, jitter)
+    }
+
+    /// What can be seen from outside.
+    pub(crate) fn state(&self) -> GateState {
+        GateState {
+            limit: self.limit.get(),
+            in_flight: self.room.under_way(),
+            waiting: self.room.waiting(),
+            refused: self.refused,
+            no_load: self.limit.no_load(),
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Admission: how many calls per region may be under way, who waits, and when the refused ones shall come back.
+//!
+//! Up to an adaptive limit ([`limit`]) calls go to the region at once; some more wait here, where rows take turns
+//! ([`room`]); what does not fit is refused at once with a time to come back ([`pace`]). The limit keeps batches as
+//! large as they need to be and queues in the shards short; that calls wait here and not there is what lets a light
+//! row go past a flood. This module is the part with clock and tasks; what it decides, [`gate`] decides.
+
+mod gate;
+mod limit;
+mod neighbours;
+mod pace;
+mod room;
+#[cfg(test)]
+mod simulation;
+
+use std::hash::{DefaultHasher, Hasher as _};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rand::Rng as _;
+use tokio::sync::oneshot;
+
+use crate::errors::ApiError;
+use gate::Gate;
+pub(crate) use gate::GateState;
+pub use limit::LimitOptions;
+use neighbours::Neighbours;
+pub(crate) use room::Class;
+use room::{Arrival, Place, Ticket};
+
+/// Whoever waits is let in or told when to come back.
+type Waiter = oneshot::Sender<Result<Permit, Duration>>;
+
+struct Region {
+    position: usize,
+    gate: Mutex<Gate<Waiter>>,
+    neighbours: Arc<Neighbours>,
+    began: Instant,
+}
+
+/// Admission of all regions.
+pub(crate) struct Admission {
+    regions: Vec<Arc<Region>>,
+    neighbours: Arc<Neighbours>,
+    began: Instant,
+}
+
+/// A call of which admission wants to know.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arriving<'a> {
+    /// Position of its region in the topology.
+    pub(crate) region: usize,
+    pub(crate) class: Class,
+    /// Name of the row within the region; empty for what concerns no single row.
+    pub(crate) row: &'a str,
+    /// How many single calls it weighs.
+    pub(crate) weight: usize,
+    /// When it arrived.
+    pub(crate) at: Instant,
+    /// It waits no longer than this.
+    pub(crate) deadline: tokio::time::Instant,
+}
+
+/// A call that is under way; ends when dropped.
+#[must_use]
+pub(crate) struct Permit {
+    region: Arc<Region>,
+    place: Place,
+    since: Instant,
+    /// When it was decided and made durable, if that is how it ended.
+    decided_at: Option<Instant>,
+}
+
+impl Permit {
+    /// Ends a call that the region has decided and written to its log by `now`. Only such a call tells how fast the
+    /// region is: a refusal, a read or a quick no takes a shorter way.
+    pub(crate) fn decided(mut self, now: Instant) {
+        self.decided_at = Some(now);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let now = self.decided_at.unwrap_or_else(Instant::now);
+        // A batch takes longer than a single call by its nature.
+        let latency = self
+            .decided_at
+            .filter(|_| self.place.weight == 1)
+            .map(|at| at.saturating_duration_since(self.since));
+        self.region.end(self.place, latency, now);
+    }
+}
+
+/// A call that waits; leaves the queue when dropped.
+struct Waiting {
+    region: Arc<Region>,
+    ticket: Ticket,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        drop(self.region.gate.lock().withdraw(self.ticket));
+    }
+}
+
+fn row_key(row: &str) -> room::RowKey {
+    if row.is_empty() {
+        return room::NO_ROW;
+    }
+    let mut hasher = DefaultHasher::new();
+    hasher.write(row.as_bytes());
+    hasher.finish()
+}
+
+impl Region {
+    fn since_began(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.began)
+    }
+
+    fn permit(self: &Arc<Self>, place: Place, since: Instant) -> Permit {
+        Permit { region: Arc::clone(self), place, since, decided_at: None }
+    }
+
+    fn end(self: &Arc<Self>, place: Place, latency: Option<Duration>, now: Instant) {
+        let time = self.since_began(now);
+        let admitted = self
+            .gate
+            .lock()
+            .end(time, place, latency, |report| self.neighbours.tell(self.position, report, time));
+        for (place, waiter) in admitted {
+            // Not under the lock: a permit that nobody takes any more ends here, and lets the next one in.
+            let _ = waiter.send(Ok(self.permit(place, now)));
+        }
+    }
+
+    fn come_back(&self, now: Instant) -> Duration {
+        let jitter = rand::rng().random_range(0.0..1.0);
+        self.gate.lock().refuse(self.since_began(now), jitter)
+    }
+
+    async fn enter(self: &Arc<Self>, call: &Arriving<'_>) -> Result<Permit, Duration> {
+        let mut turn = None;
+        let arrival = self.gate.lock().arrive(call.class, row_key(call.row), call.weight, || {
+            let (waiter, receiver) = oneshot::channel();
+            turn = Some(receiver);
+            waiter
+        });
+        let (ticket, pushed_out) = match arrival {
+            Arrival::In(place) => return Ok(self.permit(place, call.at)),
+            Arrival::Waits { ticket, pushed_out } => (ticket, pushed_out),
+            Arrival::Full => return Err(self.come_back(call.at)),
+        };
+        let _waiting = Waiting { region: Arc::clone(self), ticket };
+        if let Some(pushed_out) = pushed_out {
+            let _ = pushed_out.send(Err(self.come_back(call.at)));
+        }
+        let turn = turn.expect("who waits has made a waiter");
+        match tokio::time::timeout_at(call.deadline, turn).await {
+            Ok(Ok(verdict)) => verdict,
+            // Its time is over, or nobody will ever answer: it was never under way.
+            Ok(Err(_)) | Err(_) => Err(self.come_back(Instant::now())),
+        }
+    }
+}
+
+impl Admission {
+    /// Admission for so many regions; `calls_max` calls may be in one at once, waiting ones included.
+    pub(crate) fn new(regions: usize, options: LimitOptions, calls_max: usize) -> Self {
+        let began = Instant::now();
+        let neighbours = Arc::new(Neighbours::new(regions));
+        let region = |position| {
+            let gate = Mutex::new(Gate::new(options, calls_max));
+            Arc::new(Region { position, gate, neighbours: Arc::clone(&neighbours), began })
+        };
+        Self { regions: (0..regions).map(region).collect(), neighbours: Arc::clone(&neighbours), began }
+    }
+
+    /// Lets a call in, now or when it is its turn, or says when to come back. A call that is refused was never under
+    /// way: nothing was decided.
+    pub(crate) async fn enter(&self, call: Arriving<'_>) -> Result<Permit, ApiError> {
+        let region = &self.regions[call.region];
+        region.enter(&call).await.map_err(|retry_after| ApiError::Overloaded {
+            retry_after,
+            message: format!(
+                "the region has as many calls as it may at this gateway: nothing was decided, send the same \
+                 request again after {} ms",
+                retry_after.as_millis()
+            ),
+        })
+    }
+
+    /// What can be seen of a region.
+    pub(crate) fn state(&self, region: usize) -> GateState {
+        self.regions[region].gate.lock().state()
+    }
+
+    /// How late the gateway's timer is while a region is loaded.
+    pub(crate) fn lag(&self) -> Duration {
+        self.neighbours.lag()
+    }
+
+    /// Watches the gateway's timer while a region is loaded; never returns.
+    pub(crate) async fn watch(&self) {
+        Arc::clone(&self.neighbours).watch(self.began.into()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// One region where one call may be under way and `calls_max` may be altogether.
+    fn narrow(calls_max: usize) -> Arc<Admission> {
+        let options = LimitOptions { floor: 1, ceiling: 1, ..LimitOptions::default() };
+        Arc::new(Admission::new(1, options, calls_max))
+    }
+
+    fn call(row: &str) -> Arriving<'_> {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        Arriving { region: 0, class: Class::Start, row, weight: 1, at: Instant::now(), deadline }
+    }
+
+    /// A call on `row` that has to wait; returns when it does.
+    async fn waiting(
+        admission: &Arc<Admission>,
+        row: &'static str,
+    ) -> tokio::task::JoinHandle<Result<Permit, ApiError>> {
+        let before = admission.state(0).waiting;
+        let own = Arc::clone(admission);
+        let task = tokio::spawn(async move { own.enter(call(row)).await });
+        while admission.state(0).waiting == before {
+            tokio::task::yield_now().await;
+        }
+        task
+    }
+
+    #[tokio::test]
+    async fn who_waits_gets_in_when_a_call_ends() {
+        let admission = narrow(10);
+        let first = admission.enter(call("hot")).await.unwrap();
+        let (second, third) = (waiting(&admission, "hot").await, waiting(&admission, "hot").await);
+        assert_eq!((admission.state(0).in_flight, admission.state(0).waiting), (1, 2));
+        first.decided(Instant::now());
+        let second = second.await.unwrap().unwrap();
+        assert_eq!((admission.state(0).in_flight, admission.state(0).waiting), (1, 1));
+        drop(second);
+        drop(third.await.unwrap().unwrap());
+        assert_eq!((admission.state(0).in_flight, admission.state(0).refused), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_until_its_deadline_is_refused_and_was_never_under_way() {
+        let admission = narrow(10);
+        let _first = admission.enter(call("hot")).await.unwrap();
+        let Err(ApiError::Overloaded { retry_after, .. }) = admission.enter(call("hot")).await else {
+            panic!("must be refused")
+        };
+        assert!((pace::RETURN_MIN..=pace::RETURN_MAX).contains(&retry_after), "{retry_after:?}");
+        assert_eq!((admission.state(0).waiting, admission.state(0).refused), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_goes_away_leaves_neither_queue_nor_place_behind() {
+        let admission = narrow(10);
+        let first = admission.enter(call("hot")).await.unwrap();
+        let (gone, let_in) = (waiting(&admission, "hot").await, waiting(&admission, "hot").await);
+        gone.abort();
+        assert!(gone.await.err().unwrap().is_cancelled());
+        assert_eq!(admission.state(0).waiting, 1);
+        // Let in, and gone before it could notice: whoever is next must not wait for it.
+        let last = waiting(&admission, "hot").await;
+        drop(first);
+        let_in.abort();
+        drop(last.await.unwrap().unwrap());
+        assert_eq!((admission.state(0).in_flight, admission.state(0).waiting), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_full_region_tells_the_heaviest_row_to_come_back() {
+        let admission = narrow(3);
+        let _first = admission.enter(call("hot")).await.unwrap();
+        let (kept, pushed_out) = (waiting(&admission, "hot").await, waiting(&admission, "hot").await);
+        assert!(matches!(admission.enter(call("hot")).await, Err(ApiError::Overloaded { .. })));
+        let other = tokio::spawn({
+            let admission = Arc::clone(&admission);
+            async move { admission.enter(call("cold")).await.is_ok() }
+        });
+        assert!(matches!(pushed_out.await.unwrap(), Err(ApiError::Overloaded { .. })));
+        assert_eq!((admission.state(0).waiting, admission.state(0).refused), (2, 2));
+        kept.abort();
+        other.abort();
+    }
+}

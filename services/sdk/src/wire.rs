@@ -1,0 +1,160 @@
+//! One attempt of one call over gRPC: takes a token and a connection, sends, and reads what came back. It must
+//! never send a request a second time by itself, nor change what is in it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tidewall_proto::v1;
+use tokio::time::{Instant, timeout_at};
+use tonic::{Code, Request, Status};
+
+use crate::endpoints::{Endpoints, Picked};
+use crate::failure::{Class, Failure, never_left};
+use crate::pursuit::{Again, Ended, Policy, Verdict, Wire};
+use crate::rpc::Rpc;
+use crate::token::TokenSource;
+use crate::{Reason, RequestId};
+
+/// How much longer than its deadline an attempt is waited for: the gateway's own answer, which says more,
+/// should come first.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// What the attempts of all calls of a client share.
+pub(crate) struct Carrier {
+    pub(crate) endpoints: Arc<Endpoints>,
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) tokens: Arc<dyn TokenSource>,
+}
+
+/// What the attempts of one call have met.
+#[derive(Default)]
+pub(crate) struct Course {
+    /// Gateways that failed.
+    tried: BTreeSet<usize>,
+    /// Another token was asked for.
+    refreshed: bool,
+}
+
+impl Carrier {
+    /// Sends a request once.
+    pub(crate) async fn send<R: Rpc>(
+        &self,
+        message: R,
+        timeout: Duration,
+        course: &Mutex<Course>,
+    ) -> Result<R::Answer, Ended> {
+        let until = Instant::now() + timeout;
+        let token = self.token(until).await?;
+        let mut request = Request::new(message);
+        let header = format!("Bearer {token}").parse().map_err(|_| Ended {
+            verdict: Verdict::Unsent(Again::Never),
+            failure: Failure::local(
+                Code::Unauthenticated,
+                "the token has characters that no header can carry: get one from `tidewall token`",
+                "",
+            ),
+        })?;
+        request.metadata_mut().insert("authorization", header);
+        // What the token took is gone: the region must not go on after we have stopped waiting.
+        request.set_timeout(until.saturating_duration_since(Instant::now()));
+        let picked = self.endpoints.pick(&course.lock().tried);
+        let sent = timeout_at(until + GRACE, R::send(picked.channel.clone(), request)).await;
+        let status = match sent {
+            Ok(Ok(answer)) => {
+                self.endpoints.answered(&picked);
+                return Ok(answer.into_inner());
+            }
+            Ok(Err(status)) => status,
+            Err(_) => Status::deadline_exceeded("no answer came before the deadline of the attempt"),
+        };
+        Err(self.read(&status, &picked, &token, &mut course.lock()))
+    }
+
+    async fn token(&self, until: Instant) -> Result<String, Ended> {
+        let (code, why) = match timeout_at(until, self.tokens.token()).await {
+            Ok(Ok(token)) => return Ok(token),
+            Ok(Err(error)) => (Code::Unauthenticated, format!("the token source has no token: {error}")),
+            Err(_) => (Code::DeadlineExceeded, "the token source did not answer in time".to_owned()),
+        };
+        let failure = Failure::local(code, why, "");
+        Err(Ended { verdict: Verdict::Unsent(Again::Backoff), failure })
+    }
+
+    /// What an error means for the call.
+    fn read(&self, status: &Status, picked: &Picked, token: &str, course: &mut Course) -> Ended {
+        let failure = Failure::of_status(status, self.endpoints.address(picked));
+        if !failure.blames_endpoint() {
+            self.endpoints.answered(picked);
+            let again = self.again(&failure, token, course);
+            return Ended { verdict: verdict(&failure, again), failure };
+        }
+        self.endpoints.failed(picked);
+        course.tried.insert(picked.index);
+        let others = course.tried.len() < self.endpoints.count();
+        if !others {
+            // All had their chance in this call: from here on any will do.
+            course.tried.clear();
+        }
+        let verdict = match never_left(status) {
+            true if others => Verdict::Unsent(Again::Now),
+            true => Verdict::Unsent(Again::Backoff),
+            false => Verdict::Doubt(Again::Backoff),
+        };
+        Ended { verdict, failure }
+    }
+
+    fn again(&self, failure: &Failure, token: &str, course: &mut Course) -> Again {
+        if failure.reason == Some(Reason::TokenInvalid) && !course.refreshed {
+            course.refreshed = true;
+            return if self.tokens.refused(token) { Again::Now } else { Again::Never };
+        }
+        again(failure)
+    }
+}
+
+/// What an answer of the service means, whether it stands in a status or in an item of a batch.
+pub(crate) fn verdict(failure: &Failure, again: Again) -> Verdict {
+    match failure.class() {
+        Class::Decided => Verdict::No,
+        Class::NotExecuted => Verdict::Refused(again),
+        Class::Unknown => Verdict::Doubt(again),
+    }
+}
+
+/// When the same request may fare better. A delay of the service is taken as it is.
+pub(crate) fn again(failure: &Failure) -> Again {
+    match failure.retry_after {
+        _ if !failure.is_passing() => Again::Never,
+        Some(delay) if !delay.is_zero() => Again::After(delay),
+        _ => Again::Backoff,
+    }
+}
+
+/// Attempts of a call whose request is always the same.
+pub(crate) struct Unary<'a, R> {
+    pub(crate) carrier: &'a Carrier,
+    pub(crate) message: R,
+    /// Region and id with which to ask for the outcome; `None` for a read.
+    pub(crate) identity: Option<(String, RequestId)>,
+    pub(crate) course: Mutex<Course>,
+}
+
+impl<R: Rpc> Wire for Unary<'_, R> {
+    type Answer = R::Answer;
+
+    async fn attempt(&self, timeout: Duration) -> Result<R::Answer, Ended> {
+        self.carrier.send(self.message.clone(), timeout, &self.course).await
+    }
+
+    async fn remembered_no(&self, timeout: Duration) -> Option<Failure> {
+        let (region, id) = self.identity.as_ref()?;
+        let request = v1::GetOutcomeRequest { parent: region.clone(), request_id: id.to_string() };
+        let answer = self.carrier.send(request, timeout, &self.course).await.ok()?;
+        match answer.result? {
+            v1::get_outcome_response::Result::Rejection(no) => Some(Failure::of_rejection(&no, "")),
+            _ => None,
+        }
+    }
+}

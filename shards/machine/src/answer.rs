@@ -1,0 +1,152 @@
+//! What apply says to a command: the answer, why it may be no, and where in the log it was decided.
+//!
+//! Answers are remembered in their byte form, so that form never changes; a new kind of answer gets a new tag.
+
+use tidewall_domain::codec::{DecodeError, Reader, Writer};
+use tidewall_domain::tickets;
+
+/// Where in the log a command was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// Incarnation of the group.
+    pub incarnation: u64,
+    /// Raft term of the entry.
+    pub term: u64,
+    /// Log index of the entry.
+    pub index: u64,
+    /// Position in the entry.
+    pub position: u32,
+    /// First 8 bytes of the chain hash up to and including the entry.
+    pub chain: u64,
+    /// Log time of the decision.
+    pub decided_ms: u64,
+}
+
+impl Receipt {
+    pub(crate) fn encode(&self, w: &mut Writer) {
+        w.u64(self.incarnation);
+        w.u64(self.term);
+        w.u64(self.index);
+        w.u32(self.position);
+        w.key_u64(self.chain);
+        w.u64(self.decided_ms);
+    }
+
+    pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            incarnation: r.u64()?,
+            term: r.u64()?,
+            index: r.u64()?,
+            position: r.u32()?,
+            chain: r.key_u64()?,
+            decided_ms: r.u64()?,
+        })
+    }
+}
+
+/// What a command achieved, by module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Events and tickets.
+    Tickets(tickets::Outcome),
+    /// A system command was carried out.
+    System,
+}
+
+/// Why a command was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Reject {
+    /// By the ticket module.
+    #[error(transparent)]
+    Tickets(#[from] tickets::Rejection),
+    /// The command came after its `expires_ms`; nothing is remembered.
+    #[error("the request reached its decision after its deadline and was not executed: send it again")]
+    Expired,
+    /// The request id was used for something else; nothing is remembered.
+    #[error("this request id was used before with other content: make a new id for a new request")]
+    IdReused,
+    /// The request id is older than what is remembered; nothing is remembered.
+    #[error(
+        "this request id is older than the outcomes that the region remembers: make a new id for a new request"
+    )]
+    IdForgotten,
+    /// The request id is from the future; nothing is remembered.
+    #[error("this request id carries a time in the future: set the clock of the machine that made it")]
+    IdFromFuture,
+    /// An invariant broke; the changes were taken back.
+    #[error("the command would have broken an invariant and was not executed ({0}): report this")]
+    InternalInvariant(String),
+    /// A system command cannot be carried out.
+    #[error("{0}")]
+    System(String),
+}
+
+/// The answer to a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Yes.
+    Done(Outcome),
+    /// No.
+    Rejected(Reject),
+}
+
+impl Answer {
+    pub(crate) fn encode(&self, w: &mut Writer) {
+        match self {
+            Self::Done(Outcome::System) => w.u8(0),
+            Self::Done(Outcome::Tickets(outcome)) => {
+                w.u8(1);
+                outcome.encode(w);
+            }
+            Self::Rejected(Reject::Tickets(rejection)) => {
+                w.u8(2);
+                rejection.encode(w);
+            }
+            Self::Rejected(Reject::Expired) => w.u8(3),
+            Self::Rejected(Reject::IdReused) => w.u8(4),
+            Self::Rejected(Reject::IdForgotten) => w.u8(5),
+            Self::Rejected(Reject::IdFromFuture) => w.u8(6),
+            Self::Rejected(Reject::InternalInvariant(what)) => {
+                w.u8(7);
+                w.str(what);
+            }
+            Self::Rejected(Reject::System(what)) => {
+                w.u8(8);
+                w.str(what);
+            }
+        }
+    }
+
+    pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(match r.u8()? {
+            0 => Self::Done(Outcome::System),
+            1 => Self::Done(Outcome::Tickets(tickets::Outcome::decode(r)?)),
+            2 => Self::Rejected(Reject::Tickets(tickets::Rejection::decode(r)?)),
+            3 => Self::Rejected(Reject::Expired),
+            4 => Self::Rejected(Reject::IdReused),
+            5 => Self::Rejected(Reject::IdForgotten),
+            6 => Self::Rejected(Reject::IdFromFuture),
+            7 => Self::Rejected(Reject::InternalInvariant(r.str()?.into())),
+            8 => Self::Rejected(Reject::System(r.str()?.into())),
+            tag => return Err(DecodeError::Tag { what: "answer", tag: tag.into() }),
+        })
+    }
+}
+
+/// What apply says to a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Where it was decided; absent when nothing is remembered.
+    pub receipt: Option<Receipt>,
+    /// Yes or no.
+    pub answer: Answer,
+    /// Decided by an earlier copy of the same request.
+    pub replayed: bool,
+}
+
+impl Decision {
+    /// A no that is not remembered.
+    pub(crate) fn passing(reject: Reject) -> Self {
+        Self { receipt: None, answer: Answer::Rejected(reject), replayed: false }
+    }
+}

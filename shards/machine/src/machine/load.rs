@@ -1,0 +1,121 @@
+//! A machine from stored pages: all of them, with the digest that was stored with them, or none.
+
+use tidewall_domain::table::Row;
+
+use super::{Head, Machine};
+use crate::dedupe::DedupeRow;
+use crate::error::LoadError;
+use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
+use crate::{APPLY_VERSION, GIVES_IMPORTS_UP};
+
+/// Builds a machine from stored pages.
+#[derive(Debug)]
+pub struct Loader {
+    machine: Machine,
+}
+
+impl Machine {
+    /// A machine that has applied nothing and plays a build that supports no apply version above `supported`
+    /// ([`APPLY_VERSION`] at most, 1 at least).
+    pub fn with_supported(supported: u32) -> Self {
+        Self { supported: cap(supported), ..Self::default() }
+    }
+
+    /// The same rows in a build that supports no apply version above `supported`.
+    ///
+    /// # Errors
+    /// [`LoadError::TooNew`] when the rows are of a later version.
+    pub fn supporting(mut self, supported: u32) -> Result<Self, LoadError> {
+        self.supported = cap(supported);
+        let rows = self.apply_version();
+        if rows > self.supported {
+            return Err(LoadError::TooNew { rows, supported: self.supported });
+        }
+        Ok(self)
+    }
+
+    /// Highest apply version that this machine can follow.
+    pub fn supported(&self) -> u32 {
+        self.supported
+    }
+
+    /// A machine without rows, to be filled with stored pages.
+    pub fn loader() -> Loader {
+        let mut machine = Self::new();
+        machine.meta.set(MetaKey, None);
+        machine.meta.commit();
+        machine.clear_changes();
+        Loader { machine }
+    }
+}
+
+/// No build supports more than it has, and every one supports the first version.
+fn cap(supported: u32) -> u32 {
+    supported.clamp(1, APPLY_VERSION)
+}
+
+impl Loader {
+    /// Plays a build that supports no apply version above `supported`; see [`Machine::with_supported`].
+    #[must_use]
+    pub fn with_supported(mut self, supported: u32) -> Self {
+        self.machine.supported = cap(supported);
+        self
+    }
+
+    /// Takes in a stored page.
+    ///
+    /// # Errors
+    /// [`LoadError::Table`] or [`LoadError::Page`] when it means nothing to this build.
+    pub fn page(&mut self, table: u8, bytes: &[u8]) -> Result<(), LoadError> {
+        let machine = &mut self.machine;
+        let known = match table {
+            MetaRow::TABLE => machine.meta.load(bytes).map(|()| true),
+            DedupeRow::TABLE => machine.dedupe.load(bytes).map(|()| true),
+            StagedRow::TABLE => machine.staged.load(bytes).map(|()| true),
+            ImportRow::TABLE => machine.imports.load(bytes).map(|()| true),
+            _ => machine.tickets.load(table, bytes),
+        };
+        match known {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(LoadError::Table(table)),
+            Err(source) => Err(LoadError::Page { table, source }),
+        }
+    }
+
+    /// The machine, if its rows have the digest that was stored with them and this build can apply to them.
+    ///
+    /// Takes as long as reading the file of an import does, if one is under way in the rows.
+    ///
+    /// # Errors
+    /// [`LoadError::Digest`] or [`LoadError::TooNew`].
+    pub fn finish(self, head: Head, digest: u128) -> Result<Machine, LoadError> {
+        self.verify(digest, self.machine.supported)?;
+        let mut machine = self.machine;
+        machine.head = head;
+        machine.end();
+        machine.resume_imports();
+        Ok(machine)
+    }
+
+    /// Whether the rows are those of `digest` and of no later apply version than `supported`.
+    pub(crate) fn verify(&self, digest: u128, supported: u32) -> Result<(), LoadError> {
+        let machine = &self.machine;
+        if machine.digest() != digest {
+            return Err(LoadError::Digest { found: machine.digest(), expected: digest });
+        }
+        let rows = machine.apply_version();
+        if rows > supported {
+            return Err(LoadError::TooNew { rows, supported });
+        }
+        // A build that has only their version does not know the table: take them nowhere, as it does.
+        if rows < GIVES_IMPORTS_UP && !machine.imports.is_empty() {
+            return Err(LoadError::Table(ImportRow::TABLE));
+        }
+        Ok(())
+    }
+
+    /// The bare rows, verified or not: whoever takes them gives them a head.
+    pub(crate) fn into_rows(self) -> Machine {
+        self.machine
+    }
+}

@@ -1,0 +1,99 @@
+//! Defects that can be switched on, so that the simulation can prove that it would find them.
+//!
+//! A check that has never failed proves little. Each [`Mutant`] is a mistake that somebody could make in the place
+//! that asks for it by [`active`]. Without `--cfg tidewall_mutants`, which only the simulation is built with,
+//! [`active`] is a constant `false` and nothing of a mutant is in the program.
+//!
+//! **Never here:** anything else. Every crate may use this one, the deterministic core included, so it knows nothing
+//! and depends on nothing.
+
+/// A mistake, in the words of who would have made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mutant {
+    /// The log reports an append as durable before its barrier.
+    AcknowledgeBeforeFsync,
+    /// The log calls a vote saved that never reaches the disk before the entries of its term do.
+    VoteAfterEntries,
+    /// A repetition of a request is executed again.
+    ReplayAppliedTwice,
+    /// Checkpoints and snapshots leave the remembered outcomes out.
+    DedupeMissingFromSnapshot,
+    /// Apply compares deadlines with the clock of the machine it runs on.
+    ExpiryByWallClock,
+    /// Apply runs the commands of an entry in the order of a hash map.
+    HashOrderInApply,
+    /// Leadership is taken for granted where it should be confirmed.
+    ReadWithoutLease,
+    /// A row actor remembers that a tier was sold out and refuses by that.
+    StockDecidedOutsideApply,
+    /// A snapshot leaves out a field that no digest covers: the chain hash.
+    FieldMissingInSnapshot,
+    /// The client of the shards never gives up a leader it once believed in.
+    StaleRouteServed,
+    /// The state digest leaves out a table.
+    DigestMissesATable,
+    /// A request that is lost with its actor is answered as a success.
+    LostMailboxIsSuccess,
+    /// A call that may have arrived is reported as one that did not.
+    UnknownReportedAsFailed,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::AcknowledgeBeforeFsync,
+        Self::VoteAfterEntries,
+        Self::ReplayAppliedTwice,
+        Self::DedupeMissingFromSnapshot,
+        Self::ExpiryByWallClock,
+        Self::HashOrderInApply,
+        Self::ReadWithoutLease,
+        Self::StockDecidedOutsideApply,
+        Self::FieldMissingInSnapshot,
+        Self::StaleRouteServed,
+        Self::DigestMissesATable,
+        Self::LostMailboxIsSuccess,
+        Self::UnknownReportedAsFailed,
+    ];
+}
+
+#[cfg(tidewall_mutants)]
+mod switch {
+    use super::Mutant;
+    use std::cell::Cell;
+
+    thread_local! {
+        static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
+        static WALL_CLOCK: Cell<fn() -> u64> = const { Cell::new(|| 0) };
+    }
+
+    /// Whether a defect is switched on for this thread.
+    pub fn active(mutant: Mutant) -> bool {
+        ACTIVE.get() == Some(mutant)
+    }
+
+    /// Switches a defect on for this thread, and whichever was on before off.
+    pub fn activate(mutant: Option<Mutant>) {
+        ACTIVE.set(mutant);
+    }
+
+    /// The machine's clock, ms since 1970, for a defect that looks at it where nobody may.
+    pub fn wall_clock_ms() -> u64 {
+        WALL_CLOCK.get()()
+    }
+
+    /// Sets what [`wall_clock_ms`] looks at.
+    pub fn set_wall_clock(clock: fn() -> u64) {
+        WALL_CLOCK.set(clock);
+    }
+}
+
+#[cfg(tidewall_mutants)]
+pub use switch::{activate, active, set_wall_clock, wall_clock_ms};
+
+/// Whether a defect is switched on: never in this build.
+#[cfg(not(tidewall_mutants))]
+#[inline]
+pub const fn active(_: Mutant) -> bool {
+    false
+}

@@ -1,0 +1,222 @@
+//! A node without ports, threads and directories: replicas, what serves them to clients, and what looks after them.
+//!
+//! Whoever runs a node brings along the log, the checkpoints, the clock and the connections. [`crate::run`] takes them
+//! from the operating system; a simulation makes its own. **Never here:** sockets, files, threads, signals.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidewall_actors::{Directory, Home, Limits};
+use tidewall_client::topology::Topology;
+use tidewall_consensus::{FailStop, Group, GroupConfig, PeerServer, Peers, StateHandle, Timing};
+use tidewall_env::clock::Clock;
+use tidewall_machine::Machine;
+use tidewall_proto::internal::v1::peer_service_server::PeerServiceServer;
+use tidewall_proto::internal::v1::shard_service_server::ShardServiceServer;
+use tidewall_store::checkpoint::CheckpointWriter;
+use tidewall_store::log::NodeLog;
+
+use crate::admin::ShardServer;
+use crate::exchange::{Served, Serving};
+use crate::keeper;
+use crate::metrics::Metrics;
+use crate::reports::Reports;
+use crate::shard::GroupShard;
+use crate::standing::Standing;
+
+pub use crate::clock::SteadyClock;
+pub use crate::data::load as load_rows;
+pub use crate::recovery::Orders;
+pub use crate::reports::Quarantine;
+pub use crate::space::Space;
+
+/// Largest message on either port, bytes.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// How long a node that has served before compares its clock with the others before it stamps anything.
+const CLOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the replicas of a node are made of.
+pub struct Parts {
+    /// The node.
+    pub node: u64,
+    /// The cluster.
+    pub topology: Topology,
+    /// Newest apply version to support.
+    pub apply_version: u32,
+    /// Stamps entries.
+    pub clock: Arc<dyn Clock>,
+    /// The Raft log of all groups.
+    pub log: NodeLog,
+    /// Writes checkpoints.
+    pub writer: CheckpointWriter,
+    /// The rows of each group, or why they cannot be used.
+    pub machines: BTreeMap<u32, Result<Machine, String>>,
+    /// Which replicas must not serve.
+    pub quarantine: Quarantine,
+    /// Where orders to recover a group are kept.
+    pub orders: Orders,
+    /// The node has never run before.
+    pub fresh: bool,
+    /// Told when the disk fails.
+    pub fail_stop: FailStop,
+}
+
+/// The replicas of a node, running.
+pub struct Replicas {
+    /// By group number.
+    pub groups: BTreeMap<u32, Group>,
+    /// Why others do not run.
+    pub faults: BTreeMap<u32, String>,
+    pub(crate) standing: Arc<Standing>,
+    pub(crate) reports: Arc<Reports>,
+    topology: Topology,
+    log: NodeLog,
+    writer: CheckpointWriter,
+    orders: Orders,
+}
+
+/// The peer port's service, to be served before [`Replicas::start`] so that the others find it.
+pub fn peer_service(server: PeerServer) -> PeerServiceServer<PeerServer> {
+    PeerServiceServer::new(server)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+impl Replicas {
+    /// Starts the replicas from what log and checkpoints hold. What is wrong with one of them is no error: see `faults`.
+    pub async fn start(parts: Parts, peers: &Peers, server: &PeerServer) -> Self {
+        let Parts { node, topology, log, writer, fail_stop, .. } = parts;
+        let standing = Arc::new(Standing::new(node, topology.clone(), parts.clock, parts.apply_version));
+        if !parts.fresh {
+            // This node's last process may have granted somebody a lease that it knows nothing of: no vote before that
+            // is over.
+            tokio::time::sleep(Duration::from_millis(Timing::default().election_max_ms)).await;
+        }
+        let (mut groups, mut virgins, mut faults) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
+        let members: BTreeMap<u64, String> =
+            topology.nodes.iter().map(|node| (node.id, node.peer_address.to_string())).collect();
+        for (number, machine) in parts.machines {
+            let machine = match machine {
+                Ok(machine) => machine,
+                Err(why) => {
+                    tracing::error!(group = number, %why, "this replica is quarantined; the other groups go on");
+                    faults.insert(number, why);
+                    continue;
+                }
+            };
+            let part = log.group(number);
+            let virgin = part.state().vote.is_none() && part.state().last.is_none();
+            let group = Group::start(GroupConfig {
+                number,
+                node,
+                members: members.clone(),
+                timing: Timing::default(),
+                log: part,
+                state: StateHandle::new(number, machine),
+                writer: writer.clone(),
+                peers: peers.clone(),
+                fail_stop: fail_stop.clone(),
+            });
+            // What a group's log or rows do to it must not take the others down, at a start no more than later.
+            let group = match group.await {
+                Ok(group) => group,
+                Err(error) => {
+                    tracing::error!(group = number, %error, "this replica cannot start; the other groups go on");
+                    faults.insert(number, error.to_string());
+                    continue;
+                }
+            };
+            server.add(group.clone());
+            if virgin {
+                virgins.push(number);
+            }
+            groups.insert(number, group);
+        }
+        let reports = Arc::new(Reports::new(Arc::clone(&standing), groups.clone(), parts.quarantine));
+        let answering = Arc::clone(&reports);
+        server.on_report(move |report| {
+            answering.hear(&report);
+            answering.own()
+        });
+        if !parts.fresh {
+            // Elections may be going on meanwhile; only what stamps entries waits: the client port.
+            reports.compare_clocks(peers, CLOCK_PATIENCE).await;
+        }
+        for number in virgins {
+            // One candidate to begin with, so that the first leaders are where they belong. A node that joins later must
+            // never make a group of its own.
+            if topology.generation == 0
+                && topology.preferred_leader(number) == node
+                && let Some(group) = groups.get(&number)
+                && let Err(error) = group.initialize().await
+            {
+                tracing::error!(group = number, %error, "the group cannot be made");
+            }
+        }
+        Self { groups, faults, standing, reports, topology, log, writer, orders: parts.orders }
+    }
+
+    /// Tells the other nodes about this one and hears from them, until the node stops.
+    pub fn reporting(&self, peers: &Peers) -> impl Future<Output = ()> + Send + 'static {
+        let (reports, peers) = (Arc::clone(&self.reports), peers.clone());
+        async move { reports.keep(&peers).await }
+    }
+
+    /// What serves clients. The actors live at `home`.
+    pub fn front(&self, space: Space, home: Home) -> Front {
+        let served = |group: &Group| {
+            let shard = Arc::new(GroupShard::new(group.clone(), Arc::clone(&self.standing)));
+            let rows = Directory::start(shard, Limits::default(), home.clone());
+            Served { group: group.clone(), rows, hot: Arc::default() }
+        };
+        let groups = self.groups.iter().map(|(number, group)| (*number, served(group))).collect();
+        let metrics = Arc::new(Metrics::new(&self.topology));
+        Front {
+            serving: Arc::new(Serving::new(groups, self.faults.clone(), space, metrics)),
+            standing: Arc::clone(&self.standing),
+            log: self.log.clone(),
+            writer: self.writer.clone(),
+            orders: self.orders.clone(),
+        }
+    }
+}
+
+/// What serves the replicas of a node to clients, and looks after them.
+pub struct Front {
+    serving: Arc<Serving>,
+    standing: Arc<Standing>,
+    log: NodeLog,
+    writer: CheckpointWriter,
+    orders: Orders,
+}
+
+impl Front {
+    /// The client port's service.
+    pub fn service(&self) -> ShardServiceServer<ShardServer> {
+        let (serving, standing) = (Arc::clone(&self.serving), Arc::clone(&self.standing));
+        ShardServiceServer::new(ShardServer::new(serving, self.log.clone(), standing, self.orders.clone()))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Looks after checkpoints and leads until the node stops.
+    pub fn keeper(&self) -> impl Future<Output = ()> + Send + use<> {
+        keeper::keep(Arc::clone(&self.standing), Arc::clone(&self.serving), self.log.clone())
+    }
+
+    /// The node's counters as text.
+    pub fn metrics(&self) -> impl Fn() -> String + Clone + Send + Sync + use<> {
+        let (serving, log, writer) = (Arc::clone(&self.serving), self.log.clone(), self.writer.clone());
+        move || serving.metrics.text(&serving, &log, writer.disk_bytes())
+    }
+
+    /// Ends all row actors of a group at once, as defects of theirs would: whoever waits in them is told that the
+    /// outcome is unknown. For tests and simulation.
+    pub fn abandon_rows(&self, group: u32) {
+        if let Some(served) = self.serving.groups.get(&group) {
+            served.rows.abandon();
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Changes the members of a group: a new replica first receives everything and only then votes; who is removed leaves in
+//! the same step.
+//!
+//! Every step may be repeated: what is asked for is a state of the group, not a change of it. A node that is to be removed
+//! and leads hands the lead over first.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tidewall_consensus::{ChangeError, Group};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::lead::{self, TransferError};
+use crate::standing::Standing;
+
+/// A replica that lacks no more than this may vote: the rest arrives while it does.
+const LAG_MAX: u64 = 64;
+/// How long it may take until this node has seen a node that was just added to the topology.
+const TOPOLOGY_PATIENCE: Duration = Duration::from_secs(5);
+/// How often the progress of a new replica is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Why the members of a group are not as asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MembersError {
+    /// This node does not lead the group, or does not any more.
+    #[error("this node does not lead the group")]
+    NotLeader {
+        /// Who does, as far as is known.
+        leader: Option<u64>,
+    },
+    /// It cannot be done as asked.
+    #[error("{0}")]
+    Refused(String),
+    /// It is not done yet, or nobody knows: ask again.
+    #[error("{0}")]
+    Unfinished(String),
+}
+
+impl From<ChangeError> for MembersError {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::NotLeader { leader } => Self::NotLeader { leader },
+            ChangeError::Refused(why) => Self::Refused(why),
+            ChangeError::Unknown(why) => Self::Unfinished(why),
+        }
+    }
+}
+
+/// Makes `add` vote in the group and `remove` leave it, within `patience`.
+///
+/// # Errors
+/// See [`MembersError`]; what was done until then stays done.
+pub async fn change(
+    group: &Group,
+    standing: &Standing,
+    add: &BTreeSet<u64>,
+    remove: &BTreeSet<u64>,
+    patience: Duration,
+) -> Result<(), MembersError> {
+    let deadline = Instant::now() + patience;
+    if !group.believes_to_lead() {
+        return Err(MembersError::NotLeader { leader: group.believed_leader() });
+    }
+    if let Some(both) = add.intersection(remove).next() {
+        return Err(MembersError::Refused(format!("node {both} is both to be added and to be removed")));
+    }
+    let (voters, learners) = group.members();
+    let wanted: BTreeSet<u64> = voters.union(add).filter(|node| !remove.contains(node)).copied().collect();
+    if wanted.is_empty() {
+        return Err(MembersError::Refused("the group would have no replica left".into()));
+    }
+    for node in add.iter().filter(|node| !voters.contains(node) && !learners.contains(node)) {
+        let known = Instant::now() + TOPOLOGY_PATIENCE;
+        let address = loop {
+            if let Some(address) = standing.peer_address(*node) {
+                break address;
+            }
+            if Instant::now() >= deadline.min(known) {
+                return Err(MembersError::Refused(format!(
+                    "the topology that this node follows has no node {node}: add it there first"
+                )));
+            }
+            sleep(LOOK_EVERY).await;
+        };
+        bounded(deadline, group.add_learner(*node, address.to_string())).await?;
+    }
+    for node in add.iter().filter(|node| !voters.contains(node)) {
+        while group.lag(*node).is_none_or(|lag| lag > LAG_MAX) {
+            if !group.believes_to_lead() {
+                return Err(MembersError::NotLeader { leader: group.believed_leader() });
+            }
+            if Instant::now() >= deadline {
+                return Err(MembersError::Unfinished(format!(
+                    "node {node} has not received everything yet: it goes on receiving; ask again"
+                )));
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+    if remove.contains(&standing.node()) {
+        return Err(leave_lead(group, standing, &wanted, deadline).await);
+    }
+    let (voters, _) = group.members();
+    if voters != wanted {
+        bounded(deadline, group.set_voters(wanted)).await?;
+    }
+    let (_, learners) = group.members();
+    let leaving: BTreeSet<u64> = learners.intersection(remove).copied().collect();
+    if !leaving.is_empty() {
+        bounded(deadline, group.remove_learners(leaving)).await?;
+    }
+    Ok(())
+}
+
+/// The leader itself is to go: who takes over goes on with the change.
+async fn leave_lead(
+    group: &Group,
+    standing: &Standing,
+    wanted: &BTreeSet<u64>,
+    deadline: Instant,
+) -> MembersError {
+    let (voters, _) = group.members();
+    let fit = |node: &&u64| wanted.contains(node) && standing.takes_lead(**node) && group.caught_up(**node);
+    let Some(successor) = voters.iter().find(fit).copied() else {
+        return MembersError::Refused(
+            "the leader is to be removed, and no other voter that stays can take the lead now".into(),
+        );
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    match lead::hand_over(group, standing, successor, left).await {
+        Ok(()) => MembersError::NotLeader { leader: Some(successor) },
+        Err(TransferError::NotLeader { leader }) => MembersError::NotLeader { leader },
+        Err(TransferError::Unfit(why)) => MembersError::Refused(why),
+        Err(error @ TransferError::NotSeen { .. }) => MembersError::Unfinished(error.to_string()),
+    }
+}
+
+/// A change needs a majority; without one it must not be waited for for ever.
+async fn bounded(
+    deadline: Instant,
+    change: impl Future<Output = Result<(), ChangeError>>,
+) -> Result<(), MembersError> {
+    match timeout_at(deadline, change).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(MembersError::Unfinished(
+            "the change was proposed and not decided in time: a majority of the replicas must be up".into(),
+        )),
+    }
+}

@@ -1,0 +1,117 @@
+//! Orders to recover a group by force: written while the node runs, carried out when it starts the next time.
+//!
+//! An order names the incarnation that it begins, so that it is carried out once, however often the node crashes on the
+//! way. It is taken only when the fence is up: every replica that follows the topology refuses older incarnations
+//! from then on. See `tidewall_consensus::recovery` for what is kept and what is lost.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tidewall_consensus::recovery::{Recovery, RecoveryError, recover};
+use tidewall_machine::Machine;
+use tidewall_store::checkpoint::CheckpointStore;
+use tidewall_store::log::NodeLog;
+
+/// An order, as it lies in the node's directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// The group.
+    pub group: u32,
+    /// The incarnation that begins.
+    pub incarnation: u64,
+    /// Who gave it.
+    pub principal: String,
+    /// When, Unix milliseconds.
+    pub given_ms: u64,
+}
+
+/// Where orders are kept until they are carried out, and remembered afterwards.
+#[derive(Debug, Clone)]
+pub struct Orders {
+    directory: PathBuf,
+}
+
+impl Orders {
+    /// Of a node's data directory.
+    pub fn new(data_dir: &Path) -> Self {
+        Self { directory: data_dir.join("recover") }
+    }
+
+    fn path(&self, group: u32) -> PathBuf {
+        self.directory.join(format!("group-{group}.json"))
+    }
+
+    /// Keeps an order; it survives a power cut.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn give(&self, order: &Order) -> std::io::Result<()> {
+        use std::io::Write as _;
+        std::fs::create_dir_all(&self.directory)?;
+        let temporary = self.directory.join("order.tmp");
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(&serde_json::to_vec_pretty(order)?)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, self.path(order.group))?;
+        std::fs::File::open(&self.directory)?.sync_all()?;
+        self.directory.parent().map_or(Ok(()), |parent| std::fs::File::open(parent)?.sync_all())
+    }
+
+    /// The order for a group, if there is one.
+    ///
+    /// # Errors
+    /// Why the file cannot be read.
+    pub fn find(&self, group: u32) -> std::io::Result<Option<Order>> {
+        match std::fs::read(self.path(group)) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Carries out the order for a group, if there is one, and remembers that it was.
+    ///
+    /// # Errors
+    /// Why it was not carried out; the order stands.
+    pub fn carry_out(
+        &self,
+        node: u64,
+        address: String,
+        log: &NodeLog,
+        store: &mut dyn CheckpointStore,
+        group: u32,
+        machine: Machine,
+    ) -> Result<Machine, RecoveryError> {
+        let unreadable = |error: std::io::Error| {
+            RecoveryError::Unusable(format!("the recovery order of group {group} cannot be read: {error}"))
+        };
+        let Some(order) = self.find(group).map_err(unreadable)? else { return Ok(machine) };
+        tracing::warn!(?order, "a forced recovery was ordered");
+        let recovery = Recovery { group, node, address, incarnation: order.incarnation };
+        let machine = recover(&recovery, &log.group(group), store, machine)?;
+        // Kept as a record of who did it; carried out a second time it would change nothing.
+        let done = self.directory.join(format!("group-{group}-incarnation-{}.done", order.incarnation));
+        if let Err(error) = std::fs::rename(self.path(group), done) {
+            tracing::warn!(group, %error, "the recovery order cannot be put aside; it is harmless");
+        }
+        Ok(machine)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn orders_are_kept_and_damaged_ones_are_not_obeyed() {
+        let directory = tempfile::tempdir().unwrap();
+        let orders = Orders::new(directory.path());
+        assert_eq!(orders.find(2).unwrap(), None);
+        let order = Order { group: 2, incarnation: 5, principal: "ann".into(), given_ms: 7 };
+        orders.give(&order).unwrap();
+        assert_eq!(Orders::new(directory.path()).find(2).unwrap(), Some(order));
+        std::fs::write(orders.path(2), "{").unwrap();
+        assert!(orders.find(2).is_err());
+    }
+}

@@ -1,0 +1,294 @@
+//! What nodes tell each other once a second: clocks, who takes leads, apply versions, and the digests of their rows.
+//!
+//! From that a node judges itself: a replica whose rows differ from those of a majority is quarantined; without a
+//! majority the group stops writing; a clock that is far from the others' takes no leads; and a leader raises
+//! the apply version once every member supports the next. Nothing here is on a request's path, and a peer that
+//! does not answer delays nobody.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tidewall_consensus::agreement::Verdict;
+use tidewall_consensus::{Group, Peers};
+use tidewall_machine::{Answer, Command, Machine, SystemCommand};
+use tidewall_proto::internal::v1 as pb;
+use tokio::time::Instant;
+
+use crate::shard;
+use crate::standing::Standing;
+
+/// Between two rounds.
+const ROUND: Duration = Duration::from_secs(1);
+/// While the first clocks are being compared.
+const FIRST_ROUND: Duration = Duration::from_millis(50);
+/// An answer that takes longer says nothing about the other clock.
+const ANSWER_MAX: Duration = Duration::from_millis(400);
+
+/// Remembers over restarts which replicas must not serve.
+#[derive(Debug, Clone)]
+pub struct Quarantine {
+    marks: Marks,
+}
+
+#[derive(Debug, Clone)]
+enum Marks {
+    Directory(PathBuf),
+    Memory(Arc<Mutex<BTreeMap<u32, String>>>),
+}
+
+impl Quarantine {
+    /// Marks lie in the node's data directory.
+    pub fn new(data_dir: &Path) -> Self {
+        Self { marks: Marks::Directory(data_dir.join("quarantine")) }
+    }
+
+    /// Marks lie in memory and are shared by clones: for simulation, which keeps one over restarts of the node.
+    pub fn in_memory() -> Self {
+        Self { marks: Marks::Memory(Arc::default()) }
+    }
+
+    /// Why a replica must not serve, if it must not. A mark that cannot be read counts.
+    pub fn why(&self, group: u32) -> Option<String> {
+        let directory = match &self.marks {
+            Marks::Directory(directory) => directory,
+            Marks::Memory(marks) => return marks.lock().get(&group).cloned(),
+        };
+        match std::fs::read_to_string(mark_path(directory, group)) {
+            Ok(why) => Some(why),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => Some(format!("the quarantine mark of group {group} cannot be read: {error}")),
+        }
+    }
+
+    /// Marks a replica; the mark survives a power cut.
+    pub fn mark(&self, group: u32, why: &str) -> std::io::Result<()> {
+        use std::io::Write as _;
+        let directory = match &self.marks {
+            Marks::Directory(directory) => directory,
+            Marks::Memory(marks) => {
+                marks.lock().insert(group, why.to_owned());
+                return Ok(());
+            }
+        };
+        std::fs::create_dir_all(directory)?;
+        let mut file = std::fs::File::create(mark_path(directory, group))?;
+        file.write_all(why.as_bytes())?;
+        file.sync_all()?;
+        std::fs::File::open(directory)?.sync_all()?;
+        directory.parent().map_or(Ok(()), |parent| std::fs::File::open(parent)?.sync_all())
+    }
+}
+
+fn mark_path(directory: &Path, group: u32) -> PathBuf {
+    directory.join(format!("group-{group}"))
+}
+
+/// Tells and hears reports for one node.
+pub struct Reports {
+    standing: Arc<Standing>,
+    groups: BTreeMap<u32, Group>,
+    quarantine: Quarantine,
+}
+
+impl Reports {
+    /// For these replicas.
+    pub fn new(standing: Arc<Standing>, groups: BTreeMap<u32, Group>, quarantine: Quarantine) -> Self {
+        Self { standing, groups, quarantine }
+    }
+
+    /// What this node tells now.
+    pub fn own(&self) -> pb::NodeReport {
+        let replica = |(number, group): (&u32, &Group)| {
+            let ledger = group.state().ledger();
+            let note = |(index, digest): (u64, u128)| pb::DigestNote {
+                index,
+                digest: digest.to_be_bytes().to_vec(),
+            };
+            let notes = ledger.tell().into_iter().map(note).collect();
+            pb::ReplicaReport { group: *number, incarnation: ledger.incarnation(), notes }
+        };
+        let placement = |(group, node, made_ms)| pb::Placement { group, node, made_ms };
+        pb::NodeReport {
+            node: self.standing.node(),
+            unix_ms: self.standing.now_ms(),
+            apply_version: self.standing.apply_version(),
+            accepts_lead: self.standing.accepts_lead(),
+            // A replica that has halted speaks for nobody.
+            replicas: self
+                .groups
+                .iter()
+                .filter(|(_, group)| group.state().halted().is_none())
+                .map(replica)
+                .collect(),
+            placements: self.standing.placements().into_iter().map(placement).collect(),
+        }
+    }
+
+    /// Takes in what another node tells.
+    pub fn hear(&self, report: &pb::NodeReport) {
+        self.standing.hear(report.node, report.accepts_lead, report.apply_version);
+        for placement in &report.placements {
+            self.standing.placed(placement.group, placement.node, placement.made_ms);
+        }
+        for replica in &report.replicas {
+            let Some(group) = self.groups.get(&replica.group) else { continue };
+            let notes = replica.notes.iter().filter_map(|note| {
+                let digest = <[u8; 16]>::try_from(note.digest.as_slice()).ok()?;
+                Some((note.index, u128::from_be_bytes(digest)))
+            });
+            group.state().ledger().hear(report.node, replica.incarnation, notes);
+        }
+    }
+
+    /// Asks all other nodes once, and judges. Returns whether every one of them has answered.
+    pub async fn round(&self, peers: &Peers) -> bool {
+        for group in self.groups.values() {
+            group.state().note_settled();
+        }
+        let asked = self.standing.others().into_iter().map(|node| async move {
+            let (began, before_ms) = (Instant::now(), self.standing.now_ms());
+            let answer = peers.report(node, self.own(), ANSWER_MAX).await;
+            (node, answer, began.elapsed(), before_ms)
+        });
+        let mut all = true;
+        for (node, answer, took, before_ms) in join_all(asked).await {
+            match answer {
+                Ok(report) if report.node == node => {
+                    self.hear(&report);
+                    let here_ms = before_ms as i64 + took.as_millis() as i64 / 2;
+                    self.standing.measured(node, report.unix_ms as i64 - here_ms);
+                }
+                Ok(_) => all = false,
+                Err(error) => {
+                    tracing::debug!(node, %error, "no report");
+                    all = false;
+                }
+            }
+        }
+        if self.standing.judge_clock() {
+            self.allow_elections();
+        }
+        for group in self.groups.values() {
+            self.judge(group).await;
+        }
+        all
+    }
+
+    fn allow_elections(&self) {
+        for group in self.groups.values() {
+            group.allow_election(!self.standing.clock_is_far());
+        }
+    }
+
+    /// Rounds until the node stops.
+    pub async fn keep(&self, peers: &Peers) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.standing.announcement_wanted() => {}
+                () = tokio::time::sleep(ROUND) => {}
+            }
+            self.round(peers).await;
+            self.standing.announced();
+            for group in self.groups.values() {
+                self.raise_version(group).await;
+            }
+        }
+    }
+
+    /// Compares clocks before anything is stamped, for as long as `patience` lasts: a node whose clock is wrong must
+    /// not lead after a restart either.
+    pub async fn compare_clocks(&self, peers: &Peers, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        while !self.standing.clocks_compared() && Instant::now() < deadline {
+            if !self.round(peers).await {
+                tokio::time::sleep(FIRST_ROUND).await;
+            }
+        }
+    }
+
+    async fn judge(&self, group: &Group) {
+        let state = group.state();
+        if state.halted().is_some() {
+            return;
+        }
+        if state.read(Machine::incarnation) < self.standing.fence(group.number()) {
+            // Not halted: this may be the replica that is just about to be recovered.
+            state.suspend(Some(format!(
+                "a forced recovery of group {} leaves this replica behind: replace this node",
+                group.number()
+            )));
+            return;
+        }
+        let (voters, _) = group.members();
+        let number = group.number();
+        let verdict = state.ledger().judge(self.standing.node(), &voters);
+        match verdict {
+            Verdict::Sound => state.suspend(None),
+            Verdict::Split { index } => state.suspend(Some(format!(
+                "replicas of group {number} have different rows at log index {index} and no majority agrees: nothing \
+                 is decided before one does; compare `tidewall region status`, and restore the region if none can be trusted"
+            ))),
+            Verdict::Diverged { index } => {
+                let why = format!(
+                    "the rows of this replica of group {number} differ from those of a majority at log index {index}: it is \
+                     quarantined; replace this node"
+                );
+                if let Err(error) = self.quarantine.mark(number, &why) {
+                    tracing::error!(group = number, %error, "the quarantine cannot be remembered over a restart");
+                }
+                state.quarantine(why);
+                group.stop().await;
+            }
+        }
+    }
+
+    /// Raises the apply version of a group that this node leads, once every member supports the next.
+    async fn raise_version(&self, group: &Group) {
+        if !group.believes_to_lead() {
+            return;
+        }
+        let rows = group.state().read(Machine::apply_version);
+        let (voters, learners) = group.members();
+        let Some(supported) = self.standing.supported_by(voters.iter().chain(&learners)) else { return };
+        if supported <= rows {
+            return;
+        }
+        let number = group.number();
+        let command = Command::system(SystemCommand::RaiseVersion(supported));
+        let decided = shard::propose(group, &self.standing, vec![command]).await;
+        match decided.as_deref().map(|decisions| decisions.first().map(|decision| &decision.answer)) {
+            Ok(Some(Answer::Done(_))) => {
+                tracing::info!(group = number, from = rows, to = supported, "apply version raised")
+            }
+            other => {
+                tracing::warn!(group = number, ?other, "the apply version was not raised; it is tried again")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_quarantine_outlives_the_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let quarantine = Quarantine::new(directory.path());
+        assert_eq!(quarantine.why(3), None);
+        quarantine.mark(3, "odd rows").unwrap();
+        let again = Quarantine::new(directory.path());
+        assert_eq!((again.why(3).as_deref(), again.why(4)), (Some("odd rows"), None));
+        // What cannot be read counts as a mark.
+        let mark = mark_path(&directory.path().join("quarantine"), 3);
+        std::fs::remove_file(&mark).unwrap();
+        std::fs::create_dir(&mark).unwrap();
+        assert!(again.why(3).unwrap().contains("cannot be read"));
+    }
+}

@@ -1,0 +1,310 @@
+//! A node in the simulation: what outlives its process, and the process.
+//!
+//! The process is put together by the node's own assembly; only what the operating system would give comes from here.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::Rng as _;
+use tidewall_actors::Home;
+use tidewall_client::Topology;
+use tidewall_consensus::{FailStop, Group, PeerServer, Peers, PeersConfig};
+use tidewall_env::disk::{CrashMode, MemoryDisk};
+use tidewall_node::assembly::{
+    Front, Orders, Parts, Quarantine, Replicas, Space, SteadyClock, load_rows, peer_service,
+};
+use tidewall_store::checkpoint::memory::{Faults, MemoryCheckpoints};
+use tidewall_store::checkpoint::{CheckpointStore as _, CheckpointWriter};
+use tidewall_store::log::{LogOptions, NodeLog};
+use tokio::sync::mpsc;
+
+use crate::oracle::Violation;
+use crate::plan::Loss;
+use crate::trace::Trace;
+use crate::world::{Backlog, Pace, SkewedClock, device, listen, now_us};
+
+/// Port for gateways.
+pub const CLIENT_PORT: u16 = 7_000;
+/// Port for the other nodes.
+pub const PEER_PORT: u16 = 7_001;
+/// Small, so that segments are begun and removed.
+const SEGMENT_BYTES: u64 = 192 << 10;
+
+/// Something that a running node is asked to do.
+pub enum Order {
+    /// Store a checkpoint.
+    Checkpoint(u32),
+    /// Hand a lead over.
+    Transfer(u32, u64),
+    /// End all row actors of a group.
+    Actors(u32),
+}
+
+/// A running process, as it can be seen from outside.
+pub struct Life {
+    /// Its replicas.
+    pub groups: BTreeMap<u32, Group>,
+    orders: mpsc::UnboundedSender<Order>,
+    log: Backlog,
+    checkpoints: Backlog,
+}
+
+/// A node: what outlives its process.
+pub struct Bed {
+    /// Its number.
+    pub id: u64,
+    topology: Arc<Topology>,
+    disk: MemoryDisk,
+    checkpoints: MemoryCheckpoints,
+    quarantine: Quarantine,
+    clock: SkewedClock,
+    pace: Pace,
+    usual_us: u64,
+    fresh: Cell<bool>,
+    /// The process, when it is up.
+    pub life: RefCell<Option<Life>>,
+    /// Its disk has failed: somebody must look after it.
+    pub failed: Arc<Mutex<Option<String>>>,
+    /// Its disk was made to fail.
+    disk_fails: Cell<bool>,
+    /// Groups whose replica here may refuse to serve, because its checkpoint was damaged.
+    pub damaged: RefCell<BTreeSet<u32>>,
+    /// Its last crash left a checkpoint unfinished.
+    torn: Cell<bool>,
+    violations: Rc<RefCell<Vec<Violation>>>,
+    trace: Trace,
+}
+
+impl Bed {
+    /// A node that has never run.
+    pub fn new(
+        id: u64,
+        topology: Arc<Topology>,
+        sync_us: u64,
+        violations: Rc<RefCell<Vec<Violation>>>,
+        trace: Trace,
+    ) -> Self {
+        Self {
+            id,
+            topology,
+            disk: MemoryDisk::new(),
+            checkpoints: MemoryCheckpoints::new(),
+            quarantine: Quarantine::in_memory(),
+            clock: SkewedClock::default(),
+            pace: Pace::new(sync_us),
+            usual_us: sync_us,
+            fresh: Cell::new(true),
+            life: RefCell::default(),
+            failed: Arc::default(),
+            disk_fails: Cell::new(false),
+            damaged: RefCell::default(),
+            torn: Cell::new(false),
+            violations,
+            trace,
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("n{}", self.id)
+    }
+
+    fn object(&self, check: &'static str, what: String) {
+        self.trace.note(now_us(), &self.name(), format_args!("VIOLATION {check}: {what}"));
+        self.violations.borrow_mut().push(Violation { check, what: format!("{}: {what}", self.name()) });
+    }
+
+    /// Gives a running process an order.
+    pub fn order(&self, order: Order) {
+        if let Some(life) = &*self.life.borrow() {
+            // Without a receiver it is going down.
+            let _ = life.orders.send(order);
+        }
+    }
+
+    /// Sets its clock ahead, or back.
+    pub fn shift_clock(&self, by_ms: i64) {
+        self.clock.ahead_ms.fetch_add(by_ms, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Sets its clock right.
+    pub fn set_clock_right(&self) {
+        self.clock.ahead_ms.store(0, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// How long its log takes to sync from now on; `None`: as usual.
+    pub fn set_pace(&self, sync_us: Option<u64>) {
+        self.pace.set(sync_us.unwrap_or(self.usual_us));
+    }
+
+    /// The next sync of its log fails.
+    pub fn fail_disk(&self) {
+        self.disk_fails.set(true);
+        self.disk.fail_syncs_after(0);
+    }
+
+    /// Whether its disk was made to fail.
+    pub fn disk_was_made_to_fail(&self) -> bool {
+        self.disk_fails.get()
+    }
+
+    /// Loses a part of a group's checkpoint, while the process is down.
+    pub fn damage_checkpoint(&self, group: u32) -> bool {
+        let lost = self.checkpoints.lose_a_page(group);
+        if lost {
+            self.damaged.borrow_mut().insert(group);
+        }
+        lost
+    }
+
+    /// The power fails: what was under way is lost, or half of it. The host must be crashed right after.
+    pub fn lose_power(&self, loss: Loss) {
+        let Some(life) = self.life.borrow_mut().take() else { return };
+        let work: Vec<_> = life.log.lock().drain(..).collect();
+        if loss != Loss::Everything && tidewall_env::random::rng().random_bool(0.7) {
+            // Written, and on its way to the disk when the power fails: nobody will hear of it.
+            self.disk.lose_power_at_syncs();
+            for write in work {
+                write();
+            }
+        }
+        let unfinished: Vec<_> = life.checkpoints.lock().drain(..).collect();
+        self.torn.set(!unfinished.is_empty());
+        for write in unfinished {
+            // Begun, and left in the middle.
+            self.checkpoints.set_faults(Faults { tear_next_write: true, ..Faults::default() });
+            write();
+        }
+        self.checkpoints.set_faults(Faults::default());
+        self.disk_fails.set(false);
+        self.disk.crash(match loss {
+            Loss::Everything => CrashMode::LoseUnsynced,
+            Loss::Torn(seed) => CrashMode::TornPrefix { seed },
+            Loss::Scattered(seed) => CrashMode::ScatteredSectors { seed },
+        });
+        *self.failed.lock() = None;
+    }
+}
+
+/// The software of a node's host.
+pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
+    // The host's clock runs only within a step of the simulation.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let cluster = bed.topology.cluster_bytes().unwrap_or_default();
+    let (later, backlog) = device(bed.pace.clone());
+    let options = LogOptions {
+        inline: true,
+        later: Some(later),
+        segment_bytes: SEGMENT_BYTES,
+        ..LogOptions::new(cluster, bed.id)
+    };
+    let log = match NodeLog::open(Arc::new(bed.disk.clone()), options) {
+        Ok((log, report)) => {
+            bed.trace.note(now_us(), &bed.name(), format_args!("starts: {report:?}"));
+            log
+        }
+        Err(error) => {
+            bed.object("recovery", format!("the log does not open: {error}"));
+            return std::future::pending().await;
+        }
+    };
+    let fresh = bed.fresh.replace(false);
+    let mut store = bed.checkpoints.clone();
+    let mut machines = BTreeMap::new();
+    for region in &bed.topology.regions {
+        let number = region.group;
+        let state = log.group(number).state();
+        let voted = state.vote.map_or((0, 0), |vote| (vote.term, vote.node));
+        let last = state.last.map_or((0, 0), |last| (last.term, last.node));
+        if voted < last {
+            let what =
+                format!("group {number}: entries of (term, leader) {last:?}, and the last vote is {voted:?}");
+            bed.object("vote", what);
+        }
+        if let Err(error) = store.load(number)
+            && !bed.torn.get()
+            && !bed.damaged.borrow().contains(&number)
+        {
+            bed.object("checkpoint", format!("group {number}: {error}"));
+        }
+        let rows = match bed.quarantine.why(number) {
+            Some(why) => Err(why),
+            None => load_rows(&mut store, &log, number, tidewall_node::APPLY_VERSION)
+                .map_err(|error| error.to_string())?,
+        };
+        machines.insert(number, rows);
+    }
+    let (later, checkpoint_backlog) = device(Pace::new(20_000));
+    let writer = CheckpointWriter::without_thread(Box::new(store), later);
+    let failed = Arc::clone(&bed.failed);
+    let (peers, server) = (
+        Peers::new(PeersConfig {
+            cluster,
+            addresses: bed.topology.nodes.iter().map(|node| (node.id, node.peer_address)).collect(),
+        }),
+        PeerServer::new(cluster, None),
+    );
+    tokio::spawn(
+        tidewall_link::server_builder()
+            .add_service(peer_service(server.clone()))
+            .serve_with_incoming(listen(PEER_PORT).await?),
+    );
+    let parts = Parts {
+        node: bed.id,
+        topology: (*bed.topology).clone(),
+        apply_version: tidewall_node::APPLY_VERSION,
+        clock: Arc::new(SteadyClock::over(Arc::new(bed.clock.clone()))),
+        log,
+        writer,
+        machines,
+        quarantine: bed.quarantine.clone(),
+        // Nobody orders a recovery here: nothing is ever written there.
+        orders: Orders::new(Path::new("/nonexistent")),
+        fresh,
+        fail_stop: FailStop::new(move |what| {
+            failed.lock().get_or_insert_with(|| what.to_owned());
+        }),
+    };
+    let replicas = Replicas::start(parts, &peers, &server).await;
+    for (group, why) in &replicas.faults {
+        if !bed.damaged.borrow().contains(group) {
+            bed.object("quarantine", format!("the replica of group {group} refuses to serve: {why}"));
+        }
+    }
+    tokio::spawn(replicas.reporting(&peers));
+    let front = replicas.front(Space::unlimited(), Home::local());
+    tokio::spawn(front.keeper());
+    tokio::spawn(
+        tidewall_link::server_builder()
+            .add_service(front.service())
+            .serve_with_incoming(listen(CLIENT_PORT).await?),
+    );
+    let (orders, inbox) = mpsc::unbounded_channel();
+    *bed.life.borrow_mut() =
+        Some(Life { groups: replicas.groups.clone(), orders, log: backlog, checkpoints: checkpoint_backlog });
+    bed.trace.note(now_us(), &bed.name(), format_args!("is up"));
+    obey(replicas.groups, front, inbox).await;
+    std::future::pending().await
+}
+
+async fn obey(groups: BTreeMap<u32, Group>, front: Front, mut inbox: mpsc::UnboundedReceiver<Order>) {
+    while let Some(order) = inbox.recv().await {
+        match order {
+            Order::Checkpoint(number) => {
+                if let Some(group) = groups.get(&number) {
+                    group.checkpoint().await;
+                }
+            }
+            Order::Transfer(number, to) => {
+                if let Some(group) = groups.get(&number).filter(|group| group.believes_to_lead()) {
+                    group.transfer_leadership(to).await;
+                }
+            }
+            Order::Actors(number) => front.abandon_rows(number),
+        }
+    }
+}

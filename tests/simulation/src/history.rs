@@ -1,0 +1,237 @@
+//! What clients asked and were told, and when: the material of the oracle.
+//!
+//! Times are microseconds of virtual time. A call that never returned may have been decided. **Never here:** how the
+//! material is gathered, or judged.
+
+use std::collections::BTreeMap;
+
+/// Where in the log a command was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Receipt {
+    /// Index of the entry.
+    pub index: u64,
+    /// Position in the entry.
+    pub position: u32,
+    /// Incarnation of the group.
+    pub incarnation: u64,
+    /// Raft term of the entry.
+    pub term: u64,
+    /// First bytes of the chain hash.
+    pub chain: u64,
+    /// Log time, ms since 1970.
+    pub decided_ms: u64,
+}
+
+/// What a client asks a group to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// Make an event: quota per buyer, and tiers with capacity and whether places are numbered.
+    Create {
+        /// The event.
+        event: String,
+        /// Most places of one buyer.
+        quota: u32,
+        /// Tiers: id, places, whether they have seats.
+        tiers: Vec<(String, u64, bool)>,
+    },
+    /// Buy places.
+    Buy {
+        /// The event.
+        event: String,
+        /// The tier.
+        tier: String,
+        /// Places; the number of seats if any are named.
+        quantity: u32,
+        /// Seats by name; empty: any.
+        seats: Vec<String>,
+    },
+    /// Hold places.
+    Hold {
+        /// The event.
+        event: String,
+        /// The tier.
+        tier: String,
+        /// Places.
+        quantity: u32,
+        /// How long, ms.
+        ttl_ms: u32,
+    },
+    /// Turn a hold into tickets.
+    Confirm {
+        /// The event.
+        event: String,
+        /// The hold.
+        hold: String,
+    },
+    /// Give a hold back.
+    Release {
+        /// The event.
+        event: String,
+        /// The hold.
+        hold: String,
+    },
+    /// Give a ticket back.
+    Cancel {
+        /// The event.
+        event: String,
+        /// The ticket.
+        ticket: String,
+    },
+}
+
+/// The answer to a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// The event was made.
+    Created,
+    /// Places are held.
+    Held {
+        /// Id of the hold.
+        hold: String,
+        /// Places.
+        quantity: u32,
+        /// Seats, in a numbered tier.
+        seats: Vec<String>,
+        /// Void from this log time on, ms.
+        expires_ms: u64,
+    },
+    /// Places were sold.
+    Sold {
+        /// The tier.
+        tier: String,
+        /// Number of the first ticket.
+        first: u64,
+        /// Tickets.
+        count: u32,
+        /// Seats, in a numbered tier.
+        seats: Vec<String>,
+    },
+    /// The hold was given back.
+    Released,
+    /// The ticket was given back.
+    Cancelled,
+    /// No, by its reason.
+    Rejected(String),
+}
+
+/// An answer with its receipt; a quick no, and what is not remembered, has none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Where it was decided.
+    pub receipt: Option<Receipt>,
+    /// What.
+    pub said: Said,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The group answered.
+    Told(Told),
+    /// It may or may not have been decided.
+    Unknown,
+    /// It was not decided: so the client was told.
+    NotDecided,
+}
+
+/// Names a request within its group: principal and request id.
+pub type RequestKey = (String, u128);
+
+/// A command of a client.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// The group.
+    pub group: u32,
+    /// Who asked.
+    pub principal: String,
+    /// Its request id.
+    pub request_id: u128,
+    /// What was asked.
+    pub ask: Ask,
+    /// When.
+    pub invoked_us: u64,
+    /// When and how it ended, if it did.
+    pub returned: Option<(u64, End)>,
+}
+
+/// Numbers of a tier, as a reader saw them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TierSeen {
+    /// The tier.
+    pub tier: String,
+    /// All places.
+    pub capacity: u64,
+    /// Places that nobody has.
+    pub free: u64,
+    /// Places in holds.
+    pub held: u64,
+    /// Places of valid tickets.
+    pub sold: u64,
+}
+
+/// What a reader saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Saw {
+    /// An event with its tiers; empty when there is no such event.
+    Event {
+        /// The event.
+        event: String,
+        /// Its tiers.
+        tiers: Vec<TierSeen>,
+    },
+    /// What was decided for a request.
+    Outcome {
+        /// The request.
+        key: RequestKey,
+        /// `None`: nothing yet.
+        told: Option<Told>,
+    },
+}
+
+/// A read that was answered.
+#[derive(Debug, Clone)]
+pub struct Read {
+    /// The group.
+    pub group: u32,
+    /// When it was asked.
+    pub invoked_us: u64,
+    /// When it was answered.
+    pub returned_us: u64,
+    /// The answer.
+    pub saw: Saw,
+}
+
+/// A ticket at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TicketSeen {
+    /// Its id.
+    pub ticket: String,
+    /// Who has it.
+    pub owner: String,
+    /// Its seat; empty without.
+    pub seat: String,
+    /// Its place was given back.
+    pub cancelled: bool,
+}
+
+/// What everything looked like at the end, when nothing was under way any more.
+#[derive(Debug, Clone, Default)]
+pub struct Final {
+    /// What was decided for every request ever made, by group and request.
+    pub outcomes: BTreeMap<(u32, RequestKey), Option<Told>>,
+    /// Tiers of all events, by group and event.
+    pub events: BTreeMap<(u32, String), Vec<TierSeen>>,
+    /// Tickets of all events, by group and event.
+    pub tickets: BTreeMap<(u32, String), Vec<TicketSeen>>,
+}
+
+/// All that clients know of one run.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    /// Commands, in the order in which they were asked.
+    pub calls: Vec<Call>,
+    /// Reads, in the order in which they were answered.
+    pub reads: Vec<Read>,
+    /// The end.
+    pub at_end: Final,
+}

@@ -1,0 +1,33 @@
+//! The whole cluster on one thread, by seed.
+//!
+//! Three nodes with their real Raft groups, actors, links and rows, gateways' clients of the shards, and a network, disks
+//! and clocks that behave as badly as they may. Everything follows from the seed: a failing one is replayed by
+//! `./simulate --seed N`. After each run the [`oracle`] judges what clients were told; [`history`] and [`model`] are what
+//! it knows.
+//!
+//! Without `--cfg tokio_unstable`, which `./simulate` sets, only the oracle is compiled.
+//!
+//! **Never here:** anything that Tidewall needs to run.
+
+pub mod history;
+pub mod model;
+pub mod oracle;
+#[cfg(test)]
+mod oracle_tests;
+
+#[cfg(tokio_unstable)]
+mod bed;
+#[cfg(tokio_unstable)]
+mod convert;
+#[cfg(tokio_unstable)]
+pub mod plan;
+#[cfg(tokio_unstable)]
+pub mod run;
+#[cfg(tokio_unstable)]
+mod trace;
+#[cfg(tokio_unstable)]
+mod traffic;
+#[cfg(tokio_unstable)]
+mod watch;
+#[cfg(tokio_unstable)]
+mod world;

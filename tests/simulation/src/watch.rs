@@ -1,0 +1,86 @@
+//! Looks at all replicas after every step: what must hold at any moment, whatever clients notice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use tidewall_consensus::Role;
+
+use crate::bed::Bed;
+use crate::oracle::Violation;
+use crate::trace::Trace;
+
+/// Remembers what was seen.
+#[derive(Default)]
+pub struct Watch {
+    /// Digest by group, incarnation and index.
+    digests: BTreeMap<(u32, u64, u64), (u128, u64)>,
+    /// Group, term and node of every lead so far.
+    leads: BTreeSet<(u32, u64, u64)>,
+    /// Group and node that was objected to: once is enough.
+    told: BTreeSet<(u32, u64)>,
+}
+
+impl Watch {
+    /// Looks at everything once.
+    pub fn look(&mut self, at_us: u64, beds: &[Rc<Bed>], trace: &Trace) -> Vec<Violation> {
+        let mut found = Vec::new();
+        for bed in beds {
+            let life = bed.life.borrow();
+            let Some(life) = &*life else { continue };
+            for (number, group) in &life.groups {
+                let mut object = |check, what: String| {
+                    if self.told.insert((*number, bed.id)) {
+                        found.push(Violation { check, what: format!("n{} group {number}: {what}", bed.id) });
+                    }
+                };
+                let status = group.status();
+                if let Some(why) = &status.fault {
+                    // What follows a failed disk is that failure's.
+                    if bed.failed.lock().is_none() {
+                        object("halted", format!("the replica has halted: {why}"));
+                    }
+                    continue;
+                }
+                let ((index, digest), incarnation, faults) = group
+                    .state()
+                    .read(|machine| (machine.settled(), machine.incarnation(), machine.faults()));
+                if faults > 0 {
+                    object("invariant", format!("{faults} commands would have broken an invariant"));
+                }
+                let (known, by) =
+                    *self.digests.entry((*number, incarnation, index)).or_insert((digest, bed.id));
+                if known != digest {
+                    object("digest", format!("at index {index} the rows differ from those of n{by}"));
+                }
+                // A term may have several leaders one after the other: openraft orders them by (term, node).
+                if status.role == Role::Leader && self.leads.insert((*number, status.term, bed.id)) {
+                    let who = format!("n{}", bed.id);
+                    trace.note(at_us, &who, format_args!("leads group {number} in term {}", status.term));
+                }
+            }
+        }
+        found
+    }
+}
+
+/// Applied index and a hash over all rows of each replica that serves, by group and node.
+pub fn contents(beds: &[Rc<Bed>]) -> BTreeMap<u32, BTreeMap<u64, (u64, u64)>> {
+    let mut seen: BTreeMap<u32, BTreeMap<u64, (u64, u64)>> = BTreeMap::new();
+    for bed in beds {
+        if let Some(life) = &*bed.life.borrow() {
+            for (number, group) in &life.groups {
+                let content = group.state().read(|machine| {
+                    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+                    for page in &machine.freeze_all().pages {
+                        hasher.update(&[page.table()]);
+                        hasher.update(page.page());
+                        hasher.update(&page.encode().unwrap_or_default());
+                    }
+                    (machine.applied_index(), hasher.digest())
+                });
+                seen.entry(*number).or_default().insert(bed.id, content);
+            }
+        }
+    }
+    seen
+}
