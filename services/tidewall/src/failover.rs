@@ -96,7 +96,7 @@ pub async fn run(arguments: &FailoverArgs, format: Format) -> Result<(), Failure
     let found = ask(look).await.map_err(|e| Failure::from_status(format_args!("fail {name} over"), &e))?;
     if arguments.dry_run {
         return match format {
-            Format::Json => output::json(&view(name, &found, false)),
+            Format::Json => output::json(&view(name, &found, 0)),
             Format::Table => output::text(&preflight(name, &found)),
         };
     }
@@ -105,7 +105,7 @@ pub async fn run(arguments: &FailoverArgs, format: Format) -> Result<(), Failure
         confirm(name)?;
     }
     if arguments.target.target.is_empty() {
-        raise_fence(&DataDir::new(&arguments.target.data), name, found.incarnation + 1)?;
+        raise_fence(&DataDir::new(&arguments.target.data), name, found.incarnation)?;
     }
     let order = FailoverRegionRequest {
         name: name.clone(),
@@ -116,10 +116,10 @@ pub async fn run(arguments: &FailoverArgs, format: Format) -> Result<(), Failure
     };
     let mut line = ProgressLine::default();
     let until = Instant::now() + FENCE_PATIENCE;
-    loop {
+    let new_incarnation = loop {
         line.show("waiting until the node has seen the fence");
         match ask(order.clone()).await {
-            Ok(_) => break,
+            Ok(ordered) => break ordered.new_incarnation,
             Err(status) if status.message().contains("fence") && Instant::now() < until => {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
@@ -128,18 +128,16 @@ pub async fn run(arguments: &FailoverArgs, format: Format) -> Result<(), Failure
                 return Err(Failure::from_status(format_args!("fail {name} over"), &status));
             }
         }
-    }
+    };
     line.show(&format!("node {} starts again as the only replica", found.node));
-    wait_for_lead(&caller, name, &found).await?;
+    wait_for_lead(&caller, name, found.node, new_incarnation).await?;
     line.clear();
     match format {
-        Format::Json => output::json(&view(name, &found, true)),
+        Format::Json => output::json(&view(name, &found, new_incarnation)),
         Format::Table => output::text(&format!(
             "{name} goes on at node {} alone, as incarnation {}, from log index {}.\nReplace the lost nodes now: \
              tidewall node replace N\n",
-            found.node,
-            found.incarnation + 1,
-            found.last_log_index
+            found.node, new_incarnation, found.last_log_index
         )),
     }
 }
@@ -155,27 +153,34 @@ async fn ask(
 }
 
 /// Makes every replica of an older incarnation refuse to serve, wherever the topology is followed.
+///
+/// Each recovery gets a number of its own, that no other one had, and beyond what imports count to: two survivors must
+/// never look like one.
 fn raise_fence(data: &DataDir, name: &str, incarnation: u64) -> Result<(), Failure> {
+    /// Imports count in the lower half of an incarnation's bits.
+    const IMPORTS: u64 = u32::MAX as u64;
     let id = name.trim_start_matches("regions/");
     let raised = data.change_topology(|topology| {
         let group = topology.region(id).map(|region| region.group);
         let group = group.ok_or_else(|| format!("it has no region {id}"))?;
-        topology.fences.insert(group, incarnation);
+        let fence = topology.fences.entry(group).or_insert(0);
+        *fence = ((*fence).max(incarnation) | IMPORTS) + 1;
         Ok(())
     });
     raised.map(drop).map_err(|e| Failure::new(Exit::Environment, e))
 }
 
-async fn wait_for_lead(caller: &Caller, name: &str, found: &FailoverRegionResponse) -> Result<(), Failure> {
+async fn wait_for_lead(caller: &Caller, name: &str, node: u64, incarnation: u64) -> Result<(), Failure> {
     let until = Instant::now() + LEAD_PATIENCE;
     loop {
         let request =
             caller.request(GetRegionStatusRequest { name: name.to_owned() }, Duration::from_secs(5));
         let status = OperatorServiceClient::new(caller.channel()).get_region_status(request).await;
         let leads = status.is_ok_and(|answer| {
-            answer.into_inner().region.is_some_and(|region| {
-                region.leader_node == found.node && region.incarnation > found.incarnation
-            })
+            answer
+                .into_inner()
+                .region
+                .is_some_and(|region| region.leader_node == node && region.incarnation >= incarnation)
         });
         if leads {
             return Ok(());
@@ -184,7 +189,7 @@ async fn wait_for_lead(caller: &Caller, name: &str, found: &FailoverRegionRespon
             let text = format!(
                 "the order was given, and node {} does not lead {name} yet: it must be started again by its supervisor; \
                  look at its log and at `tidewall region status {name}`",
-                found.node
+                node
             );
             return Err(Failure::new(Exit::Unavailable, text));
         }
@@ -192,7 +197,7 @@ async fn wait_for_lead(caller: &Caller, name: &str, found: &FailoverRegionRespon
     }
 }
 
-fn view<'a>(region: &'a str, found: &'a FailoverRegionResponse, done: bool) -> Failover<'a> {
+fn view<'a>(region: &'a str, found: &'a FailoverRegionResponse, new_incarnation: u64) -> Failover<'a> {
     let silent = found.silent_replicas.iter().map(|silent| Silent {
         node: silent.node,
         silent_ms: silent.silent_ms,
@@ -210,8 +215,8 @@ fn view<'a>(region: &'a str, found: &'a FailoverRegionResponse, done: bool) -> F
         incarnation: found.incarnation,
         voters: &found.voters,
         silent_replicas: silent.collect(),
-        done,
-        new_incarnation: if done { found.incarnation + 1 } else { 0 },
+        done: new_incarnation > 0,
+        new_incarnation,
     }
 }
 
@@ -237,8 +242,7 @@ fn preflight(name: &str, found: &FailoverRegionResponse) -> String {
     }
     text += "  lost     whatever the silent replicas acknowledged and this one never received: nobody can say what that is\n";
     text + &format!(
-        "  then     incarnation {} begins; replicas of incarnation {} refuse to serve for good\n",
-        found.incarnation + 1,
+        "  then     a new incarnation begins; replicas of incarnation {} refuse to serve for good\n",
         found.incarnation
     )
 }
@@ -286,6 +290,7 @@ mod tests {
                 SilentReplica { node: 3, silent_ms: 90_000, never_heard: true },
             ],
             digest: String::new(),
+            new_incarnation: 0,
         };
         let text = preflight("regions/north", &found);
         for part in [
@@ -294,11 +299,11 @@ mod tests {
             "node 2: for 61",
             "node 3: not heard",
             "nobody can say",
-            "incarnation 2",
+            "incarnation 1 refuse",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
-        assert_eq!(view("regions/north", &found, true).new_incarnation, 2);
+        assert_eq!(view("regions/north", &found, 9).new_incarnation, 9);
     }
 
     #[test]
@@ -306,10 +311,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let data = DataDir::new(directory.path());
         drop(data.prepare(&crate::datadir::Wanted::default(), Duration::ZERO).unwrap());
-        raise_fence(&data, "regions/north", 2).unwrap();
+        raise_fence(&data, "regions/north", 1).unwrap();
         let topology = tidewall_client::Topology::load(&data.topology()).unwrap();
         let group = topology.region("north").unwrap().group;
-        assert_eq!((topology.fences[&group], topology.fences.len(), topology.generation), (2, 1, 1));
+        assert_eq!((topology.fences[&group], topology.fences.len(), topology.generation), (1 << 32, 1, 1));
+        // A second recovery of the same state is another one: its number differs, and the fence never falls.
+        raise_fence(&data, "regions/north", 1).unwrap();
+        let again = tidewall_client::Topology::load(&data.topology()).unwrap();
+        assert_eq!(again.fences[&group], 2 << 32);
         assert!(
             raise_fence(&data, "regions/nowhere", 2).unwrap_err().to_string().contains("no region nowhere")
         );

@@ -160,6 +160,8 @@ pub struct GroupStatus {
     pub term: u64,
     /// Last index in its log.
     pub last_log: u64,
+    /// Term of that entry.
+    pub last_log_term: u64,
     /// Last index it knows to be committed.
     pub committed: u64,
     /// Last index it has applied.
@@ -188,6 +190,9 @@ pub struct Group {
     members: Arc<BTreeMap<u64, String>>,
     /// The lead is being offered.
     offering: Arc<AtomicBool>,
+    /// The members are being changed.
+    changing: Arc<tokio::sync::Mutex<()>>,
+    log: GroupLog,
 }
 
 impl Group {
@@ -215,10 +220,11 @@ impl Group {
             ..Config::default()
         };
         let settings = settings.validate().map_err(|error| StartError::Config(error.to_string()))?;
-        let log = LogStore::new(config.log, config.fail_stop.clone());
+        let log = config.log.clone();
+        let store = LogStore::new(config.log, config.fail_stop.clone());
         let machine = StateMachine::new(config.state.clone(), config.writer, config.fail_stop);
-        let network = Network { peers: config.peers, group: config.number };
-        let raft = Raft::new(config.node, Arc::new(settings), network, log, machine);
+        let network = Network { peers: config.peers, group: config.number, state: config.state.clone() };
+        let raft = Raft::new(config.node, Arc::new(settings), network, store, machine);
         let raft =
             raft.await.map_err(|error| StartError::Raft { group: config.number, what: error.to_string() })?;
         Ok(Self {
@@ -227,6 +233,8 @@ impl Group {
             state: config.state,
             members: Arc::new(config.members),
             offering: Arc::default(),
+            changing: Arc::default(),
+            log,
         })
     }
 
@@ -335,6 +343,7 @@ impl Group {
             leader: metrics.current_leader,
             term: metrics.current_term,
             last_log: metrics.last_log_index.unwrap_or(0),
+            last_log_term: self.log.state().last.map_or(0, |last| last.term),
             committed: metrics.local_committed.map_or(0, |id| id.index),
             applied: metrics.last_applied.map_or(0, |id| id.index),
             fault,
@@ -384,14 +393,19 @@ impl Group {
     }
 
     /// Offers the lead of a term until this replica has lost it.
-    async fn offer_until_taken(&self, term: u64, mut offered: u64) {
+    async fn offer_until_taken(&self, mut term: u64, mut offered: u64) {
         /// Longer than an election takes that goes well.
         const PATIENCE: Duration = Duration::from_secs(1);
         loop {
             tokio::time::sleep(PATIENCE).await;
             let status = self.status();
-            if status.role != Role::Leader || status.term != term {
+            if status.role != Role::Leader {
                 return;
+            }
+            if status.term != term {
+                // The lead came back meanwhile, and may have been offered again: that offer is looked after, too.
+                term = status.term;
+                continue;
             }
             let (voters, _) = self.members();
             let fit = |peer: &&u64| self.caught_up(**peer);
@@ -416,6 +430,19 @@ impl Group {
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         (membership.voter_ids().collect(), membership.learner_ids().collect())
+    }
+
+    /// Whether a change of members has begun and is not done.
+    pub fn is_changing(&self) -> bool {
+        use openraft::async_runtime::watch::WatchReceiver as _;
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_joint_config().len() > 1
+    }
+
+    /// Held by whoever changes the members, so that no change works with what another one has changed.
+    pub async fn changing(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::clone(&self.changing).lock_owned().await
     }
 
     /// Whether this replica may stand for election. It votes and follows in either case.

@@ -27,7 +27,7 @@ use tidewall_proto::internal::v1::peer_service_client::PeerServiceClient;
 use tokio::time::Instant;
 
 use crate::convert::*;
-use crate::state::SnapshotData;
+use crate::state::{SnapshotData, StateHandle};
 use crate::types::*;
 
 /// Time for a snapshot to be sent and installed.
@@ -103,7 +103,7 @@ impl Peers {
         timeout: Duration,
     ) -> Result<pb::NodeReport, String> {
         let rpc = pb::peer_call::Rpc::Report(report);
-        match self.call(node, Lane::Control, 0, rpc, timeout).await.map_err(|error| error.to_string())? {
+        match self.call(node, Lane::Control, 0, 0, rpc, timeout).await.map_err(|error| error.to_string())? {
             pb::peer_reply::Result::Report(report) => Ok(report),
             _ => Err("the peer answered another call than was made".into()),
         }
@@ -114,13 +114,14 @@ impl Peers {
         node: u64,
         lane: Lane,
         group: u32,
+        incarnation: u64,
         rpc: pb::peer_call::Rpc,
         timeout: Duration,
     ) -> Result<pb::peer_reply::Result, RPCError<Types>> {
         let Some(link) = self.link(node, lane) else {
             return Err(unreachable(&format!("node {node} is not in the topology")));
         };
-        let call = pb::PeerCall { id: 0, group, rpc: Some(rpc), cluster: self.cluster.to_vec() };
+        let call = pb::PeerCall { id: 0, group, rpc: Some(rpc), cluster: self.cluster.to_vec(), incarnation };
         let reply = link
             .call(call, Instant::now() + timeout)
             .await
@@ -146,6 +147,7 @@ fn unexpected() -> RPCError<Types> {
 pub struct Router {
     peers: Peers,
     lane: Lane,
+    state: StateHandle,
 }
 
 impl GroupRouter<Types, u32> for Router {
@@ -159,7 +161,7 @@ impl GroupRouter<Types, u32> for Router {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
         let rpc = pb::peer_call::Rpc::Append(pb_append(rpc));
-        match self.peers.call(target, self.lane, group, rpc, option.soft_ttl()).await? {
+        match self.peers.call(target, self.lane, group, self.incarnation(), rpc, option.soft_ttl()).await? {
             pb::peer_reply::Result::Append(reply) => from_pb_append_reply(reply).map_err(|e| unreachable(&e)),
             _ => Err(unexpected()),
         }
@@ -173,7 +175,11 @@ impl GroupRouter<Types, u32> for Router {
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
         let rpc = pb::peer_call::Rpc::Vote(pb_vote_request(&rpc));
-        match self.peers.call(target, Lane::Control, group, rpc, option.soft_ttl()).await? {
+        match self
+            .peers
+            .call(target, Lane::Control, group, self.incarnation(), rpc, option.soft_ttl())
+            .await?
+        {
             pb::peer_reply::Result::Vote(reply) => from_pb_vote_reply(reply).map_err(|e| unreachable(&e)),
             _ => Err(unexpected()),
         }
@@ -187,7 +193,11 @@ impl GroupRouter<Types, u32> for Router {
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
         let rpc = pb::peer_call::Rpc::PreVote(pb_vote_request(&rpc));
-        match self.peers.call(target, Lane::Control, group, rpc, option.soft_ttl()).await? {
+        match self
+            .peers
+            .call(target, Lane::Control, group, self.incarnation(), rpc, option.soft_ttl())
+            .await?
+        {
             pb::peer_reply::Result::Vote(reply) => from_pb_vote_reply(reply).map_err(|e| unreachable(&e)),
             _ => Err(unexpected()),
         }
@@ -220,7 +230,11 @@ impl GroupRouter<Types, u32> for Router {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
         let rpc = pb::peer_call::Rpc::Transfer(pb_transfer(&req));
-        match self.peers.call(target, Lane::Control, group, rpc, option.soft_ttl()).await? {
+        match self
+            .peers
+            .call(target, Lane::Control, group, self.incarnation(), rpc, option.soft_ttl())
+            .await?
+        {
             pb::peer_reply::Result::Transfer(reply) if reply.error.is_empty() => Ok(Ok(())),
             pb::peer_reply::Result::Transfer(reply) => Err(unreachable(&reply.error)),
             _ => Err(unexpected()),
@@ -229,6 +243,11 @@ impl GroupRouter<Types, u32> for Router {
 }
 
 impl Router {
+    /// Of the rows that speak.
+    fn incarnation(&self) -> u64 {
+        self.state.read(tidewall_machine::Machine::incarnation)
+    }
+
     async fn send_snapshot(
         &self,
         target: u64,
@@ -244,7 +263,8 @@ impl Router {
         let channel = tidewall_link::connect(address, CONNECT_TIMEOUT).await.map_err(|e| e.to_string())?;
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         let cluster = self.peers.cluster.to_vec();
-        let head = pb::SnapshotHead { group, vote: Some(pb_vote(&vote)), cluster };
+        let head =
+            pb::SnapshotHead { group, vote: Some(pb_vote(&vote)), cluster, incarnation: frozen.incarnation };
         // Encoding is CPU work that can take long: not on a thread that heartbeats need.
         tasks::produce(sender, move |send| {
             let mut head = Some(head);
@@ -271,11 +291,15 @@ impl Router {
 pub struct Network {
     pub peers: Peers,
     pub group: u32,
+    pub state: StateHandle,
 }
 
 impl Network {
     fn client(&self, target: u64, lane: Lane) -> GroupNetworkAdapter<Types, u32, Router> {
-        GroupNetworkAdapter::new(Router { peers: self.peers.clone(), lane }, target, self.group)
+        {
+            let router = Router { peers: self.peers.clone(), lane, state: self.state.clone() };
+            GroupNetworkAdapter::new(router, target, self.group)
+        }
     }
 }
 

@@ -82,6 +82,7 @@ impl PeerServer {
             return Ok(Reply::Report(reporter(report)));
         }
         let group = self.group(call.group, &call.cluster)?;
+        fenced(&group, call.incarnation)?;
         let raft = group.raft();
         let failed = |error: &dyn std::fmt::Display| error.to_string();
         match call.rpc.ok_or("the call is empty")? {
@@ -114,6 +115,7 @@ impl PeerServer {
             parts.message().await.map_err(|e| e.to_string())?.ok_or("the snapshot stream is empty")?;
         let head = first.head.ok_or("the snapshot stream has no head")?;
         let group = self.group(head.group, &head.cluster)?;
+        fenced(&group, head.incarnation)?;
         let vote = from_pb_vote(&head.vote.ok_or("the snapshot stream has no vote")?);
         let number = self.shared.received.fetch_add(1, Ordering::Relaxed);
         let loaded = match &self.shared.incoming {
@@ -128,6 +130,23 @@ impl PeerServer {
         let response = group.raft().install_full_snapshot(vote, snapshot).await.map_err(|e| e.to_string())?;
         Ok(response.vote)
     }
+}
+
+/// Refuses the calls of replicas that a forced recovery has left behind, and all calls to such a one: Raft itself would
+/// follow any higher term.
+fn fenced(group: &Group, incarnation: u64) -> Result<(), String> {
+    let fence = group.state().fence();
+    if incarnation < fence {
+        return Err(format!(
+            "incarnation {incarnation} was left behind by a forced recovery, which began {fence}"
+        ));
+    }
+    let own = group.state().read(tidewall_machine::Machine::incarnation);
+    // A replica that has nothing yet is about to receive the new incarnation.
+    if own < fence && group.status().last_log > 0 {
+        return Err(format!("this replica's incarnation {own} was left behind by a forced recovery"));
+    }
+    Ok(())
 }
 
 /// Receives a snapshot file and verifies it: read once, on a thread that no heartbeat needs.

@@ -81,10 +81,12 @@ pub fn recover(
         return Err(RecoveryError::Unusable(format!("the rows of group {} have no place", recovery.group)));
     };
     let position = log_position(&from_position(at));
-    let first = log.state().last_purged.is_none_or(|purged| purged.index < position.index);
+    // A log that reaches this place was emptied before, and may have grown since.
+    let first = log.state().last.is_none_or(|last| last.index < position.index);
     if first {
         // The vote before the log: a log that ends in a term above the vote would be one that nobody led.
-        durable(|done| log.save_vote(Vote { term: at.term, node: at.node, committed: false }, done))?;
+        let term = at.term.max(log.state().vote.map_or(0, |vote| vote.term));
+        durable(|done| log.save_vote(Vote { term, node: at.node, committed: false }, done))?;
         durable(|done| log.reset_to(position, done))?;
     }
     tracing::warn!(

@@ -79,6 +79,8 @@ struct Shared {
     ledger: Mutex<Ledger>,
     /// Why nothing may be proposed for now.
     suspended: Mutex<Option<String>>,
+    /// Incarnations below this were left behind by a forced recovery.
+    fence: AtomicU64,
 }
 
 impl StateHandle {
@@ -95,6 +97,7 @@ impl StateHandle {
             nanos_per_1024_bytes: AtomicU64::new(NANOS_PER_1024_BYTES_INITIAL),
             ledger: Mutex::default(),
             suspended: Mutex::new(None),
+            fence: AtomicU64::new(0),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -136,6 +139,16 @@ impl StateHandle {
     pub fn note_settled(&self) {
         let (incarnation, settled) = self.read(|machine| (machine.incarnation(), machine.settled()));
         self.ledger().note(incarnation, settled);
+    }
+
+    /// Incarnations below this were left behind by a forced recovery: they are not listened to.
+    pub fn fence(&self) -> u64 {
+        self.shared.fence.load(Ordering::Relaxed)
+    }
+
+    /// Raises the fence; it never falls.
+    pub fn raise_fence(&self, fence: u64) {
+        self.shared.fence.fetch_max(fence, Ordering::Relaxed);
     }
 
     /// Why nothing may be proposed for now.

@@ -462,6 +462,70 @@ async fn a_survivor_goes_on_alone_with_all_that_its_log_has() {
     group.set_voters([1, 4].into()).await.unwrap();
     let last = cluster.buy(1, 22).await;
     cluster.agree(1, last).await;
+    // An order that is found again, however late, empties nothing: what was acknowledged since is in the log only.
+    cluster.crash(4).await;
+    cluster.crash(1).await;
+    let (log, _) = NodeLog::open(Arc::new(disks.log.clone()), LogOptions::new(CLUSTER, 1)).unwrap();
+    let mut store = disks.checkpoints.clone();
+    let machine = store.load(1).unwrap().map(|(_, machine)| machine).unwrap();
+    let recovery = recovery::Recovery { group: 1, node: 1, address: String::new(), incarnation: 2 };
+    recovery::recover(&recovery, &log.group(1), &mut store, machine).unwrap();
+    let _ = log.close();
+    cluster.start(1).await;
+    cluster.start(4).await;
+    let (_, group) = cluster.leader(1).await;
+    let known = group.state().read(|machine| machine.outcome("alice", (u128::from(T0) << 80) | 22));
+    assert!(known.is_some(), "a purchase after the recovery is lost");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_left_behind_by_a_recovery_is_not_listened_to() {
+    let mut cluster = Cluster::new(&[1, 2, 3]).await;
+    cluster.create(1).await;
+    let last = cluster.buy(1, 1).await;
+    cluster.agree(1, last).await;
+    for node in 1..=3 {
+        cluster.crash(node).await;
+    }
+    let disks = cluster.disks[&1].clone();
+    let (log, _) = NodeLog::open(Arc::new(disks.log.clone()), LogOptions::new(CLUSTER, 1)).unwrap();
+    let mut store = disks.checkpoints.clone();
+    let machine = store.load(1).unwrap().map(|(_, machine)| machine).unwrap_or_default();
+    let address = cluster.addresses[&1].to_string();
+    let recovery = recovery::Recovery { group: 1, node: 1, address, incarnation: 2 };
+    recovery::recover(&recovery, &log.group(1), &mut store, machine).unwrap();
+    let _ = log.close();
+    cluster.start(1).await;
+    let (_, survivor) = cluster.leader(1).await;
+    survivor.state().raise_fence(2);
+    // The others come back and do not know yet: they elect, in ever higher terms, and call the survivor a member.
+    cluster.start(2).await;
+    cluster.start(3).await;
+    let deadline = Instant::now() + PATIENCE;
+    let elected = |node: u64| cluster.running[&node].groups[&1].believes_to_lead();
+    while !elected(2) && !elected(3) {
+        assert!(Instant::now() < deadline, "the others elect nobody: this tests nothing");
+        sleep(Duration::from_millis(20)).await;
+    }
+    for n in 10..30 {
+        let op = tickets::Command::Buy {
+            event: "gala".into(),
+            tier: "ga".into(),
+            quantity: 1,
+            seats: vec![],
+            buyer: String::new(),
+        };
+        let payload = Payload::new(&Entry { stamp_ms: T0, commands: vec![command(n, op)] });
+        let decided = tokio::time::timeout(PATIENCE, survivor.propose(payload)).await.unwrap();
+        assert!(decided.is_ok(), "the survivor was deposed by those it has left behind: {decided:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    // Told of the fence, they answer nobody either.
+    for node in [2, 3] {
+        cluster.running[&node].groups[&1].state().raise_fence(2);
+    }
+    assert_eq!(survivor.members().0, [1].into());
     cluster.stop().await;
 }
 

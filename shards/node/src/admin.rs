@@ -81,6 +81,7 @@ impl ShardServer {
             leader_node: status.leader.unwrap_or(0),
             term: status.term,
             last_log_index: status.last_log,
+            last_log_term: status.last_log_term,
             committed_index: status.committed,
             applied_index: applied,
             digest: digest.to_be_bytes().to_vec(),
@@ -330,18 +331,23 @@ impl ShardService for ShardServer {
             committed_index: status.committed,
             applied_index: status.applied,
             incarnation,
+            new_incarnation: 0,
             voters: voters.iter().copied().collect(),
             silences,
             refusal: None,
             digest: digest.to_be_bytes().to_vec(),
         };
-        response.refusal = unrecoverable(&request, &response, standing.fence(request.group));
+        let fence = standing.fence(request.group);
+        response.refusal = match group.state().halted() {
+            Some(why) => Some(views::invalid(format!("this replica must not go on: {why}"))),
+            None => unrecoverable(&request, &response, fence),
+        };
         if request.dry_run || response.refusal.is_some() {
             return Ok(Response::new(response));
         }
         let order = Order {
             group: request.group,
-            incarnation: incarnation + 1,
+            incarnation: fence,
             principal: request.principal,
             given_ms: standing.now_ms(),
         };
@@ -354,6 +360,7 @@ impl ShardService for ShardServer {
             Status::internal(format!("the order cannot be kept and was not given: {error}"))
         })?;
         standing.ask_for_restart();
+        response.new_incarnation = fence;
         Ok(Response::new(response))
     }
 }
@@ -392,12 +399,11 @@ fn unrecoverable(
             found.last_log_index, found.incarnation
         )));
     }
-    if fence != found.incarnation + 1 {
+    if fence <= found.incarnation {
         return Some(views::invalid(format!(
-            "the other replicas are not fenced: set the fence of group {} to {} in the topology that all nodes follow, \
-             and wait until this node has seen it",
-            request.group,
-            found.incarnation + 1
+            "the other replicas are not fenced: raise the fence of group {} above {} in the topology that all nodes \
+             follow, to a number that no recovery has used, and wait until this node has seen it",
+            request.group, found.incarnation
         )));
     }
     None

@@ -128,6 +128,7 @@ impl Replicas {
                     continue;
                 }
             };
+            group.state().raise_fence(standing.fence(number));
             server.add(group.clone());
             if virgin {
                 virgins.push(number);

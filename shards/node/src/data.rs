@@ -17,7 +17,7 @@ use tidewall_store::checkpoint::{CheckpointError, CheckpointStore, CheckpointWri
 use tidewall_store::log::{LogError, LogOptions, NodeLog};
 
 use crate::config::{NodeConfig, NodeError};
-use crate::recovery::Orders;
+use crate::recovery::{Orders, Survivor};
 use crate::reports::Quarantine;
 
 /// Version of the layout of a node's data directory.
@@ -116,8 +116,9 @@ fn recovered(
     machine: Machine,
 ) -> Result<Result<Machine, String>, NodeError> {
     let fence = config.topology.fences.get(&group).copied().unwrap_or(0);
-    let untouched = machine.head().applied.is_none();
-    let result = orders.carry_out(config.node, address.to_owned(), log, store, group, machine);
+    let untouched = machine.head().applied.is_none() && log.group(group).state().last.is_none();
+    let survivor = Survivor { node: config.node, address: address.to_owned(), group, fence };
+    let result = orders.carry_out(survivor, log, store, machine);
     match result {
         // A replica that has nothing yet will receive the new incarnation.
         Ok(machine) if machine.incarnation() >= fence || untouched => Ok(Ok(machine)),

@@ -59,6 +59,9 @@ pub async fn change(
     patience: Duration,
 ) -> Result<(), MembersError> {
     let deadline = Instant::now() + patience;
+    let Ok(_alone) = timeout_at(deadline, group.changing()).await else {
+        return Err(MembersError::Unfinished("another change of this group's replicas is under way".into()));
+    };
     if !group.believes_to_lead() {
         return Err(MembersError::NotLeader { leader: group.believed_leader() });
     }
@@ -101,8 +104,10 @@ pub async fn change(
     if remove.contains(&standing.node()) {
         return Err(leave_lead(group, standing, &wanted, deadline).await);
     }
+    // As the members are now: the waiting above took its time.
     let (voters, _) = group.members();
-    if voters != wanted {
+    let wanted: BTreeSet<u64> = voters.union(add).filter(|node| !remove.contains(node)).copied().collect();
+    if voters != wanted || group.is_changing() {
         bounded(deadline, group.set_voters(wanted)).await?;
     }
     let (_, learners) = group.members();
@@ -123,7 +128,7 @@ async fn leave_lead(
     let (voters, _) = group.members();
     let fit = |node: &&u64| wanted.contains(node) && standing.takes_lead(**node) && group.caught_up(**node);
     let Some(successor) = voters.iter().find(fit).copied() else {
-        return MembersError::Refused(
+        return MembersError::Unfinished(
             "the leader is to be removed, and no other voter that stays can take the lead now".into(),
         );
     };
@@ -131,7 +136,7 @@ async fn leave_lead(
     match lead::hand_over(group, standing, successor, left).await {
         Ok(()) => MembersError::NotLeader { leader: Some(successor) },
         Err(TransferError::NotLeader { leader }) => MembersError::NotLeader { leader },
-        Err(TransferError::Unfit(why)) => MembersError::Refused(why),
+        Err(TransferError::Unfit(why)) => MembersError::Unfinished(why),
         Err(error @ TransferError::NotSeen { .. }) => MembersError::Unfinished(error.to_string()),
     }
 }

@@ -25,6 +25,19 @@ pub struct Order {
     pub given_ms: u64,
 }
 
+/// The replica that goes on, if there is an order.
+#[derive(Debug, Clone)]
+pub struct Survivor {
+    /// Its node.
+    pub node: u64,
+    /// Its peer address.
+    pub address: String,
+    /// The group.
+    pub group: u32,
+    /// Lowest incarnation of the group that may serve.
+    pub fence: u64,
+}
+
 /// Where orders are kept until they are carried out, and remembered afterwards.
 #[derive(Debug, Clone)]
 pub struct Orders {
@@ -69,32 +82,47 @@ impl Orders {
         }
     }
 
-    /// Carries out the order for a group, if there is one, and remembers that it was.
+    /// Carries out the order for a group, if there is one and no later recovery has raised the `fence` since, and
+    /// remembers that it was.
     ///
     /// # Errors
     /// Why it was not carried out; the order stands.
     pub fn carry_out(
         &self,
-        node: u64,
-        address: String,
+        recovered: Survivor,
         log: &NodeLog,
         store: &mut dyn CheckpointStore,
-        group: u32,
         machine: Machine,
     ) -> Result<Machine, RecoveryError> {
+        let Survivor { node, address, group, fence } = recovered;
         let unreadable = |error: std::io::Error| {
             RecoveryError::Unusable(format!("the recovery order of group {group} cannot be read: {error}"))
         };
         let Some(order) = self.find(group).map_err(unreadable)? else { return Ok(machine) };
+        if order.incarnation < fence {
+            // Another replica was ordered to go on since: two must never do.
+            tracing::warn!(?order, fence, "an order to recover was superseded: it is not carried out");
+            self.put_aside(&order, "superseded")?;
+            return Ok(machine);
+        }
         tracing::warn!(?order, "a forced recovery was ordered");
         let recovery = Recovery { group, node, address, incarnation: order.incarnation };
         let machine = recover(&recovery, &log.group(group), store, machine)?;
-        // Kept as a record of who did it; carried out a second time it would change nothing.
-        let done = self.directory.join(format!("group-{group}-incarnation-{}.done", order.incarnation));
-        if let Err(error) = std::fs::rename(self.path(group), done) {
-            tracing::warn!(group, %error, "the recovery order cannot be put aside; it is harmless");
-        }
+        self.put_aside(&order, "done")?;
         Ok(machine)
+    }
+
+    /// Keeps an order as a record of who gave it.
+    fn put_aside(&self, order: &Order, why: &str) -> Result<(), RecoveryError> {
+        let record = format!("group-{}-incarnation-{}.{why}", order.group, order.incarnation);
+        std::fs::rename(self.path(order.group), self.directory.join(record))
+            .and_then(|()| std::fs::File::open(&self.directory)?.sync_all())
+            .map_err(|error| {
+                RecoveryError::Unusable(format!(
+                    "the recovery order of group {} cannot be put aside: {error}",
+                    order.group
+                ))
+            })
     }
 }
 

@@ -216,7 +216,9 @@ impl Reports {
         if state.halted().is_some() {
             return;
         }
-        if state.read(Machine::incarnation) < self.standing.fence(group.number()) {
+        state.raise_fence(self.standing.fence(group.number()));
+        if state.read(Machine::incarnation) < state.fence() {
+            group.allow_election(false);
             // Not halted: this may be the replica that is just about to be recovered.
             state.suspend(Some(format!(
                 "a forced recovery of group {} leaves this replica behind: replace this node",

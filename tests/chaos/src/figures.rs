@@ -61,6 +61,8 @@ pub struct Measured {
     pub errors_by_kind: Vec<(String, u64)>,
     /// Calls that were refused for load until their deadline.
     pub refused: u64,
+    /// The longest that a call of the load was sent late: the client itself, or the machine, stood still.
+    pub client_stall_ms: f64,
     /// From a blow to the next acknowledged write in each region that it hit.
     pub next_write_ms: Vec<f64>,
     /// Latencies of the regions that a blow did not hit, before and after it.
@@ -107,6 +109,7 @@ impl Measured {
             self.calls += 1;
             self.acknowledged += u64::from(op.is_acknowledged_write() && !op.again);
             self.refused += u64::from(matches!(op.answer, crate::history::Answer::Refused(_)));
+            self.client_stall_ms = self.client_stall_ms.max(ms(op.start.saturating_sub(op.due)));
             if op.answer.is_error() {
                 self.errors += 1;
                 *kinds.entry(words(op)).or_insert(0) += 1;
@@ -216,6 +219,12 @@ mod tests {
         let mut measured = Measured::default();
         measured.add(&outcome);
         assert_eq!((measured.calls, measured.acknowledged, measured.errors), (6, 4, 1));
+        assert_eq!(measured.client_stall_ms, 0.0);
+        outcome.evidence.ops[0].start = 500_000;
+        measured.add(&outcome);
+        assert_eq!(measured.client_stall_ms, 500.0);
+        let mut measured = Measured::default();
+        measured.add(&outcome);
         assert_eq!(measured.others_before_ms, [2.0]);
         assert_eq!(measured.others_after_ms, [4.0], "the first second does not count");
         assert_eq!(measured.errors_by_kind, [("UNAVAILABLE after  ms".to_owned(), 1)]);

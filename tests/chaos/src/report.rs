@@ -10,6 +10,9 @@ use crate::check::Verdict;
 use crate::figures::{Figure, Measured, Spread, spread};
 use crate::scenario::Scenario;
 
+/// When the load itself stood still for longer than this, milliseconds, the report says so.
+const STALL_MS_MAX: f64 = 1_000.0;
+
 /// What one scenario found.
 #[derive(Debug, Clone, Serialize)]
 pub struct ScenarioReport {
@@ -37,6 +40,9 @@ pub struct ScenarioReport {
     pub calls: u64,
     /// Acknowledged writes.
     pub acknowledged: u64,
+    /// The longest that the load itself stood still, milliseconds. Beyond a second, the machine was too busy, or somebody
+    /// stopped the run: its times say little about the cluster.
+    pub client_stall_ms: f64,
     /// The errors that clients saw, by their words.
     pub errors_by_kind: Vec<(String, u64)>,
     /// Figures with their targets.
@@ -77,6 +83,7 @@ impl ScenarioReport {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             calls: measured.calls,
             acknowledged: measured.acknowledged,
+            client_stall_ms: measured.client_stall_ms,
             errors_by_kind: measured.errors_by_kind.clone(),
             figures: scenario.figures(measured),
             next_write: spread(&measured.next_write_ms),
@@ -124,6 +131,13 @@ impl fmt::Display for ScenarioReport {
                 None => String::new(),
             };
             writeln!(f, "  {:<62} {value:>12}{target}", figure.name)?;
+        }
+        if self.client_stall_ms > STALL_MS_MAX {
+            writeln!(
+                f,
+                "  NOTE: the load itself stood still for {:.0} ms: do not trust the times of this run",
+                self.client_stall_ms
+            )?;
         }
         for (words, count) in &self.errors_by_kind {
             writeln!(f, "  error, {count} x: {words}")?;

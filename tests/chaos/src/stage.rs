@@ -169,8 +169,10 @@ impl Stage {
         evidence.ops = self.recorder.take();
         evidence.planned = std::mem::take(&mut self.planned);
         // A copy of an unanswered call may still be on its way; after its deadline it changes nothing any more.
-        if evidence.ops.iter().any(|op| op.answer.is_error()) {
-            tokio::time::sleep(prepare::DEADLINE).await;
+        let unanswered = evidence.ops.iter().filter(|op| op.answer.is_error()).map(|op| op.start).max();
+        if let Some(start) = unanswered {
+            let settled = start + Micros::try_from(prepare::DEADLINE.as_micros()).unwrap_or(Micros::MAX);
+            tokio::time::sleep(Duration::from_micros(settled.saturating_sub(self.recorder.now()))).await;
         }
         (self.setting.progress)("reading everything back");
         let mut unread = Vec::new();

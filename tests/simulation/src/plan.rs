@@ -272,6 +272,11 @@ impl Plan {
 
 /// One side of a cut: some hosts, not all, so that gateways find themselves on either side.
 fn side(random: &mut StdRng) -> Vec<Host> {
+    if random.random_bool(0.4) {
+        // A node that leads something, and a gateway that believes in it.
+        let gateway = NODES as usize + random.random_range(0..GATEWAYS);
+        return vec![random.random_range(0..NODES as usize), gateway];
+    }
     let mut hosts: Vec<Host> = (0..HOSTS).filter(|_| random.random_bool(0.4)).collect();
     if hosts.is_empty() || hosts.len() == HOSTS {
         hosts = vec![random.random_range(0..NODES as usize)];

@@ -62,11 +62,19 @@ pub fn run(seed: u64, print: bool) -> Report {
     let trace = Trace::new(print);
     trace.note(0, "plan", format_args!("{plan:?}"));
     let mut cluster = Cluster::new(Rc::clone(&plan), trace.clone());
-    cluster.play();
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cluster.play())).is_err() {
+        cluster.object("panic", "something panicked outside of a step".to_owned());
+    }
     let mut violations = std::mem::take(&mut *cluster.violations.borrow_mut());
-    let history = cluster.history.borrow();
+    let history = Rc::clone(&cluster.history);
+    let history = history.borrow();
     if violations.is_empty() {
         violations = oracle::judge(&history);
+    }
+    let virtual_ms = cluster.now_ms();
+    if violations.iter().any(|violation| violation.check == "panic") {
+        // What has panicked is not taken apart: that could panic once more, which ends the process.
+        std::mem::forget(cluster);
     }
     Report {
         seed,
@@ -75,7 +83,7 @@ pub fn run(seed: u64, print: bool) -> Report {
         calls: history.calls.len(),
         reads: history.reads.len(),
         faults: plan.faults.len(),
-        virtual_ms: cluster.sim.elapsed().as_millis() as u64,
+        virtual_ms,
     }
 }
 

@@ -90,6 +90,7 @@ pub async fn live(desk: Desk) -> turmoil::Result {
         tokio::task::spawn_local(finish(desk.clone(), Rc::clone(&shards)));
     }
     tokio::task::spawn_local(probe(desk.clone(), Rc::clone(&shards)));
+    tokio::task::spawn_local(watch(desk.clone(), Rc::clone(&shards)));
     for number in 0..desk.plan.clients {
         let random =
             StdRng::seed_from_u64(desk.plan.seed.wrapping_mul(31) + (desk.number * 100 + number) as u64);
@@ -169,10 +170,16 @@ async fn read(
     shards.query(group, query, Instant::now() + patience).await.ok()?.result
 }
 
-async fn read_event(desk: &Desk, shards: &ShardClient, group: u32, event: &str) -> Option<Saw> {
+async fn read_event(
+    desk: &Desk,
+    shards: &ShardClient,
+    group: u32,
+    event: &str,
+    patience: Duration,
+) -> Option<Saw> {
     let invoked_us = now_us();
     let query = pb::query::Op::GetEvent(pb::GetEvent { event_id: event.to_owned() });
-    let result = read(desk, shards, group, query, Duration::from_secs(3)).await?;
+    let result = read(desk, shards, group, query, patience).await?;
     let saw = Saw::Event { event: event.to_owned(), tiers: convert::tiers(&result) };
     let returned_us = now_us();
     desk.trace.note(returned_us, "read", format_args!("group {group} since {invoked_us} {saw:?}"));
@@ -241,8 +248,21 @@ async fn probe(desk: Desk, shards: Rc<ShardClient>) {
                 break;
             }
         }
-        while read_event(&desk, &shards, group, EVENTS[0]).await.is_none() {}
+        while read_event(&desk, &shards, group, EVENTS[0], patience).await.is_none() {}
         desk.control.probes.set(desk.control.probes.get() + 1);
+    }
+}
+
+/// Somebody who only looks, all the time: the one who would notice that a lead was lost and reads go on.
+async fn watch(desk: Desk, shards: Rc<ShardClient>) {
+    let mut random = StdRng::seed_from_u64(desk.plan.seed ^ 0x77_6174_6368 ^ desk.number as u64);
+    while !desk.control.stop.get() {
+        sleep(Duration::from_millis(random.random_range(5..=60))).await;
+        if desk.control.ready.get() {
+            let group = random.random_range(1..=desk.plan.regions);
+            let event = EVENTS.choose(&mut random).unwrap_or(&EVENTS[0]);
+            read_event(&desk, &shards, group, event, Duration::from_millis(400)).await;
+        }
     }
 }
 
@@ -277,7 +297,9 @@ async fn finish(desk: Desk, shards: Rc<ShardClient>) {
     for group in 1..=desk.plan.regions {
         for event in EVENTS {
             let tiers = loop {
-                if let Some(Saw::Event { tiers, .. }) = read_event(&desk, &shards, group, event).await {
+                if let Some(Saw::Event { tiers, .. }) =
+                    read_event(&desk, &shards, group, event, patience).await
+                {
                     break tiers;
                 }
             };
@@ -363,7 +385,8 @@ impl Client {
                 }
             }
             87..93 => {
-                read_event(&self.desk, &self.shards, group, &event).await;
+                let patience = Duration::from_secs(3);
+                read_event(&self.desk, &self.shards, group, &event, patience).await;
             }
             93..96 => {
                 if let Some((group, id, _)) = self.asked.choose(&mut self.random).cloned() {

@@ -399,10 +399,12 @@ async fn failover(
             let reports = reports(edge, call).await;
             let last = |(node, report): (&u64, &Result<pb::GetNodeStateResponse, String>)| {
                 let groups = &report.as_ref().ok()?.groups;
-                let state =
-                    groups.iter().find(|state| state.group == call.group && state.last_log_index > 0)?;
-                // As an election decides: the later term first, then the longer log.
-                Some(((state.term, state.last_log_index), *node))
+                let fit = |state: &&pb::GroupState| {
+                    state.group == call.group && state.last_log_index > 0 && state.role != "halted"
+                };
+                let state = groups.iter().find(fit)?;
+                // As an election decides: the later term of the last entry first, then the longer log.
+                Some(((state.last_log_term, state.last_log_index), *node))
             };
             let chosen = reports.iter().filter_map(last).max().map(|(_, node)| node);
             chosen.ok_or_else(|| ApiError::Client {
@@ -442,6 +444,7 @@ async fn failover(
         voters: found.voters,
         silent_replicas: found.silences.into_iter().map(silent).collect(),
         digest: hex(&found.digest),
+        new_incarnation: found.new_incarnation,
     })
 }
 

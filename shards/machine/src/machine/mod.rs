@@ -194,6 +194,9 @@ impl Machine {
 
     /// Like [`Machine::outcome`] for a command that is about to be proposed: also tells a reused id.
     pub fn remembered(&self, command: &Command, scratch: &mut Writer) -> Option<Decision> {
+        if active(Mutant::ReplayAppliedTwice) {
+            return None;
+        }
         let row = dedupe::find(&self.dedupe, &command.principal, command.request_id)?;
         if row.payload_hash != command.payload_hash(scratch) {
             return Some(Decision::passing(Reject::IdReused));

@@ -12,12 +12,14 @@ use crate::stage::Stage;
 
 /// How long a node may take to find out that its data are damaged, before it is taken to be well.
 const REFUSE_WITHIN: Duration = Duration::from_secs(4);
-/// Exit code of a node whose data are damaged.
+/// Exit codes on which nobody restarts a node blindly: its storage failed, its data are damaged. sled reports a damaged
+/// page as an error of its own while it is read, which a node takes for the former.
+const STORAGE_FAILED: i32 = 70;
 const DATA_UNUSABLE: i32 = 71;
 /// Checkpoints are due after a minute; those that damage needs are waited for this long.
 const CHECKPOINT_WITHIN: Duration = Duration::from_secs(100);
 /// Expected of every damaged node.
-const DETECTED: &str = "a damaged node refuses with 71, sets the replica aside, or is none the worse";
+const DETECTED: &str = "a damaged node refuses with 71 or 70, sets the replica aside, or is none the worse";
 
 /// Faults on one cluster; a replica that was set aside ends its use.
 pub(super) async fn damage(stage: &mut Stage, count: u64) -> Result<u64, ChaosError> {
@@ -45,13 +47,16 @@ pub(super) async fn damage(stage: &mut Stage, count: u64) -> Result<u64, ChaosEr
         stage.driver.start(Member::Node(node)).await?;
         let result = match stage.driver.ended(Member::Node(node), REFUSE_WITHIN).await? {
             Some(ended) => {
-                stage.expect(DETECTED, ended.code == Some(DATA_UNUSABLE), || {
-                    format!("node {node}, {what}: {ended:?}")
-                });
+                let refused = matches!(ended.code, Some(DATA_UNUSABLE | STORAGE_FAILED));
+                stage.expect(DETECTED, refused, || format!("node {node}, {what}: {ended:?}"));
                 // It never ran, so its own undamaged files are not older than what others know of it.
                 stage.driver.repair(node).await?;
                 stage.driver.start(Member::Node(node)).await?;
-                "refused"
+                match ended.code {
+                    Some(DATA_UNUSABLE) => "refused with 71",
+                    Some(STORAGE_FAILED) => "refused with 70",
+                    _ => "ended otherwise",
+                }
             }
             None if set_aside(stage, node).await? => "replica set aside",
             None => "none the worse",
@@ -60,7 +65,7 @@ pub(super) async fn damage(stage: &mut Stage, count: u64) -> Result<u64, ChaosEr
         stage.healed_again().await?;
         stage.healed(blow);
         stage.count(format!("{}: {result}", kind.name()));
-        if result != "refused" {
+        if matches!(result, "replica set aside" | "none the worse") {
             // The digests at the end show whether that is true.
             stage.expect(DETECTED, true, String::new);
         }

@@ -201,18 +201,12 @@ impl Scenario {
             add("ratio of the two", after / before.max(0.001), "x", kill.then_some(1.5));
         }
         if !measured.healed_ms.is_empty() {
-            add(
-                "harm undone to all replicas up and leaders spread, p50",
-                quantile(&measured.healed_ms, 0.5),
-                "ms",
-                None,
-            );
-            add(
-                "harm undone to all replicas up and leaders spread, max",
-                quantile(&measured.healed_ms, 1.0),
-                "ms",
-                None,
-            );
+            let healed = match self {
+                Self::DrainRestart => "restart to all replicas caught up",
+                _ => "harm undone to all replicas up and leaders spread",
+            };
+            add(&format!("{healed}, p50"), quantile(&measured.healed_ms, 0.5), "ms", None);
+            add(&format!("{healed}, max"), quantile(&measured.healed_ms, 1.0), "ms", None);
         }
         for (name, values) in &measured.samples {
             let at_most = match (self, name.as_str()) {

@@ -85,12 +85,13 @@ pub(super) async fn partition(stage: &mut Stage, count: u64) -> Result<u64, Chao
         let shape = SHAPES[(number % SHAPES.len() as u64) as usize];
         let (node, led) = stage.some_leader().await?;
         let probe = Probe::start(stage, node, &led)?;
-        let blow = stage.blow(format!("node {node} {}: {shape:?}", shape.words()), led);
         let cut_for = Duration::from_millis(stage.rng.random_range(CUT_MS));
         let begun = tokio::time::Instant::now();
         let before_cut = stage.recorder.now();
         stage.driver.cut(&shape.cuts(node, &nodes)).await?;
+        // Rules are made one after the other, each by a process of its own: only now the cut is complete.
         let cut_at = stage.recorder.now();
+        let blow = stage.blow(format!("node {node} {}: {shape:?}", shape.words()), led);
         while begun.elapsed() < cut_for {
             if shape == Shape::Flapping {
                 let flap = Duration::from_millis(stage.rng.random_range(FLAP_MS));
@@ -107,7 +108,6 @@ pub(super) async fn partition(stage: &mut Stage, count: u64) -> Result<u64, Chao
         stage.driver.heal().await?;
         stage.undone(blow);
         let last = probe.stop().await;
-        // Rules are made one after the other, each by a process of its own, so the cut is complete only at `cut_at`.
         if shape == Shape::Alone
             && let Some(last) = last.iter().copied().filter(|at| (before_cut..before_heal).contains(at)).max()
         {
