@@ -278,6 +278,13 @@ impl Reports {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT, Topology};
+    use tidewall_consensus::{FailStop, GroupConfig, PeersConfig, StateHandle, Timing};
+    use tidewall_env::clock::SystemClock;
+    use tidewall_env::disk::MemoryDisk;
+    use tidewall_store::checkpoint::CheckpointWriter;
+    use tidewall_store::checkpoint::memory::MemoryCheckpoints;
+    use tidewall_store::log::{LogOptions, NodeLog};
 
     #[test]
     fn a_quarantine_outlives_the_process() {
@@ -292,5 +299,94 @@ mod tests {
         std::fs::remove_file(&mark).unwrap();
         std::fs::create_dir(&mark).unwrap();
         assert!(again.why(3).unwrap().contains("cannot be read"));
+    }
+
+    /// A replica of group 1 on node 1 whose peers, nodes 2 and 3, cannot be reached.
+    async fn lonely_replica() -> (Group, Peers, NodeLog, CheckpointWriter) {
+        let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let addresses: BTreeMap<u64, _> = (1..=3).map(|node| (node, nowhere)).collect();
+        let peers = Peers::new(PeersConfig { cluster: [7; 16], addresses: addresses.clone() });
+        let (log, _) = NodeLog::open(Arc::new(MemoryDisk::new()), LogOptions::new([7; 16], 1)).unwrap();
+        let writer = CheckpointWriter::start(Box::new(MemoryCheckpoints::new())).unwrap();
+        let group = Group::start(GroupConfig {
+            number: 1,
+            node: 1,
+            members: addresses.iter().map(|(node, at)| (*node, at.to_string())).collect(),
+            timing: Timing::default(),
+            log: log.group(1),
+            state: StateHandle::new(1, Machine::new()),
+            writer: writer.clone(),
+            peers: peers.clone(),
+            fail_stop: FailStop::new(|what| panic!("a disk in memory failed: {what}")),
+        });
+        let group = group.await.unwrap();
+        group.initialize().await.unwrap();
+        let known = async {
+            while group.members().0.len() < 3 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), known).await.unwrap();
+        (group, peers, log, writer)
+    }
+
+    fn standing() -> Arc<Standing> {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let topology = Topology {
+            format: TOPOLOGY_FORMAT,
+            cluster: "07".repeat(16),
+            generation: 0,
+            retired: Default::default(),
+            fences: Default::default(),
+            regions: vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
+            nodes: (1..=3).map(|id| Node { id, address, peer_address: address }).collect(),
+        };
+        Arc::new(Standing::new(1, topology, Arc::new(SystemClock), 2))
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_differs_from_a_majority_is_quarantined_and_without_one_nobody_decides() {
+        let (group, peers, log, writer) = lonely_replica().await;
+        let directory = tempfile::tempdir().unwrap();
+        let quarantine = Quarantine::new(directory.path());
+        let groups = BTreeMap::from([(1, group.clone())]);
+        let reports = Reports::new(standing(), groups, quarantine.clone());
+        let incarnation = group.state().read(Machine::incarnation);
+        let note = |index, digest| group.state().ledger().note(incarnation, (index, digest));
+        let hear = |node, index, digest: u128| {
+            let notes = vec![pb::DigestNote { index, digest: digest.to_be_bytes().to_vec() }];
+            let replicas = vec![pb::ReplicaReport { group: 1, incarnation, notes }];
+            reports.hear(&pb::NodeReport { node, replicas, ..Default::default() });
+        };
+        let state = group.state();
+
+        note(64, 7);
+        hear(2, 64, 7);
+        reports.round(&peers).await;
+        assert_eq!((state.suspended(), state.halted()), (None, None));
+
+        // Two replicas differ and the third is silent: nobody knows who is right.
+        note(128, 1);
+        hear(2, 128, 2);
+        reports.round(&peers).await;
+        assert!(state.suspended().unwrap().contains("no majority"), "{:?}", state.suspended());
+        assert_eq!(state.halted(), None);
+
+        // The third agrees with this one: it was the other.
+        hear(3, 128, 1);
+        reports.round(&peers).await;
+        assert_eq!((state.suspended(), state.halted(), quarantine.why(1)), (None, None, None));
+
+        // This one is alone with its rows: it stops for good, and is known to over a restart.
+        note(192, 1);
+        hear(2, 192, 2);
+        hear(3, 192, 2);
+        reports.round(&peers).await;
+        assert!(state.halted().unwrap().contains("log index 192"), "{:?}", state.halted());
+        assert!(Quarantine::new(directory.path()).why(1).unwrap().contains("quarantined"));
+        assert!(group.confirm_leadership().await.is_err());
+        assert!(reports.own().replicas.is_empty(), "a quarantined replica speaks for nobody");
+        writer.stop();
+        log.close().unwrap();
     }
 }
