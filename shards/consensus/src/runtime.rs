@@ -1,14 +1,19 @@
 //! The asynchronous runtime that openraft runs on: tokio's, with one difference.
 //!
 //! Each replica has a ticker of its own; a node has twelve. Left alone they wake the node some 700 times a second, and
-//! what an idle node costs is those wake-ups. Here every sleep ends on a common grid, so that all tickers of a node
-//! fire in one wake-up and their heartbeats share messages. A sleep is never shorter than asked for. In a simulation
-//! the grid begins with it, and chance is the simulation's.
+//! what an idle node costs is those wake-ups. Here the sleeps of tickers end on a common grid, so that all tickers of a
+//! node fire in one wake-up and their heartbeats share messages. A sleep is never shorter than asked for, except that
+//! openraft's waits of a microsecond, which tokio would stretch to two milliseconds, are none: they only give others a
+//! turn.
+//!
+//! Processes that run one node each give their grids places of their own within the same period of the system's clock
+//! ([`take_place`]): two standbys that miss a leader then ask for votes one after the other instead of at once. In a
+//! simulation, where a wake-up costs nothing, the grid is fine and begins with the run; chance is the simulation's.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use openraft::AsyncRuntime;
 use openraft::OptionalSend;
@@ -17,8 +22,33 @@ use rand::RngCore as _;
 use tidewall_env::{random, simulation};
 use tokio::time::Instant;
 
-/// Sleeps end at multiples of this after the first one; a quarter of a heartbeat interval.
-const GRID: Duration = Duration::from_millis(25);
+/// Sleeps end at multiples of this after the origin; half of a heartbeat interval, as it then turns out.
+const GRID: Duration = Duration::from_micros(62_500);
+/// The grid of a process that has taken no place, and of a simulation.
+const FINE_GRID: Duration = Duration::from_millis(25);
+/// Shorter sleeps are not slept at all. openraft waits so long to let events gather; a ticker hardly ever does.
+const NOTHING: Duration = Duration::from_micros(10);
+
+/// Where the grid of this process lies, and how wide it is.
+static PLACE: OnceLock<(Instant, Duration)> = OnceLock::new();
+
+/// Puts the ticks of this process, which runs node `node` and no other, in a place of their own within the common
+/// period. Call it before the first group starts; without it the process has a finer grid that begins anywhere.
+pub fn take_place(node: u64) {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let until_period = GRID.as_nanos() - since.as_nanos() % GRID.as_nanos();
+    let wait = Duration::from_nanos(u64::try_from(until_period).unwrap_or_default()) + offset(node);
+    // A place that was taken before stays.
+    let _ = PLACE.set((Instant::now() + wait, GRID));
+}
+
+/// How far into the period a node ticks: multiples of the golden ratio, which keep any few numbers well apart (Knuth,
+/// "The Art of Computer Programming", volume 3, 6.4: Fibonacci hashing).
+fn offset(node: u64) -> Duration {
+    // 32 bits of fraction; the product below stays within 64.
+    let part = node.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    Duration::from_nanos((GRID.as_nanos() as u64 * part) >> 32)
+}
 
 /// Tokio with sleeps on a grid.
 #[derive(Debug)]
@@ -45,13 +75,26 @@ impl rand_core::TryRng for Chance {
     }
 }
 
+/// When a sleep ends that begins `now`.
+fn end(now: Instant, duration: Duration) -> Instant {
+    if duration < NOTHING {
+        return now;
+    }
+    let deadline = now + duration;
+    match simulation::began() {
+        Some(origin) => on_grid(deadline, origin, FINE_GRID),
+        None => {
+            let (origin, grid) = *PLACE.get_or_init(|| (Instant::now(), FINE_GRID));
+            on_grid(deadline, origin, grid)
+        }
+    }
+}
+
 /// The first grid point that is not before `deadline`.
-fn on_grid(deadline: Instant) -> Instant {
-    static ORIGIN: OnceLock<Instant> = OnceLock::new();
-    let origin = simulation::began().unwrap_or_else(|| *ORIGIN.get_or_init(Instant::now));
-    let Some(since) = deadline.checked_duration_since(origin) else { return deadline };
-    let points = since.as_nanos().div_ceil(GRID.as_nanos());
-    match u32::try_from(points).ok().and_then(|points| GRID.checked_mul(points)) {
+fn on_grid(deadline: Instant, origin: Instant, grid: Duration) -> Instant {
+    let Some(since) = deadline.checked_duration_since(origin) else { return origin };
+    let points = since.as_nanos().div_ceil(grid.as_nanos());
+    match u32::try_from(points).ok().and_then(|points| grid.checked_mul(points)) {
         Some(offset) => origin + offset,
         // Years away: its exact place does not matter.
         None => deadline,
@@ -80,7 +123,7 @@ impl AsyncRuntime for RaftRuntime {
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {
-        tokio::time::sleep_until(on_grid(Instant::now() + duration))
+        tokio::time::sleep_until(end(Instant::now(), duration))
     }
 
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
@@ -129,14 +172,34 @@ mod tests {
 
     #[test]
     fn sleeps_end_together_and_never_early() {
-        let now = Instant::now();
+        let origin = Instant::now();
         let mut points = std::collections::BTreeSet::new();
-        for ms in 0..200 {
-            let asked = now + Duration::from_millis(ms);
-            let given = on_grid(asked);
+        for ms in 0..500 {
+            let asked = origin + Duration::from_millis(ms);
+            let given = on_grid(asked, origin, GRID);
             assert!(given >= asked && given < asked + GRID, "{ms}");
             points.insert(given);
         }
-        assert!(points.len() <= 200 / 25 + 2, "{} wake-ups", points.len());
+        assert_eq!(points.len(), 9, "{points:?}");
+    }
+
+    #[test]
+    fn what_is_meant_to_give_others_a_turn_does_not_wait_for_the_grid() {
+        let now = Instant::now();
+        assert_eq!(end(now, Duration::from_micros(1)), now);
+        let tick = Duration::from_millis(21);
+        assert!(end(now, tick) >= now + tick);
+        assert_eq!(end(now, tick), end(now, tick), "one grid");
+    }
+
+    #[test]
+    fn nodes_tick_apart() {
+        for first in 1..40_u64 {
+            let mut offsets: Vec<_> = (first..first + 3).map(offset).collect();
+            offsets.sort();
+            let mut gaps: Vec<_> = offsets.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            gaps.push(GRID - (offsets[2] - offsets[0]));
+            assert!(gaps.iter().all(|gap| *gap > Duration::from_millis(8)), "{first}: {gaps:?}");
+        }
     }
 }

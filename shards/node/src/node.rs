@@ -53,6 +53,7 @@ pub fn run(config: NodeConfig) -> Result<(), NodeError> {
     let space = Space::new(&config.data_dir)
         .map_err(NodeError::system(format!("cannot lay out space in {}", config.data_dir.display())))?;
     let data = data::open(&config)?;
+    tidewall_consensus::take_place(config.node);
     // One thread for all groups: no wake-ups between threads, which cost more than what a group does in between.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
