@@ -11,7 +11,6 @@ use std::time::Duration;
 use tidewall_actors::{Directory, Home, Limits};
 use tidewall_client::topology::Topology;
 use tidewall_consensus::{FailStop, Group, GroupConfig, PeerServer, Peers, StateHandle, Timing};
-use tidewall_env::clock::Clock;
 use tidewall_machine::Machine;
 use tidewall_proto::internal::v1::peer_service_server::PeerServiceServer;
 use tidewall_proto::internal::v1::shard_service_server::ShardServiceServer;
@@ -46,7 +45,7 @@ pub struct Parts {
     /// Newest apply version to support.
     pub apply_version: u32,
     /// Stamps entries.
-    pub clock: Arc<dyn Clock>,
+    pub clock: Arc<SteadyClock>,
     /// The Raft log of all groups.
     pub log: NodeLog,
     /// Writes checkpoints.

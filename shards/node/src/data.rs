@@ -79,7 +79,7 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
         )));
     }
     let mut store = SledCheckpoints::open(&directory.join("checkpoint"), cluster, config.node)
-        .map_err(|error| NodeError::Data(error.to_string()))?;
+        .map_err(checkpoint_error)?;
     let mut machines = BTreeMap::new();
     let quarantine = Quarantine::new(directory);
     let orders = Orders::new(directory);
@@ -129,7 +129,7 @@ fn recovered(
         ))),
         Err(RecoveryError::Unusable(why)) => Ok(Err(why)),
         Err(RecoveryError::Log(error)) => Err(log_error(error)),
-        Err(RecoveryError::Checkpoint(error)) => Err(NodeError::Storage(error.to_string())),
+        Err(RecoveryError::Checkpoint(error)) => Err(checkpoint_error(error)),
     }
 }
 
@@ -147,8 +147,8 @@ pub fn load(
     let machine = match store.load(group) {
         Ok(Some((_, machine))) => machine,
         Ok(None) => Machine::new(),
-        Err(CheckpointError::Failed { doing, what }) => {
-            return Err(NodeError::Storage(format!("while {doing} a checkpoint: {what}")));
+        Err(error @ (CheckpointError::Failed { .. } | CheckpointError::Corrupt { .. })) => {
+            return Err(checkpoint_error(error));
         }
         // The log still has everything that the rows were made of: a first checkpoint that a power cut tore is no loss.
         Err(CheckpointError::Damaged { what, .. }) if purged.is_none() => {
@@ -157,7 +157,7 @@ pub fn load(
                 what,
                 "the checkpoint is damaged: the rows are made again from the whole log"
             );
-            store.discard(group).map_err(|error| NodeError::Storage(error.to_string()))?;
+            store.discard(group).map_err(checkpoint_error)?;
             Machine::new()
         }
         Err(error) => return Ok(Err(error.to_string())),
@@ -174,6 +174,13 @@ pub fn load(
     }
     // The whole node refuses: a build that is too old for one group is not fit to serve any.
     machine.supporting(apply_version).map(Ok).map_err(|error| NodeError::Data(error.to_string()))
+}
+
+fn checkpoint_error(error: CheckpointError) -> NodeError {
+    match error {
+        CheckpointError::Failed { .. } => NodeError::Storage(error.to_string()),
+        _ => NodeError::Data(error.to_string()),
+    }
 }
 
 fn log_error(error: LogError) -> NodeError {

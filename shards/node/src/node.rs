@@ -29,7 +29,7 @@ use crate::standing::Standing;
 
 /// How long handing over leads may take before a stop.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
-/// How long open calls may take to end when the node stops.
+/// How long the threads may take to end when the node stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Runs a node until SIGTERM or SIGINT.
@@ -166,9 +166,8 @@ async fn serve(
     for group in groups.values() {
         group.stop().await;
     }
-    if tokio::time::timeout(STOP_PATIENCE, peer_task).await.is_err() {
-        tracing::debug!("peers kept their connections");
-    }
+    // Streams of other nodes never end by themselves, and there is nothing left that could answer them.
+    peer_task.abort();
     let joined = tokio::task::spawn_blocking(move || edge_thread.join());
     match tokio::time::timeout(STOP_PATIENCE, joined).await {
         Ok(Ok(Ok(result))) => result?,

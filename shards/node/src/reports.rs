@@ -280,7 +280,6 @@ mod tests {
     use super::*;
     use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT, Topology};
     use tidewall_consensus::{FailStop, GroupConfig, PeersConfig, StateHandle, Timing};
-    use tidewall_env::clock::SystemClock;
     use tidewall_env::disk::MemoryDisk;
     use tidewall_store::checkpoint::CheckpointWriter;
     use tidewall_store::checkpoint::memory::MemoryCheckpoints;
@@ -341,7 +340,7 @@ mod tests {
             regions: vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
             nodes: (1..=3).map(|id| Node { id, address, peer_address: address }).collect(),
         };
-        Arc::new(Standing::new(1, topology, Arc::new(SystemClock), 2))
+        Arc::new(Standing::new(1, topology, Arc::new(crate::clock::SteadyClock::new()), 2))
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tidewall_client::topology::Topology;
-use tidewall_env::clock::Clock;
+use tidewall_env::clock::Clock as _;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+
+use crate::clock::SteadyClock;
 
 /// A clock that is further than this from the median must not stamp entries, ms.
 const CLOCK_FAR_MS: i64 = 500;
@@ -54,7 +56,7 @@ pub struct Standing {
     node: u64,
     started: Instant,
     topology: RwLock<Topology>,
-    clock: Arc<dyn Clock>,
+    clock: Arc<SteadyClock>,
     /// Newest apply version that this build, or its configuration, supports.
     apply_version: u32,
     drained: AtomicBool,
@@ -70,7 +72,7 @@ pub struct Standing {
 
 impl Standing {
     /// A node that has heard of nobody.
-    pub fn new(node: u64, topology: Topology, clock: Arc<dyn Clock>, apply_version: u32) -> Self {
+    pub fn new(node: u64, topology: Topology, clock: Arc<SteadyClock>, apply_version: u32) -> Self {
         Self {
             node,
             started: Instant::now(),
@@ -244,6 +246,11 @@ impl Standing {
         let was_far = self.clock_is_far();
         let is_far = offset.abs() > if was_far { CLOCK_NEAR_MS } else { CLOCK_FAR_MS };
         self.clock_far.store(is_far, Ordering::Relaxed);
+        if is_far && offset.saturating_add_unsigned(self.clock.held_back_ms()).abs() <= CLOCK_NEAR_MS {
+            // The node started with a slow clock, which was set right since: a majority vouches for it.
+            tracing::info!(offset, "this node's clock was set right: it is believed again");
+            self.clock.catch_up();
+        }
         if is_far && !was_far {
             tracing::error!(
                 offset,
@@ -307,8 +314,8 @@ fn distance(ahead: &mut [i64]) -> Option<i64> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use std::sync::atomic::AtomicU64;
     use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT};
-    use tidewall_env::clock::SystemClock;
 
     fn standing(node: u64) -> Standing {
         let address = "127.0.0.1:1".parse().unwrap();
@@ -322,7 +329,7 @@ mod tests {
             regions: (1..=3).map(region).collect(),
             nodes: (1..=3).map(|id| Node { id, address, peer_address: address }).collect(),
         };
-        Standing::new(node, topology, Arc::new(SystemClock), 2)
+        Standing::new(node, topology, Arc::new(SteadyClock::new()), 2)
     }
 
     #[test]
@@ -347,6 +354,35 @@ mod tests {
         fast.measured(2, -100);
         fast.measured(3, -100);
         assert!(fast.judge_clock() && fast.accepts_lead());
+    }
+
+    #[test]
+    fn a_slow_clock_that_was_set_right_is_believed_when_the_others_agree() {
+        struct Hand(AtomicU64);
+        impl tidewall_env::clock::Clock for Hand {
+            fn unix_ms(&self) -> u64 {
+                self.0.load(Ordering::Relaxed)
+            }
+        }
+        let (then, hour) = (1_000_000, 3_600_000);
+        let hand = Arc::new(Hand(then.into()));
+        let mut slow = standing(1);
+        slow.clock = Arc::new(SteadyClock::over(hand.clone()));
+        let round = |others_ms: u64| {
+            for other in [2, 3] {
+                slow.measured(other, others_ms as i64 - slow.now_ms() as i64);
+            }
+            slow.judge_clock();
+            slow.clock_is_far()
+        };
+        assert!(round(then + hour));
+        // Set to some other time: nobody vouches for that.
+        hand.0.store(then + 2 * hour, Ordering::Relaxed);
+        assert!(round(then + hour));
+        assert!(round(then + hour));
+        hand.0.store(then + hour, Ordering::Relaxed);
+        assert!(round(then + hour), "found");
+        assert!(!round(then + hour), "and believed");
     }
 
     #[test]

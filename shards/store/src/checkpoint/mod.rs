@@ -50,7 +50,18 @@ pub enum CheckpointError {
         /// What the engine said.
         what: String,
     },
-    /// The stored state is damaged.
+    /// The store finds its own files damaged: nothing in it can be trusted, whichever group it is of.
+    #[error(
+        "the checkpoint store is damaged, as was found while {doing}: {what}; this node must not serve: remove its \
+         data directory and let it rejoin under a new id"
+    )]
+    Corrupt {
+        /// What was being done.
+        doing: &'static str,
+        /// What the engine said.
+        what: String,
+    },
+    /// The stored state of one group is damaged.
     #[error(
         "the checkpoint of group {group} is damaged: {what}; this replica must not serve: remove the node's \
          data directory and let the node rejoin under a new id"

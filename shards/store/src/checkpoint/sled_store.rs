@@ -73,21 +73,21 @@ impl SledCheckpoints {
                     attempt += 1;
                     let locked = error.to_string().contains("lock");
                     if !locked || attempt >= OPEN_ATTEMPTS {
-                        return Err(failed("opening", error));
+                        return Err(engine("opening", error));
                     }
                     std::thread::sleep(OPEN_PAUSE);
                 }
                 Err(_) => {
-                    let what = "sled panicked while it opened its files".into();
-                    return Err(CheckpointError::Damaged { group: 0, what });
+                    let what = "sled panicked".into();
+                    return Err(CheckpointError::Corrupt { doing: "opening", what });
                 }
             }
         };
-        match database.get(IDENTITY).map_err(|e| failed("reading the identity", e))? {
+        match database.get(IDENTITY).map_err(|e| engine("reading the identity", e))? {
             Some(found) if found == self.identity.as_slice() => {}
             None if database.tree_names().len() <= 1 && database.is_empty() => {
                 let identity = self.identity.as_slice();
-                database.insert(IDENTITY, identity).map_err(|e| failed("writing the identity", e))?;
+                database.insert(IDENTITY, identity).map_err(|e| engine("writing the identity", e))?;
             }
             found => return Err(self.foreign(found.as_deref())),
         }
@@ -114,13 +114,13 @@ impl SledCheckpoints {
 
     pub(super) fn tree(&self, group: u32) -> Result<sled::Tree, CheckpointError> {
         let database = self.database.as_ref().ok_or_else(|| failed("writing", "the store is closed"))?;
-        database.open_tree(format!("group-{group:05}")).map_err(|e| failed("opening a group", e))
+        database.open_tree(format!("group-{group:05}")).map_err(|e| engine("opening a group", e))
     }
 
     /// Makes everything written so far durable.
     fn sync(&self) -> Result<(), CheckpointError> {
         let database = self.database.as_ref().ok_or_else(|| failed("syncing", "the store is closed"))?;
-        database.flush().map_err(|e| failed("flushing", e))?;
+        database.flush().map_err(|e| engine("flushing", e))?;
         sync_files(&self.directory).map_err(|e| failed("syncing", e))
     }
 }
@@ -144,6 +144,17 @@ fn sync_files(directory: &Path) -> std::io::Result<()> {
 
 fn failed(doing: &'static str, what: impl ToString) -> CheckpointError {
     CheckpointError::Failed { doing, what: what.to_string() }
+}
+
+/// What a sled error means: the system refused a read or write, or the files are not what they should be.
+fn engine(doing: &'static str, error: sled::Error) -> CheckpointError {
+    let what = error.to_string();
+    match error {
+        sled::Error::Io(_) | sled::Error::Unsupported(_) => CheckpointError::Failed { doing, what },
+        sled::Error::Corruption { .. }
+        | sled::Error::CollectionNotFound(_)
+        | sled::Error::ReportableBug(_) => CheckpointError::Corrupt { doing, what },
+    }
 }
 
 fn page_key(table: u8, page: &[u8], generation: u64) -> Vec<u8> {
@@ -204,7 +215,7 @@ fn tidy_pages(
         let next = pages.get(at + 1).and_then(|(key, _)| split_page_key(key));
         let hidden = next.is_some_and(|(t, p, n)| (t, p) == (table, page) && n <= generation.number);
         if hidden || number < generation.base {
-            tree.remove(key).map_err(|e| failed("tidying", e))?;
+            tree.remove(key).map_err(|e| engine("tidying", e))?;
         } else if unseal(value).is_some_and(|(live, _)| !live) {
             tombstones.push(key.to_vec());
         }
@@ -237,40 +248,40 @@ impl CheckpointStore for SledCheckpoints {
                 tombstones.push(key.clone());
             }
             self.unverified.insert((group, key.clone()), xxhash(&value));
-            tree.insert(&key, value).map_err(|e| failed("writing pages", e))?;
+            tree.insert(&key, value).map_err(|e| engine("writing pages", e))?;
             written.push(key);
         }
         let generation =
             Generation { number, base, head: frozen.head.clone(), digest: frozen.digest, rows: frozen.rows };
         let record = seal(true, &generation.encode());
-        tree.insert(record_key(number), record).map_err(|e| failed("writing the record", e))?;
+        tree.insert(record_key(number), record).map_err(|e| engine("writing the record", e))?;
         self.sync()?;
         for key in self.tombstones.insert(group, tombstones).unwrap_or_default() {
             self.unverified.remove(&(group, key.clone()));
-            tree.remove(&key).map_err(|e| failed("tidying", e))?;
+            tree.remove(&key).map_err(|e| engine("tidying", e))?;
         }
         // Durable: what it replaces may go. Lost on a crash, these removals happen at the next load.
         for key in &written {
             let start = &key[..key.len() - 8];
             for older in tree.range(start.to_vec()..key.clone()).keys() {
-                let older = older.map_err(|e| failed("tidying", e))?;
+                let older = older.map_err(|e| engine("tidying", e))?;
                 if older.len() == key.len() {
                     self.unverified.remove(&(group, older.to_vec()));
-                    tree.remove(&older).map_err(|e| failed("tidying", e))?;
+                    tree.remove(&older).map_err(|e| engine("tidying", e))?;
                 }
             }
         }
         if frozen.full {
             for key in tree.range([PAGE]..[PAGE + 1]).keys() {
-                let key = key.map_err(|e| failed("tidying", e))?;
+                let key = key.map_err(|e| engine("tidying", e))?;
                 if split_page_key(&key).is_some_and(|(_, _, generation)| generation < base) {
                     self.unverified.remove(&(group, key.to_vec()));
-                    tree.remove(&key).map_err(|e| failed("tidying", e))?;
+                    tree.remove(&key).map_err(|e| engine("tidying", e))?;
                 }
             }
         }
         for key in tree.range(record_key(0)..record_key(number)).keys() {
-            tree.remove(key.map_err(|e| failed("tidying", e))?).map_err(|e| failed("tidying", e))?;
+            tree.remove(key.map_err(|e| engine("tidying", e))?).map_err(|e| engine("tidying", e))?;
         }
         self.last.insert(group, generation.clone());
         Ok(generation)
@@ -282,7 +293,7 @@ impl CheckpointStore for SledCheckpoints {
         let (mut generations, mut pages) = (Vec::new(), Vec::new());
         let mut broken = None;
         for item in tree.iter() {
-            let (key, value) = item.map_err(|e| failed("reading", e))?;
+            let (key, value) = item.map_err(|e| engine("reading", e))?;
             match (key.first(), unseal(&value)) {
                 (Some(&RECORD), Some((_, bytes))) => match Generation::decode(bytes) {
                     Ok(generation) => generations.push(generation),
@@ -298,7 +309,7 @@ impl CheckpointStore for SledCheckpoints {
                 (Some(what), _) => Err(damaged(what)),
                 (None, true) => Ok(None),
                 (None, false) => {
-                    tree.clear().map_err(|e| failed("tidying", e))?;
+                    tree.clear().map_err(|e| engine("tidying", e))?;
                     Ok(None)
                 }
             };
@@ -315,12 +326,12 @@ impl CheckpointStore for SledCheckpoints {
                     tracing::info!(group, generation = generation.number, highest, "checkpoint loaded");
                     for (key, _) in &pages {
                         if split_page_key(key).is_some_and(|(_, _, number)| number > generation.number) {
-                            tree.remove(key).map_err(|e| failed("tidying", e))?;
+                            tree.remove(key).map_err(|e| engine("tidying", e))?;
                         }
                     }
                     self.tombstones.insert(group, tidy_pages(&tree, &pages, &generation)?);
                     for number in generation.number + 1..=highest {
-                        tree.remove(record_key(number)).map_err(|e| failed("tidying", e))?;
+                        tree.remove(record_key(number)).map_err(|e| engine("tidying", e))?;
                     }
                     self.last.insert(group, generation.clone());
                     return Ok(Some((generation, machine)));
@@ -332,7 +343,7 @@ impl CheckpointStore for SledCheckpoints {
     }
 
     fn discard(&mut self, group: u32) -> Result<(), CheckpointError> {
-        self.tree(group)?.clear().map_err(|e| failed("discarding", e))?;
+        self.tree(group)?.clear().map_err(|e| engine("discarding", e))?;
         self.last.remove(&group);
         self.tombstones.remove(&group);
         self.unverified.retain(|(of, _), _| *of != group);
@@ -344,7 +355,7 @@ impl CheckpointStore for SledCheckpoints {
         self.database = None;
         self.open_database()?;
         for ((group, key), expected) in std::mem::take(&mut self.unverified) {
-            let value = self.tree(group)?.get(&key).map_err(|e| failed("verifying", e))?;
+            let value = self.tree(group)?.get(&key).map_err(|e| engine("verifying", e))?;
             if value.map(|value| xxhash(&value)) != Some(expected) {
                 let what = "a page does not read back as it was written".into();
                 return Err(CheckpointError::Damaged { group, what });
@@ -352,7 +363,7 @@ impl CheckpointStore for SledCheckpoints {
         }
         for (group, generation) in &self.last {
             let value = self.tree(*group)?.get(record_key(generation.number));
-            let value = value.map_err(|e| failed("verifying", e))?;
+            let value = value.map_err(|e| engine("verifying", e))?;
             let stored =
                 value.as_deref().and_then(unseal).and_then(|(_, bytes)| Generation::decode(bytes).ok());
             if stored.as_ref() != Some(generation) {
