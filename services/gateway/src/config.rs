@@ -28,7 +28,7 @@ pub struct GatewayConfig {
     /// Shortest age at which a client connection is asked to reconnect, so that new gateways receive
     /// load; the age of this process's connections is chosen between this and twice this. `None`: never.
     pub connection_age_min: Option<Duration>,
-    /// How long calls under way may take to finish after a shutdown began or a connection got too old.
+    /// How long calls under way may take to finish after a shutdown began.
     pub grace: Duration,
     /// Timeouts and bounds towards the shard nodes.
     pub shard_client: ShardClientOptions,

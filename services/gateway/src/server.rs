@@ -28,6 +28,7 @@ use tower::util::MapResponseLayer;
 use crate::admission::Admission;
 use crate::auth::Authenticator;
 use crate::config::GatewayConfig;
+use crate::deadline::TRANSFER_DEADLINE_MAX;
 use crate::decorate::decorate;
 use crate::edge::Edge;
 use crate::health::{self, Readiness};
@@ -156,9 +157,10 @@ impl Gateway {
             .http2_keepalive_interval(Some(PING_INTERVAL))
             .http2_keepalive_timeout(Some(PING_TIMEOUT));
         if let Some(age) = config.connection_age_min {
-            // Gateways that started together must not send their clients away together.
+            // Gateways that started together must not send their clients away together. An old connection ends
+            // with its last call, however long that may take.
             let age = age.mul_f64(rand::rng().random_range(1.0..2.0));
-            server = server.max_connection_age(age).max_connection_age_grace(config.grace);
+            server = server.max_connection_age(age).max_connection_age_grace(TRANSFER_DEADLINE_MAX);
         }
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let (stop, stopped) = oneshot::channel::<()>();

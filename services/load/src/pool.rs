@@ -210,3 +210,91 @@ impl Pool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use tidewall_proto::v1::region_service_server::{RegionService, RegionServiceServer};
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::verdict::connection_closed;
+
+    struct Stub;
+
+    #[tonic::async_trait]
+    impl RegionService for Stub {
+        async fn list_regions(
+            &self,
+            _: Request<v1::ListRegionsRequest>,
+        ) -> Result<Response<v1::ListRegionsResponse>, Status> {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok(Response::new(v1::ListRegionsResponse::default()))
+        }
+
+        async fn get_region(
+            &self,
+            _: Request<v1::GetRegionRequest>,
+        ) -> Result<Response<v1::GetRegionResponse>, Status> {
+            Err(Status::unimplemented("not asked for"))
+        }
+    }
+
+    fn pool(endpoint: &std::net::SocketAddr) -> (Pool, Token) {
+        let target =
+            Target { endpoints: vec![format!("http://{endpoint}")], mint: Arc::new(|_, _| String::new()) };
+        (Pool::new(&target, 2, Duration::from_secs(20)).unwrap(), bearer("alice", "token").unwrap())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_gateway_that_renews_its_connections_costs_nobody_an_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (pool, token) = pool(&listener.local_addr().unwrap());
+        let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .max_connection_age(Duration::from_millis(20))
+                .max_connection_age_grace(Duration::from_secs(60))
+                .add_service(RegionServiceServer::new(Stub))
+                .serve_with_incoming(incoming),
+        );
+        let mut callers = tokio::task::JoinSet::new();
+        for slot in 0..32 {
+            let (pool, token) = (pool.clone(), token.clone());
+            callers.spawn(async move {
+                for _ in 0..60 {
+                    loop {
+                        match pool.list_regions(slot, &token).await {
+                            Ok(_) => break,
+                            Err(status) => assert!(connection_closed(&status), "{status:?}"),
+                        }
+                    }
+                }
+            });
+        }
+        while let Some(ended) = callers.join_next().await {
+            ended.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_closed_is_told_from_one_that_was_never_made() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (pool, token) = pool(&address);
+        let gateway = async {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            // The preface and the first frames have come: the call is under way.
+            connection.read_exact(&mut [0; 100]).await.unwrap();
+        };
+        let (status, ()) = tokio::join!(pool.list_regions(0, &token), gateway);
+        let status = status.unwrap_err();
+        assert!(connection_closed(&status), "{status:?}");
+        drop(listener);
+        let status = pool.list_regions(1, &token).await.unwrap_err();
+        assert!(!connection_closed(&status), "{status:?}");
+    }
+}

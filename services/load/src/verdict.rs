@@ -82,6 +82,17 @@ pub fn worth_repeating(status: &Status) -> bool {
     matches!(of_status(status).verdict, Verdict::Unknown | Verdict::Overloaded { .. })
 }
 
+/// Whether a call ended because its connection was closed under it. A gateway that asks its clients to reconnect
+/// closes a connection after its last answer; a call that is sent in that very moment meets this. gRPC libraries that
+/// follow our service configuration send it again, with the same request id.
+pub fn connection_closed(status: &Status) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let first = std::error::Error::source(status);
+    std::iter::successors(first, |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof))
+}
+
 /// Reason as in `google.rpc.ErrorInfo`; empty when the status has none.
 pub fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()

@@ -1,13 +1,14 @@
 //! One caller of the public API: makes a call with its token and a deadline, and says what came of it.
 //!
 //! A call goes to the gateway once. It is sent again, with the same request id, only after a refusal that names a time to
-//! come back: holding and repeating through a failover is the gateway's work, and what it fails at must be seen.
+//! come back, and when the gateway has closed its connection, which is counted: holding and repeating through a
+//! failover is the gateway's work, and what it fails at must be seen.
 
 use std::time::Duration;
 
 use tidewall_load::audit::Stamp;
 use tidewall_load::pool::{Pool, Token, bearer};
-use tidewall_load::verdict::{Verdict, of_status, reason};
+use tidewall_load::verdict::{Verdict, connection_closed, of_status, reason};
 use tidewall_load::{LoadError, Target, stamp};
 use tidewall_proto::v1;
 use tidewall_proto::v1::get_outcome_response::Result as Outcome;
@@ -19,6 +20,8 @@ use crate::history::{Answer, Ask, Stock, Yes};
 
 /// Pause after a refusal that names no time.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+/// A call whose connection was closed under it is sent again at most so often.
+const RESENT_MAX: u32 = 2;
 /// How long a hold lasts, seconds: longer than any run with it.
 const HOLD_SECONDS: i32 = 3_600;
 
@@ -57,19 +60,35 @@ impl Client {
 
     /// Makes a call; after a refusal for load it comes back until the deadline that the pool has for one call.
     pub async fn call(&self, ask: &Ask, request_id: Option<Uuid>, region: &str, slot: u64) -> Answer {
+        self.call_counted(ask, request_id, region, slot).await.0
+    }
+
+    /// Makes a call, and says how often it was sent again because its connection was closed.
+    pub async fn call_counted(
+        &self,
+        ask: &Ask,
+        request_id: Option<Uuid>,
+        region: &str,
+        slot: u64,
+    ) -> (Answer, u32) {
         let until = Instant::now() + self.pool.deadline();
+        let mut resent = 0;
         loop {
             let status = match self.once(ask, request_id, region, slot).await {
-                Ok((what, receipt)) => return Answer::Yes { what, receipt },
+                Ok((what, receipt)) => return (Answer::Yes { what, receipt }, resent),
                 Err(status) => status,
             };
             let answer = answer(&status);
             let pause = match (&answer, of_status(&status).verdict) {
                 (Answer::Refused(_), Verdict::Overloaded { after }) => after.unwrap_or(REFUSED_PAUSE),
-                _ => return answer,
+                _ if connection_closed(&status) && resent < RESENT_MAX => {
+                    resent += 1;
+                    continue;
+                }
+                _ => return (answer, resent),
             };
             if Instant::now() + pause >= until {
-                return answer;
+                return (answer, resent);
             }
             tokio::time::sleep(pause).await;
         }

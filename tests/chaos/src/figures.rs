@@ -61,6 +61,8 @@ pub struct Measured {
     pub errors_by_kind: Vec<(String, u64)>,
     /// Calls that were refused for load until their deadline.
     pub refused: u64,
+    /// Calls that were sent again because their connection was closed.
+    pub resent: u64,
     /// The longest that a call of the load was sent late: the client itself, or the machine, stood still.
     pub client_stall_ms: f64,
     /// From a blow to the next acknowledged write in each region that it hit.
@@ -109,6 +111,7 @@ impl Measured {
             self.calls += 1;
             self.acknowledged += u64::from(op.is_acknowledged_write() && !op.again);
             self.refused += u64::from(matches!(op.answer, crate::history::Answer::Refused(_)));
+            self.resent += u64::from(op.resent > 0);
             self.client_stall_ms = self.client_stall_ms.max(ms(op.start.saturating_sub(op.due)));
             if op.answer.is_error() {
                 self.errors += 1;

@@ -166,6 +166,8 @@ pub struct Op {
     pub end: Micros,
     /// Whether it repeats a request id that was answered before.
     pub again: bool,
+    /// How often it was sent again because its connection was closed.
+    pub resent: u32,
     /// The answer.
     pub answer: Answer,
 }

@@ -248,7 +248,7 @@ pub async fn call(
     slot: u64,
 ) -> Answer {
     let start = recorder.now();
-    let answer = client.call(ask, request_id, region, slot).await;
+    let (answer, resent) = client.call_counted(ask, request_id, region, slot).await;
     recorder.add(Op {
         region: region.to_owned(),
         traffic,
@@ -259,6 +259,7 @@ pub async fn call(
         start,
         end: recorder.now(),
         again,
+        resent,
         answer: answer.clone(),
     });
     answer

@@ -43,6 +43,8 @@ pub struct ScenarioReport {
     /// The longest that the load itself stood still, milliseconds. Beyond a second, the machine was too busy, or somebody
     /// stopped the run: its times say little about the cluster.
     pub client_stall_ms: f64,
+    /// Calls that were sent again, with the same request id, because their connection was closed.
+    pub resent: u64,
     /// The errors that clients saw, by their words.
     pub errors_by_kind: Vec<(String, u64)>,
     /// Figures with their targets.
@@ -84,6 +86,7 @@ impl ScenarioReport {
             calls: measured.calls,
             acknowledged: measured.acknowledged,
             client_stall_ms: measured.client_stall_ms,
+            resent: measured.resent,
             errors_by_kind: measured.errors_by_kind.clone(),
             figures: scenario.figures(measured),
             next_write: spread(&measured.next_write_ms),
@@ -137,6 +140,13 @@ impl fmt::Display for ScenarioReport {
                 f,
                 "  NOTE: the load itself stood still for {:.0} ms: do not trust the times of this run",
                 self.client_stall_ms
+            )?;
+        }
+        if self.resent > 0 {
+            let count = self.resent;
+            writeln!(
+                f,
+                "  NOTE: connections were closed under {count} calls, which were sent again with their request ids"
             )?;
         }
         for (words, count) in &self.errors_by_kind {

@@ -185,6 +185,7 @@ pub(crate) mod example {
             start: times.0,
             end: times.1,
             again: false,
+            resent: 0,
             answer,
         }
     }
