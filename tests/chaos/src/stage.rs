@@ -270,19 +270,20 @@ impl Stage {
     /// A node that leads something, chosen by chance, with the regions that it leads.
     ///
     /// # Errors
-    /// As [`Stage::leaders`].
+    /// As [`Stage::leaders`]; when no node leads anything in time.
     pub async fn some_leader(&mut self) -> Result<(u64, Vec<String>), ChaosError> {
-        let leaders = self.leaders().await?;
-        let leading: Vec<u64> = leaders
-            .values()
-            .copied()
-            .filter(|node| *node != 0)
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect();
-        if leading.is_empty() {
-            return Err(self.late("no node leads anything", Duration::ZERO));
-        }
+        let begun = Instant::now();
+        let (leaders, leading) = loop {
+            let leaders = self.leaders().await?;
+            let leading: BTreeSet<u64> = leaders.values().copied().filter(|node| *node != 0).collect();
+            if !leading.is_empty() {
+                break (leaders, Vec::from_iter(leading));
+            }
+            if begun.elapsed() > HEALED_WITHIN {
+                return Err(self.late("no node leads anything", begun.elapsed()));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        };
         let node = leading[self.rng.random_range(0..leading.len())];
         Ok((
             node,
