@@ -12,16 +12,22 @@
 //! Entry points: [`flash_sale`] for one hot event, [`replay_trace`] for somebody's recorded arrivals,
 //! [`demo::flash_sale`] for a sale that a person watches.
 
+mod arrivals;
 pub mod audit;
+mod chance;
 pub mod demo;
 mod drive;
 mod error;
 mod measure;
+pub mod offer;
 mod plan;
 mod plot;
 pub mod pool;
+mod pursuit;
 mod readback;
+pub mod reading;
 mod report;
+mod run;
 mod sale;
 mod setup;
 mod target;
@@ -29,9 +35,9 @@ pub mod ticket_shop;
 pub mod trace;
 pub mod verdict;
 
-pub use drive::stamp;
 pub use error::LoadError;
 pub use plan::{FlashSale, Mode, Phase, Progress, ReplayOptions};
+pub use reading::stamp;
 pub use report::{EventReport, PercentilePoint, Report, TimelinePoint};
 pub use sale::{flash_sale, replay_trace};
 pub use target::{Mint, Target};

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::drive::{End, Record};
 use crate::report::{PercentilePoint, TimelinePoint};
+use crate::run::{End, Record};
 
 /// Highest latency that is told apart, in microseconds: a day.
 const LATENCY_US_MAX: u64 = 86_400_000_000;
@@ -177,7 +177,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::drive::Intent;
+    use crate::arrivals::Intent;
 
     fn record(due_ms: u64, ended_ms: u64, end: End) -> Record {
         Record {

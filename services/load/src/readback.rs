@@ -7,12 +7,13 @@ use futures_util::StreamExt as _;
 use tidewall_proto::v1;
 use tidewall_proto::v1::get_outcome_response::Result as Outcome;
 use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::Status;
 
-use crate::audit::{Answer, Asked, SeenEvent, SeenTicket, SeenTier};
-use crate::drive::{End, Lot, PROGRESS_EVERY, Record, Run, stamp};
+use crate::audit::{Answer, Asked, SeenEvent};
+use crate::drive::PROGRESS_EVERY;
 use crate::pool::Token;
-use crate::setup::repeat;
+use crate::reading::{Reader, repeat, seen_tiers, stamp};
+use crate::run::{End, Lot, Record, Run};
 use crate::verdict::{self, Verdict};
 use crate::{Phase, Progress};
 
@@ -28,8 +29,6 @@ const PAGE_PATIENCE_MAX: Duration = Duration::from_secs(30);
 const PATIENCE_MIN: Duration = Duration::from_secs(1);
 /// How long the reading may take in all.
 const READ_MAX: Duration = Duration::from_secs(600);
-/// Tickets on a page, the most that the API gives.
-const PAGE: i32 = 5_000;
 /// How often an event is read until its counters stand still.
 const READS_MAX: u32 = 5;
 /// Pause between two readings of an event that still changes.
@@ -152,13 +151,13 @@ async fn read_event(
     let failed = |doing: &str, status: Status| {
         format!("{doing} {} failed: {:?}: {}", lot.name, status.code(), status.message())
     };
+    let reader = Reader::new(&run.pool, organiser, run.patience.clamp(PATIENCE_MIN, PAGE_PATIENCE_MAX));
     let mut reads = 1;
     loop {
-        let before = get_event(run, organiser, lot).await.map_err(|status| failed("reading", status))?;
-        let tickets = list_tickets(run, organiser, lot, tell)
-            .await
-            .map_err(|status| failed("listing the tickets of", status))?;
-        let after = get_event(run, organiser, lot).await.map_err(|status| failed("reading", status))?;
+        let before = reader.event(&lot.name).await.map_err(|status| failed("reading", status))?;
+        let tickets = reader.tickets(&lot.name, &mut *tell).await;
+        let tickets = tickets.map_err(|status| failed("listing the tickets of", status))?;
+        let after = reader.event(&lot.name).await.map_err(|status| failed("reading", status))?;
         if before.tiers != after.tiers && reads < READS_MAX {
             // A copy of a call whose answer was lost was decided just now.
             reads += 1;
@@ -173,71 +172,8 @@ async fn read_event(
             name: lot.name.clone(),
             region: lot.region.clone(),
             quota: i64::from(lot.quota),
-            tiers: after
-                .tiers
-                .iter()
-                .map(|tier| SeenTier {
-                    tier_id: tier.tier_id.clone(),
-                    capacity: tier.capacity,
-                    planned: planned(&tier.tier_id),
-                    free: tier.free,
-                    held: tier.held,
-                    sold: tier.sold,
-                })
-                .collect(),
+            tiers: seen_tiers(&after, planned),
             tickets,
         });
-    }
-}
-
-async fn get_event(run: &Run, organiser: &Token, lot: &Lot) -> Result<v1::Event, Status> {
-    let message =
-        v1::GetEventRequest { name: lot.name.clone(), consistency: v1::ReadConsistency::Linearizable as i32 };
-    let answer = repeat(run.patience.clamp(PATIENCE_MIN, PAGE_PATIENCE_MAX), |slot| {
-        let mut client = run.pool.events(slot);
-        let request = run.pool.request(organiser, message.clone());
-        async move { run.pool.bounded(client.get_event(request)).await }
-    })
-    .await?;
-    answer.event.ok_or_else(|| Status::new(Code::DataLoss, "the answer carries no event"))
-}
-
-async fn list_tickets(
-    run: &Run,
-    organiser: &Token,
-    lot: &Lot,
-    tell: &mut impl FnMut(u64),
-) -> Result<Vec<SeenTicket>, Status> {
-    let mut tickets = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let message = v1::ListTicketsRequest {
-            parent: lot.name.clone(),
-            owner: "*".to_owned(),
-            page_size: PAGE,
-            page_token: page_token.clone(),
-        };
-        let page = repeat(run.patience.clamp(PATIENCE_MIN, PAGE_PATIENCE_MAX), |slot| {
-            let mut client = run.pool.tickets(slot);
-            let request = run.pool.request(organiser, message.clone());
-            async move { run.pool.bounded(client.list_tickets(request)).await }
-        })
-        .await?;
-        tell(page.tickets.len() as u64);
-        tickets.extend(page.tickets.into_iter().map(|ticket| SeenTicket {
-            valid: ticket.state == v1::TicketState::Valid as i32,
-            name: ticket.name,
-            owner: ticket.owner,
-            tier_id: ticket.tier_id,
-            seat: ticket.seat,
-            request_id: ticket.request_id,
-        }));
-        if page.next_page_token.is_empty() {
-            return Ok(tickets);
-        }
-        if page.next_page_token == page_token {
-            return Err(Status::new(Code::DataLoss, "a page names itself as the next page"));
-        }
-        page_token = page.next_page_token;
     }
 }

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::arrivals::{Arrivals, Intent, Intents};
 use crate::audit::{Findings, SeenEvent, audit};
-use crate::drive::{Arrivals, Driven, Intent, Intents, LotTier, Run, RunParts, drive};
+use crate::drive::{Driven, drive};
 use crate::measure::{Figures, figures};
 use crate::plan::{CAPACITY_MAX, QUOTA_MAX, SHARED_SUBJECTS};
 use crate::pool::{Pool, Token};
+use crate::run::{LotTier, Run, RunParts};
 use crate::setup::{self, NewEvent, PREPARE_PATIENCE, choose_region, create_event, mint_all};
 use crate::{
     EventReport, FlashSale, LoadError, Mode, Phase, Progress, ReplayOptions, Report, Target, readback, trace,

@@ -8,17 +8,16 @@ use std::time::Duration;
 use tidewall_proto::v1;
 use tokio::time::Instant;
 use tonic::Status;
-use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
-use crate::drive::{Lot, LotTier, PROGRESS_EVERY};
+use crate::drive::PROGRESS_EVERY;
+use crate::offer::Offer;
 use crate::pool::{Pool, Token, bearer};
+use crate::run::{Lot, LotTier};
 use crate::{LoadError, Mint, Phase, Progress, Target, verdict};
 
 /// How long a step of the preparation is repeated.
 pub(crate) const PREPARE_PATIENCE: Duration = Duration::from_secs(30);
-/// Pause before a step is repeated, when the answer names none.
-const REPEAT_PAUSE: Duration = Duration::from_millis(100);
 /// Threads that make tokens, at most.
 const MINT_THREADS_MAX: usize = 8;
 /// Subject that creates the events and reads them back.
@@ -36,26 +35,6 @@ pub(crate) fn refused(doing: &str, status: &Status) -> LoadError {
         reason: verdict::reason(status),
         message: status.message().to_owned(),
     }
-}
-
-/// Repeats a call, each time on the next connection, until it is answered, it cannot succeed, or time is up.
-pub(crate) async fn repeat<T, F>(patience: Duration, mut call: impl FnMut(u64) -> F) -> Result<T, Status>
-where
-    F: Future<Output = Result<T, Status>>,
-{
-    let until = Instant::now() + patience;
-    for slot in 0_u64.. {
-        let status = match call(slot).await {
-            Ok(answer) => return Ok(answer),
-            Err(status) => status,
-        };
-        let pause = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or(REPEAT_PAUSE);
-        if !verdict::worth_repeating(&status) || Instant::now() + pause > until {
-            return Err(status);
-        }
-        tokio::time::sleep(pause).await;
-    }
-    Err(Status::deadline_exceeded("repeated too often"))
 }
 
 /// The organiser's token.
@@ -160,43 +139,16 @@ pub(crate) fn event_id(name: &str, number: usize) -> String {
 /// Creates an event.
 pub(crate) async fn create_event(pool: &Pool, organiser: &Token, event: NewEvent) -> Result<Lot, LoadError> {
     let NewEvent { region, event_id, display_name, quota, tiers } = event;
-    let doing = format!("creating event {event_id} in {region}");
-    let message = v1::CreateEventRequest {
-        parent: region.clone(),
-        event_id,
-        event: Some(v1::Event {
-            display_name: display_name.clone(),
-            tiers: tiers
-                .iter()
-                .map(|tier| v1::Tier {
-                    tier_id: tier.tier_id.clone(),
-                    display_name: tier.tier_id.clone(),
-                    // At most 10,000,000: plan and trace were checked.
-                    capacity: tier.capacity as i64,
-                    price: Some(v1::Money { currency_code: "EUR".to_owned(), minor_units: 4_900 }),
-                    ..v1::Tier::default()
-                })
-                .collect(),
-            // At most 100,000, likewise.
-            quota_per_buyer: quota as i32,
-            ..v1::Event::default()
-        }),
-        request_id: Uuid::now_v7().to_string(),
+    let offer = Offer {
+        region: &region,
+        event_id: &event_id,
+        display_name: &display_name,
+        // At most 100,000 and 10,000,000: plan and trace were checked.
+        quota: quota as i32,
+        tiers: tiers.iter().map(|tier| (tier.tier_id.as_str(), tier.capacity as i64)).collect(),
     };
-    let answer = repeat(PREPARE_PATIENCE, |slot| {
-        let mut client = pool.events(slot);
-        let request = pool.request(organiser, message.clone());
-        async move { pool.bounded(client.create_event(request)).await }
-    })
-    .await
-    .map_err(|status| refused(&doing, &status))?;
-    let name = answer.event.map(|event| event.name).filter(|name| !name.is_empty());
-    let name = name.ok_or_else(|| LoadError::Setup {
-        doing,
-        code: tonic::Code::DataLoss,
-        reason: String::new(),
-        message: "the answer names no event".to_owned(),
-    })?;
+    let made = offer.make(pool, organiser, PREPARE_PATIENCE).await;
+    let name = made.map_err(|status| refused(&format!("creating event {event_id} in {region}"), &status))?;
     Ok(Lot { name, display_name, region, quota, tiers })
 }
 
@@ -213,7 +165,7 @@ pub(crate) fn choose_region(
         }
         None => {
             // The remainder is smaller than a usize: it comes from one.
-            let chosen = (crate::drive::mix(seed) % regions.len() as u64) as usize;
+            let chosen = (crate::chance::mix(seed) % regions.len() as u64) as usize;
             Ok(regions[chosen].name.clone())
         }
         Some(wanted) => {

@@ -9,7 +9,7 @@
 
 use std::fmt::Write as _;
 
-use crate::drive::mix;
+use crate::chance::mix;
 use crate::trace::HEADER;
 
 /// Requests in the trace.

@@ -9,6 +9,7 @@
 //! but to the nodes of its topology.
 
 mod admin;
+mod call;
 mod client;
 mod error;
 pub mod follow;

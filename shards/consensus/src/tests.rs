@@ -1,6 +1,10 @@
 //! Three replicas with real links on 127.0.0.1, over disks in memory that lose what was not synced.
 #![allow(clippy::unwrap_used)]
 
+mod leading;
+mod members;
+mod survival;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,8 +20,6 @@ use tidewall_store::checkpoint::{CheckpointStore, CheckpointWriter};
 use tidewall_store::log::{LogOptions, NodeLog};
 use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::TcpListenerStream;
-
-use openraft::async_runtime::watch::WatchReceiver as _;
 
 use crate::*;
 
@@ -158,15 +160,9 @@ impl Cluster {
         }
     }
 
+    /// Buys a ticket with request number `n`, and returns the index at which it was decided.
     async fn buy(&self, number: u32, n: u64) -> u64 {
-        let op = tickets::Command::Buy {
-            event: "gala".into(),
-            tier: "ga".into(),
-            quantity: 1,
-            seats: vec![],
-            buyer: String::new(),
-        };
-        let decision = self.decide(number, vec![command(n, op)]).await.remove(0);
+        let decision = self.decide(number, vec![purchase(n)]).await.remove(0);
         assert!(matches!(decision.answer, Answer::Done(_)), "{decision:?}");
         decision.receipt.unwrap().index
     }
@@ -221,343 +217,50 @@ impl Cluster {
     }
 }
 
+/// Id of request number `n`.
+fn request_id(n: u64) -> u128 {
+    (u128::from(T0) << 80) | u128::from(n)
+}
+
+/// Alice's command with request number `n`.
 fn command(n: u64, op: tickets::Command) -> Command {
-    let request_id = (u128::from(T0) << 80) | u128::from(n);
     Command {
         principal: "alice".into(),
-        request_id,
+        request_id: request_id(n),
         expires_ms: u64::MAX,
         privileged: false,
         op: Op::Tickets(op),
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_acknowledged_survives_the_death_of_its_leader() {
-    let mut cluster = Cluster::new(&[1, 2, 3]).await;
-    cluster.create(1).await;
-    for n in 1..=20 {
-        cluster.buy(1, n).await;
-    }
-    let (old, _) = cluster.leader(1).await;
-    cluster.crash(old).await;
-    let (new, group) = cluster.leader(1).await;
-    assert_ne!(old, new);
-    for n in 1..=20 {
-        let known = group.state().read(|machine| machine.outcome("alice", (u128::from(T0) << 80) | n));
-        assert!(known.is_some(), "purchase {n} was acknowledged and is lost");
-    }
-    let last = cluster.buy(1, 21).await;
-    cluster.start(old).await;
-    cluster.agree(1, last).await;
-    cluster.stop().await;
+/// The purchase of a ticket with request number `n`.
+fn purchase(n: u64) -> Command {
+    let op = tickets::Command::Buy {
+        event: "gala".into(),
+        tier: "ga".into(),
+        quantity: 1,
+        seats: vec![],
+        buyer: String::new(),
+    };
+    command(n, op)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_replicas_come_back_from_log_and_checkpoint() {
-    let mut cluster = Cluster::new(&[1, 2, 3]).await;
-    cluster.create(1).await;
-    let mut last = 0;
-    for n in 1..=30 {
-        last = cluster.buy(1, n).await;
-        if n == 15 {
-            for running in cluster.running.values() {
-                running.groups[&1].checkpoint().await;
-            }
-        }
-    }
-    cluster.agree(1, last).await;
-    let digest = cluster.leader(1).await.1.state().read(|machine| machine.tickets().digest());
-    for node in 1..=3 {
-        cluster.crash(node).await;
-    }
-    for node in 1..=3 {
-        cluster.start(node).await;
-    }
-    let (_, group) = cluster.leader(1).await;
-    assert_eq!(group.state().read(|machine| machine.tickets().digest()), digest);
-    let again = cluster.buy(1, 30).await;
-    assert!(again <= last, "a repeated request was decided anew");
-    let last = cluster.buy(1, 31).await;
-    cluster.agree(1, last).await;
-    cluster.stop().await;
+/// Whether a replica remembers what became of request number `n`.
+fn remembers(group: &Group, n: u64) -> bool {
+    group.state().read(|machine| machine.outcome("alice", request_id(n))).is_some()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_replica_joins_from_a_snapshot() {
-    let mut cluster = Cluster::new(&[1, 2]).await;
-    cluster.create(1).await;
-    let mut last = 0;
-    for n in 1..=400 {
-        last = cluster.buy(1, n).await;
-    }
-    // Everything before is purged: the log alone cannot bring the third replica up.
-    let (_, leader) = cluster.leader(1).await;
-    leader.checkpoint().await;
+/// Waits until something is so; `otherwise` is what is wrong when it never is.
+async fn until(otherwise: &str, mut so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
-    while leader.raft().metrics().borrow_watched().purged.is_none() {
-        assert!(Instant::now() < deadline, "the log was not purged");
+    while !so() {
+        assert!(Instant::now() < deadline, "{otherwise}");
         sleep(Duration::from_millis(20)).await;
     }
-    cluster.start(3).await;
-    cluster.agree(1, last).await;
-    let joined = &cluster.running[&3].groups[&1];
-    assert!(joined.state().checkpoint_index() > 0, "it did not come by snapshot");
-    // And what it was given survives its own crash.
-    cluster.crash(3).await;
-    cluster.start(3).await;
-    let last = cluster.buy(1, 401).await;
-    cluster.agree(1, last).await;
-    cluster.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_poison_entry_halts_its_group_and_no_other() {
-    let cluster = Cluster::new(&[1, 2, 3]).await;
-    for number in GROUPS {
-        cluster.create(number).await;
-    }
-    let (_, group) = cluster.leader(1).await;
-    let before = group.state().read(|machine| machine.applied_index());
-    let poison = Payload(bytes::Bytes::from_static(&[crate::types::KIND_NORMAL, 200, 1, 2, 3]));
-    let answer = tokio::time::timeout(PATIENCE, group.propose(poison)).await.expect("an answer in time");
-    assert!(matches!(answer, Err(ProposeError::Unknown(_) | ProposeError::Halted(_))), "{answer:?}");
-    // The leader halts; so does whoever leads after it. The last one has no majority left to learn of the commit from.
-    let deadline = Instant::now() + PATIENCE;
-    let halted =
-        || cluster.running.values().filter(|running| running.groups[&1].state().halted().is_some()).count();
-    while halted() < 2 {
-        assert!(Instant::now() < deadline, "a replica skipped the poison entry");
-        sleep(Duration::from_millis(20)).await;
-    }
-    for running in cluster.running.values() {
-        let applied = running.groups[&1].state().read(|machine| machine.applied_index());
-        assert!(applied <= before, "somebody went on behind the poison entry");
-    }
-    assert!(matches!(group.confirm_leadership().await, Err(ReadError::Halted(_))));
-    assert_eq!(group.status().role, Role::Halted);
-    let last = cluster.buy(2, 1).await;
-    cluster.agree(2, last).await;
-    cluster.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leadership_moves_where_it_is_sent() {
-    let cluster = Cluster::new(&[1, 2, 3]).await;
-    cluster.create(1).await;
-    for n in 1..=3 {
-        let (from, group) = cluster.leader(1).await;
-        let to = from % 3 + 1;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if group.believes_to_lead() && group.caught_up(to) {
-                group.transfer_leadership(to).await;
-            }
-            sleep(Duration::from_millis(300)).await;
-            if cluster.leader(1).await.0 == to {
-                break;
-            }
-            assert!(Instant::now() < deadline, "the lead did not go from {from} to {to}");
-        }
-        cluster.buy(1, n).await;
-    }
-    cluster.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_cut_off_from_its_peers_confirms_nothing() {
-    let mut cluster = Cluster::new(&[1, 2, 3]).await;
-    cluster.create(1).await;
-    let (old, group) = cluster.leader(1).await;
-    let others: Vec<u64> = (1..=3).filter(|node| *node != old).collect();
-    for node in others {
-        cluster.crash(node).await;
-    }
-    // Its lease runs out; from then on it must refuse, though nobody has told it of a new leader.
-    sleep(Duration::from_millis(1_200)).await;
-    let confirmed =
-        tokio::time::timeout(PATIENCE, group.confirm_leadership()).await.expect("an answer in time");
-    assert!(matches!(confirmed, Err(ReadError::NotLeader { .. })), "{confirmed:?}");
-    cluster.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_replica_is_replaced_under_a_new_id() {
-    let mut cluster = Cluster::new(&[1, 2, 3]).await;
-    cluster.create(1).await;
-    for n in 1..=100 {
-        cluster.buy(1, n).await;
-    }
-    let (leader, _) = cluster.leader(1).await;
-    let lost = leader % 3 + 1;
-    cluster.crash(lost).await;
-    cluster.start(4).await;
-    let (_, group) = cluster.leader(1).await;
-    group.add_learner(4, cluster.addresses[&4].to_string()).await.unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    while group.lag(4).is_none_or(|lag| lag > 0) {
-        assert!(Instant::now() < deadline, "node 4 does not catch up");
-        sleep(Duration::from_millis(20)).await;
-    }
-    let voters: std::collections::BTreeSet<u64> = (1..=4).filter(|node| *node != lost).collect();
-    group.set_voters(voters.clone()).await.unwrap();
-    assert_eq!(group.members(), (voters, std::collections::BTreeSet::new()));
-    let last = cluster.buy(1, 101).await;
-    cluster.agree(1, last).await;
-    // The new one counts: with it and without the old leader there is a majority.
-    cluster.crash(leader).await;
-    let last = cluster.buy(1, 102).await;
-    cluster.agree(1, last).await;
-    cluster.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_survivor_goes_on_alone_with_all_that_its_log_has() {
-    let mut cluster = Cluster::new(&[1, 2, 3]).await;
-    cluster.create(1).await;
-    let mut last = 0;
-    for n in 1..=20 {
-        last = cluster.buy(1, n).await;
-    }
-    cluster.agree(1, last).await;
-    for node in 1..=3 {
-        cluster.crash(node).await;
-    }
-    let disks = cluster.disks[&1].clone();
-    // Crashes in between change nothing: the second time finds the new incarnation.
-    for crash in [true, false] {
-        let (log, _) = NodeLog::open(Arc::new(disks.log.clone()), LogOptions::new(CLUSTER, 1)).unwrap();
-        let mut store = disks.checkpoints.clone();
-        let machine = store.load(1).unwrap().map(|(_, machine)| machine).unwrap_or_default();
-        let recovery = recovery::Recovery {
-            group: 1,
-            node: 1,
-            address: cluster.addresses[&1].to_string(),
-            incarnation: 2,
-        };
-        let machine = recovery::recover(&recovery, &log.group(1), &mut store, machine).unwrap();
-        assert_eq!((machine.incarnation(), machine.applied_index() > last), (2, true));
-        if crash {
-            disks.log.crash(CrashMode::LoseUnsynced);
-        }
-        let _ = log.close();
-    }
-    cluster.start(1).await;
-    let (leader, group) = cluster.leader(1).await;
-    assert_eq!(leader, 1);
-    assert_eq!(group.members().0, [1].into());
-    for n in 1..=20 {
-        let known = group.state().read(|machine| machine.outcome("alice", (u128::from(T0) << 80) | n));
-        assert!(known.is_some(), "purchase {n} was in the survivor's log and is lost");
-    }
-    cluster.buy(1, 21).await;
-    // A new replica takes the place of a lost one.
-    cluster.start(4).await;
-    group.add_learner(4, cluster.addresses[&4].to_string()).await.unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    while group.lag(4).is_none_or(|lag| lag > 0) {
-        assert!(Instant::now() < deadline, "node 4 does not catch up");
-        sleep(Duration::from_millis(20)).await;
-    }
-    group.set_voters([1, 4].into()).await.unwrap();
-    let last = cluster.buy(1, 22).await;
-    cluster.agree(1, last).await;
-    // An order that is found again, however late, empties nothing: what was acknowledged since is in the log only.
-    cluster.crash(4).await;
-    cluster.crash(1).await;
-    let (log, _) = NodeLog::open(Arc::new(disks.log.clone()), LogOptions::new(CLUSTER, 1)).unwrap();
-    let mut store = disks.checkpoints.clone();
-    let machine = store.load(1).unwrap().map(|(_, machine)| machine).unwrap();
-    let recovery = recovery::Recovery { group: 1, node: 1, address: String::new(), incarnation: 2 };
-    recovery::recover(&recovery, &log.group(1), &mut store, machine).unwrap();
-    let _ = log.close();
-    cluster.start(1).await;
-    cluster.start(4).await;
-    let (_, group) = cluster.leader(1).await;
-    let known = group.state().read(|machine| machine.outcome("alice", (u128::from(T0) << 80) | 22));
-    assert!(known.is_some(), "a purchase after the recovery is lost");
-    cluster.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_was_left_behind_by_a_recovery_is_not_listened_to() {
-    let mut cluster = Cluster::new(&[1, 2, 3]).await;
-    cluster.create(1).await;
-    let last = cluster.buy(1, 1).await;
-    cluster.agree(1, last).await;
-    for node in 1..=3 {
-        cluster.crash(node).await;
-    }
-    let disks = cluster.disks[&1].clone();
-    let (log, _) = NodeLog::open(Arc::new(disks.log.clone()), LogOptions::new(CLUSTER, 1)).unwrap();
-    let mut store = disks.checkpoints.clone();
-    let machine = store.load(1).unwrap().map(|(_, machine)| machine).unwrap_or_default();
-    let address = cluster.addresses[&1].to_string();
-    let recovery = recovery::Recovery { group: 1, node: 1, address, incarnation: 2 };
-    recovery::recover(&recovery, &log.group(1), &mut store, machine).unwrap();
-    let _ = log.close();
-    cluster.start(1).await;
-    let (_, survivor) = cluster.leader(1).await;
-    survivor.state().raise_fence(2);
-    // The others come back and do not know yet: they elect, in ever higher terms, and call the survivor a member.
-    cluster.start(2).await;
-    cluster.start(3).await;
-    let deadline = Instant::now() + PATIENCE;
-    let elected = |node: u64| cluster.running[&node].groups[&1].believes_to_lead();
-    while !elected(2) && !elected(3) {
-        assert!(Instant::now() < deadline, "the others elect nobody: this tests nothing");
-        sleep(Duration::from_millis(20)).await;
-    }
-    for n in 10..30 {
-        let op = tickets::Command::Buy {
-            event: "gala".into(),
-            tier: "ga".into(),
-            quantity: 1,
-            seats: vec![],
-            buyer: String::new(),
-        };
-        let payload = Payload::new(&Entry { stamp_ms: T0, commands: vec![command(n, op)] });
-        let decided = tokio::time::timeout(PATIENCE, survivor.propose(payload)).await.unwrap();
-        assert!(decided.is_ok(), "the survivor was deposed by those it has left behind: {decided:?}");
-        sleep(Duration::from_millis(50)).await;
-    }
-    // Told of the fence, they answer nobody either.
-    for node in [2, 3] {
-        cluster.running[&node].groups[&1].state().raise_fence(2);
-    }
-    assert_eq!(survivor.members().0, [1].into());
-    cluster.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_suspended_group_decides_nothing_until_it_may() {
-    let cluster = Cluster::new(&[1, 2, 3]).await;
-    cluster.create(1).await;
-    let (_, group) = cluster.leader(1).await;
-    group.state().suspend(Some("replicas differ".into()));
-    let payload = Payload::new(&Entry { stamp_ms: T0, commands: vec![] });
-    assert_eq!(group.propose(payload).await, Err(ProposeError::Halted("replicas differ".into())));
-    assert_eq!(group.confirm_leadership().await, Err(ReadError::Halted("replicas differ".into())));
-    group.state().suspend(None);
-    let last = cluster.buy(1, 1).await;
-    cluster.agree(1, last).await;
-    cluster.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_note_the_same_digests_where_they_compare() {
-    let cluster = Cluster::new(&[1, 2, 3]).await;
-    cluster.create(1).await;
-    let mut last = 0;
-    for n in 1..=2 * agreement::EVERY {
-        last = cluster.buy(1, n).await;
-    }
-    cluster.agree(1, last).await;
-    let notes = |node: u64| cluster.running[&node].groups[&1].state().ledger().tell();
-    let compared: Vec<_> = notes(1).into_iter().filter(|(index, _)| index % agreement::EVERY == 0).collect();
-    assert!(compared.len() >= 2, "{compared:?}");
-    for (note, node) in compared.iter().flat_map(|note| [(note, 2), (note, 3)]) {
-        assert!(notes(node).contains(note), "node {node} has another digest than {note:?}");
-    }
-    cluster.stop().await;
+/// Makes `node` a learner of group 1 and waits until it lacks nothing.
+async fn bring_up(cluster: &Cluster, group: &Group, node: u64) {
+    group.add_learner(node, cluster.addresses[&node].to_string()).await.unwrap();
+    until("the learner does not catch up", || group.lag(node) == Some(0)).await;
 }

@@ -42,6 +42,12 @@ impl Payload {
         Self(bytes.into())
     }
 
+    /// An entry that no build decodes: each replica that comes to apply it halts. For tests and simulation.
+    pub fn poison() -> Self {
+        const NO_SUCH_FORMAT: u8 = 200;
+        Self(Bytes::from_static(&[KIND_NORMAL, NO_SUCH_FORMAT, 1, 2, 3]))
+    }
+
     /// Bytes in the log.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -4,12 +4,9 @@
 use std::time::Duration;
 
 use tidewall_load::Target;
+use tidewall_load::offer::Offer;
 use tidewall_load::pool::Pool;
-use tidewall_load::verdict::worth_repeating;
-use tidewall_proto::v1;
-use tokio::time::Instant;
-use tonic::Status;
-use uuid::Uuid;
+pub use tidewall_load::reading::repeat;
 
 use crate::ChaosError;
 use crate::client::Client;
@@ -21,8 +18,6 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 pub const LOOK_DEADLINE: Duration = Duration::from_secs(3);
 /// How long a step of the preparation is repeated.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// Pause before a step is repeated.
-const PAUSE: Duration = Duration::from_millis(100);
 /// Connections to the gateway.
 const CONNECTIONS: usize = 4;
 /// Buyers of a run; they come again and again.
@@ -60,67 +55,27 @@ impl People {
     }
 }
 
-/// Repeats a call until it is answered, cannot succeed, or time is up.
-///
-/// # Errors
-/// The last answer.
-pub async fn repeat<T, F>(patience: Duration, mut call: impl FnMut(u64) -> F) -> Result<T, Status>
-where
-    F: Future<Output = Result<T, Status>>,
-{
-    let until = Instant::now() + patience;
-    let mut slot = 0;
-    loop {
-        match call(slot).await {
-            Ok(answer) => return Ok(answer),
-            Err(status) if !worth_repeating(&status) || Instant::now() + PAUSE > until => return Err(status),
-            Err(_) => tokio::time::sleep(PAUSE).await,
-        }
-        slot += 1;
-    }
-}
-
 /// Creates an event with these tiers.
 ///
 /// # Errors
-/// When the region refuses, or does not answer within [`PATIENCE`].
+/// When the region refuses, does not answer within [`PATIENCE`], or answers without the event.
 pub async fn create_event(
     organiser: &Client,
     region: &str,
     traffic: Traffic,
     tiers: Vec<(String, i64)>,
 ) -> Result<Planned, ChaosError> {
-    let id = Uuid::now_v7();
-    let message = v1::CreateEventRequest {
-        parent: region.to_owned(),
-        event_id: String::new(),
-        event: Some(v1::Event {
-            display_name: format!("chaos {traffic:?}"),
-            tiers: tiers
-                .iter()
-                .map(|(tier_id, capacity)| v1::Tier {
-                    tier_id: tier_id.clone(),
-                    display_name: tier_id.clone(),
-                    capacity: *capacity,
-                    price: Some(v1::Money { currency_code: "EUR".to_owned(), minor_units: 4_900 }),
-                    ..v1::Tier::default()
-                })
-                .collect(),
-            quota_per_buyer: QUOTA,
-            ..v1::Event::default()
-        }),
-        request_id: id.to_string(),
+    let offer = Offer {
+        region,
+        event_id: "",
+        display_name: &format!("chaos {traffic:?}"),
+        quota: QUOTA,
+        tiers: tiers.iter().map(|(tier_id, capacity)| (tier_id.as_str(), *capacity)).collect(),
     };
-    let answer = repeat(PATIENCE, |slot| {
-        let mut client = organiser.pool().events(slot);
-        let request = organiser.pool().request(organiser.token(), message.clone());
-        async move { organiser.pool().bounded(client.create_event(request)).await }
-    })
-    .await
-    .map_err(|status| ChaosError::Call {
+    let made = offer.make(organiser.pool(), organiser.token(), PATIENCE).await;
+    let name = made.map_err(|status| ChaosError::Call {
         doing: format!("creating an event in {region}"),
         message: format!("{:?}: {}", status.code(), status.message()),
     })?;
-    let name = answer.event.unwrap_or_default().name;
     Ok(Planned { name, region: region.to_owned(), tiers, traffic })
 }

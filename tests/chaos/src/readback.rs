@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use tidewall_load::audit::{SeenEvent, SeenTicket, SeenTier};
+use tidewall_load::audit::SeenEvent;
+use tidewall_load::reading::{Reader, seen_tiers};
 use tidewall_proto::v1;
 use tokio::time::Instant;
 use tonic::Status;
@@ -13,14 +14,12 @@ use uuid::Uuid;
 use crate::check::{Resolved, SeenReplica};
 use crate::client::Client;
 use crate::history::{Answer, Ask, Op, Planned, Yes};
-use crate::prepare::{PATIENCE, People, repeat};
+use crate::prepare::{PATIENCE, People};
 
 /// Questions under way at the same time.
 const QUESTIONS: usize = 32;
 /// Acknowledged requests whose outcome is asked for again, at most.
 const SAMPLE: usize = 3_000;
-/// Tickets on a page.
-const PAGE: i32 = 5_000;
 /// How long replicas may take to come together once nothing is written any more.
 const TOGETHER_WITHIN: Duration = Duration::from_secs(60);
 /// Pause between two looks at replicas.
@@ -82,64 +81,16 @@ pub async fn events(planned: &[Planned], people: &People, unread: &mut Vec<Strin
 }
 
 async fn read_event(planned: &Planned, organiser: &Client) -> Result<SeenEvent, Status> {
-    let mut tickets = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let message = v1::ListTicketsRequest {
-            parent: planned.name.clone(),
-            owner: "*".to_owned(),
-            page_size: PAGE,
-            page_token: page_token.clone(),
-        };
-        let page = repeat(PATIENCE, |slot| {
-            let mut client = organiser.pool().tickets(slot);
-            let request = organiser.pool().request(organiser.token(), message.clone());
-            async move { organiser.pool().bounded(client.list_tickets(request)).await }
-        })
-        .await?;
-        tickets.extend(page.tickets.into_iter().map(|ticket| SeenTicket {
-            valid: ticket.state == v1::TicketState::Valid as i32,
-            name: ticket.name,
-            owner: ticket.owner,
-            tier_id: ticket.tier_id,
-            seat: ticket.seat,
-            request_id: ticket.request_id,
-        }));
-        if page.next_page_token.is_empty() || page.next_page_token == page_token {
-            break;
-        }
-        page_token = page.next_page_token;
-    }
-    let message = v1::GetEventRequest {
-        name: planned.name.clone(),
-        consistency: v1::ReadConsistency::Linearizable as i32,
-    };
-    let event = repeat(PATIENCE, |slot| {
-        let mut client = organiser.pool().events(slot);
-        let request = organiser.pool().request(organiser.token(), message.clone());
-        async move { organiser.pool().bounded(client.get_event(request)).await }
-    })
-    .await?
-    .event
-    .unwrap_or_default();
+    let reader = Reader::new(organiser.pool(), organiser.token(), PATIENCE);
+    let tickets = reader.tickets(&planned.name, |_| ()).await?;
+    let event = reader.event(&planned.name).await?;
     let capacity =
         |id: &str| planned.tiers.iter().find(|(tier, _)| tier == id).map_or(0, |(_, capacity)| *capacity);
     Ok(SeenEvent {
         name: planned.name.clone(),
         region: planned.region.clone(),
         quota: i64::from(event.quota_per_buyer),
-        tiers: event
-            .tiers
-            .into_iter()
-            .map(|tier| SeenTier {
-                planned: capacity(&tier.tier_id),
-                tier_id: tier.tier_id,
-                capacity: tier.capacity,
-                free: tier.free,
-                held: tier.held,
-                sold: tier.sold,
-            })
-            .collect(),
+        tiers: seen_tiers(&event, capacity),
         tickets,
     })
 }

@@ -8,12 +8,11 @@ use std::sync::Arc;
 
 use tidewall_env::disk::{Disk, DiskFile};
 
+use super::memory::{GroupMemory, Place, Segment, Slot};
 use super::record::{self, Body, Record};
 use super::segment::{self, Header, RECORDS_AT, Seal};
 use super::writer::{self, Writer};
-use super::{
-    GroupLogState, GroupMemory, LogError, LogOptions, Place, RecoveryReport, Segment, Slot, TornTail,
-};
+use super::{GroupLogState, LogError, LogOptions, RecoveryReport, TornTail};
 
 /// A log that can be written to.
 pub(super) struct Recovered {

@@ -10,10 +10,9 @@ use std::sync::Arc;
 
 use tidewall_env::disk::DiskFile;
 
+use super::memory::{Core, Operation, Place, Segment, What};
 use super::record::{self, Body, Encoder};
-use super::{
-    Core, Done, GroupLogState, LogError, LogPosition, Operation, Place, Segment, Shared, What, segment,
-};
+use super::{Done, GroupLogState, LogError, LogPosition, Shared, segment};
 
 /// A batch is closed at this size, so that one barrier does not wait for everything that a flood has queued.
 const BATCH_BYTES_MAX: usize = 4 << 20;

@@ -1,0 +1,315 @@
+//! One call to a shard group: attempt, follow, hold, replay, until there is an answer that is not about who leads. It must
+//! never call something undecided that an attempt may have had decided.
+
+use std::time::Duration;
+
+use tidewall_link::LinkError;
+use tidewall_proto::internal::v1 as pb;
+use tokio::time::{Instant, sleep_until};
+
+use crate::ClientError;
+use crate::client::ShardClient;
+use crate::group::{Entry, Group, Refused};
+use crate::nodes::Lane;
+
+/// A first probe may take so long; the next ones twice as long each, up to the attempt's timeout.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
+/// Hints that are followed in a row without a pause.
+const FOLLOWS_MAX: u32 = 2;
+
+/// A call, and what is known of it.
+pub(crate) struct Call<'a, F> {
+    client: &'a ShardClient,
+    group_number: u32,
+    group: &'a Group,
+    lane: Lane,
+    /// Makes the message, anew for each attempt.
+    op: F,
+    deadline: Instant,
+    progress: Progress,
+}
+
+/// What is known of one call while it is attempted again and again.
+#[derive(Default)]
+struct Progress {
+    /// An attempt may have reached a node that decides.
+    in_doubt: bool,
+    /// Hints followed in a row.
+    follows: u32,
+    /// Pauses of this call alone.
+    pauses: u32,
+    /// Attempts without a reply.
+    timeouts: u32,
+    /// A node that did not reply to the last attempt.
+    silent: Option<usize>,
+    /// The node that was asked last, when it said that it has halted.
+    halted: Option<usize>,
+    /// What happened to the last attempt.
+    why: Option<String>,
+}
+
+impl Progress {
+    /// Whom to ask now. A call whose last attempt stayed without a reply asks somebody else who leads; the
+    /// others go on believing in the leader, who may be busy with that one row only.
+    fn next_node(&mut self, group: &Group) -> usize {
+        let node = self.silent.map_or_else(|| group.leader(), |silent| group.after(silent));
+        // A late hint to another call may have brought the group's belief back to a halted node.
+        if self.halted.take() == Some(node) { group.after(node) } else { node }
+    }
+
+    /// Draws the conclusions from the answer of a node that has halted.
+    fn note_halted(&mut self, group: &Group, node: usize) {
+        self.follows = 0;
+        self.halted = Some(node);
+        if let Some(silent) = self.silent.take() {
+            // Before the halted node, which may be next in turn after the silent one: it is passed over too.
+            group.doubt(silent);
+        }
+        group.doubt(node);
+    }
+
+    /// Ends the call at its deadline.
+    fn give_up(&mut self) -> ClientError {
+        let why = self.why.take();
+        let why = why.unwrap_or_else(|| "the deadline passed before the call could be sent".into());
+        if self.in_doubt { ClientError::Unknown { why } } else { ClientError::Unavailable { why } }
+    }
+}
+
+impl<'a, F: Fn() -> pb::call::Op> Call<'a, F> {
+    /// A call that is not yet attempted. `in_doubt` says that the same request may have been decided before.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] when there is no such group.
+    pub(crate) fn new(
+        client: &'a ShardClient,
+        group_number: u32,
+        lane: Lane,
+        op: F,
+        in_doubt: bool,
+        deadline: Instant,
+    ) -> Result<Self, ClientError> {
+        let group = client.group(group_number)?;
+        let progress = Progress { in_doubt, ..Progress::default() };
+        Ok(Self { client, group_number, group, lane, op, deadline, progress })
+    }
+
+    /// Attempts the call until it has an answer that is not about who leads.
+    ///
+    /// # Errors
+    /// [`ClientError::Unknown`] when an attempt may have been decided; otherwise none was.
+    pub(crate) async fn run(mut self) -> Result<pb::reply::Result, ClientError> {
+        loop {
+            // Kept until the conclusions are drawn, pauses included: who probes goes on probing alone.
+            let entry = self.enter().await?;
+            let node = self.progress.next_node(self.group);
+            match self.attempt(node, &entry).await {
+                Ok(Some(pb::reply::Result::Refusal(refusal))) => self.refused(node, &entry, refusal).await?,
+                Ok(Some(result)) => {
+                    self.group.settle(node);
+                    return Ok(result);
+                }
+                Ok(None) => {
+                    self.progress.in_doubt = true;
+                    self.progress.why = Some(format!("node {} sent an empty reply", self.node_id(node)));
+                    self.pause().await;
+                }
+                Err(error) => self.unanswered(node, &entry, error).await?,
+            }
+        }
+    }
+
+    /// Waits for leave to make an attempt.
+    async fn enter(&mut self) -> Result<Entry<'a>, ClientError> {
+        let client = self.client;
+        let probe_pause = |failures: u32| {
+            if failures == 0 { Duration::ZERO } else { client.pause_length(failures - 1) }
+        };
+        loop {
+            match self.group.enter(self.deadline, client.options.held_max, probe_pause).await {
+                Ok(entry) if Instant::now() < self.deadline => return Ok(entry),
+                Ok(_) | Err(Refused::Deadline) => return Err(self.progress.give_up()),
+                Err(Refused::Full) if !self.progress.in_doubt => {
+                    return Err(client.overloaded("too many calls wait for the region's leader"));
+                }
+                Err(Refused::Full) => {
+                    self.pause().await;
+                    if Instant::now() >= self.deadline {
+                        return Err(self.progress.give_up());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks a node once. `None` is a reply without content.
+    async fn attempt(&self, node: usize, entry: &Entry<'_>) -> Result<Option<pb::reply::Result>, LinkError> {
+        let timeout = self.client.options.attempt_timeout;
+        let limit = match entry {
+            Entry::Open => timeout.saturating_mul(1 << self.progress.timeouts.min(6)),
+            Entry::Probe(probe) => PROBE_TIMEOUT.saturating_mul(1 << probe.failures().min(6)).min(timeout),
+        };
+        let until = self.deadline.min(Instant::now() + limit);
+        let call = pb::Call { id: 0, group: self.group_number, op: Some((self.op)()) };
+        let links = self.client.nodes.at(node);
+        Ok(links.lane(self.lane).call(call, until).await?.result)
+    }
+
+    /// Draws the conclusions from an attempt without a reply.
+    async fn unanswered(
+        &mut self,
+        node: usize,
+        entry: &Entry<'_>,
+        error: LinkError,
+    ) -> Result<(), ClientError> {
+        let Self { client, group, progress, .. } = self;
+        progress.in_doubt |= error.may_have_arrived();
+        let links = client.nodes.at(node);
+        progress.why = Some(format!("node {} at {}: {error}", links.id, links.address));
+        progress.follows = 0;
+        progress.silent = None;
+        match error {
+            LinkError::Deadline => {
+                progress.timeouts += 1;
+                match entry {
+                    Entry::Open => progress.silent = Some(node),
+                    Entry::Probe(_) => group.doubt(node),
+                }
+            }
+            LinkError::Broken | LinkError::NotSent | LinkError::Unreachable => group.doubt(node),
+            LinkError::Full => {
+                // A full connection says nothing about who leads: the next probe asks somebody else.
+                if matches!(entry, Entry::Probe(_)) {
+                    group.doubt(node);
+                }
+                if !progress.in_doubt {
+                    return Err(client.overloaded("the connection to the region's leader is full"));
+                }
+                self.pause().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Draws the conclusions from a refusal.
+    async fn refused(
+        &mut self,
+        node: usize,
+        entry: &Entry<'_>,
+        refusal: pb::Refusal,
+    ) -> Result<(), ClientError> {
+        match refusal.kind() {
+            pb::RefusalKind::NotLeader => self.not_leader(node, entry, refusal.leader_node).await,
+            pb::RefusalKind::Halted => {
+                let id = self.node_id(node);
+                self.progress.why = Some(format!("node {id} has halted: {}", refusal.message));
+                self.progress.note_halted(self.group, node);
+                self.pause_unless_probing(entry).await;
+            }
+            pb::RefusalKind::Unknown => {
+                self.progress.in_doubt = true;
+                self.progress.why = Some(refusal.message);
+                self.pause().await;
+            }
+            pb::RefusalKind::Overloaded => return self.node_overloaded(node, entry, refusal).await,
+            pb::RefusalKind::Invalid | pb::RefusalKind::Unspecified => {
+                return Err(if self.progress.in_doubt {
+                    ClientError::Unknown { why: refusal.message }
+                } else {
+                    ClientError::Invalid(refusal.message)
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A node does not lead; `leader_id` is the node that it believes in, 0 for none.
+    async fn not_leader(&mut self, node: usize, entry: &Entry<'_>, leader_id: u64) {
+        let Self { client, group, progress, .. } = self;
+        progress.why = Some(format!("node {} does not lead the region", client.nodes.at(node).id));
+        match client.node_position(leader_id).filter(|hint| *hint != node) {
+            Some(hint) if progress.follows < FOLLOWS_MAX => {
+                progress.follows += 1;
+                group.learn(node, progress.silent.take(), hint);
+            }
+            _ => {
+                // Nodes that point at each other, or nowhere, are electing.
+                progress.follows = 0;
+                group.doubt(node);
+                if let Some(silent) = progress.silent.take() {
+                    // Who hears from a leader names it: the silent one does not lead.
+                    group.doubt(silent);
+                }
+                self.pause_unless_probing(entry).await;
+            }
+        }
+    }
+
+    /// A node has no room for the call.
+    async fn node_overloaded(
+        &mut self,
+        node: usize,
+        entry: &Entry<'_>,
+        refusal: pb::Refusal,
+    ) -> Result<(), ClientError> {
+        // A bound is reached before anybody looks who leads: this says nothing about that. So the
+        // next probe goes to another node, and a call that had asked around goes back to the
+        // believed leader; a full node that does not lead would keep both for itself.
+        if matches!(entry, Entry::Probe(_)) {
+            self.group.doubt(node);
+        }
+        self.progress.silent = None;
+        let retry_after = Duration::from_millis(u64::from(refusal.retry_after_ms));
+        if !self.progress.in_doubt {
+            return Err(ClientError::Overloaded { retry_after, message: refusal.message });
+        }
+        // An earlier attempt may have been decided, so that "nothing was decided" would be a
+        // guess: ask again until somebody knows.
+        self.progress.why = Some(refusal.message);
+        let pause = retry_after.max(self.client.options.backoff_min);
+        sleep_until((Instant::now() + pause).min(self.deadline)).await;
+        Ok(())
+    }
+
+    /// Pauses before the next attempt, longer each time.
+    async fn pause(&mut self) {
+        self.client.pause(self.progress.pauses, self.deadline).await;
+        self.progress.pauses += 1;
+    }
+
+    /// Likewise; who probes has its pauses when it enters.
+    async fn pause_unless_probing(&mut self, entry: &Entry<'_>) {
+        if matches!(entry, Entry::Open) {
+            self.pause().await;
+        }
+    }
+
+    fn node_id(&self, node: usize) -> u64 {
+        self.client.nodes.at(node).id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_halted_node_is_not_asked_twice_in_a_row() {
+        let group = Group::new(3, 0);
+        let mut progress = Progress { halted: Some(0), ..Progress::default() };
+        assert_eq!(progress.next_node(&group), 1, "whatever the group believes");
+        assert_eq!(progress.next_node(&group), 0, "but later again: it may have been restarted");
+        let mut progress = Progress { silent: Some(0), halted: Some(1), ..Progress::default() };
+        assert_eq!(progress.next_node(&group), 2);
+    }
+
+    #[test]
+    fn after_a_silent_and_a_halted_node_the_third_is_asked() {
+        let group = Group::new(3, 0);
+        let mut progress = Progress { silent: Some(0), ..Progress::default() };
+        let asked = progress.next_node(&group);
+        assert_eq!(asked, 1);
+        progress.note_halted(&group, asked);
+        assert_eq!((group.leader(), progress.next_node(&group)), (2, 2));
+    }
+}

@@ -1,0 +1,171 @@
+//! The ways in which a command can be refused by decision, with the words for people and the reasons for programs. It
+//! decides nothing.
+
+/// A "no": replicated, remembered for its request id, and answered to the client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// No such event.
+    #[error("there is no event {0:?} in this region: check the name, or list the region's events")]
+    EventNotFound(String),
+    /// The id is taken.
+    #[error("an event {0:?} exists already: choose another id, or update that one")]
+    EventExists(String),
+    /// No such tier.
+    #[error("the event has no tier {0:?}: get the event to see its tiers")]
+    TierNotFound(String),
+    /// Not enough places.
+    #[error(
+        "only {free} of the {asked} places asked for are free: ask for fewer, or try later for returned ones"
+    )]
+    SoldOut {
+        /// Places asked for.
+        asked: u32,
+        /// Places free.
+        free: u64,
+    },
+    /// Somebody has the seat.
+    #[error("seat {0} is taken: choose another one")]
+    SeatTaken(String),
+    /// The tier has no such seat.
+    #[error("the tier has no seat {0:?}: seats are called by row and number, for example \"A-12\"")]
+    SeatNotFound(String),
+    /// The buyer has enough.
+    #[error("the buyer has {have} of at most {quota} places of this event, {asked} more are too many")]
+    QuotaExceeded {
+        /// Places allowed.
+        quota: u32,
+        /// Places held and owned.
+        have: u32,
+        /// Places asked for.
+        asked: u32,
+    },
+    /// Too early.
+    #[error("sales have not begun: they open at {0} ms since 1970")]
+    SaleNotOpen(u64),
+    /// Too late.
+    #[error("sales are over: they closed at {0} ms since 1970")]
+    SaleClosed(u64),
+    /// No such hold, or it is gone.
+    #[error("there is no hold {0:?}: it never existed, or it was confirmed, released or has expired")]
+    HoldNotFound(String),
+    /// The hold is void.
+    #[error("hold {0:?} has expired: its places are on sale again, hold or buy anew")]
+    HoldExpired(String),
+    /// No such ticket.
+    #[error("the event has no ticket {0:?}: check the name")]
+    TicketNotFound(String),
+    /// Cancelled before.
+    #[error("ticket {0:?} was cancelled before: nothing is left to do")]
+    TicketCancelled(String),
+    /// It belongs to somebody else.
+    #[error("{0} belongs to somebody else: use the token of its owner")]
+    NotOwner(String),
+    /// Somebody else changed the event.
+    #[error("the event has revision {actual}, not {expected}: get it again and repeat the change")]
+    RevisionMismatch {
+        /// Revision expected by the caller.
+        expected: u64,
+        /// Revision of the row.
+        actual: u64,
+    },
+    /// More places are taken than the new capacity has.
+    #[error("tier {tier:?} has {taken} places held and sold: its capacity cannot be less")]
+    CapacityTooSmall {
+        /// The tier.
+        tier: String,
+        /// Places held and sold.
+        taken: u64,
+    },
+    /// A tier is missing from the new list, or its seats would change.
+    #[error(
+        "tier {0:?} cannot be removed, moved or given other seats: list the existing tiers first and unchanged"
+    )]
+    TierFixed(String),
+    /// A field makes no sense.
+    #[error("{field}: {why}")]
+    Invalid {
+        /// The field.
+        field: String,
+        /// What is wrong and what is expected.
+        why: String,
+    },
+}
+
+/// How a client shall understand a rejection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// The request itself is wrong.
+    InvalidArgument,
+    /// What it names does not exist.
+    NotFound,
+    /// What it would make exists.
+    AlreadyExists,
+    /// The state does not allow it (now).
+    FailedPrecondition,
+    /// The caller may not.
+    PermissionDenied,
+    /// Somebody else was faster.
+    Aborted,
+}
+
+impl Rejection {
+    pub(super) fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), why: why.into() }
+    }
+
+    /// Stable reason for programs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::EventNotFound(_) => "EVENT_NOT_FOUND",
+            Self::EventExists(_) => "EVENT_EXISTS",
+            Self::TierNotFound(_) => "TIER_NOT_FOUND",
+            Self::SoldOut { .. } => "SOLD_OUT",
+            Self::SeatTaken(_) => "SEAT_TAKEN",
+            Self::SeatNotFound(_) => "SEAT_NOT_FOUND",
+            Self::QuotaExceeded { .. } => "QUOTA_EXCEEDED",
+            Self::SaleNotOpen(_) => "SALE_NOT_OPEN",
+            Self::SaleClosed(_) => "SALE_CLOSED",
+            Self::HoldNotFound(_) => "HOLD_NOT_FOUND",
+            Self::HoldExpired(_) => "HOLD_EXPIRED",
+            Self::TicketNotFound(_) => "TICKET_NOT_FOUND",
+            Self::TicketCancelled(_) => "TICKET_CANCELLED",
+            Self::NotOwner(_) => "NOT_OWNER",
+            Self::RevisionMismatch { .. } => "REVISION_MISMATCH",
+            Self::CapacityTooSmall { .. } => "CAPACITY_TOO_SMALL",
+            Self::TierFixed(_) => "TIER_FIXED",
+            Self::Invalid { .. } => "INVALID_FIELD",
+        }
+    }
+
+    /// How a client shall understand it.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::EventNotFound(_)
+            | Self::TierNotFound(_)
+            | Self::SeatNotFound(_)
+            | Self::HoldNotFound(_)
+            | Self::TicketNotFound(_) => Class::NotFound,
+            Self::EventExists(_) => Class::AlreadyExists,
+            Self::SoldOut { .. }
+            | Self::SeatTaken(_)
+            | Self::QuotaExceeded { .. }
+            | Self::SaleNotOpen(_)
+            | Self::SaleClosed(_)
+            | Self::HoldExpired(_)
+            | Self::TicketCancelled(_)
+            | Self::CapacityTooSmall { .. }
+            | Self::TierFixed(_) => Class::FailedPrecondition,
+            Self::NotOwner(_) => Class::PermissionDenied,
+            Self::RevisionMismatch { .. } => Class::Aborted,
+            Self::Invalid { .. } => Class::InvalidArgument,
+        }
+    }
+
+    /// The field to blame, if there is one.
+    pub fn field(&self) -> &str {
+        match self {
+            Self::Invalid { field, .. } => field,
+            _ => "",
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Rows of the ticket module, their keys, and the indexes derived from them.
+//!
+//! Names of people and things live in [`EventRow`], which changes seldom; what every sale changes is the small
+//! [`StockRow`]. Quotas and due holds are derived from tickets and holds, so that they cannot disagree with them.
+
+mod event;
+mod hold;
+mod stock;
+mod ticket;
+
+use crate::codec::{DecodeError, Reader, Writer};
+use crate::table::{FrozenPage, Row, Table};
+
+pub use event::{EventRow, SeatRowSpec, TierSpec};
+pub use hold::{HoldIndex, HoldRow};
+pub use stock::{COUNTER_EVENTS, CounterRow, SeatRow, StockRow};
+pub use ticket::{OwnerTickets, TicketIndex, TicketRow};
+
+/// Most tiers an event can have.
+pub const TIERS_MAX: usize = 32;
+/// Most places a tier can have.
+pub const CAPACITY_MAX: u64 = 10_000_000;
+/// Most numbered seats a tier can have.
+pub const SEATS_MAX: u64 = 100_000;
+/// Most places that one command can take.
+pub const QUANTITY_MAX: u32 = 100;
+/// Longest hold, milliseconds.
+pub const HOLD_MS_MAX: u32 = 3_600_000;
+/// A hold is swept this long after it fell due, so that who confirms too late is told why. Milliseconds.
+pub const SWEEP_GRACE_MS: u64 = 5_000;
+/// Highest quota per buyer.
+pub const QUOTA_MAX: u32 = 100_000;
+
+/// Number of an event within its group.
+pub type EventNo = u64;
+/// Number of a tier within its event, in the order of the event's list.
+pub type TierNo = u16;
+/// (event, tier).
+pub type TierKey = (EventNo, TierNo);
+/// (event, tier, number), for tickets and holds.
+pub type NumberKey = (EventNo, TierNo, u64);
+
+fn encode_number_key(key: &NumberKey, w: &mut Writer) {
+    w.key_u64(key.0);
+    w.key_u16(key.1);
+    w.key_u64(key.2);
+}
+
+fn decode_number_key(r: &mut Reader<'_>) -> Result<NumberKey, DecodeError> {
+    Ok((r.key_u64()?, r.key_u16()?, r.key_u64()?))
+}
+
+/// All rows of the module.
+#[derive(Debug, Default)]
+pub struct State {
+    pub(super) events: Table<EventRow>,
+    pub(super) stock: Table<StockRow>,
+    pub(super) tickets: Table<TicketRow>,
+    pub(super) holds: Table<HoldRow>,
+    pub(super) seats: Table<SeatRow>,
+    pub(super) counters: Table<CounterRow>,
+}
+
+/// Does the same with every table: the one list of them.
+macro_rules! each_table {
+    ($state:expr, $table:ident => $body:expr) => {{
+        {
+            let $table = &mut $state.events;
+            $body;
+        }
+        {
+            let $table = &mut $state.stock;
+            $body;
+        }
+        {
+            let $table = &mut $state.tickets;
+            $body;
+        }
+        {
+            let $table = &mut $state.holds;
+            $body;
+        }
+        {
+            let $table = &mut $state.seats;
+            $body;
+        }
+        {
+            let $table = &mut $state.counters;
+            $body;
+        }
+    }};
+}
+
+impl State {
+    /// Makes the changes of the last command permanent.
+    pub fn commit(&mut self) {
+        each_table!(self, table => table.commit());
+    }
+
+    /// Takes the changes of the last command back.
+    pub fn rollback(&mut self) {
+        each_table!(self, table => table.rollback());
+    }
+
+    /// Pages that changed since the last freeze.
+    pub fn freeze(&mut self, into: &mut Vec<FrozenPage>) {
+        each_table!(self, table => table.freeze(into));
+    }
+
+    /// All pages.
+    pub fn freeze_all(&self, into: &mut Vec<FrozenPage>) {
+        self.events.freeze_all(into);
+        self.stock.freeze_all(into);
+        self.tickets.freeze_all(into);
+        self.holds.freeze_all(into);
+        self.seats.freeze_all(into);
+        self.counters.freeze_all(into);
+    }
+
+    /// Marks everything as changed.
+    pub fn touch_all(&mut self) {
+        each_table!(self, table => table.touch_all());
+    }
+
+    /// Takes in a stored page; `Ok(false)` when the table is not one of this module.
+    pub fn load(&mut self, number: u8, bytes: &[u8]) -> Result<bool, DecodeError> {
+        fn load_if<R: Row>(table: &mut Table<R>, number: u8, bytes: &[u8]) -> Result<bool, DecodeError> {
+            if R::TABLE == number { table.load(bytes).map(|()| true) } else { Ok(false) }
+        }
+        Ok(load_if(&mut self.events, number, bytes)?
+            || load_if(&mut self.stock, number, bytes)?
+            || load_if(&mut self.tickets, number, bytes)?
+            || load_if(&mut self.holds, number, bytes)?
+            || load_if(&mut self.seats, number, bytes)?
+            || load_if(&mut self.counters, number, bytes)?)
+    }
+
+    /// Wrapping sum of the hashes of all rows.
+    pub fn digest(&self) -> u128 {
+        [
+            self.events.digest(),
+            self.stock.digest(),
+            self.tickets.digest(),
+            self.holds.digest(),
+            self.seats.digest(),
+            self.counters.digest(),
+        ]
+        .into_iter()
+        .fold(0, u128::wrapping_add)
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> u64 {
+        self.events.len()
+            + self.stock.len()
+            + self.tickets.len()
+            + self.holds.len()
+            + self.seats.len()
+            + self.counters.len()
+    }
+
+    /// Number of pages that changed since the last freeze.
+    pub fn changed_pages(&self) -> usize {
+        self.events.changed_pages()
+            + self.stock.changed_pages()
+            + self.tickets.changed_pages()
+            + self.holds.changed_pages()
+            + self.seats.changed_pages()
+            + self.counters.changed_pages()
+    }
+
+    /// Number of events.
+    pub fn events_count(&self) -> u64 {
+        self.events.len()
+    }
+}

@@ -1,0 +1,145 @@
+//! The numbers of tiers, who has which seat, and counters: what every sale changes. Nothing here decides.
+
+use crate::codec::{DecodeError, Reader, Writer};
+use crate::table::Row;
+
+use super::{EventNo, TierKey, TierNo, decode_number_key, encode_number_key};
+
+/// The numbers of a tier: the row that a sale is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StockRow {
+    /// All places.
+    pub capacity: u64,
+    /// Places that nobody has.
+    pub free: u64,
+    /// Places in holds.
+    pub held: u64,
+    /// Places of valid tickets.
+    pub sold: u64,
+    /// Number of the next ticket, from 1.
+    pub next_ticket: u64,
+    /// Number of the next hold, from 1.
+    pub next_hold: u64,
+    /// No seat below this one is free.
+    pub seat_cursor: u32,
+}
+
+impl Row for StockRow {
+    const TABLE: u8 = 2;
+    type Key = TierKey;
+    type Page = EventNo;
+    type Index = ();
+
+    fn page(key: &TierKey) -> EventNo {
+        key.0
+    }
+    fn encode_page(page: &EventNo, w: &mut Writer) {
+        w.key_u64(*page);
+    }
+    fn encode_key(key: &TierKey, w: &mut Writer) {
+        w.key_u64(key.0);
+        w.key_u16(key.1);
+    }
+    fn decode_key(r: &mut Reader<'_>) -> Result<TierKey, DecodeError> {
+        Ok((r.key_u64()?, r.key_u16()?))
+    }
+    fn encode(&self, w: &mut Writer) {
+        for value in [self.capacity, self.free, self.held, self.sold, self.next_ticket, self.next_hold] {
+            w.u64(value);
+        }
+        w.u32(self.seat_cursor);
+    }
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            capacity: r.u64()?,
+            free: r.u64()?,
+            held: r.u64()?,
+            sold: r.u64()?,
+            next_ticket: r.u64()?,
+            next_hold: r.u64()?,
+            seat_cursor: r.u32()?,
+        })
+    }
+}
+
+/// Who has a seat. A seat without a row is free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeatRow {
+    /// Taken by the hold with this number.
+    Held(u64),
+    /// Taken by the ticket with this number.
+    Sold(u64),
+}
+
+impl Row for SeatRow {
+    const TABLE: u8 = 5;
+    type Key = (EventNo, TierNo, u32);
+    type Page = (EventNo, TierNo, u32);
+    type Index = ();
+
+    fn page(key: &Self::Key) -> Self::Page {
+        (key.0, key.1, key.2 >> 8)
+    }
+    fn encode_page(page: &Self::Page, w: &mut Writer) {
+        Self::encode_key(page, w);
+    }
+    fn encode_key(key: &Self::Key, w: &mut Writer) {
+        encode_number_key(&(key.0, key.1, key.2.into()), w);
+    }
+    fn decode_key(r: &mut Reader<'_>) -> Result<Self::Key, DecodeError> {
+        let (event, tier, seat) = decode_number_key(r)?;
+        Ok((event, tier, u32::try_from(seat).map_err(|_| DecodeError::Integer)?))
+    }
+    fn encode(&self, w: &mut Writer) {
+        match self {
+            Self::Held(number) => {
+                w.u8(1);
+                w.u64(*number);
+            }
+            Self::Sold(number) => {
+                w.u8(2);
+                w.u64(*number);
+            }
+        }
+    }
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        match r.u8()? {
+            1 => Ok(Self::Held(r.u64()?)),
+            2 => Ok(Self::Sold(r.u64()?)),
+            tag => Err(DecodeError::Tag { what: "seat state", tag: tag.into() }),
+        }
+    }
+}
+
+/// Counters of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CounterRow(pub u64);
+
+/// Key of the counter of events.
+pub const COUNTER_EVENTS: u64 = 1;
+
+impl Row for CounterRow {
+    const TABLE: u8 = 6;
+    type Key = u64;
+    type Page = u64;
+    type Index = ();
+
+    fn page(_: &u64) -> u64 {
+        0
+    }
+    fn encode_page(page: &u64, w: &mut Writer) {
+        w.key_u64(*page);
+    }
+    fn encode_key(key: &u64, w: &mut Writer) {
+        w.key_u64(*key);
+    }
+    fn decode_key(r: &mut Reader<'_>) -> Result<u64, DecodeError> {
+        r.key_u64()
+    }
+    fn encode(&self, w: &mut Writer) {
+        w.u64(self.0);
+    }
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        r.u64().map(Self)
+    }
+}
