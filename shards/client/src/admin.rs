@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::future::{BoxFuture, join_all};
-use tidewall_link::endpoint;
+use tidewall_link::connect_lazy;
 use tidewall_proto::internal::v1 as pb;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -31,9 +31,8 @@ const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 impl ShardClient {
     fn node_client(&self, position: usize) -> NodeClient {
         let node = self.nodes.at(position);
-        let channel = node
-            .channel
-            .get_or_init(|| endpoint(node.address, self.options.link.connect_timeout).connect_lazy());
+        let channel =
+            node.channel.get_or_init(|| connect_lazy(node.address, self.options.link.connect_timeout));
         NodeClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)

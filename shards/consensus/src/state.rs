@@ -137,8 +137,14 @@ impl StateHandle {
 
     /// Notes where this replica stands now, so that replicas of an idle group can be compared as well.
     pub fn note_settled(&self) {
-        let (incarnation, settled) = self.read(|machine| (machine.incarnation(), machine.settled()));
-        self.ledger().note(incarnation, settled);
+        let standing = self.read(|machine| {
+            // Who has applied nothing has nothing to compare: index 0 is that of a group's first entry, and a node that
+            // joins would be found to differ there from all the others.
+            machine.head().applied.map(|_| (machine.incarnation(), machine.settled()))
+        });
+        if let Some((incarnation, settled)) = standing {
+            self.ledger().note(incarnation, settled);
+        }
     }
 
     /// Incarnations below this were left behind by a forced recovery: they are not listened to.
@@ -417,5 +423,23 @@ impl StateMachine {
         applied.map_err(|error| self.state.halt(error.to_string()))?;
         self.state.settled();
         Ok(Vec::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tidewall_machine::Position;
+
+    #[test]
+    fn a_replica_that_has_applied_nothing_notes_nothing() {
+        let state = StateHandle::new(1, Machine::new());
+        state.note_settled();
+        assert_eq!(state.ledger().tell(), []);
+        let first = Position { term: 1, node: 1, index: 0 };
+        state.shared.machine.write().apply_other(first, Some(vec![1])).unwrap();
+        state.note_settled();
+        assert_eq!(state.ledger().tell(), [state.read(Machine::settled)]);
     }
 }

@@ -17,6 +17,6 @@ mod server;
 
 pub use client::{CallStream, Link};
 pub use error::LinkError;
-pub use options::{LinkOptions, ServeOptions, connect, endpoint, server_builder};
+pub use options::{LinkOptions, ServeOptions, connect, connect_lazy, server_builder};
 pub use protocol::{ExchangeProtocol, PeerProtocol, Protocol};
 pub use server::{Handler, ReplySender, ReplyStream, serve};

@@ -68,7 +68,7 @@ impl Default for ServeOptions {
 }
 
 /// Where and how to connect: large windows, no Nagle, pings also while idle.
-pub fn endpoint(address: SocketAddr, connect_timeout: Duration) -> Endpoint {
+fn endpoint(address: SocketAddr, connect_timeout: Duration) -> Endpoint {
     // An IPv6 scope id has no place in a URI, so the text is put together from its parts.
     let uri = match address {
         SocketAddr::V4(v4) => format!("http://{v4}"),
@@ -95,14 +95,34 @@ pub async fn connect(
     connect_timeout: Duration,
 ) -> Result<Channel, tonic::transport::Error> {
     let endpoint = endpoint(address, connect_timeout);
-    if !simulation::is_active() {
-        return endpoint.connect().await;
+    match simulation::is_active() {
+        true => endpoint.connect_with_connector(simulated(address)).await,
+        false => endpoint.connect().await,
     }
-    let connector = tower::service_fn(move |_| async move {
+}
+
+/// Connects over the network of the simulation.
+fn simulated(
+    address: SocketAddr,
+) -> impl tower::Service<
+    tonic::transport::Uri,
+    Response = TokioIo<Box<dyn simulation::Connection>>,
+    Error = std::io::Error,
+    Future: Send,
+> + Clone {
+    tower::service_fn(move |_| async move {
         let gone = || std::io::Error::other("the simulation has ended");
         simulation::connect(address).ok_or_else(gone)?.await.map(TokioIo::new)
-    });
-    endpoint.connect_with_connector(connector).await
+    })
+}
+
+/// The same with the first call, and again whenever the connection is lost.
+pub fn connect_lazy(address: SocketAddr, connect_timeout: Duration) -> Channel {
+    let endpoint = endpoint(address, connect_timeout);
+    match simulation::is_active() {
+        true => endpoint.connect_with_connector_lazy(simulated(address)),
+        false => endpoint.connect_lazy(),
+    }
 }
 
 /// A server with transport settings that match [`endpoint`].

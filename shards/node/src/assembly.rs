@@ -30,6 +30,7 @@ pub use crate::data::load as load_rows;
 pub use crate::recovery::Orders;
 pub use crate::reports::Quarantine;
 pub use crate::space::Space;
+pub use crate::views::query as look;
 
 /// Largest message on either port, bytes.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -68,6 +69,8 @@ pub struct Replicas {
     pub groups: BTreeMap<u32, Group>,
     /// Why others do not run.
     pub faults: BTreeMap<u32, String>,
+    /// The rows of each replica that began to run, also of those that halted at once.
+    pub rows: BTreeMap<u32, StateHandle>,
     pub(crate) standing: Arc<Standing>,
     pub(crate) reports: Arc<Reports>,
     topology: Topology,
@@ -94,6 +97,7 @@ impl Replicas {
             tokio::time::sleep(Duration::from_millis(Timing::default().election_max_ms)).await;
         }
         let (mut groups, mut virgins, mut faults) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
+        let mut rows = BTreeMap::new();
         let members: BTreeMap<u64, String> =
             topology.nodes.iter().map(|node| (node.id, node.peer_address.to_string())).collect();
         for (number, machine) in parts.machines {
@@ -107,13 +111,15 @@ impl Replicas {
             };
             let part = log.group(number);
             let virgin = part.state().vote.is_none() && part.state().last.is_none();
+            let state = StateHandle::new(number, machine);
+            rows.insert(number, state.clone());
             let group = Group::start(GroupConfig {
                 number,
                 node,
                 members: members.clone(),
                 timing: Timing::default(),
                 log: part,
-                state: StateHandle::new(number, machine),
+                state,
                 writer: writer.clone(),
                 peers: peers.clone(),
                 fail_stop: fail_stop.clone(),
@@ -155,7 +161,16 @@ impl Replicas {
                 tracing::error!(group = number, %error, "the group cannot be made");
             }
         }
-        Self { groups, faults, standing, reports, topology, log, writer, orders: parts.orders }
+        Self { groups, faults, rows, standing, reports, topology, log, writer, orders: parts.orders }
+    }
+
+    /// Takes in later states of the topology: nodes join, leave and move, and groups are fenced.
+    pub fn adopting(&self, peers: &Peers) -> impl Fn(&Topology) + Send + use<> {
+        let (standing, peers) = (Arc::clone(&self.standing), peers.clone());
+        move |topology| {
+            peers.adopt(topology.nodes.iter().map(|node| (node.id, node.peer_address)).collect());
+            standing.adopt(topology);
+        }
     }
 
     /// Tells the other nodes about this one and hears from them, until the node stops.

@@ -239,8 +239,17 @@ impl Standing {
             std::iter::once(0).chain(fresh.map(|offset| offset.ms)).collect()
         };
         let Some(offset) = distance(&mut ahead) else {
-            // Too few clocks: what was found before stands.
-            return false;
+            // Too few clocks to accuse anybody: what was found before stands, unless this clock agrees with those of a
+            // majority of all nodes, whatever the silent ones would say. Otherwise a clock that was set right could not
+            // be cleared while a third node is down, and the group might have nobody else who can lead.
+            let near = ahead.iter().filter(|ms| ms.abs() <= CLOCK_NEAR_MS).count();
+            let cleared = self.clock_is_far() && near * 2 > self.topology.read().nodes.len();
+            if cleared {
+                self.clock_offset_ms.store(0, Ordering::Relaxed);
+                self.clock_far.store(false, Ordering::Relaxed);
+                tracing::info!("this node's clock agrees with those of a majority again");
+            }
+            return cleared;
         };
         self.clock_offset_ms.store(offset, Ordering::Relaxed);
         let was_far = self.clock_is_far();
@@ -354,6 +363,21 @@ mod tests {
         fast.measured(2, -100);
         fast.measured(3, -100);
         assert!(fast.judge_clock() && fast.accepts_lead());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_was_set_right_is_cleared_by_a_majority_without_the_third() {
+        let once_fast = standing(1);
+        once_fast.measured(2, -5_000);
+        once_fast.measured(3, -5_000);
+        assert!(once_fast.judge_clock() && once_fast.clock_is_far());
+        // Node 3 dies, so that only one other clock is left.
+        tokio::time::advance(FRESH).await;
+        once_fast.measured(2, -300);
+        assert!(!once_fast.judge_clock() && once_fast.clock_is_far(), "not near enough");
+        once_fast.measured(2, -100);
+        assert!(once_fast.judge_clock() && once_fast.accepts_lead());
+        assert!(!once_fast.judge_clock(), "nothing has changed");
     }
 
     #[test]

@@ -12,8 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rand::Rng as _;
 use tidewall_actors::Home;
-use tidewall_client::Topology;
-use tidewall_consensus::{FailStop, Group, PeerServer, Peers, PeersConfig};
+use tidewall_consensus::{FailStop, Group, Payload, PeerServer, Peers, PeersConfig, StateHandle};
 use tidewall_env::disk::{CrashMode, MemoryDisk};
 use tidewall_node::assembly::{
     Front, Orders, Parts, Quarantine, Replicas, Space, SteadyClock, load_rows, peer_service,
@@ -23,10 +22,12 @@ use tidewall_store::checkpoint::{CheckpointStore as _, CheckpointWriter};
 use tidewall_store::log::{LogOptions, NodeLog};
 use tokio::sync::mpsc;
 
+use crate::fault::{Loss, Slot};
+use crate::lines::Lines;
+use crate::operator::TopologyFile;
 use crate::oracle::Violation;
-use crate::plan::Loss;
 use crate::trace::Trace;
-use crate::world::{Backlog, Pace, SkewedClock, device, listen, now_us};
+use crate::world::{Backlog, Pace, SkewedClock, device, now_us};
 
 /// Port for gateways.
 pub const CLIENT_PORT: u16 = 7_000;
@@ -36,6 +37,7 @@ pub const PEER_PORT: u16 = 7_001;
 const SEGMENT_BYTES: u64 = 192 << 10;
 
 /// Something that a running node is asked to do.
+#[derive(Debug, Clone, Copy)]
 pub enum Order {
     /// Store a checkpoint.
     Checkpoint(u32),
@@ -43,28 +45,58 @@ pub enum Order {
     Transfer(u32, u64),
     /// End all row actors of a group.
     Actors(u32),
+    /// Propose an entry that no replica can decode.
+    Poison(u32),
 }
 
 /// A running process, as it can be seen from outside.
 pub struct Life {
     /// Its replicas.
     pub groups: BTreeMap<u32, Group>,
+    /// The rows of each replica, also of those that halted at once.
+    pub rows: BTreeMap<u32, StateHandle>,
     orders: mpsc::UnboundedSender<Order>,
     log: Backlog,
     checkpoints: Backlog,
+}
+
+/// What all nodes of a cluster share.
+#[derive(Clone)]
+pub struct Ground {
+    /// Which nodes there are: every process follows it.
+    pub file: TopologyFile,
+    /// The network.
+    pub lines: Lines,
+    /// Longest sync of a log, µs.
+    pub sync_us: u64,
+    /// Groups that may have been given an entry that no replica can decode.
+    pub poisoned: Rc<RefCell<BTreeSet<u32>>>,
+    /// What must not have happened.
+    pub violations: Rc<RefCell<Vec<Violation>>>,
+    /// What has happened.
+    pub trace: Trace,
+}
+
+impl Ground {
+    /// Whether a halted replica is explained by a poison entry.
+    pub fn explains(&self, group: u32, why: &str) -> bool {
+        why.contains("does not decode") && self.poisoned.borrow().contains(&group)
+    }
 }
 
 /// A node: what outlives its process.
 pub struct Bed {
     /// Its number.
     pub id: u64,
-    topology: Arc<Topology>,
+    /// Where it is in the cluster.
+    pub slot: Slot,
+    /// What it shares with the others.
+    pub ground: Ground,
     disk: MemoryDisk,
     checkpoints: MemoryCheckpoints,
     quarantine: Quarantine,
     clock: SkewedClock,
     pace: Pace,
-    usual_us: u64,
     fresh: Cell<bool>,
     /// The process, when it is up.
     pub life: RefCell<Option<Life>>,
@@ -76,36 +108,29 @@ pub struct Bed {
     pub damaged: RefCell<BTreeSet<u32>>,
     /// Its last crash left a checkpoint unfinished.
     torn: Cell<bool>,
-    violations: Rc<RefCell<Vec<Violation>>>,
-    trace: Trace,
+    /// It never comes back, and nobody reads its disk any more.
+    pub gone: Cell<bool>,
 }
 
 impl Bed {
     /// A node that has never run.
-    pub fn new(
-        id: u64,
-        topology: Arc<Topology>,
-        sync_us: u64,
-        violations: Rc<RefCell<Vec<Violation>>>,
-        trace: Trace,
-    ) -> Self {
+    pub fn new(id: u64, slot: Slot, ground: Ground) -> Self {
         Self {
             id,
-            topology,
+            slot,
             disk: MemoryDisk::new(),
             checkpoints: MemoryCheckpoints::new(),
             quarantine: Quarantine::in_memory(),
             clock: SkewedClock::default(),
-            pace: Pace::new(sync_us),
-            usual_us: sync_us,
+            pace: Pace::new(ground.sync_us),
             fresh: Cell::new(true),
             life: RefCell::default(),
             failed: Arc::default(),
             disk_fails: Cell::new(false),
             damaged: RefCell::default(),
             torn: Cell::new(false),
-            violations,
-            trace,
+            gone: Cell::new(false),
+            ground,
         }
     }
 
@@ -114,8 +139,11 @@ impl Bed {
     }
 
     fn object(&self, check: &'static str, what: String) {
-        self.trace.note(now_us(), &self.name(), format_args!("VIOLATION {check}: {what}"));
-        self.violations.borrow_mut().push(Violation { check, what: format!("{}: {what}", self.name()) });
+        self.ground.trace.note(now_us(), &self.name(), format_args!("VIOLATION {check}: {what}"));
+        self.ground
+            .violations
+            .borrow_mut()
+            .push(Violation { check, what: format!("{}: {what}", self.name()) });
     }
 
     /// Gives a running process an order.
@@ -138,7 +166,7 @@ impl Bed {
 
     /// How long its log takes to sync from now on; `None`: as usual.
     pub fn set_pace(&self, sync_us: Option<u64>) {
-        self.pace.set(sync_us.unwrap_or(self.usual_us));
+        self.pace.set(sync_us.unwrap_or(self.ground.sync_us));
     }
 
     /// The next sync of its log fails.
@@ -194,7 +222,8 @@ impl Bed {
 pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     // The host's clock runs only within a step of the simulation.
     tokio::time::sleep(Duration::from_millis(1)).await;
-    let cluster = bed.topology.cluster_bytes().unwrap_or_default();
+    let topology = bed.ground.file.read();
+    let cluster = topology.cluster_bytes().unwrap_or_default();
     let (later, backlog) = device(bed.pace.clone());
     let options = LogOptions {
         inline: true,
@@ -204,7 +233,7 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     };
     let log = match NodeLog::open(Arc::new(bed.disk.clone()), options) {
         Ok((log, report)) => {
-            bed.trace.note(now_us(), &bed.name(), format_args!("starts: {report:?}"));
+            bed.ground.trace.note(now_us(), &bed.name(), format_args!("starts: {report:?}"));
             log
         }
         Err(error) => {
@@ -215,7 +244,7 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     let fresh = bed.fresh.replace(false);
     let mut store = bed.checkpoints.clone();
     let mut machines = BTreeMap::new();
-    for region in &bed.topology.regions {
+    for region in &topology.regions {
         let number = region.group;
         let state = log.group(number).state();
         let voted = state.vote.map_or((0, 0), |vote| (vote.term, vote.node));
@@ -244,18 +273,18 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     let (peers, server) = (
         Peers::new(PeersConfig {
             cluster,
-            addresses: bed.topology.nodes.iter().map(|node| (node.id, node.peer_address)).collect(),
+            addresses: topology.nodes.iter().map(|node| (node.id, node.peer_address)).collect(),
         }),
         PeerServer::new(cluster, None),
     );
     tokio::spawn(
         tidewall_link::server_builder()
             .add_service(peer_service(server.clone()))
-            .serve_with_incoming(listen(PEER_PORT).await?),
+            .serve_with_incoming(bed.ground.lines.listen(PEER_PORT).await?),
     );
     let parts = Parts {
         node: bed.id,
-        topology: (*bed.topology).clone(),
+        topology: topology.clone(),
         apply_version: tidewall_node::APPLY_VERSION,
         clock: Arc::new(SteadyClock::over(Arc::new(bed.clock.clone()))),
         log,
@@ -271,22 +300,28 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     };
     let replicas = Replicas::start(parts, &peers, &server).await;
     for (group, why) in &replicas.faults {
-        if !bed.damaged.borrow().contains(group) {
+        if !bed.damaged.borrow().contains(group) && !bed.ground.explains(*group, why) {
             bed.object("quarantine", format!("the replica of group {group} refuses to serve: {why}"));
         }
     }
     tokio::spawn(replicas.reporting(&peers));
+    tokio::task::spawn_local(bed.ground.file.clone().follow(topology, replicas.adopting(&peers)));
     let front = replicas.front(Space::unlimited(), Home::local());
     tokio::spawn(front.keeper());
     tokio::spawn(
         tidewall_link::server_builder()
             .add_service(front.service())
-            .serve_with_incoming(listen(CLIENT_PORT).await?),
+            .serve_with_incoming(bed.ground.lines.listen(CLIENT_PORT).await?),
     );
     let (orders, inbox) = mpsc::unbounded_channel();
-    *bed.life.borrow_mut() =
-        Some(Life { groups: replicas.groups.clone(), orders, log: backlog, checkpoints: checkpoint_backlog });
-    bed.trace.note(now_us(), &bed.name(), format_args!("is up"));
+    *bed.life.borrow_mut() = Some(Life {
+        groups: replicas.groups.clone(),
+        rows: replicas.rows,
+        orders,
+        log: backlog,
+        checkpoints: checkpoint_backlog,
+    });
+    bed.ground.trace.note(now_us(), &bed.name(), format_args!("is up"));
     obey(replicas.groups, front, inbox).await;
     std::future::pending().await
 }
@@ -305,6 +340,12 @@ async fn obey(groups: BTreeMap<u32, Group>, front: Front, mut inbox: mpsc::Unbou
                 }
             }
             Order::Actors(number) => front.abandon_rows(number),
+            Order::Poison(number) => {
+                if let Some(group) = groups.get(&number).filter(|group| group.believes_to_lead()).cloned() {
+                    // Nobody is told what comes of it.
+                    tokio::spawn(async move { group.propose(Payload::poison()).await });
+                }
+            }
         }
     }
 }

@@ -1,12 +1,14 @@
 //! The command line of the simulation: which seeds, on how many threads, and what to print.
 
-use std::collections::BTreeSet;
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use tidewall_mutant::Mutant;
 use tidewall_simulation::run::{Report, run};
+
+mod workers;
+
+use workers::{Broken, with_workers};
 
 const HELP: &str = "\
 Runs the whole cluster on one thread, by seed.
@@ -81,7 +83,7 @@ pub fn main() -> i32 {
         }
     };
     if let Some(stride) = options.worker {
-        return work(&options, stride);
+        return workers::work(&options, stride);
     }
     if options.mutants {
         return mutants(&options);
@@ -106,7 +108,7 @@ fn describe(report: &Report) -> String {
         report.seed,
         report.calls,
         report.reads,
-        report.faults,
+        report.tally.values().sum::<u64>(),
         report.virtual_ms as f64 / 1_000.0
     )
 }
@@ -134,132 +136,22 @@ fn log_to_stderr() {
     tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
 }
 
-/// What a worker process tells of one seed, on a line of its own.
-struct Told {
-    seed: u64,
-    calls: u64,
-    reads: u64,
-    faults: u64,
-    virtual_ms: u64,
-    /// Check and text.
-    violations: Vec<(String, String)>,
-}
-
-/// Between the fields of a line; no text of ours has it.
-const FIELD: char = '\u{1f}';
-
-/// Runs every so-many-th seed in this process and tells of each: a process runs one simulation at a time.
-fn work(options: &Options, stride: u64) -> i32 {
-    use std::io::Write as _;
-    // Panics are reported as violations.
-    std::panic::set_hook(Box::new(|_| {}));
-    let end = options.from + options.seeds.unwrap_or(0);
-    let mut seed = options.from;
-    while seed < end {
-        let report = run_with(seed, options.mutant, false);
-        let mut fields = vec![
-            seed.to_string(),
-            report.calls.to_string(),
-            report.reads.to_string(),
-            report.faults.to_string(),
-            report.virtual_ms.to_string(),
-        ];
-        for violation in &report.violations {
-            fields.push(violation.check.to_owned());
-            fields.push(violation.what.replace('\n', " "));
-        }
-        let twice = options.mutant.is_none() && seed % TWICE_EVERY == 0;
-        if twice && run_with(seed, None, false).trace != report.trace {
-            fields.push("determinism".to_owned());
-            fields.push("a second run had another trace".to_owned());
-        }
-        let line = fields.join(&FIELD.to_string());
-        // Whoever started this has heard enough.
-        if writeln!(std::io::stdout(), "{line}").is_err() {
-            return 0;
-        }
-        seed += stride;
-    }
-    0
-}
-
-fn parse(line: &str) -> Option<Told> {
-    let mut fields = line.split(FIELD);
-    let mut number = || fields.next()?.parse::<u64>().ok();
-    let (seed, calls, reads, faults, virtual_ms) = (number()?, number()?, number()?, number()?, number()?);
-    let mut violations = Vec::new();
-    while let (Some(check), Some(what)) = (fields.next(), fields.next()) {
-        violations.push((check.to_owned(), what.to_owned()));
-    }
-    Some(Told { seed, calls, reads, faults, virtual_ms, violations })
-}
-
-/// Runs seeds in worker processes, and hands over what they tell until `take` says that it is enough.
-///
-/// # Errors
-/// When a worker cannot be started, or ends before it has told of all its seeds.
-fn with_workers(
-    options: &Options,
-    count: u64,
-    mutant: Option<Mutant>,
-    mut take: impl FnMut(Told) -> bool,
-) -> Result<(), String> {
-    use std::io::BufRead as _;
-    let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
-    let (sender, receiver) = mpsc::channel();
-    let mut workers = Vec::new();
-    for number in 0..options.jobs as u64 {
-        let mut command = Command::new(&program);
-        command.args(["--worker", &options.jobs.to_string(), "--from", &(options.from + number).to_string()]);
-        command.args(["--seeds", &count.saturating_sub(number).to_string()]);
-        if let Some(mutant) = mutant {
-            command.args(["--mutant", &format!("{mutant:?}")]);
-        }
-        let mut worker = command
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|error| format!("cannot start a worker: {error}"))?;
-        let Some(output) = worker.stdout.take() else { return Err("a worker has no output".to_owned()) };
-        let sender = sender.clone();
-        std::thread::spawn(move || {
-            for line in std::io::BufReader::new(output).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        workers.push(worker);
-    }
-    drop(sender);
-    let mut seen = 0;
-    for line in receiver {
-        seen += 1;
-        let told = parse(&line).ok_or_else(|| format!("a worker said {line:?}"))?;
-        if !take(told) {
-            seen = count;
-            break;
-        }
-    }
-    for mut worker in workers {
-        // One that has ended cannot be ended: that is fine.
-        let _ = worker.kill();
-        let _ = worker.wait();
-    }
-    if seen == count { Ok(()) } else { Err(format!("a worker died: {seen} of {count} seeds were run")) }
-}
-
 fn many(options: &Options) -> i32 {
     let count = options.seeds.unwrap_or(200);
     let began = Instant::now();
-    let (mut done, mut calls, mut reads, mut faults, mut virtual_ms) = (0_u64, 0, 0, 0, 0);
+    let (mut done, mut calls, mut reads, mut virtual_ms, mut halted) = (0_u64, 0, 0, 0, 0);
+    let mut tally: BTreeMap<String, u64> = BTreeMap::new();
     let mut failed = BTreeSet::new();
     let mut said = Instant::now();
     let ran = with_workers(options, count, options.mutant, |told| {
         done += 1;
         calls += told.calls;
         reads += told.reads;
-        faults += told.faults;
         virtual_ms += told.virtual_ms;
+        halted += told.halted;
+        for (kind, count) in told.tally {
+            *tally.entry(kind).or_default() += count;
+        }
         if !told.violations.is_empty() {
             println!("seed {} failed; ./simulate --seed {} replays it", told.seed, told.seed);
             for (check, what) in told.violations.iter().take(3) {
@@ -278,16 +170,19 @@ fn many(options: &Options) -> i32 {
         true
     });
     if let Err(why) = ran {
-        println!("{why}");
+        println!("{done} of {count} seeds were run: {why}");
         return 1;
     }
     println!(
-        "{done} seeds, {} failed: {calls} calls, {reads} reads, {faults} faults, {:.0} s of virtual time in {:.0} s; \
+        "{done} seeds, {} failed: {calls} calls, {reads} reads, {} faults, {:.0} s of virtual time in {:.0} s; \
          one in {TWICE_EVERY} was run twice",
         failed.len(),
+        tally.values().sum::<u64>(),
         virtual_ms as f64 / 1_000.0,
         began.elapsed().as_secs_f64()
     );
+    let kinds: Vec<String> = tally.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    println!("faults: {}; {halted} groups were halted by poison", kinds.join(", "));
     for seed in &failed {
         println!("./simulate --seed {seed}");
     }
@@ -296,7 +191,7 @@ fn many(options: &Options) -> i32 {
 
 fn mutants(options: &Options) -> i32 {
     let count = options.seeds.unwrap_or(MUTANT_SEEDS);
-    let mut survived = 0;
+    let mut not_caught = 0;
     println!("| mutant | caught at seed | by |\n|---|---|---|");
     for mutant in Mutant::ALL {
         if options.mutant.is_some_and(|only| only != mutant) {
@@ -309,21 +204,24 @@ fn mutants(options: &Options) -> i32 {
             }
             caught.is_none()
         });
-        if let Err(why) = ran
-            && caught.is_none()
-        {
-            // A panic while another one is under way ends the worker: no seed to show, and caught all the same.
-            eprintln!("{mutant:?}: {why}");
-            println!("| {mutant:?} | – | abort |");
-            continue;
-        }
-        match caught {
-            Some((seed, check)) => println!("| {mutant:?} | {seed} | {check} |"),
-            None => {
-                survived += 1;
-                println!("| {mutant:?} | **survived {count} seeds** | – |");
+        let verdict = match (caught, ran) {
+            // A panic while another one is under way: it was noticed, though not by a check.
+            (caught, Err(Broken::Assertion { seed, what }))
+                if caught.as_ref().is_none_or(|(other, _)| seed < *other) =>
+            {
+                format!("{seed} | abort: {what}")
             }
-        }
+            (Some((seed, check)), _) => format!("{seed} | {check}"),
+            (None, Err(why)) => {
+                not_caught += 1;
+                format!("**nothing is known: run it again** | {why}")
+            }
+            (None, Ok(())) => {
+                not_caught += 1;
+                format!("**survived {count} seeds** | –")
+            }
+        };
+        println!("| {mutant:?} | {verdict} |");
     }
-    i32::from(survived > 0)
+    i32::from(not_caught > 0)
 }

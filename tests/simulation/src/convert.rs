@@ -84,6 +84,23 @@ pub fn told(outcome: &pb::Outcome) -> Told {
     Told { receipt, said }
 }
 
+/// Asks for an event.
+pub fn event_query(event: &str) -> pb::Query {
+    pb::Query { op: Some(pb::query::Op::GetEvent(pb::GetEvent { event_id: event.to_owned() })) }
+}
+
+/// Asks what was decided for a request.
+pub fn outcome_query(principal: &str, request_id: u128) -> pb::Query {
+    let (principal, request_id) = (principal.to_owned(), request_id.to_be_bytes().to_vec());
+    pb::Query { op: Some(pb::query::Op::GetOutcome(pb::GetOutcome { principal, request_id })) }
+}
+
+/// Asks for all tickets of an event.
+pub fn tickets_query(event: &str) -> pb::Query {
+    let list = pb::ListTickets { event_id: event.to_owned(), limit: 5_000, ..pb::ListTickets::default() };
+    pb::Query { op: Some(pb::query::Op::ListTickets(list)) }
+}
+
 /// The tiers of an event that was read; none when it does not exist.
 pub fn tiers(result: &pb::query_result::Result) -> Vec<TierSeen> {
     let pb::query_result::Result::Event(event) = result else { return Vec::new() };

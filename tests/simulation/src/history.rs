@@ -235,3 +235,14 @@ pub struct History {
     /// The end.
     pub at_end: Final,
 }
+
+impl History {
+    /// Group, principal and id of every request ever made, each once.
+    pub fn keys(&self) -> Vec<(u32, String, u128)> {
+        let key = |call: &Call| (call.group, call.principal.clone(), call.request_id);
+        let mut keys: Vec<_> = self.calls.iter().map(key).collect();
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+}

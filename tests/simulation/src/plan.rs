@@ -1,144 +1,18 @@
 //! What a seed means: size, pace and load of the cluster, and what goes wrong when.
 //!
 //! Each seed uses some kinds of faults and leaves others out, so that each kind also meets a cluster that is otherwise
-//! well.
-
-use std::fmt;
+//! well. A plan never takes a majority away for good. **Never here:** how a fault is carried out.
 
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{Rng as _, SeedableRng as _};
 
-/// Nodes of the cluster.
+use crate::fault::{Cut, Fault, Host, Loss, Slot};
+
+/// Nodes of the cluster when it begins.
 pub const NODES: u64 = 3;
 /// Gateways of the cluster.
 pub const GATEWAYS: usize = 2;
-
-/// A host: nodes first, then gateways.
-pub type Host = usize;
-/// All hosts.
-pub const HOSTS: usize = NODES as usize + GATEWAYS;
-
-/// What a crash leaves of what was not synced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Loss {
-    /// Nothing.
-    Everything,
-    /// Some writes, the last one torn.
-    Torn(u64),
-    /// Some sectors of some writes.
-    Scattered(u64),
-}
-
-/// How messages do not arrive.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cut {
-    /// Between these hosts and all others; messages arrive after it, as TCP would bring them.
-    Stall(Vec<Host>),
-    /// Between these hosts and all others; messages are lost, and with them the connections.
-    Lose(Vec<Host>),
-    /// From one host to another only; messages are lost.
-    OneWay(Host, Host),
-    /// On and off, between these hosts and all others.
-    Flap(Vec<Host>),
-}
-
-/// Something that goes wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fault {
-    /// A node dies and comes back.
-    Crash {
-        /// The node.
-        node: u64,
-        /// How long it stays away, ms.
-        down_ms: u64,
-        /// What its disk loses.
-        loss: Loss,
-    },
-    /// All nodes die at once and come back.
-    CrashAll {
-        /// How long they stay away, ms.
-        down_ms: u64,
-        /// What their disks lose.
-        loss: Loss,
-    },
-    /// Messages do not arrive.
-    Cut {
-        /// Which.
-        cut: Cut,
-        /// For how long, ms.
-        lasts_ms: u64,
-    },
-    /// All messages are slow.
-    Slow {
-        /// At most so long, ms.
-        latency_ms: u64,
-        /// For how long, ms.
-        lasts_ms: u64,
-    },
-    /// A node's clock jumps.
-    Clock {
-        /// The node.
-        node: u64,
-        /// By how much, ms.
-        by_ms: i64,
-    },
-    /// A node's log takes long to sync.
-    SlowDisk {
-        /// The node.
-        node: u64,
-        /// At most so long, ms.
-        sync_ms: u64,
-        /// For how long, ms.
-        lasts_ms: u64,
-    },
-    /// A node's next sync fails.
-    FailingDisk {
-        /// The node.
-        node: u64,
-    },
-    /// A lead is handed over.
-    Transfer {
-        /// The group.
-        group: u32,
-        /// To this node.
-        to: u64,
-    },
-    /// A node stores a checkpoint and purges its log.
-    Checkpoint {
-        /// The node.
-        node: u64,
-        /// The group.
-        group: u32,
-    },
-    /// A node dies while it stores a checkpoint, which is left unfinished.
-    TornCheckpoint {
-        /// The node.
-        node: u64,
-        /// The group.
-        group: u32,
-    },
-    /// A node dies, and a part of a checkpoint is gone when it comes back.
-    DamagedCheckpoint {
-        /// The node.
-        node: u64,
-        /// The group.
-        group: u32,
-    },
-    /// All row actors of a group die on one node.
-    Actors {
-        /// The node.
-        node: u64,
-        /// The group.
-        group: u32,
-    },
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self:?}")
-    }
-}
 
 /// What a seed means.
 #[derive(Debug, Clone)]
@@ -159,11 +33,61 @@ pub struct Plan {
     pub lasts_ms: u64,
     /// Faults by their time after the beginning, ms; in order.
     pub faults: Vec<(u64, Fault)>,
-    /// A node that is gone for good when everything else is healed.
-    pub gone: Option<u64>,
+    /// Whose node is gone for good when everything else is healed.
+    pub gone: Option<Slot>,
 }
 
-const KINDS: usize = 12;
+/// A kind of faults that a seed uses or leaves out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Crash,
+    CrashAll,
+    CrashGateway,
+    Stall,
+    Lose,
+    OddCut,
+    Pause,
+    Connections,
+    Slow,
+    Clock,
+    Disk,
+    Transfer,
+    Checkpoint,
+    Actors,
+    Members,
+    Poison,
+}
+
+impl Kind {
+    const ALL: [Self; 16] = [
+        Self::Crash,
+        Self::CrashAll,
+        Self::CrashGateway,
+        Self::Stall,
+        Self::Lose,
+        Self::OddCut,
+        Self::Pause,
+        Self::Connections,
+        Self::Slow,
+        Self::Clock,
+        Self::Disk,
+        Self::Transfer,
+        Self::Checkpoint,
+        Self::Actors,
+        Self::Members,
+        Self::Poison,
+    ];
+
+    /// How many seeds use it.
+    fn share(self) -> f64 {
+        match self {
+            // Ends one of two or three groups: most seeds need them all.
+            Self::Poison => 0.15,
+            Self::Members | Self::CrashGateway | Self::Connections => 0.3,
+            _ => 0.45,
+        }
+    }
+}
 
 impl Plan {
     /// The plan of a seed.
@@ -186,45 +110,67 @@ impl Plan {
         if seed % 20 == 19 {
             return plan;
         }
-        let enabled: Vec<usize> = (0..KINDS).filter(|_| random.random_bool(0.45)).collect();
-        if enabled.is_empty() {
-            return plan;
-        }
+        let mut enabled = Kind::ALL.to_vec();
+        enabled.retain(|kind| random.random_bool(kind.share()));
+        let poisoned = enabled.contains(&Kind::Poison);
+        // A group that has halted for good takes in no new members, so that no change would ever be done.
+        enabled.retain(|kind| !(poisoned && *kind == Kind::Members));
+        let Some(kind) = enabled.choose(&mut random).copied() else { return plan };
         let count = random.random_range(3..=14);
-        let mut damaged = false;
-        let mut network_free_ms = 0;
-        for _ in 0..count {
+        for number in 0..count {
             let at_ms = random.random_range(0..lasts_ms);
-            let kind = *enabled.choose(&mut random).unwrap_or(&0);
+            let kind = match number {
+                // What is rare happens for certain where it is enabled, and early enough to matter.
+                0 if poisoned => Kind::Poison,
+                0 => kind,
+                _ => *enabled.choose(&mut random).unwrap_or(&kind),
+            };
             let fault = plan.fault(kind, &mut random);
-            damaged |= matches!(fault, Fault::DamagedCheckpoint { .. });
-            if matches!(fault, Fault::DamagedCheckpoint { .. })
-                && plan.faults.iter().any(|(_, other)| matches!(other, Fault::DamagedCheckpoint { .. }))
-            {
-                // A second damaged replica could leave no majority.
-                continue;
-            }
             plan.faults.push((at_ms, fault));
         }
         plan.faults.sort_by_key(|(at_ms, _)| *at_ms);
-        // One cut at a time: turmoil knows one state per link.
-        plan.faults.retain_mut(|(at_ms, fault)| match fault {
-            Fault::Cut { lasts_ms, .. } | Fault::Slow { lasts_ms, .. } => {
-                let free = *at_ms >= network_free_ms;
-                if free {
-                    network_free_ms = *at_ms + *lasts_ms + 10;
-                }
-                free
-            }
-            _ => true,
-        });
+        plan.keep_majorities();
+        plan.one_cut_at_a_time();
+        let damaged = plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::DamagedCheckpoint { .. }));
         if !damaged && random.random_bool(0.25) {
             plan.gone = Some(random.random_range(1..=NODES));
         }
         plan
     }
 
-    fn fault(&self, kind: usize, random: &mut StdRng) -> Fault {
+    /// Leaves out what would end a replica for good where another one may have ended already.
+    fn keep_majorities(&mut self) {
+        let (mut damaged, mut poisoned) = (false, false);
+        self.faults.retain_mut(|(_, fault)| match fault {
+            Fault::DamagedCheckpoint { .. } => !std::mem::replace(&mut damaged, true),
+            Fault::Poison { .. } => !std::mem::replace(&mut poisoned, true),
+            _ => true,
+        });
+        for (_, fault) in &mut self.faults {
+            if let Fault::ReplaceNode { dead, .. } = fault {
+                *dead &= !damaged;
+            }
+        }
+    }
+
+    /// Leaves cuts out that overlap with others: the network knows one state per link.
+    fn one_cut_at_a_time(&mut self) {
+        let mut free_ms = 0;
+        self.faults.retain(|(at_ms, fault)| match fault {
+            Fault::Cut { lasts_ms, .. }
+            | Fault::Slow { lasts_ms, .. }
+            | Fault::LoseMessages { lasts_ms, .. } => {
+                let free = *at_ms >= free_ms;
+                if free {
+                    free_ms = *at_ms + *lasts_ms + 10;
+                }
+                free
+            }
+            _ => true,
+        });
+    }
+
+    fn fault(&self, kind: Kind, random: &mut StdRng) -> Fault {
         let node = random.random_range(1..=NODES);
         let group = random.random_range(1..=self.regions);
         let loss = match random.random_range(0..3) {
@@ -234,52 +180,103 @@ impl Plan {
         };
         let lasts_ms = random.random_range(300..=3_000);
         match kind {
-            0 => Fault::Crash { node, down_ms: random.random_range(50..=2_500), loss },
-            1 => Fault::CrashAll { down_ms: random.random_range(50..=800), loss },
-            2 => Fault::Cut { cut: Cut::Stall(side(random)), lasts_ms },
-            3 => Fault::Cut { cut: Cut::Lose(side(random)), lasts_ms },
-            4 => {
-                let mut hosts: Vec<Host> = (0..HOSTS).collect();
-                hosts.shuffle(random);
+            Kind::Crash => Fault::Crash { node, down_ms: random.random_range(50..=2_500), loss },
+            Kind::CrashAll => Fault::CrashAll { down_ms: random.random_range(50..=800), loss },
+            Kind::CrashGateway => Fault::CrashGateway {
+                gateway: random.random_range(1..=GATEWAYS),
+                down_ms: random.random_range(50..=2_000),
+            },
+            Kind::Stall => Fault::Cut { cut: Cut::Stall(side(random)), lasts_ms },
+            Kind::Lose => Fault::Cut { cut: Cut::Lose(side(random)), lasts_ms },
+            Kind::OddCut => {
+                let (one, other) = two(random);
                 let cut = match random.random_bool(0.5) {
-                    true => Cut::OneWay(hosts[0], hosts[1]),
+                    true => Cut::OneWay(one, other),
                     false => Cut::Flap(side(random)),
                 };
                 Fault::Cut { cut, lasts_ms }
             }
-            // A pause: nothing reaches the node and nothing leaves it for a while.
-            5 => Fault::Cut { cut: Cut::Stall(vec![node as usize - 1]), lasts_ms },
-            6 => {
+            // Nothing reaches the node and nothing leaves it for a while.
+            Kind::Pause => Fault::Cut { cut: Cut::Stall(vec![Host::Node(node)]), lasts_ms },
+            Kind::Connections => {
+                let (one, other) = two(random);
+                match random.random_bool(0.3) {
+                    true => {
+                        Fault::LoseMessages { from: one, to: other, lasts_ms: random.random_range(1..=8) }
+                    }
+                    false => Fault::Reset { one, other },
+                }
+            }
+            Kind::Slow => Fault::Slow { latency_ms: random.random_range(20..=120), lasts_ms },
+            Kind::Clock => {
                 let far = *[300, 5_000, 3_600_000].choose(random).unwrap_or(&300);
                 let by_ms = if random.random_bool(0.5) { far } else { -far };
                 Fault::Clock { node, by_ms }
             }
-            7 if random.random_bool(0.7) => {
+            Kind::Disk if random.random_bool(0.7) => {
                 Fault::SlowDisk { node, sync_ms: random.random_range(20..=250), lasts_ms }
             }
-            7 => Fault::FailingDisk { node },
-            8 => Fault::Transfer { group, to: node },
-            9 => match random.random_range(0..6) {
+            Kind::Disk => Fault::FailingDisk { node },
+            Kind::Transfer => Fault::Transfer { group, to: node },
+            Kind::Checkpoint => match random.random_range(0..6) {
                 0 => Fault::DamagedCheckpoint { node, group },
                 1 => Fault::TornCheckpoint { node, group },
                 _ => Fault::Checkpoint { node, group },
             },
-            10 => Fault::Actors { node, group },
-            _ => Fault::Slow { latency_ms: random.random_range(20..=120), lasts_ms },
+            Kind::Actors => Fault::Actors { node, group },
+            Kind::Members => match random.random_range(0..4) {
+                0 => Fault::AddNode,
+                1 => Fault::RemoveNode { node },
+                _ => Fault::ReplaceNode { node, dead: random.random_bool(0.5) },
+            },
+            Kind::Poison => Fault::Poison { group },
         }
     }
 }
 
+/// The hosts that a plan knows of.
+fn hosts() -> Vec<Host> {
+    (1..=NODES).map(Host::Node).chain((1..=GATEWAYS).map(Host::Gateway)).collect()
+}
+
+/// Two different hosts.
+fn two(random: &mut StdRng) -> (Host, Host) {
+    let mut hosts = hosts();
+    hosts.shuffle(random);
+    (hosts[0], hosts[1])
+}
+
 /// One side of a cut: some hosts, not all, so that gateways find themselves on either side.
 fn side(random: &mut StdRng) -> Vec<Host> {
+    let node = |random: &mut StdRng| Host::Node(random.random_range(1..=NODES));
     if random.random_bool(0.4) {
         // A node that leads something, and a gateway that believes in it.
-        let gateway = NODES as usize + random.random_range(0..GATEWAYS);
-        return vec![random.random_range(0..NODES as usize), gateway];
+        return vec![node(random), Host::Gateway(random.random_range(1..=GATEWAYS))];
     }
-    let mut hosts: Vec<Host> = (0..HOSTS).filter(|_| random.random_bool(0.4)).collect();
-    if hosts.is_empty() || hosts.len() == HOSTS {
-        hosts = vec![random.random_range(0..NODES as usize)];
+    let all = hosts();
+    let side: Vec<Host> = all.iter().copied().filter(|_| random.random_bool(0.4)).collect();
+    if side.is_empty() || side.len() == all.len() { vec![node(random)] } else { side }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_plan_ends_a_majority_and_every_kind_is_planned() {
+        let mut kinds = std::collections::BTreeSet::new();
+        for seed in 0..500 {
+            let plan = Plan::new(seed);
+            let count =
+                |wanted: fn(&Fault) -> bool| plan.faults.iter().filter(|(_, fault)| wanted(fault)).count();
+            let damaged = count(|fault| matches!(fault, Fault::DamagedCheckpoint { .. }));
+            let poisoned = count(|fault| matches!(fault, Fault::Poison { .. }));
+            let dead = count(|fault| matches!(fault, Fault::ReplaceNode { dead: true, .. }));
+            assert!(damaged <= 1 && poisoned <= 1, "seed {seed}");
+            assert!(damaged == 0 || (dead == 0 && plan.gone.is_none()), "seed {seed}");
+            assert!(poisoned == 0 || count(Fault::changes_members) == 0, "seed {seed}");
+            kinds.extend(plan.faults.iter().map(|(_, fault)| fault.kind()));
+        }
+        assert_eq!(kinds.len(), 19, "{kinds:?}");
     }
-    hosts
 }

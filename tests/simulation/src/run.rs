@@ -1,22 +1,28 @@
 //! One run: a cluster comes up, sells, suffers what its plan says, is healed, must work again, and is judged.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tidewall_client::Topology;
 use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT};
+use tidewall_node::assembly::look;
 use turmoil::Sim;
 
-use crate::bed::{self, Bed, CLIENT_PORT, Order, PEER_PORT};
+use crate::bed::{self, Bed, CLIENT_PORT, Ground, PEER_PORT};
+use crate::convert;
+use crate::desk::{Control, Desk};
+use crate::fault::{Loss, Slot};
 use crate::history::History;
+use crate::inject::{OPERATOR_IP, Then, gateway_ip, node_ip};
+use crate::lines::Lines;
+use crate::operator::{self, Operator, TopologyFile};
 use crate::oracle::{self, Violation};
-use crate::plan::{Cut, Fault, GATEWAYS, HOSTS, Host, Loss, NODES, Plan};
+use crate::plan::{GATEWAYS, NODES, Plan};
 use crate::trace::Trace;
-use crate::traffic::{self, Control, Desk};
+use crate::traffic::{self, EVENTS};
 use crate::watch::{Watch, contents};
 use crate::world::{self, EPOCH_SECONDS};
 
@@ -24,6 +30,8 @@ use crate::world::{self, EPOCH_SECONDS};
 const UP_MS: u64 = 20_000;
 /// A healed cluster must decide again within this, ms. A connection that has lost messages is noticed after 8 s.
 const HEALED_MS: u64 = 25_000;
+/// A change of members that is under way must be done on a healed cluster within this, ms.
+const CHANGED_MS: u64 = 60_000;
 /// What was asked must have ended, and the end must be gathered, within this, ms.
 const END_MS: u64 = 40_000;
 /// Replicas of a quiet cluster must be at the same index within this, ms.
@@ -46,8 +54,10 @@ pub struct Report {
     pub calls: usize,
     /// Reads that were answered.
     pub reads: usize,
-    /// Faults that were injected.
-    pub faults: usize,
+    /// What went wrong on purpose, by kind.
+    pub tally: BTreeMap<&'static str, u64>,
+    /// Groups that a poison entry has halted.
+    pub halted: usize,
     /// Virtual time, ms.
     pub virtual_ms: u64,
 }
@@ -56,16 +66,19 @@ pub struct Report {
 pub fn run(seed: u64, print: bool) -> Report {
     align_task_ids();
     let plan = Rc::new(Plan::new(seed));
-    let _simulated = tidewall_env::simulation::enter(seed, world::world());
+    let lines = Lines::default();
+    let _simulated = tidewall_env::simulation::enter(seed, world::world(lines.clone()));
     #[cfg(tidewall_mutants)]
     tidewall_mutant::set_wall_clock(world::now_ms);
     let trace = Trace::new(print);
     trace.note(0, "plan", format_args!("{plan:?}"));
-    let mut cluster = Cluster::new(Rc::clone(&plan), trace.clone());
+    let mut cluster = Cluster::new(Rc::clone(&plan), lines, trace.clone());
     if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cluster.play())).is_err() {
         cluster.object("panic", "something panicked outside of a step".to_owned());
     }
-    let mut violations = std::mem::take(&mut *cluster.violations.borrow_mut());
+    let mut violations = std::mem::take(&mut *cluster.ground.violations.borrow_mut());
+    let tally = std::mem::take(&mut cluster.tally);
+    let halted = cluster.control.halted.borrow().len();
     let history = Rc::clone(&cluster.history);
     let history = history.borrow();
     if violations.is_empty() {
@@ -82,7 +95,8 @@ pub fn run(seed: u64, print: bool) -> Report {
         trace: trace.digest(),
         calls: history.calls.len(),
         reads: history.reads.len(),
-        faults: plan.faults.len(),
+        tally,
+        halted,
         virtual_ms,
     }
 }
@@ -97,43 +111,26 @@ fn align_task_ids() {
     while next().is_ok_and(|id| id % ALIGNMENT != 0) {}
 }
 
-/// Something to be done later.
-#[derive(Debug, Clone)]
-enum Then {
-    Start(u64),
-    Heal,
-    Calm,
-    Fast(u64),
-    FlapOn(Vec<Host>),
-    FlapOff(Vec<Host>),
-    Damage(u64, u32),
-    Die(u64, Loss, u64),
-}
-
-struct Cluster {
-    plan: Rc<Plan>,
-    sim: Sim<'static>,
-    beds: Vec<Rc<Bed>>,
-    control: Rc<Control>,
-    history: Rc<RefCell<History>>,
-    violations: Rc<RefCell<Vec<Violation>>>,
+pub(crate) struct Cluster {
+    pub(crate) plan: Rc<Plan>,
+    pub(crate) sim: Sim<'static>,
+    pub(crate) ground: Ground,
+    /// All nodes that there ever were, by id from 1.
+    pub(crate) beds: Vec<Rc<Bed>>,
+    pub(crate) control: Rc<Control>,
+    pub(crate) history: Rc<RefCell<History>>,
+    pub(crate) operator: Rc<Operator>,
     watch: Watch,
-    trace: Trace,
     /// What is to be done later, by time in ms; in the order in which it was planned.
-    agenda: BTreeMap<u64, Vec<Then>>,
-    flapping_until_ms: u64,
-}
-
-fn address(host: Host) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(10, 0, 0, host as u8 + 1))
+    pub(crate) agenda: BTreeMap<u64, Vec<Then>>,
+    pub(crate) flapping_until_ms: u64,
+    /// Gateways that are down.
+    pub(crate) dark: BTreeSet<usize>,
+    /// What went wrong on purpose, by kind.
+    pub(crate) tally: BTreeMap<&'static str, u64>,
 }
 
 fn topology(regions: u32) -> Topology {
-    let node = |id: u64| Node {
-        id,
-        address: SocketAddr::new(address(id as usize - 1), CLIENT_PORT),
-        peer_address: SocketAddr::new(address(id as usize - 1), PEER_PORT),
-    };
     let region = |group: u32| Region { id: format!("r{group}"), display_name: format!("R{group}"), group };
     Topology {
         format: TOPOLOGY_FORMAT,
@@ -142,12 +139,18 @@ fn topology(regions: u32) -> Topology {
         retired: BTreeSet::new(),
         fences: BTreeMap::new(),
         regions: (1..=regions).map(region).collect(),
-        nodes: (1..=NODES).map(node).collect(),
+        nodes: (1..=NODES).map(entry).collect(),
     }
 }
 
+/// What a topology says of a node.
+pub(crate) fn entry(id: u64) -> Node {
+    let ip = node_ip(id);
+    Node { id, address: SocketAddr::new(ip, CLIENT_PORT), peer_address: SocketAddr::new(ip, PEER_PORT) }
+}
+
 impl Cluster {
-    fn new(plan: Rc<Plan>, trace: Trace) -> Self {
+    fn new(plan: Rc<Plan>, lines: Lines, trace: Trace) -> Self {
         let mut sim = turmoil::Builder::new()
             .rng_seed(plan.seed)
             .epoch(SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH_SECONDS))
@@ -157,53 +160,69 @@ impl Cluster {
             .max_message_latency(Duration::from_millis(plan.latency_ms))
             .tcp_capacity(65_536)
             .build();
-        let topology = Arc::new(topology(plan.regions));
-        let violations = Rc::new(RefCell::new(Vec::new()));
-        let mut beds = Vec::new();
-        for id in 1..=NODES {
-            let bed =
-                Bed::new(id, Arc::clone(&topology), plan.sync_us, Rc::clone(&violations), trace.clone());
-            let bed = Rc::new(bed);
-            beds.push(Rc::clone(&bed));
-            sim.host(address(id as usize - 1), move || bed::live(Rc::clone(&bed)));
-        }
+        let ground = Ground {
+            file: TopologyFile::new(topology(plan.regions)),
+            lines,
+            sync_us: plan.sync_us,
+            poisoned: Rc::default(),
+            violations: Rc::default(),
+            trace,
+        };
         let (control, history) = (Rc::new(Control::default()), Rc::new(RefCell::new(History::default())));
+        let operator = Rc::new(Operator::new(ground.clone()));
         for number in 1..=GATEWAYS {
             let desk = Desk {
                 number,
-                topology: Arc::clone(&topology),
+                file: ground.file.clone(),
                 plan: Rc::clone(&plan),
                 control: Rc::clone(&control),
                 history: Rc::clone(&history),
-                trace: trace.clone(),
+                memories: Rc::new((0..plan.clients).map(|_| RefCell::default()).collect()),
+                lives: Rc::new(Cell::new(0)),
+                trace: ground.trace.clone(),
             };
-            sim.host(address(NODES as usize + number - 1), move || traffic::live(desk.clone()));
+            sim.host(gateway_ip(number), move || traffic::live(desk.clone()));
         }
-        Self {
+        let working = Rc::clone(&operator);
+        sim.host(OPERATOR_IP, move || operator::live(Rc::clone(&working)));
+        let mut cluster = Self {
             plan,
             sim,
-            beds,
+            ground,
+            beds: Vec::new(),
             control,
             history,
-            violations,
+            operator,
             watch: Watch::default(),
-            trace,
             agenda: BTreeMap::new(),
             flapping_until_ms: 0,
+            dark: BTreeSet::new(),
+            tally: BTreeMap::new(),
+        };
+        for id in 1..=NODES {
+            cluster.start_new(id, id);
         }
+        cluster
     }
 
-    fn now_ms(&self) -> u64 {
+    /// Starts a node that was never there.
+    pub(crate) fn start_new(&mut self, id: u64, slot: Slot) {
+        let bed = Rc::new(Bed::new(id, slot, self.ground.clone()));
+        self.beds.push(Rc::clone(&bed));
+        self.sim.host(node_ip(id), move || bed::live(Rc::clone(&bed)));
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
         self.sim.elapsed().as_millis() as u64
     }
 
-    fn note(&self, what: std::fmt::Arguments<'_>) {
-        self.trace.note(self.sim.elapsed().as_micros() as u64, "harness", what);
+    pub(crate) fn note(&self, what: std::fmt::Arguments<'_>) {
+        self.ground.trace.note(self.sim.elapsed().as_micros() as u64, "harness", what);
     }
 
     fn object(&self, check: &'static str, what: String) {
         self.note(format_args!("VIOLATION {check}: {what}"));
-        self.violations.borrow_mut().push(Violation { check, what });
+        self.ground.violations.borrow_mut().push(Violation { check, what });
     }
 
     fn play(&mut self) {
@@ -217,15 +236,25 @@ impl Cluster {
             if !self.until_time(began_ms + at_ms) {
                 return;
             }
-            self.inject(fault);
+            self.inject(&fault);
         }
         if !self.until_time(began_ms + self.plan.lasts_ms) {
             return;
         }
         self.heal();
+        if !self.until(CHANGED_MS, |cluster| !cluster.operator.is_busy()) {
+            return self.stuck("the healed cluster does not change its members");
+        }
+        self.leave_for_good();
         control.probe.set(true);
-        let wanted = GATEWAYS * self.plan.regions as usize;
-        if !self.until(HEALED_MS, |_| control.probes.get() == wanted) {
+        if !self.until(HEALED_MS, |cluster| {
+            let halted = cluster.halted();
+            let probed = control.probed.borrow();
+            let regions = 1..=cluster.plan.regions;
+            regions.into_iter().all(|group| {
+                halted.contains(&group) || (1..=GATEWAYS).all(|gateway| probed.contains(&(gateway, group)))
+            })
+        }) {
             return self.stuck("the healed cluster does not decide");
         }
         self.note(format_args!("the sale ends"));
@@ -233,31 +262,93 @@ impl Cluster {
         if !self.until(END_MS, |_| control.open.get() == 0) {
             return self.stuck("calls never end");
         }
+        *control.halted.borrow_mut() = self.halted();
         control.finish.set(true);
         if !self.until(END_MS, |_| control.finished.get()) {
             return self.stuck("the end cannot be read");
         }
-        if !self.until(EQUAL_MS, |cluster| {
-            contents(&cluster.beds).values().all(|replicas| {
-                let mut indices = replicas.values().map(|(index, _)| *index);
-                let first = indices.next();
-                indices.all(|index| Some(index) == first)
-            })
-        }) {
+        if !self.until(EQUAL_MS, Self::all_at_one_index) {
             return self.stuck("replicas do not catch up");
         }
-        for (group, replicas) in contents(&self.beds) {
-            let mut all = replicas.values();
-            let first = all.next();
-            if all.any(|one| Some(one) != first) {
+        self.compare_the_end();
+    }
+
+    /// Groups that a poison entry has stopped.
+    fn halted(&self) -> BTreeSet<u32> {
+        let poisoned = self.ground.poisoned.borrow();
+        let lives = self.beds.iter().map(|bed| bed.life.borrow());
+        let halted = lives.flat_map(|life| {
+            let rows = life.iter().flat_map(|life| &life.rows);
+            rows.filter(|(_, rows)| rows.halted().is_some()).map(|(group, _)| *group).collect::<Vec<_>>()
+        });
+        halted.filter(|group| poisoned.contains(group)).collect()
+    }
+
+    fn all_at_one_index(&self) -> bool {
+        let halted = self.control.halted.borrow();
+        contents(&self.beds).iter().filter(|(group, _)| !halted.contains(group)).all(|(_, replicas)| {
+            let mut indices = replicas.values().map(|replica| replica.index);
+            let first = indices.next();
+            indices.all(|index| Some(index) == first)
+        })
+    }
+
+    /// Replicas at the same index have the same rows, and all agree about the members. Of a group that has halted the
+    /// rows before the poison entry are gathered: they are its end.
+    fn compare_the_end(&mut self) {
+        let halted = self.control.halted.borrow().clone();
+        let members: BTreeSet<u64> = self.ground.file.read().nodes.iter().map(|node| node.id).collect();
+        for (group, mut replicas) in contents(&self.beds) {
+            self.note(format_args!("group {group} ends as {replicas:?}"));
+            if halted.contains(&group) {
+                let last = replicas.values().map(|replica| replica.index).max();
+                // The entries before the poison entry are all that can ever be decided; who has not halted may lack some.
+                if replicas.values().any(|replica| replica.halted && Some(replica.index) != last) {
+                    self.object(
+                        "poison",
+                        format!("group {group}: somebody went past the poison entry: {replicas:?}"),
+                    );
+                }
+                replicas.retain(|_, replica| replica.halted);
+                self.gather_halted(group);
+            } else if replicas.values().any(|replica| replica.voters != members) {
+                self.object(
+                    "members",
+                    format!("group {group} is to have {members:?} and ends as {replicas:?}"),
+                );
+            }
+            let mut rows = replicas.values().map(|replica| replica.rows);
+            let first = rows.next();
+            if rows.any(|one| Some(one) != first) {
                 self.object("content", format!("group {group}: rows differ at the same index: {replicas:?}"));
             }
-            self.note(format_args!("group {group} ends as {replicas:?}"));
+        }
+    }
+
+    /// Reads the end of a group that answers nobody any more from the rows of a replica that has halted.
+    fn gather_halted(&self, group: u32) {
+        let lives = self.beds.iter().map(|bed| bed.life.borrow());
+        let rows = lives.filter_map(|life| life.as_ref()?.rows.get(&group).cloned());
+        let Some(rows) = rows.into_iter().find(|rows| rows.halted().is_some()) else { return };
+        let ask = |query| rows.read(|machine| look(machine, &query)).ok().and_then(|answer| answer.result);
+        let mut history = self.history.borrow_mut();
+        for (_, principal, id) in history.keys().into_iter().filter(|(of, ..)| *of == group) {
+            let told = ask(convert::outcome_query(&principal, id)).as_ref().and_then(convert::remembered);
+            history.at_end.outcomes.insert((group, (principal, id)), told);
+        }
+        for event in EVENTS {
+            let place = (group, event.to_owned());
+            if let Some(found) = ask(convert::event_query(event)) {
+                history.at_end.events.insert(place.clone(), convert::tiers(&found));
+            }
+            if let Some(found) = ask(convert::tickets_query(event)) {
+                history.at_end.tickets.insert(place, convert::tickets(&found));
+            }
         }
     }
 
     fn stuck(&self, what: &str) {
-        if !self.violations.borrow().is_empty() {
+        if !self.ground.violations.borrow().is_empty() {
             return;
         }
         let mut states = Vec::new();
@@ -316,11 +407,11 @@ impl Cluster {
         if now_ms % DRAWS_EVERY_MS == 0 {
             self.note(format_args!("{} draws", tidewall_env::simulation::draws()));
         }
-        let found = self.watch.look(now_ms * 1_000, &self.beds, &self.trace);
+        let found = self.watch.look(now_ms * 1_000, &self.beds);
         for violation in found {
             self.object(violation.check, violation.what);
         }
-        if !self.violations.borrow().is_empty() {
+        if !self.ground.violations.borrow().is_empty() {
             return false;
         }
         for bed in self.beds.clone() {
@@ -334,164 +425,14 @@ impl Cluster {
                 self.kill(bed.id, Loss::Everything, 500);
             }
         }
+        if let Some(change) = self.operator.take_done() {
+            self.conclude(&change);
+        }
         while let Some(entry) = self.agenda.first_entry().filter(|entry| *entry.key() <= now_ms) {
             for then in entry.remove() {
                 self.carry_out(then);
             }
         }
         true
-    }
-
-    fn later(&mut self, in_ms: u64, then: Then) {
-        let at_ms = self.now_ms() + in_ms;
-        self.agenda.entry(at_ms).or_default().push(then);
-    }
-
-    fn bed(&self, node: u64) -> Rc<Bed> {
-        Rc::clone(&self.beds[node as usize - 1])
-    }
-
-    fn is_up(&self, node: u64) -> bool {
-        self.bed(node).life.borrow().is_some()
-    }
-
-    fn kill(&mut self, node: u64, loss: Loss, down_ms: u64) {
-        // A node that is down, or not up again yet, is spared: it cannot die twice.
-        if !self.is_up(node) {
-            return;
-        }
-        self.bed(node).lose_power(loss);
-        self.sim.crash(address(node as usize - 1));
-        self.later(down_ms, Then::Start(node));
-    }
-
-    fn carry_out(&mut self, then: Then) {
-        self.note(format_args!("{then:?}"));
-        match then {
-            Then::Start(node) => self.sim.bounce(address(node as usize - 1)),
-            Then::Heal => self.heal_network(),
-            Then::Calm => self.sim.set_max_message_latency(Duration::from_millis(self.plan.latency_ms)),
-            Then::Fast(node) => self.bed(node).set_pace(None),
-            Then::FlapOn(side) => {
-                if self.now_ms() < self.flapping_until_ms {
-                    self.between(&side, |sim, a, b| sim.hold(a, b));
-                    self.later(120, Then::FlapOff(side));
-                }
-            }
-            Then::FlapOff(side) => {
-                self.between(&side, |sim, a, b| sim.release(a, b));
-                if self.now_ms() < self.flapping_until_ms {
-                    self.later(80, Then::FlapOn(side));
-                }
-            }
-            Then::Die(node, loss, down_ms) => self.kill(node, loss, down_ms),
-            Then::Damage(node, group) => {
-                if self.is_up(node) {
-                    self.kill(node, Loss::Everything, 300);
-                    let lost = self.bed(node).damage_checkpoint(group);
-                    self.note(format_args!("n{node} lost a page of group {group}: {lost}"));
-                }
-            }
-        }
-    }
-
-    fn inject(&mut self, fault: Fault) {
-        self.note(format_args!("{fault}"));
-        match fault {
-            Fault::Crash { node, down_ms, loss } => self.kill(node, loss, down_ms),
-            Fault::CrashAll { down_ms, loss } => {
-                for node in 1..=NODES {
-                    self.kill(node, loss, down_ms + node * 20);
-                }
-            }
-            Fault::Cut { cut, lasts_ms } => {
-                match cut {
-                    Cut::Stall(side) => self.between(&side, |sim, a, b| sim.hold(a, b)),
-                    Cut::Lose(side) => self.between(&side, |sim, a, b| sim.partition(a, b)),
-                    Cut::OneWay(from, to) => self.sim.partition_oneway(address(from), address(to)),
-                    Cut::Flap(side) => {
-                        self.flapping_until_ms = self.now_ms() + lasts_ms;
-                        self.carry_out(Then::FlapOn(side));
-                    }
-                }
-                self.later(lasts_ms, Then::Heal);
-            }
-            Fault::Slow { latency_ms, lasts_ms } => {
-                self.sim.set_max_message_latency(Duration::from_millis(latency_ms));
-                self.later(lasts_ms, Then::Calm);
-            }
-            Fault::Clock { node, by_ms } => self.bed(node).shift_clock(by_ms),
-            Fault::SlowDisk { node, sync_ms, lasts_ms } => {
-                self.bed(node).set_pace(Some(sync_ms * 1_000));
-                self.later(lasts_ms, Then::Fast(node));
-            }
-            Fault::FailingDisk { node } => {
-                if self.is_up(node) {
-                    self.bed(node).fail_disk();
-                }
-            }
-            Fault::Transfer { group, to } => {
-                for bed in &self.beds {
-                    bed.order(Order::Transfer(group, to));
-                }
-            }
-            Fault::Checkpoint { node, group } => self.bed(node).order(Order::Checkpoint(group)),
-            Fault::TornCheckpoint { node, group } => {
-                if self.is_up(node) {
-                    self.bed(node).order(Order::Checkpoint(group));
-                    self.later(8, Then::Die(node, Loss::Torn(7), 300));
-                }
-            }
-            Fault::DamagedCheckpoint { node, group } => {
-                self.bed(node).order(Order::Checkpoint(group));
-                self.later(300, Then::Damage(node, group));
-            }
-            Fault::Actors { node, group } => self.bed(node).order(Order::Actors(group)),
-        }
-    }
-
-    /// Does something to all links between a side and the rest.
-    fn between(&mut self, side: &[Host], act: impl Fn(&Sim<'static>, IpAddr, IpAddr)) {
-        for one in side {
-            for other in (0..HOSTS).filter(|host| !side.contains(host)) {
-                act(&self.sim, address(*one), address(other));
-            }
-        }
-    }
-
-    fn heal_network(&mut self) {
-        self.flapping_until_ms = 0;
-        for one in 0..HOSTS {
-            for other in one + 1..HOSTS {
-                self.sim.release(address(one), address(other));
-            }
-        }
-    }
-
-    /// Ends all faults; a node that is to be gone for good goes.
-    fn heal(&mut self) {
-        self.note(format_args!("all is healed"));
-        self.heal_network();
-        self.carry_out(Then::Calm);
-        for bed in self.beds.clone() {
-            bed.set_clock_right();
-            bed.set_pace(None);
-        }
-        // What is down comes back now; nobody dies any more.
-        let agenda = std::mem::take(&mut self.agenda);
-        for then in agenda.into_values().flatten() {
-            if let Then::Start(node) = then
-                && self.plan.gone != Some(node)
-            {
-                self.carry_out(Then::Start(node));
-            }
-        }
-        if let Some(node) = self.plan.gone
-            && self.is_up(node)
-        {
-            self.note(format_args!("n{node} is gone for good"));
-            self.bed(node).lose_power(Loss::Everything);
-            self.sim.crash(address(node as usize - 1));
-        }
     }
 }

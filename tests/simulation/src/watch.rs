@@ -7,7 +7,6 @@ use tidewall_consensus::Role;
 
 use crate::bed::Bed;
 use crate::oracle::Violation;
-use crate::trace::Trace;
 
 /// Remembers what was seen.
 #[derive(Default)]
@@ -22,7 +21,7 @@ pub struct Watch {
 
 impl Watch {
     /// Looks at everything once.
-    pub fn look(&mut self, at_us: u64, beds: &[Rc<Bed>], trace: &Trace) -> Vec<Violation> {
+    pub fn look(&mut self, at_us: u64, beds: &[Rc<Bed>]) -> Vec<Violation> {
         let mut found = Vec::new();
         for bed in beds {
             let life = bed.life.borrow();
@@ -36,7 +35,7 @@ impl Watch {
                 let status = group.status();
                 if let Some(why) = &status.fault {
                     // What follows a failed disk is that failure's.
-                    if bed.failed.lock().is_none() {
+                    if bed.failed.lock().is_none() && !bed.ground.explains(*number, why) {
                         object("halted", format!("the replica has halted: {why}"));
                     }
                     continue;
@@ -55,7 +54,11 @@ impl Watch {
                 // A term may have several leaders one after the other: openraft orders them by (term, node).
                 if status.role == Role::Leader && self.leads.insert((*number, status.term, bed.id)) {
                     let who = format!("n{}", bed.id);
-                    trace.note(at_us, &who, format_args!("leads group {number} in term {}", status.term));
+                    bed.ground.trace.note(
+                        at_us,
+                        &who,
+                        format_args!("leads group {number} in term {}", status.term),
+                    );
                 }
             }
         }
@@ -63,13 +66,26 @@ impl Watch {
     }
 }
 
-/// Applied index and a hash over all rows of each replica that serves, by group and node.
-pub fn contents(beds: &[Rc<Bed>]) -> BTreeMap<u32, BTreeMap<u64, (u64, u64)>> {
-    let mut seen: BTreeMap<u32, BTreeMap<u64, (u64, u64)>> = BTreeMap::new();
+/// A replica as it is at the moment.
+#[derive(Debug)]
+pub struct Replica {
+    /// Applied index.
+    pub index: u64,
+    /// A hash over all rows.
+    pub rows: u64,
+    /// Who votes, as far as it knows.
+    pub voters: BTreeSet<u64>,
+    /// It has halted.
+    pub halted: bool,
+}
+
+/// Each replica that runs, or did until it halted, by group and node.
+pub fn contents(beds: &[Rc<Bed>]) -> BTreeMap<u32, BTreeMap<u64, Replica>> {
+    let mut seen: BTreeMap<u32, BTreeMap<u64, Replica>> = BTreeMap::new();
     for bed in beds {
         if let Some(life) = &*bed.life.borrow() {
-            for (number, group) in &life.groups {
-                let content = group.state().read(|machine| {
+            for (number, state) in &life.rows {
+                let (index, rows) = state.read(|machine| {
                     let mut hasher = xxhash_rust::xxh3::Xxh3::new();
                     for page in &machine.freeze_all().pages {
                         hasher.update(&[page.table()]);
@@ -78,7 +94,9 @@ pub fn contents(beds: &[Rc<Bed>]) -> BTreeMap<u32, BTreeMap<u64, (u64, u64)>> {
                     }
                     (machine.applied_index(), hasher.digest())
                 });
-                seen.entry(*number).or_default().insert(bed.id, content);
+                let voters = life.groups.get(number).map(|group| group.members().0).unwrap_or_default();
+                let replica = Replica { index, rows, voters, halted: state.halted().is_some() };
+                seen.entry(*number).or_default().insert(bed.id, replica);
             }
         }
     }

@@ -1,84 +1,26 @@
-//! The simulated surroundings of a process: connections over turmoil's network, a clock that can be wrong, a disk that
-//! takes its time.
+//! The simulated surroundings of a process: a clock that can be wrong, a disk that takes its time.
 
 use std::collections::VecDeque;
-use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::Stream;
 use parking_lot::Mutex;
 use rand::Rng as _;
 use tidewall_env::clock::Clock;
-use tidewall_env::simulation::{Connecting, Connection, World};
+use tidewall_env::simulation::World;
 use tidewall_env::tasks::{Later, Work};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
-use turmoil::net::{TcpListener, TcpStream};
+
+use crate::lines::Lines;
 
 /// When the simulated world begins, seconds since 1970: any time will do, as long as it is always the same.
 pub const EPOCH_SECONDS: u64 = 1_790_000_000;
 
 /// What a simulated process finds in the place of the operating system.
-pub fn world() -> World {
-    let connect = |address: SocketAddr| -> Connecting {
-        Box::pin(async move {
-            TcpStream::connect(address).await.map(|stream| Box::new(stream) as Box<dyn Connection>)
-        })
-    };
-    World { connect: Arc::new(connect), elapsed: || turmoil::sim_elapsed().unwrap_or_default() }
-}
-
-/// A connection that a server has accepted.
-pub struct Accepted(TcpStream);
-
-impl tonic::transport::server::Connected for Accepted {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Accepted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Accepted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
-    }
-}
-
-/// The connections that arrive at a port of the host that runs at the moment.
-///
-/// # Errors
-/// When the port is in use.
-pub async fn listen(port: u16) -> io::Result<impl Stream<Item = io::Result<Accepted>> + Send> {
-    let listener = TcpListener::bind(("0.0.0.0", port)).await?;
-    Ok(futures_util::stream::unfold(listener, |listener| async move {
-        let accepted = listener.accept().await.map(|(stream, _)| Accepted(stream));
-        Some((accepted, listener))
-    }))
+pub fn world(lines: Lines) -> World {
+    let elapsed = || turmoil::sim_elapsed().unwrap_or_default();
+    World { connect: Arc::new(move |address| lines.connect(address)), elapsed }
 }
 
 /// The right time, ms since 1970.

@@ -1,0 +1,167 @@
+//! A buyer: holds, buys, confirms, gives back, looks, and repeats itself, at one gateway.
+//!
+//! Request ids are remembered before they are sent, some requests are repeated on purpose. What a buyer remembers outlives
+//! the gateway.
+
+use std::cell::RefMut;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+use tidewall_client::ShardClient;
+use tokio::time::sleep;
+
+use crate::desk::{Desk, ask, read_event, read_outcome, request_id};
+use crate::history::{Ask, End, Said};
+use crate::traffic::{EVENTS, SEAT_ROWS};
+
+/// What a buyer remembers.
+#[derive(Default)]
+pub struct Memory {
+    /// Group, event, hold.
+    holds: Vec<(u32, String, String)>,
+    /// Group, event, ticket.
+    tickets: Vec<(u32, String, String)>,
+    /// Requests made lately.
+    asked: Vec<(u32, u128, Ask)>,
+}
+
+/// One buyer, for as long as its gateway lives.
+pub struct Buyer {
+    desk: Desk,
+    shards: Rc<ShardClient>,
+    number: usize,
+    name: String,
+    random: StdRng,
+}
+
+impl Buyer {
+    /// The buyer of this number at a gateway.
+    pub fn new(desk: Desk, shards: Rc<ShardClient>, number: usize) -> Self {
+        let salt = (desk.number * 100 + number) as u64 + desk.lives.get() * 1_000;
+        let random = StdRng::seed_from_u64(desk.plan.seed.wrapping_mul(31) + salt);
+        let name = format!("g{}-c{number}", desk.number);
+        Self { desk, shards, number, name, random }
+    }
+
+    /// Acts until the sale ends.
+    pub async fn live(mut self) {
+        while !self.desk.control.ready.get() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        loop {
+            sleep(Duration::from_micros(self.random.random_range(0..=self.desk.plan.pause_ms * 1_000))).await;
+            if self.desk.control.stop.get() {
+                return;
+            }
+            self.act().await;
+        }
+    }
+
+    async fn act(&mut self) {
+        let group = self.random.random_range(1..=self.desk.plan.regions);
+        let event = (*EVENTS.choose(&mut self.random).unwrap_or(&EVENTS[0])).to_owned();
+        let tier = if self.random.random_bool(0.7) { "ga" } else { "seat" }.to_owned();
+        let quantity = self.random.random_range(1..=3);
+        match self.random.random_range(0..100) {
+            0..45 => {
+                let seats = if tier == "seat" && self.random.random_bool(0.3) {
+                    let row = SEAT_ROWS.choose(&mut self.random).unwrap_or(&SEAT_ROWS[0]);
+                    vec![format!("{row}-{}", self.random.random_range(1..=5))]
+                } else {
+                    Vec::new()
+                };
+                let quantity = if seats.is_empty() { quantity } else { 1 };
+                self.ask_new(group, Ask::Buy { event, tier, quantity, seats }).await;
+            }
+            45..62 => {
+                let ttl_ms = self.random.random_range(100..=4_000);
+                self.ask_new(group, Ask::Hold { event, tier, quantity, ttl_ms }).await;
+            }
+            62..72 => {
+                if let Some((group, event, hold)) = self.pick(|memory| &mut memory.holds) {
+                    self.ask_new(group, Ask::Confirm { event, hold }).await;
+                }
+            }
+            72..77 => {
+                if let Some((group, event, hold)) = self.pick(|memory| &mut memory.holds) {
+                    self.ask_new(group, Ask::Release { event, hold }).await;
+                }
+            }
+            77..87 => {
+                if let Some((group, event, ticket)) = self.pick(|memory| &mut memory.tickets) {
+                    self.ask_new(group, Ask::Cancel { event, ticket }).await;
+                }
+            }
+            87..93 => {
+                let patience = Duration::from_secs(3);
+                read_event(&self.desk, &self.shards, group, &event, patience).await;
+            }
+            93..96 => {
+                let asked = self.asked();
+                if let Some((group, id, _)) = asked {
+                    let patience = Duration::from_secs(3);
+                    read_outcome(&self.desk, &self.shards, group, &self.name, id, patience).await;
+                }
+            }
+            _ => {
+                let asked = self.asked();
+                if let Some((group, id, again)) = asked {
+                    self.ask(group, id, again).await;
+                }
+            }
+        }
+    }
+
+    fn memory(&self) -> RefMut<'_, Memory> {
+        self.desk.memories[self.number].borrow_mut()
+    }
+
+    /// One of the requests made lately.
+    fn asked(&mut self) -> Option<(u32, u128, Ask)> {
+        self.desk.memories[self.number].borrow().asked.choose(&mut self.random).cloned()
+    }
+
+    fn pick<T>(&mut self, from: impl Fn(&mut Memory) -> &mut Vec<T>) -> Option<T> {
+        let count = from(&mut self.memory()).len();
+        let at = (count > 0).then(|| self.random.random_range(0..count))?;
+        Some(from(&mut self.memory()).swap_remove(at))
+    }
+
+    async fn ask_new(&mut self, group: u32, what: Ask) {
+        let id = request_id(&mut self.random);
+        {
+            let mut memory = self.memory();
+            if memory.asked.len() >= 24 {
+                memory.asked.remove(0);
+            }
+            memory.asked.push((group, id, what.clone()));
+        }
+        self.ask(group, id, what).await;
+    }
+
+    async fn ask(&mut self, group: u32, id: u128, what: Ask) {
+        let patience = Duration::from_millis(self.random.random_range(1_500..=8_000));
+        let end = ask(&self.desk, &self.shards, &self.name, group, id, &what, patience).await;
+        let Some(End::Told(told)) = end else { return };
+        let event = match &what {
+            Ask::Create { event, .. }
+            | Ask::Buy { event, .. }
+            | Ask::Hold { event, .. }
+            | Ask::Confirm { event, .. }
+            | Ask::Release { event, .. }
+            | Ask::Cancel { event, .. } => event.clone(),
+        };
+        match told.said {
+            Said::Held { hold, .. } => self.memory().holds.push((group, event, hold)),
+            Said::Sold { tier, first, count, .. } => {
+                for number in first..first + u64::from(count) {
+                    self.memory().tickets.push((group, event.clone(), format!("{tier}-{number}")));
+                }
+            }
+            _ => {}
+        }
+    }
+}

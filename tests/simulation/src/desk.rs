@@ -1,0 +1,199 @@
+//! A gateway's desk: where its clients ask and read, and where what they ask and are told is recorded.
+//!
+//! They use the client of the shards as a gateway does. **Never here:** what clients want.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rand::Rng as _;
+use rand::rngs::StdRng;
+use tidewall_client::{ClientError, ShardClient};
+use tidewall_proto::internal::v1 as pb;
+use tokio::time::Instant;
+
+use crate::buyer::Memory;
+use crate::convert;
+use crate::history::{Ask, Call, End, History, Read, Saw};
+use crate::operator::TopologyFile;
+use crate::plan::Plan;
+use crate::trace::Trace;
+use crate::world::{now_ms, now_us};
+
+/// What the clients are to do, and what they report: shared with whoever runs the simulation.
+#[derive(Default)]
+pub struct Control {
+    /// No new calls.
+    pub stop: Cell<bool>,
+    /// Calls that have not returned.
+    pub open: Cell<usize>,
+    /// The events exist.
+    pub ready: Cell<bool>,
+    /// Groups must show that they can decide.
+    pub probe: Cell<bool>,
+    /// Gateway and group of each probe that was answered.
+    pub probed: RefCell<BTreeSet<(usize, u32)>>,
+    /// Groups that have halted for good: nobody can read their end.
+    pub halted: RefCell<BTreeSet<u32>>,
+    /// Gather the end.
+    pub finish: Cell<bool>,
+    /// The end is gathered.
+    pub finished: Cell<bool>,
+    /// Gateway of each call that is under way, by its place in the history.
+    pub under_way: RefCell<BTreeMap<usize, usize>>,
+    /// What the clients of a gateway that has died do not know.
+    pub orphans: RefCell<VecDeque<Orphan>>,
+}
+
+/// A request whose gateway has died: its client asks at another one what has become of it.
+#[derive(Debug, Clone)]
+pub struct Orphan {
+    /// The gateway that has died.
+    pub gateway: usize,
+    /// The group.
+    pub group: u32,
+    /// Who asked.
+    pub principal: String,
+    /// Its request id.
+    pub request_id: u128,
+    /// What was asked.
+    pub ask: Ask,
+}
+
+/// Everything a gateway's clients share.
+#[derive(Clone)]
+pub struct Desk {
+    /// Which gateway, from 1.
+    pub number: usize,
+    /// Which nodes there are.
+    pub file: TopologyFile,
+    /// What the seed means.
+    pub plan: Rc<Plan>,
+    /// What to do.
+    pub control: Rc<Control>,
+    /// What was asked and answered.
+    pub history: Rc<RefCell<History>>,
+    /// What its clients remember, whatever happens to the gateway.
+    pub memories: Rc<Vec<RefCell<Memory>>>,
+    /// How often it was started.
+    pub lives: Rc<Cell<u64>>,
+    /// What happened.
+    pub trace: Trace,
+}
+
+/// Counts a call as open while it lives.
+pub struct Open<'a>(&'a Control);
+
+impl<'a> Open<'a> {
+    /// From now on.
+    pub fn new(control: &'a Control) -> Self {
+        control.open.set(control.open.get() + 1);
+        Self(control)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+    }
+}
+
+/// A new request id: a UUIDv7 of the present.
+pub fn request_id(random: &mut StdRng) -> u128 {
+    let chance: u128 = random.random::<u128>() & ((1 << 74) - 1);
+    let (high, low) = (chance >> 62, chance & ((1 << 62) - 1));
+    u128::from(now_ms()) << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low
+}
+
+/// Has a command decided and records it.
+pub async fn ask(
+    desk: &Desk,
+    shards: &ShardClient,
+    principal: &str,
+    group: u32,
+    request_id: u128,
+    ask: &Ask,
+    patience: Duration,
+) -> Option<End> {
+    let _open = Open::new(&desk.control);
+    let invoked_us = now_us();
+    let call = Call {
+        group,
+        principal: principal.to_owned(),
+        request_id,
+        ask: ask.clone(),
+        invoked_us,
+        returned: None,
+    };
+    let at = {
+        let mut history = desk.history.borrow_mut();
+        history.calls.push(call);
+        history.calls.len() - 1
+    };
+    desk.control.under_way.borrow_mut().insert(at, desk.number);
+    let expires_ms = now_ms() + patience.as_millis() as u64;
+    let command = convert::command(principal, request_id, expires_ms, ask);
+    desk.trace.note(invoked_us, principal, format_args!("#{at} group {group} {ask:?}"));
+    let answer = shards.command(group, command, Instant::now() + patience).await;
+    let end = match answer {
+        Ok(outcome) => End::Told(convert::told(&outcome)),
+        Err(ClientError::Unknown { .. }) => End::Unknown,
+        Err(ClientError::Unavailable { .. } | ClientError::Overloaded { .. } | ClientError::Invalid(_)) => {
+            End::NotDecided
+        }
+    };
+    let returned_us = now_us();
+    desk.control.under_way.borrow_mut().remove(&at);
+    desk.trace.note(returned_us, principal, format_args!("#{at} {end:?}"));
+    desk.history.borrow_mut().calls[at].returned = Some((returned_us, end.clone()));
+    Some(end)
+}
+
+/// Reads and records it; `None` without an answer.
+pub async fn read(
+    desk: &Desk,
+    shards: &ShardClient,
+    group: u32,
+    query: pb::Query,
+    patience: Duration,
+) -> Option<pb::query_result::Result> {
+    let _open = Open::new(&desk.control);
+    shards.query(group, query, Instant::now() + patience).await.ok()?.result
+}
+
+/// Reads an event and records what was seen; `None` without an answer.
+pub async fn read_event(
+    desk: &Desk,
+    shards: &ShardClient,
+    group: u32,
+    event: &str,
+    patience: Duration,
+) -> Option<Saw> {
+    let invoked_us = now_us();
+    let result = read(desk, shards, group, convert::event_query(event), patience).await?;
+    let saw = Saw::Event { event: event.to_owned(), tiers: convert::tiers(&result) };
+    let returned_us = now_us();
+    desk.trace.note(returned_us, "read", format_args!("group {group} since {invoked_us} {saw:?}"));
+    let entry = Read { group, invoked_us, returned_us, saw: saw.clone() };
+    desk.history.borrow_mut().reads.push(entry);
+    Some(saw)
+}
+
+/// Asks what was decided and records the answer; `None` without one.
+pub async fn read_outcome(
+    desk: &Desk,
+    shards: &ShardClient,
+    group: u32,
+    principal: &str,
+    id: u128,
+    patience: Duration,
+) -> Option<Saw> {
+    let invoked_us = now_us();
+    let result = read(desk, shards, group, convert::outcome_query(principal, id), patience).await?;
+    let key = (principal.to_owned(), id);
+    let saw = Saw::Outcome { key, told: convert::remembered(&result) };
+    let entry = Read { group, invoked_us, returned_us: now_us(), saw: saw.clone() };
+    desk.history.borrow_mut().reads.push(entry);
+    Some(saw)
+}

@@ -1,0 +1,378 @@
+//! Carries out what a plan says: breaks things, and mends them again.
+//!
+//! What cannot happen at the moment, because a node is down already, say, does not happen later either. **Never here:** what
+//! must hold meanwhile.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use turmoil::Sim;
+
+use crate::bed::{Bed, Order};
+use crate::desk::Orphan;
+use crate::fault::{Cut, Fault, Host, Loss, Slot};
+use crate::history::End;
+use crate::operator::Change;
+use crate::plan::{GATEWAYS, NODES};
+use crate::run::{Cluster, entry};
+
+/// Where the operator works.
+pub const OPERATOR_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 1));
+
+/// Where a node is in the network.
+pub fn node_ip(id: u64) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 0, 0, id as u8))
+}
+
+/// Where a gateway is in the network.
+pub fn gateway_ip(number: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 0, 1, number as u8))
+}
+
+/// Something to be done later. Nodes are named by their ids: who is in a slot may have changed by then.
+#[derive(Debug, Clone)]
+pub enum Then {
+    /// A node comes back.
+    Start(u64),
+    /// A gateway comes back.
+    StartGateway(usize),
+    /// Messages arrive again.
+    Heal,
+    /// Messages are as fast as usual.
+    Calm,
+    /// A disk is as fast as usual.
+    Fast(u64),
+    /// A cut that flaps begins again.
+    FlapOn(Vec<Host>),
+    /// A cut that flaps pauses.
+    FlapOff(Vec<Host>),
+    /// A node dies and loses a part of a checkpoint.
+    Damage(u64, u32),
+    /// A node dies.
+    Die(u64, Loss, u64),
+}
+
+impl Cluster {
+    fn later(&mut self, in_ms: u64, then: Then) {
+        let at_ms = self.now_ms() + in_ms;
+        self.agenda.entry(at_ms).or_default().push(then);
+    }
+
+    fn bed(&self, node: u64) -> Rc<Bed> {
+        Rc::clone(&self.beds[node as usize - 1])
+    }
+
+    /// The node in a slot; the old one while it is being replaced.
+    fn at(&self, slot: Slot) -> Option<Rc<Bed>> {
+        self.beds.iter().find(|bed| bed.slot == slot && !bed.gone.get()).cloned()
+    }
+
+    /// The node in a slot, if it is up.
+    fn up(&self, slot: Slot) -> Option<Rc<Bed>> {
+        self.at(slot).filter(|bed| bed.life.borrow().is_some())
+    }
+
+    /// A node dies. One that is down, or not up again yet, is spared: it cannot die twice.
+    pub(crate) fn kill(&mut self, node: u64, loss: Loss, down_ms: u64) -> bool {
+        let bed = self.bed(node);
+        if bed.life.borrow().is_none() {
+            return false;
+        }
+        bed.lose_power(loss);
+        self.sim.crash(node_ip(node));
+        self.later(down_ms, Then::Start(node));
+        true
+    }
+
+    /// A node goes for good, and its disk with it.
+    fn put_away(&mut self, node: u64) {
+        self.note(format_args!("n{node} is gone for good"));
+        let bed = self.bed(node);
+        bed.gone.set(true);
+        bed.lose_power(Loss::Everything);
+        self.sim.crash(node_ip(node));
+    }
+
+    pub(crate) fn carry_out(&mut self, then: Then) {
+        self.note(format_args!("{then:?}"));
+        match then {
+            Then::Start(node) => {
+                if !self.bed(node).gone.get() {
+                    self.sim.bounce(node_ip(node));
+                }
+            }
+            Then::StartGateway(number) => {
+                self.dark.remove(&number);
+                self.sim.bounce(gateway_ip(number));
+            }
+            Then::Heal => self.heal_network(),
+            Then::Calm => self.sim.set_max_message_latency(Duration::from_millis(self.plan.latency_ms)),
+            Then::Fast(node) => self.bed(node).set_pace(None),
+            Then::FlapOn(side) => {
+                if self.now_ms() < self.flapping_until_ms {
+                    self.between(&side, |sim, a, b| sim.hold(a, b));
+                    self.later(120, Then::FlapOff(side));
+                }
+            }
+            Then::FlapOff(side) => {
+                self.between(&side, |sim, a, b| sim.release(a, b));
+                if self.now_ms() < self.flapping_until_ms {
+                    self.later(80, Then::FlapOn(side));
+                }
+            }
+            Then::Die(node, loss, down_ms) => {
+                self.kill(node, loss, down_ms);
+            }
+            Then::Damage(node, group) => {
+                if self.kill(node, Loss::Everything, 300) {
+                    let lost = self.bed(node).damage_checkpoint(group);
+                    self.note(format_args!("n{node} lost a page of group {group}: {lost}"));
+                }
+            }
+        }
+    }
+
+    /// Carries out a fault, and counts it if it could happen.
+    pub(crate) fn inject(&mut self, fault: &Fault) {
+        self.note(format_args!("{fault}"));
+        if self.happens(fault) {
+            *self.tally.entry(fault.kind()).or_default() += 1;
+        } else {
+            self.note(format_args!("which cannot happen now"));
+        }
+    }
+
+    fn happens(&mut self, fault: &Fault) -> bool {
+        match fault.clone() {
+            Fault::Crash { node, down_ms, loss } => match self.up(node) {
+                Some(bed) => self.kill(bed.id, loss, down_ms),
+                None => false,
+            },
+            Fault::CrashAll { down_ms, loss } => {
+                let ids: Vec<u64> = self.beds.iter().map(|bed| bed.id).collect();
+                // All of them: no short cut.
+                ids.into_iter().filter(|id| self.kill(*id, loss, down_ms + id * 20)).count() > 0
+            }
+            Fault::CrashGateway { gateway, down_ms } => self.kill_gateway(gateway, down_ms),
+            Fault::Cut { cut, lasts_ms } => {
+                match cut {
+                    Cut::Stall(side) => self.between(&side, |sim, a, b| sim.hold(a, b)),
+                    Cut::Lose(side) => self.between(&side, |sim, a, b| sim.partition(a, b)),
+                    Cut::OneWay(from, to) => self.one_way(from, to),
+                    Cut::Flap(side) => {
+                        self.flapping_until_ms = self.now_ms() + lasts_ms;
+                        self.carry_out(Then::FlapOn(side));
+                    }
+                }
+                self.later(lasts_ms, Then::Heal);
+                true
+            }
+            Fault::LoseMessages { from, to, lasts_ms } => {
+                self.one_way(from, to);
+                self.later(lasts_ms, Then::Heal);
+                true
+            }
+            Fault::Reset { one, other } => {
+                let (here, there) = (self.ips(one), self.ips(other));
+                let pairs = here.iter().flat_map(|a| there.iter().map(|b| (*a, *b)));
+                pairs.map(|(a, b)| self.ground.lines.reset(a, b)).sum::<usize>() > 0
+            }
+            Fault::Slow { latency_ms, lasts_ms } => {
+                self.sim.set_max_message_latency(Duration::from_millis(latency_ms));
+                self.later(lasts_ms, Then::Calm);
+                true
+            }
+            Fault::SlowDisk { node, sync_ms, lasts_ms } => self.at(node).is_some_and(|bed| {
+                bed.set_pace(Some(sync_ms * 1_000));
+                self.later(lasts_ms, Then::Fast(bed.id));
+                true
+            }),
+            Fault::TornCheckpoint { node, group } => self.up(node).is_some_and(|bed| {
+                bed.order(Order::Checkpoint(group));
+                self.later(8, Then::Die(bed.id, Loss::Torn(7), 300));
+                true
+            }),
+            Fault::DamagedCheckpoint { node, group } => self.up(node).is_some_and(|bed| {
+                bed.order(Order::Checkpoint(group));
+                self.later(300, Then::Damage(bed.id, group));
+                true
+            }),
+            Fault::Clock { node, by_ms } => self.at(node).map(|bed| bed.shift_clock(by_ms)).is_some(),
+            Fault::FailingDisk { node } => self.up(node).map(|bed| bed.fail_disk()).is_some(),
+            Fault::Transfer { group, to } => {
+                self.at(to).is_some_and(|to| self.order(&Order::Transfer(group, to.id)))
+            }
+            Fault::Checkpoint { node, group } => {
+                self.up(node).map(|bed| bed.order(Order::Checkpoint(group))).is_some()
+            }
+            Fault::Actors { node, group } => {
+                self.up(node).map(|bed| bed.order(Order::Actors(group))).is_some()
+            }
+            Fault::Poison { group } => {
+                self.ground.poisoned.borrow_mut().insert(group);
+                self.order(&Order::Poison(group))
+            }
+            Fault::AddNode | Fault::RemoveNode { .. } | Fault::ReplaceNode { .. } => {
+                self.change_members(fault)
+            }
+        }
+    }
+
+    /// Gives all nodes that are up an order; whether there is one.
+    fn order(&self, order: &Order) -> bool {
+        let up: Vec<_> = self.beds.iter().filter(|bed| bed.life.borrow().is_some()).collect();
+        up.iter().for_each(|bed| bed.order(*order));
+        !up.is_empty()
+    }
+
+    /// A gateway dies: what its clients had asked is unknown to them, and they ask elsewhere.
+    fn kill_gateway(&mut self, number: usize, down_ms: u64) -> bool {
+        if !self.dark.insert(number) {
+            return false;
+        }
+        self.sim.crash(gateway_ip(number));
+        let at_us = self.sim.elapsed().as_micros() as u64;
+        let (control, history) = (Rc::clone(&self.control), Rc::clone(&self.history));
+        let (mut under_way, mut history) = (control.under_way.borrow_mut(), history.borrow_mut());
+        let lost: Vec<usize> =
+            under_way.extract_if(.., |_, gateway| *gateway == number).map(|(at, _)| at).collect();
+        self.note(format_args!("{} calls are under way", lost.len()));
+        for at in lost {
+            let call = &mut history.calls[at];
+            call.returned = Some((at_us, End::Unknown));
+            control.orphans.borrow_mut().push_back(Orphan {
+                gateway: number,
+                group: call.group,
+                principal: call.principal.clone(),
+                request_id: call.request_id,
+                ask: call.ask.clone(),
+            });
+        }
+        self.later(down_ms, Then::StartGateway(number));
+        true
+    }
+
+    /// Orders a change of members, unless one is under way.
+    fn change_members(&mut self, fault: &Fault) -> bool {
+        if self.operator.is_busy() {
+            return false;
+        }
+        let file = self.ground.file.clone();
+        let add = |cluster: &mut Self, slot: Slot| {
+            let id = file.read().next_node_id();
+            file.change(|topology| topology.nodes.push(entry(id)));
+            cluster.start_new(id, slot);
+            id
+        };
+        let change = match fault {
+            Fault::ReplaceNode { node, dead } => {
+                let Some(old) = self.at(*node) else { return false };
+                if *dead {
+                    self.put_away(old.id);
+                }
+                Change { add: vec![add(self, *node)], remove: vec![old.id] }
+            }
+            Fault::RemoveNode { node } => {
+                let Some(old) = self.at(*node).filter(|_| file.read().nodes.len() as u64 > NODES) else {
+                    return false;
+                };
+                Change { add: Vec::new(), remove: vec![old.id] }
+            }
+            _ => {
+                let taken: BTreeSet<Slot> =
+                    self.beds.iter().filter(|bed| !bed.gone.get()).map(|bed| bed.slot).collect();
+                let Some(free) = (1..).find(|slot| !taken.contains(slot)) else { return false };
+                Change { add: vec![add(self, free)], remove: Vec::new() }
+            }
+        };
+        self.note(format_args!("the operator is to {change:?}"));
+        self.operator.order(change);
+        true
+    }
+
+    /// All groups have made a change: who was removed is retired, so that its id is never used again, and put away.
+    pub(crate) fn conclude(&mut self, change: &Change) {
+        self.note(format_args!("done: {change:?}"));
+        if !change.remove.is_empty() {
+            self.ground.file.change(|topology| {
+                topology.nodes.retain(|node| !change.remove.contains(&node.id));
+                topology.retired.extend(&change.remove);
+            });
+        }
+        for node in &change.remove {
+            if !self.bed(*node).gone.get() {
+                self.put_away(*node);
+            }
+        }
+    }
+
+    /// Where the machines of a host are.
+    fn ips(&self, host: Host) -> Vec<IpAddr> {
+        match host {
+            Host::Gateway(number) => vec![gateway_ip(number)],
+            Host::Node(slot) => {
+                self.beds.iter().filter(|bed| bed.slot == slot).map(|bed| node_ip(bed.id)).collect()
+            }
+        }
+    }
+
+    fn all_ips(&self) -> Vec<IpAddr> {
+        let nodes = self.beds.iter().map(|bed| node_ip(bed.id));
+        nodes.chain((1..=GATEWAYS).map(gateway_ip)).chain([OPERATOR_IP]).collect()
+    }
+
+    fn one_way(&mut self, from: Host, to: Host) {
+        for from in self.ips(from) {
+            for to in self.ips(to) {
+                self.sim.partition_oneway(from, to);
+            }
+        }
+    }
+
+    /// Does something to all links between a side and the rest.
+    fn between(&mut self, side: &[Host], act: impl Fn(&Sim<'static>, IpAddr, IpAddr)) {
+        let side: Vec<IpAddr> = side.iter().flat_map(|host| self.ips(*host)).collect();
+        for other in self.all_ips().into_iter().filter(|ip| !side.contains(ip)) {
+            for one in &side {
+                act(&self.sim, *one, other);
+            }
+        }
+    }
+
+    fn heal_network(&mut self) {
+        self.flapping_until_ms = 0;
+        let all = self.all_ips();
+        for (at, one) in all.iter().enumerate() {
+            for other in &all[at + 1..] {
+                self.sim.release(*one, *other);
+            }
+        }
+    }
+
+    /// Ends all faults.
+    pub(crate) fn heal(&mut self) {
+        self.note(format_args!("all is healed"));
+        self.heal_network();
+        self.carry_out(Then::Calm);
+        for bed in self.beds.clone() {
+            bed.set_clock_right();
+            bed.set_pace(None);
+        }
+        // What is down comes back now; nobody dies any more.
+        let agenda = std::mem::take(&mut self.agenda);
+        for then in agenda.into_values().flatten() {
+            if matches!(then, Then::Start(_) | Then::StartGateway(_)) {
+                self.carry_out(then);
+            }
+        }
+    }
+
+    /// The node goes that the plan takes away for good.
+    pub(crate) fn leave_for_good(&mut self) {
+        if let Some(bed) = self.plan.gone.and_then(|slot| self.at(slot)) {
+            self.put_away(bed.id);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The file that says which nodes there are, and the operator who changes it, as `tidewall node add|remove|replace` does:
+//! the new node is put into the file and started, the groups take it in and let the old one go, one after the other, and
+//! then the old one is retired in the file and put away.
+//!
+//! The groups are changed by the product's own code, through its client and its nodes. **Never here:** starting and stopping
+//! processes; that is the harness's.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidewall_client::{ClientError, ShardClient, ShardClientOptions, Topology};
+use tokio::time::sleep;
+
+use crate::bed::Ground;
+use crate::oracle::Violation;
+use crate::world::now_us;
+
+/// Processes look at the file this often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a node may take to answer before it is asked again, and a group to change.
+const NODE_PATIENCE: Duration = Duration::from_secs(1);
+const GROUP_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two attempts.
+const AGAIN_AFTER: Duration = Duration::from_millis(200);
+
+/// The topology file; clones are the same.
+#[derive(Clone)]
+pub struct TopologyFile(Rc<RefCell<Topology>>);
+
+impl TopologyFile {
+    /// A file of this content.
+    pub fn new(topology: Topology) -> Self {
+        Self(Rc::new(RefCell::new(topology)))
+    }
+
+    /// What it says now.
+    pub fn read(&self) -> Topology {
+        self.0.borrow().clone()
+    }
+
+    /// Writes a later state.
+    pub fn change(&self, change: impl FnOnce(&mut Topology)) {
+        let mut topology = self.0.borrow_mut();
+        change(&mut topology);
+        topology.generation += 1;
+    }
+
+    /// Calls `adopt` with every later state of `current`, as a process does. Never returns.
+    pub async fn follow(self, mut current: Topology, mut adopt: impl FnMut(&Topology)) {
+        loop {
+            let found = self.read();
+            if current.is_followed_by(&found) {
+                adopt(&found);
+                current = found;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// A change of the members of all groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Nodes that get replicas: they are in the file already.
+    pub add: Vec<u64>,
+    /// Nodes that lose theirs.
+    pub remove: Vec<u64>,
+}
+
+/// Who changes members, one change at a time.
+pub struct Operator {
+    ground: Ground,
+    /// What is to be done, or is being done.
+    wanted: RefCell<Option<Change>>,
+    done: Cell<bool>,
+}
+
+impl Operator {
+    /// Somebody with nothing to do.
+    pub fn new(ground: Ground) -> Self {
+        Self { ground, wanted: RefCell::default(), done: Cell::new(false) }
+    }
+
+    /// Whether a change is under way.
+    pub fn is_busy(&self) -> bool {
+        self.wanted.borrow().is_some()
+    }
+
+    /// Gives the operator a change to make.
+    pub fn order(&self, change: Change) {
+        *self.wanted.borrow_mut() = Some(change);
+    }
+
+    /// The change that all groups have made, once.
+    pub fn take_done(&self) -> Option<Change> {
+        if self.done.replace(false) { self.wanted.take() } else { None }
+    }
+
+    fn note(&self, what: std::fmt::Arguments<'_>) {
+        self.ground.trace.note(now_us(), "operator", what);
+    }
+
+    async fn carry_out(&self, shards: &ShardClient, change: &Change) {
+        for node in &change.add {
+            while !shards
+                .node_states(NODE_PATIENCE)
+                .await
+                .iter()
+                .any(|(id, state)| id == node && state.is_ok())
+            {
+                sleep(AGAIN_AFTER).await;
+            }
+            self.note(format_args!("n{node} answers"));
+        }
+        let Change { add, remove } = change;
+        for region in self.ground.file.read().regions {
+            let group = region.group;
+            loop {
+                match shards.change_replicas(group, add, remove, "operator", GROUP_PATIENCE).await {
+                    Ok(response) => {
+                        self.note(format_args!("group {group} has the voters {:?}", response.voters));
+                        let voters: BTreeSet<u64> = response.voters.into_iter().collect();
+                        if !add.iter().all(|node| voters.contains(node))
+                            || remove.iter().any(|node| voters.contains(node))
+                        {
+                            self.object(format!("group {group} was to {change:?} and has {voters:?}"));
+                        }
+                        break;
+                    }
+                    Err(ClientError::Invalid(why)) => {
+                        return self.object(format!("group {group} was to {change:?} and refuses it: {why}"));
+                    }
+                    Err(error) => {
+                        self.note(format_args!("group {group}: {error}"));
+                        sleep(AGAIN_AFTER).await;
+                    }
+                }
+            }
+        }
+        self.done.set(true);
+    }
+
+    fn object(&self, what: String) {
+        self.note(format_args!("VIOLATION members: {what}"));
+        self.ground.violations.borrow_mut().push(Violation { check: "members", what });
+    }
+}
+
+/// The software of the operator's machine.
+pub async fn live(operator: Rc<Operator>) -> turmoil::Result {
+    // The host's clock runs only within a step of the simulation.
+    sleep(Duration::from_millis(1)).await;
+    let file = operator.ground.file.clone();
+    let topology = file.read();
+    let shards = Rc::new(ShardClient::new(Arc::new(topology.clone()), ShardClientOptions::default()));
+    let adopting = Rc::clone(&shards);
+    tokio::task::spawn_local(file.follow(topology, move |topology| adopting.adopt(topology)));
+    loop {
+        let wanted = operator.wanted.borrow().clone();
+        match wanted {
+            Some(change) if !operator.done.get() => operator.carry_out(&shards, &change).await,
+            _ => sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
