@@ -77,10 +77,11 @@ impl rand_core::TryRng for Chance {
 
 /// When a sleep ends that begins `now`.
 fn end(now: Instant, duration: Duration) -> Instant {
-    if duration < NOTHING {
-        return now;
-    }
     let deadline = now + duration;
+    if duration < NOTHING {
+        // In a simulation time stands still while anybody runs: who would not sleep at all might wait for it forever.
+        return if simulation::is_active() { deadline } else { now };
+    }
     match simulation::began() {
         Some(origin) => on_grid(deadline, origin, FINE_GRID),
         None => {

@@ -25,7 +25,6 @@ use crate::config::{NodeConfig, NodeError};
 use crate::data::{self, Data};
 use crate::lead;
 use crate::space::Space;
-use crate::standing::Standing;
 
 /// How long handing over leads may take before a stop.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
@@ -123,7 +122,7 @@ async fn serve(
     };
     let replicas = Replicas::start(parts, &peers, &peer_server).await;
     let reporting = tokio::spawn(replicas.reporting(&peers));
-    let following = tokio::spawn(following(&config, peers.clone(), Arc::clone(&replicas.standing)));
+    let following = tokio::spawn(following(&config, replicas.adopting(&peers)));
     let (groups, standing) = (replicas.groups.clone(), Arc::clone(&replicas.standing));
     let reports = Arc::clone(&replicas.reports);
     let edge = Edge { replicas, space: space.clone() };
@@ -183,18 +182,13 @@ async fn serve(
 }
 
 /// Follows the topology file, if there is one.
-fn following(
+fn following<A: Fn(&Topology) + Send>(
     config: &NodeConfig,
-    peers: Peers,
-    standing: Arc<Standing>,
-) -> impl Future<Output = ()> + Send + use<> {
+    adopt: A,
+) -> impl Future<Output = ()> + Send + use<A> {
     let (path, current) = (config.topology_path.clone(), config.topology.clone());
     async move {
         let Some(path) = path else { return };
-        let adopt = |topology: &Topology| {
-            peers.adopt(topology.nodes.iter().map(|node| (node.id, node.peer_address)).collect());
-            standing.adopt(topology);
-        };
         match follow(&path, current, adopt).await {}
     }
 }
