@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use actix::prelude::*;
 use parking_lot::Mutex;
@@ -33,6 +34,14 @@ pub struct Limits {
     /// A further entry goes out while others are on their way only when it has so many commands: small entries cost
     /// more than they gain.
     pub overlap_commands_min: usize,
+    /// A group is heavy while its entries have so many commands.
+    pub heavy_commands_min: usize,
+    /// The rows that make it heavy then rest after an entry, so many times as long as the entry took, if the group has
+    /// neighbours: what is left of the disk's time is theirs. Entries grow meanwhile, so that the heavy rows lose
+    /// latency and hardly throughput.
+    pub rest_times: u32,
+    /// It never rests longer than this.
+    pub rest_max: Duration,
     /// When a refused caller should come back.
     pub retry_after_ms: u32,
     /// Rows with an actor, per group.
@@ -50,6 +59,9 @@ impl Default for Limits {
             portion_max: 64,
             entries_in_flight: 3,
             overlap_commands_min: 256,
+            heavy_commands_min: 8,
+            rest_times: 2,
+            rest_max: Duration::from_millis(8),
             retry_after_ms: 200,
             rows_max: 10_000,
         }

@@ -1,7 +1,8 @@
 //! The actor that merges the offers of all rows of a shard group into Raft entries, fairly by row.
 //!
 //! Rows take turns, a portion each, until the entry is full. While an entry is on its
-//! way the next one fills, so that load makes entries larger, not queues longer; full ones overlap.
+//! way the next one fills, so that load makes entries larger, not queues longer; full ones overlap. All groups of a node
+//! share its disk: while others write, too, the rows that make a group heavy rest between its entries.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use tidewall_machine::{Command, Decision, SystemCommand};
+use tokio::time::Instant;
 
 use crate::directory::Limits;
 use crate::request::{Refusal, Reply};
@@ -17,6 +19,9 @@ use crate::shard::Shard;
 
 /// How often the proposer looks whether a hold is due while nothing flows.
 const TICK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A row with at least this part of an entry, one in so many commands, makes it heavy.
+const HEAVY_PART: usize = 4;
 
 /// Commands of one row, to be decided in this order.
 #[derive(Message)]
@@ -50,6 +55,8 @@ pub(crate) struct Proposer {
     /// Offers with commands that are in no entry yet; the first has the next turn.
     turns: VecDeque<u64>,
     entries: usize,
+    /// These rows get into no entry: the neighbours of this group have their turn.
+    resting: Vec<Addr<Row>>,
     /// Commands that are in no entry yet.
     queued: usize,
     next_offer: u64,
@@ -63,6 +70,7 @@ impl Proposer {
             offers: BTreeMap::new(),
             turns: VecDeque::new(),
             entries: 0,
+            resting: Vec::new(),
             queued: 0,
             next_offer: 0,
         }
@@ -70,6 +78,19 @@ impl Proposer {
 
     /// Fills an entry: offers take turns, with a portion each that lets all of them in if possible.
     fn fill(&mut self) -> (Vec<Command>, Vec<Slot>) {
+        if self.resting.is_empty() {
+            return self.fill_in_turn();
+        }
+        let rests =
+            |number: &u64| self.offers.get(number).is_some_and(|offer| self.resting.contains(&offer.row));
+        let (held, free) = std::mem::take(&mut self.turns).into_iter().partition(rests);
+        self.turns = free;
+        let filled = self.fill_in_turn();
+        self.turns.extend::<VecDeque<u64>>(held);
+        filled
+    }
+
+    fn fill_in_turn(&mut self) -> (Vec<Command>, Vec<Slot>) {
         let (mut commands, mut slots) = (Vec::new(), Vec::new());
         let room = self.limits.entry_commands_max;
         let portion = (room / self.turns.len().max(1)).clamp(1, self.limits.portion_max);
@@ -100,14 +121,45 @@ impl Proposer {
                 return;
             }
             self.entries += 1;
-            let count = commands.len();
+            let (count, heavy, since) = (commands.len(), self.heavy(&slots), Instant::now());
             let decided = self.shard.propose(commands).into_actor(self);
             context.spawn(decided.map(move |decided, proposer, context| {
                 proposer.entries -= 1;
+                proposer.rest(heavy, since.elapsed(), context);
                 proposer.settle(slots, count, decided);
                 proposer.propose(context);
             }));
         }
+    }
+
+    /// The rows that make an entry heavy, if it is: those with a good part of it, or all when none sticks out.
+    fn heavy(&self, slots: &[Slot]) -> Vec<Addr<Row>> {
+        if slots.len() < self.limits.heavy_commands_min {
+            return Vec::new();
+        }
+        let mut rows: Vec<(&Addr<Row>, usize)> = Vec::new();
+        for offer in slots.iter().filter_map(|slot| self.offers.get(&slot.offer)) {
+            match rows.iter_mut().find(|(row, _)| *row == &offer.row) {
+                Some((_, count)) => *count += 1,
+                None => rows.push((&offer.row, 1)),
+            }
+        }
+        let large = |(_, count): &&(&Addr<Row>, usize)| *count * HEAVY_PART >= slots.len();
+        let heavy: Vec<_> = rows.iter().filter(large).map(|(row, _)| (*row).clone()).collect();
+        if heavy.is_empty() { rows.into_iter().map(|(row, _)| row.clone()).collect() } else { heavy }
+    }
+
+    /// Leaves the disk to others after an entry that took so long and was heavy because of these rows.
+    fn rest(&mut self, heavy: Vec<Addr<Row>>, took: Duration, context: &mut Context<Self>) {
+        if heavy.is_empty() || !self.resting.is_empty() || !self.shard.has_neighbours() {
+            return;
+        }
+        self.resting = heavy;
+        let rest = (took * self.limits.rest_times).min(self.limits.rest_max);
+        context.run_later(rest, |proposer, context| {
+            proposer.resting.clear();
+            proposer.propose(context);
+        });
     }
 
     fn settle(&mut self, slots: Vec<Slot>, count: usize, decided: Result<Vec<Decision>, Refusal>) {

@@ -28,6 +28,10 @@ pub trait Shard: Send + Sync + 'static {
     /// Who leads, as far as this node knows.
     fn leader(&self) -> Option<u64>;
 
+    /// Whether other groups share disk and threads with this one and have written lately, so that a heavy group should
+    /// leave them room.
+    fn has_neighbours(&self) -> bool;
+
     /// The time, Unix milliseconds.
     fn now_ms(&self) -> u64;
 }

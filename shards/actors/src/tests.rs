@@ -24,6 +24,7 @@ struct Fake {
     gate: Arc<Semaphore>,
     fail_next: AtomicBool,
     leads: AtomicBool,
+    neighbours: AtomicBool,
     confirmed: AtomicU64,
     now_ms: AtomicU64,
 }
@@ -36,6 +37,7 @@ impl Fake {
             gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             fail_next: AtomicBool::new(false),
             leads: AtomicBool::new(true),
+            neighbours: AtomicBool::new(false),
             confirmed: AtomicU64::new(0),
             now_ms: AtomicU64::new(T0),
         };
@@ -115,6 +117,10 @@ impl Shard for Handle {
 
     fn leader(&self) -> Option<u64> {
         Some(2)
+    }
+
+    fn has_neighbours(&self) -> bool {
+        self.0.neighbours.load(Ordering::SeqCst)
     }
 
     fn now_ms(&self) -> u64 {
@@ -376,6 +382,61 @@ fn a_flood_on_one_row_leaves_room_for_the_others() {
         }
         // Two entries at most were filled before it came: the one on its way and the one it rides in.
         assert!(before <= 2 * 64, "{before} requests of the flooded row went first");
+    });
+}
+
+#[test]
+fn a_heavy_group_rests_while_its_neighbours_write() {
+    let rest_max = Duration::from_millis(400);
+    // Commands of the first entry, whether there are neighbours, and whether the next entry then waits.
+    for (commands, neighbours, rests) in [(10, true, true), (10, false, false), (7, true, false)] {
+        run(async {
+            tokio::time::pause();
+            let fake = Fake::new(&["gala"], 100);
+            fake.neighbours.store(neighbours, Ordering::SeqCst);
+            let permits = fake.gate.available_permits();
+            fake.gate.forget_permits(permits);
+            let rows = started(&fake, Limits { rest_max, heavy_commands_min: 8, ..limits() });
+            let (asker, mut answers) = channel();
+            rows.submit("gala", (0..commands).map(|n| request(n, buy(n, "gala"), &asker)).collect());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            fake.gate.add_permits(2);
+            for _ in 0..commands {
+                assert_eq!(reason(&next(&mut answers).await.1), "done");
+            }
+            let settled = tokio::time::Instant::now();
+            rows.submit("gala", vec![request(99, buy(99, "gala"), &asker)]);
+            assert_eq!(reason(&next(&mut answers).await.1), "done");
+            assert_eq!(settled.elapsed() >= rest_max, rests, "{commands} commands, neighbours: {neighbours}");
+            assert_eq!(fake.entries().len(), 2);
+        });
+    }
+}
+
+#[test]
+fn light_rows_do_not_rest_with_a_heavy_one() {
+    run(async {
+        tokio::time::pause();
+        let rest_max = Duration::from_millis(400);
+        let fake = Fake::new(&["flooded", "quiet"], 100);
+        fake.neighbours.store(true, Ordering::SeqCst);
+        let permits = fake.gate.available_permits();
+        fake.gate.forget_permits(permits);
+        let rows = started(&fake, Limits { rest_max, ..limits() });
+        let (asker, mut answers) = channel();
+        rows.submit("flooded", (0..20).map(|n| request(n, buy(n, "flooded"), &asker)).collect());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        fake.gate.add_permits(10);
+        for _ in 0..20 {
+            assert_eq!(reason(&next(&mut answers).await.1), "done");
+        }
+        let settled = tokio::time::Instant::now();
+        rows.submit("flooded", vec![request(20, buy(20, "flooded"), &asker)]);
+        rows.submit("quiet", vec![request(21, buy(21, "quiet"), &asker)]);
+        assert_eq!(next(&mut answers).await.0, 21);
+        assert!(settled.elapsed() < rest_max);
+        assert_eq!(next(&mut answers).await.0, 20);
+        assert!(settled.elapsed() >= rest_max);
     });
 }
 

@@ -17,6 +17,7 @@ mod keeper;
 mod lead;
 mod members;
 mod metrics;
+mod neighbours;
 mod node;
 mod recovery;
 mod reports;

@@ -7,6 +7,7 @@ use tidewall_actors::{BoxFuture, Refusal, Shard};
 use tidewall_consensus::{Group, Payload, ProposeError, ReadError};
 use tidewall_machine::{Command, Decision, Entry, Machine};
 
+use crate::neighbours::Neighbours;
 use crate::standing::Standing;
 
 /// After this the outcome of a proposal counts as unknown; the caller sends it again, to whoever leads by then.
@@ -18,12 +19,13 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct GroupShard {
     group: Group,
     standing: Arc<Standing>,
+    neighbours: Arc<Neighbours>,
 }
 
 impl GroupShard {
-    /// A group, and the node whose clock stamps its entries.
-    pub fn new(group: Group, standing: Arc<Standing>) -> Self {
-        Self { group, standing }
+    /// A group, the node whose clock stamps its entries, and all groups of that node.
+    pub(crate) fn new(group: Group, standing: Arc<Standing>, neighbours: Arc<Neighbours>) -> Self {
+        Self { group, standing, neighbours }
     }
 }
 
@@ -78,6 +80,10 @@ impl Shard for GroupShard {
 
     fn leader(&self) -> Option<u64> {
         self.group.believed_leader()
+    }
+
+    fn has_neighbours(&self) -> bool {
+        self.neighbours.others_write(self.group.number())
     }
 
     fn now_ms(&self) -> u64 {

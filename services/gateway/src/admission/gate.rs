@@ -14,7 +14,7 @@ pub(crate) const MEMORY: Duration = Duration::from_secs(1);
 
 /// Neighbours count from so many calls a second on: for fewer, a hot row need not yield.
 pub(crate) const NEIGHBOUR_RATE_MIN: f64 = 10.0;
-/// Part of the mean that one window is of how often neighbours call.
+/// Part of the mean that one window is of how often neighbours call, and how long their calls take.
 const LIGHT_WEIGHT: f64 = 1.0 / 8.0;
 
 /// Admission of one region. `W` is whoever waits.
@@ -33,6 +33,10 @@ pub(crate) struct Gate<W> {
     /// Changes of rows with few calls that ended in this window, and how many do a second on average.
     light_ended: u64,
     light_rate: f64,
+    /// Latencies of those of them that tell how the region fares: how many, their sum, and their mean of late, s.
+    light_samples: u32,
+    light_total: Duration,
+    light_latency: Option<f64>,
     completed: u64,
     refused: u64,
 }
@@ -82,6 +86,9 @@ impl<W> Gate<W> {
             heavy_seen: None,
             light_ended: 0,
             light_rate: 0.0,
+            light_samples: 0,
+            light_total: Duration::ZERO,
+            light_latency: None,
             completed: 0,
             refused: 0,
         }
@@ -115,7 +122,13 @@ impl<W> Gate<W> {
         match self.room.leave(place) {
             Heft::Heavy => self.heavy_seen = Some(now),
             // Reads hardly wait for a flood of changes.
-            Heft::Light if place.neighbour => self.light_ended += 1,
+            Heft::Light if place.neighbour => {
+                self.light_ended += 1;
+                if let Some(latency) = latency {
+                    self.light_samples += 1;
+                    self.light_total += latency;
+                }
+            }
             Heft::Light | Heft::Middling => {}
         }
         if let Some(latency) = latency {
@@ -133,6 +146,11 @@ impl<W> Gate<W> {
         let elapsed = now.saturating_sub(self.window_began).as_secs_f64();
         let mean_calls = self.calls_sum as f64 / self.ended.max(1) as f64;
         self.light_rate += (self.light_ended as f64 / elapsed - self.light_rate) * LIGHT_WEIGHT;
+        if self.light_samples > 0 {
+            let latency = self.light_total.as_secs_f64() / f64::from(self.light_samples);
+            let before = self.light_latency.unwrap_or(latency);
+            self.light_latency = Some(before + (latency - before) * LIGHT_WEIGHT);
+        }
         let heavy = self.heavy_seen.is_some_and(|at| now.saturating_sub(at) <= MEMORY);
         let report = Report {
             under_way: mean_calls,
@@ -142,7 +160,7 @@ impl<W> Gate<W> {
         };
         let window = Window {
             mean_calls,
-            shared: heavy && self.light_rate >= NEIGHBOUR_RATE_MIN,
+            light: self.light_latency.filter(|_| heavy && self.light_rate >= NEIGHBOUR_RATE_MIN),
             around: window_ends(report),
             ..self.window
         };
@@ -150,6 +168,7 @@ impl<W> Gate<W> {
         self.room.set_limit(self.limit.get());
         self.window = Window { peak: self.room.under_way(), ..Window::default() };
         (self.ended, self.calls_sum, self.light_ended, self.window_began) = (0, 0, 0, now);
+        (self.light_samples, self.light_total) = (0, Duration::ZERO);
     }
 
     /// Somebody no longer wants to wait.

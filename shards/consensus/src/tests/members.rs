@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use tidewall_machine::Machine;
+use tidewall_proto::internal::v1 as pb;
 
 use super::*;
 
@@ -16,6 +17,17 @@ fn recover_first(cluster: &Cluster) -> (Machine, NodeLog) {
     let order = recovery::Recovery { group: 1, node: 1, address, incarnation: 2 };
     let machine = recovery::recover(&order, &log.group(1), &mut store, machine).unwrap();
     (machine, log)
+}
+
+/// Offers node 1 a snapshot of this incarnation of group 1, under a vote higher than any. Returns why it is refused.
+async fn offer_snapshot(cluster: &Cluster, incarnation: u64) -> String {
+    let channel = tidewall_link::connect(cluster.addresses[&1], PATIENCE).await.unwrap();
+    let vote = Some(pb::RaftVote { term: 1_000, node: 2, committed: true });
+    let head = pb::SnapshotHead { group: 1, vote, cluster: CLUSTER.to_vec(), incarnation };
+    let first = pb::InstallSnapshotRequest { head: Some(head), chunk: Vec::new().into() };
+    let mut client = pb::peer_service_client::PeerServiceClient::new(channel);
+    let sent = client.install_snapshot(tokio_stream::once(first)).await.unwrap();
+    sent.into_inner().error
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -118,5 +130,7 @@ async fn who_was_left_behind_by_a_recovery_is_not_listened_to() {
         cluster.running[&node].groups[&1].state().raise_fence(2);
     }
     assert_eq!(survivor.members().0, [1].into());
+    let refused = offer_snapshot(&cluster, 1).await;
+    assert!(refused.contains("left behind by a forced recovery"), "{refused}");
     cluster.stop().await;
 }
