@@ -20,6 +20,25 @@ use crate::shard::Shard;
 /// How often the proposer looks whether a hold is due while nothing flows.
 const TICK_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Who rests between the entries of a heavy group.
+enum Resting {
+    Nobody,
+    /// The few rows that make it heavy.
+    Rows(Vec<Addr<Row>>),
+    /// All: none sticks out.
+    Group,
+}
+
+impl Resting {
+    fn rests(&self, row: &Addr<Row>) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::Rows(rows) => rows.contains(row),
+            Self::Group => true,
+        }
+    }
+}
+
 /// A row with at least this part of an entry, one in so many commands, makes it heavy.
 const HEAVY_PART: usize = 4;
 
@@ -55,9 +74,11 @@ pub(crate) struct Proposer {
     /// Offers with commands that are in no entry yet; the first has the next turn.
     turns: VecDeque<u64>,
     entries: usize,
-    /// These rows get into no entry: the neighbours of this group have their turn.
-    resting: Vec<Addr<Row>>,
-    /// Commands that are in no entry yet.
+    /// Who gets into no entry: the neighbours of this group have their turn.
+    resting: Resting,
+    /// Offers of those who rest, with commands that are in no entry yet.
+    held: VecDeque<u64>,
+    /// Commands that are in no entry yet and may get into the next one.
     queued: usize,
     next_offer: u64,
 }
@@ -70,7 +91,8 @@ impl Proposer {
             offers: BTreeMap::new(),
             turns: VecDeque::new(),
             entries: 0,
-            resting: Vec::new(),
+            resting: Resting::Nobody,
+            held: VecDeque::new(),
             queued: 0,
             next_offer: 0,
         }
@@ -78,19 +100,6 @@ impl Proposer {
 
     /// Fills an entry: offers take turns, with a portion each that lets all of them in if possible.
     fn fill(&mut self) -> (Vec<Command>, Vec<Slot>) {
-        if self.resting.is_empty() {
-            return self.fill_in_turn();
-        }
-        let rests =
-            |number: &u64| self.offers.get(number).is_some_and(|offer| self.resting.contains(&offer.row));
-        let (held, free) = std::mem::take(&mut self.turns).into_iter().partition(rests);
-        self.turns = free;
-        let filled = self.fill_in_turn();
-        self.turns.extend::<VecDeque<u64>>(held);
-        filled
-    }
-
-    fn fill_in_turn(&mut self) -> (Vec<Command>, Vec<Slot>) {
         let (mut commands, mut slots) = (Vec::new(), Vec::new());
         let room = self.limits.entry_commands_max;
         let portion = (room / self.turns.len().max(1)).clamp(1, self.limits.portion_max);
@@ -132,34 +141,60 @@ impl Proposer {
         }
     }
 
-    /// The rows that make an entry heavy, if it is: those with a good part of it, or all when none sticks out.
-    fn heavy(&self, slots: &[Slot]) -> Vec<Addr<Row>> {
-        if slots.len() < self.limits.heavy_commands_min {
-            return Vec::new();
+    /// Who rests after an entry: the rows with a good part of it, or the group when none has.
+    fn heavy(&self, slots: &[Slot]) -> Resting {
+        if slots.len() < self.limits.heavy_commands_min || !self.shard.has_neighbours() {
+            return Resting::Nobody;
         }
-        let mut rows: Vec<(&Addr<Row>, usize)> = Vec::new();
-        for offer in slots.iter().filter_map(|slot| self.offers.get(&slot.offer)) {
-            match rows.iter_mut().find(|(row, _)| *row == &offer.row) {
-                Some((_, count)) => *count += 1,
-                None => rows.push((&offer.row, 1)),
+        let row = |slot: &Slot| self.offers.get(&slot.offer).map(|offer| &offer.row);
+        // Few counters find whoever may have such a part (Misra and Gries, 1982); then their parts are counted.
+        let mut candidates: Vec<(&Addr<Row>, usize)> = Vec::with_capacity(HEAVY_PART);
+        for row in slots.iter().filter_map(row) {
+            match candidates.iter().position(|(candidate, _)| *candidate == row) {
+                Some(position) => candidates[position].1 += 1,
+                None if candidates.len() < HEAVY_PART => candidates.push((row, 1)),
+                None => {
+                    for (_, count) in &mut candidates {
+                        *count -= 1;
+                    }
+                    candidates.retain(|(_, count)| *count > 0);
+                }
             }
         }
-        let large = |(_, count): &&(&Addr<Row>, usize)| *count * HEAVY_PART >= slots.len();
-        let heavy: Vec<_> = rows.iter().filter(large).map(|(row, _)| (*row).clone()).collect();
-        if heavy.is_empty() { rows.into_iter().map(|(row, _)| row.clone()).collect() } else { heavy }
+        let part = |candidate| slots.iter().filter_map(row).filter(|row| *row == candidate).count();
+        candidates.retain(|(candidate, _)| part(*candidate) * HEAVY_PART >= slots.len());
+        if candidates.is_empty() {
+            return Resting::Group;
+        }
+        Resting::Rows(candidates.into_iter().map(|(row, _)| row.clone()).collect())
     }
 
-    /// Leaves the disk to others after an entry that took so long and was heavy because of these rows.
-    fn rest(&mut self, heavy: Vec<Addr<Row>>, took: Duration, context: &mut Context<Self>) {
-        if heavy.is_empty() || !self.resting.is_empty() || !self.shard.has_neighbours() {
+    /// Leaves the disk to others after an entry that took so long.
+    fn rest(&mut self, heavy: Resting, took: Duration, context: &mut Context<Self>) {
+        if !matches!((&self.resting, &heavy), (Resting::Nobody, Resting::Rows(_) | Resting::Group)) {
             return;
         }
         self.resting = heavy;
+        for number in std::mem::take(&mut self.turns) {
+            let Some(offer) = self.offers.get(&number) else { continue };
+            if self.resting.rests(&offer.row) {
+                self.queued -= offer.commands.len();
+                self.held.push_back(number);
+            } else {
+                self.turns.push_back(number);
+            }
+        }
         let rest = (took * self.limits.rest_times).min(self.limits.rest_max);
-        context.run_later(rest, |proposer, context| {
-            proposer.resting.clear();
-            proposer.propose(context);
-        });
+        context.run_later(rest, Self::wake);
+    }
+
+    fn wake(&mut self, context: &mut Context<Self>) {
+        self.resting = Resting::Nobody;
+        let held = std::mem::take(&mut self.held);
+        self.queued +=
+            held.iter().filter_map(|number| self.offers.get(number)).map(|o| o.commands.len()).sum::<usize>();
+        self.turns.extend(held);
+        self.propose(context);
     }
 
     fn settle(&mut self, slots: Vec<Slot>, count: usize, decided: Result<Vec<Decision>, Refusal>) {
@@ -218,12 +253,18 @@ impl Handler<Offer> for Proposer {
     type Result = ();
 
     fn handle(&mut self, offer: Offer, context: &mut Self::Context) {
-        self.queued += offer.commands.len();
         let number = self.next_offer;
         self.next_offer += 1;
         let replies = Vec::with_capacity(offer.commands.len());
-        let commands = offer.commands.into();
+        let rests = self.resting.rests(&offer.row);
+        let commands: VecDeque<Command> = offer.commands.into();
+        let count = commands.len();
         self.offers.insert(number, Waiting { row: offer.row, commands, proposed: 0, replies });
+        if rests {
+            self.held.push_back(number);
+            return;
+        }
+        self.queued += count;
         self.turns.push_back(number);
         self.propose(context);
     }

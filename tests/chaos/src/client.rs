@@ -78,10 +78,10 @@ impl Client {
                 Ok((what, receipt)) => return (Answer::Yes { what, receipt }, resent),
                 Err(status) => status,
             };
-            let answer = answer(&status);
+            let answer = doubted(answer(&status), resent > 0 && ask.is_write());
             let pause = match (&answer, of_status(&status).verdict) {
-                (Answer::Refused(_), Verdict::Overloaded { after }) => after.unwrap_or(REFUSED_PAUSE),
-                _ if connection_closed(&status) && resent < RESENT_MAX => {
+                (_, Verdict::Overloaded { after }) => after.unwrap_or(REFUSED_PAUSE),
+                _ if connection_closed(&status) && resent < RESENT_MAX && Instant::now() < until => {
                     resent += 1;
                     continue;
                 }
@@ -155,7 +155,8 @@ impl Client {
                 };
                 let mut client = pool.events(slot);
                 let answer = pool.bounded(client.get_event(pool.request(&self.token, message))).await?;
-                Ok((Yes::Stock(stock(&answer.event.unwrap_or_default())), None))
+                let event = answer.event.ok_or_else(|| Status::data_loss("the answer has no event"))?;
+                Ok((Yes::Stock(stock(&event)), None))
             }
             Ask::Outcome { of } => {
                 let message = v1::GetOutcomeRequest { parent: region.to_owned(), request_id: of.to_string() };
@@ -190,6 +191,17 @@ fn outcome(outcome: Outcome) -> Yes {
         Outcome::Event(event) => Yes::Stock(stock(&event)),
         Outcome::CancelledTicket(_) | Outcome::ReleasedHold(_) => Yes::Undone,
         Outcome::Rejection(rejection) => Yes::Rejected(rejection.reason),
+    }
+}
+
+/// What is known of a call of which an earlier copy may have been decided: of the copies that were surely not decided
+/// nothing follows.
+fn doubted(answer: Answer, in_doubt: bool) -> Answer {
+    match answer {
+        Answer::Refused(said) | Answer::Undecided(said) if in_doubt => {
+            Answer::Unknown(format!("an earlier copy may have been decided; {said}"))
+        }
+        answer => answer,
     }
 }
 
@@ -242,5 +254,11 @@ mod tests {
         }
         assert!(matches!(answer(&status(Code::Unauthenticated, "TOKEN")), Answer::Nonsense(_)));
         assert!(!answer(&status(Code::ResourceExhausted, "OVERLOADED")).is_error());
+        let refused = || answer(&status(Code::ResourceExhausted, "OVERLOADED"));
+        assert_eq!(doubted(refused(), false), refused());
+        assert!(matches!(doubted(refused(), true), Answer::Unknown(_)));
+        assert_eq!(doubted(Answer::No("SOLD_OUT".into()), true), Answer::No("SOLD_OUT".into()));
+        // An answer without what was asked for is no good answer.
+        assert!(answer(&status(Code::DataLoss, "")).is_error());
     }
 }

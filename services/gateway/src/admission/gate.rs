@@ -30,11 +30,10 @@ pub(crate) struct Gate<W> {
     calls_sum: u64,
     /// When a call of a row ended that has most of the calls.
     heavy_seen: Option<Duration>,
-    /// Changes of rows with few calls that ended in this window, and how many do a second on average.
+    /// Changes of rows with few calls that were decided in this window, and how many are a second on average.
     light_ended: u64,
     light_rate: f64,
-    /// Latencies of those of them that tell how the region fares: how many, their sum, and their mean of late, s.
-    light_samples: u32,
+    /// Their latencies: the sum, and the mean of late, s.
     light_total: Duration,
     light_latency: Option<f64>,
     completed: u64,
@@ -86,7 +85,6 @@ impl<W> Gate<W> {
             heavy_seen: None,
             light_ended: 0,
             light_rate: 0.0,
-            light_samples: 0,
             light_total: Duration::ZERO,
             light_latency: None,
             completed: 0,
@@ -122,10 +120,11 @@ impl<W> Gate<W> {
         match self.room.leave(place) {
             Heft::Heavy => self.heavy_seen = Some(now),
             // Reads hardly wait for a flood of changes.
+            // Nor does a quick no: who has nothing but those needs no room at the log, and a latency of long ago
+            // must not steer.
             Heft::Light if place.neighbour => {
-                self.light_ended += 1;
                 if let Some(latency) = latency {
-                    self.light_samples += 1;
+                    self.light_ended += 1;
                     self.light_total += latency;
                 }
             }
@@ -146,8 +145,8 @@ impl<W> Gate<W> {
         let elapsed = now.saturating_sub(self.window_began).as_secs_f64();
         let mean_calls = self.calls_sum as f64 / self.ended.max(1) as f64;
         self.light_rate += (self.light_ended as f64 / elapsed - self.light_rate) * LIGHT_WEIGHT;
-        if self.light_samples > 0 {
-            let latency = self.light_total.as_secs_f64() / f64::from(self.light_samples);
+        if self.light_ended > 0 {
+            let latency = self.light_total.as_secs_f64() / self.light_ended as f64;
             let before = self.light_latency.unwrap_or(latency);
             self.light_latency = Some(before + (latency - before) * LIGHT_WEIGHT);
         }
@@ -168,7 +167,7 @@ impl<W> Gate<W> {
         self.room.set_limit(self.limit.get());
         self.window = Window { peak: self.room.under_way(), ..Window::default() };
         (self.ended, self.calls_sum, self.light_ended, self.window_began) = (0, 0, 0, now);
-        (self.light_samples, self.light_total) = (0, Duration::ZERO);
+        self.light_total = Duration::ZERO;
     }
 
     /// Somebody no longer wants to wait.

@@ -148,7 +148,7 @@ impl Probe {
         Ok(Self { stop, task })
     }
 
-    /// When those calls began that were answered with "yes".
+    /// When calls were answered with "yes": one that begins just before the healing may well be answered after it.
     async fn stop(self) -> Vec<Micros> {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await.unwrap_or_default()
@@ -177,7 +177,7 @@ async fn probe(
         let answer =
             call(&recorder, &client, &region, Traffic::Probe, &ask, request_id, began, false, number).await;
         if matches!(answer, Answer::Yes { .. }) {
-            answered.push(began);
+            answered.push(recorder.now());
         }
         tokio::time::sleep(PROBE_EVERY).await;
     }
