@@ -158,8 +158,8 @@ impl Directory {
         }
         let stats = Arc::new(RowStats::default());
         let (shard, proposer) = (Arc::clone(&self.inner.shard), self.inner.proposer.clone());
-        let (limits, shared) = (self.inner.limits, Arc::clone(&stats));
-        let address = self.inner.home.start(move || Row::new(shard, proposer, limits, shared));
+        let (limits, shared, name) = (self.inner.limits, Arc::clone(&stats), Arc::from(row));
+        let address = self.inner.home.start(move || Row::new(name, shard, proposer, limits, shared));
         rows.insert(row.to_owned(), Known { address: address.clone(), stats, sampled: 0, idle_samples: 0 });
         Some(address)
     }

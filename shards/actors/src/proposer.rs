@@ -4,7 +4,7 @@
 //! way the next one fills, so that load makes entries larger, not queues longer; full ones overlap. All groups of a node
 //! share its disk: while others write, too, the rows that make a group heavy rest between its entries.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,25 +20,6 @@ use crate::shard::Shard;
 /// How often the proposer looks whether a hold is due while nothing flows.
 const TICK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Who rests between the entries of a heavy group.
-enum Resting {
-    Nobody,
-    /// The few rows that make it heavy.
-    Rows(Vec<Addr<Row>>),
-    /// All: none sticks out.
-    Group,
-}
-
-impl Resting {
-    fn rests(&self, row: &Addr<Row>) -> bool {
-        match self {
-            Self::Nobody => false,
-            Self::Rows(rows) => rows.contains(row),
-            Self::Group => true,
-        }
-    }
-}
-
 /// A row with at least this part of an entry, one in so many commands, makes it heavy.
 const HEAVY_PART: usize = 4;
 
@@ -48,11 +29,14 @@ const HEAVY_PART: usize = 4;
 pub(crate) struct Offer {
     pub commands: Vec<Command>,
     pub row: Addr<Row>,
+    /// The row's name.
+    pub name: Arc<str>,
 }
 
 /// An offer that is being worked off.
 struct Waiting {
     row: Addr<Row>,
+    name: Arc<str>,
     commands: VecDeque<Command>,
     /// Commands that are in entries and not answered.
     proposed: usize,
@@ -74,9 +58,9 @@ pub(crate) struct Proposer {
     /// Offers with commands that are in no entry yet; the first has the next turn.
     turns: VecDeque<u64>,
     entries: usize,
-    /// Who gets into no entry: the neighbours of this group have their turn.
-    resting: Resting,
-    /// Offers of those who rest, with commands that are in no entry yet.
+    /// Rows that get into no entry: the neighbours of this group have their turn.
+    resting: BTreeSet<Arc<str>>,
+    /// Offers of these rows, with commands that are in no entry yet.
     held: VecDeque<u64>,
     /// Commands that are in no entry yet and may get into the next one.
     queued: usize,
@@ -91,7 +75,7 @@ impl Proposer {
             offers: BTreeMap::new(),
             turns: VecDeque::new(),
             entries: 0,
-            resting: Resting::Nobody,
+            resting: BTreeSet::new(),
             held: VecDeque::new(),
             queued: 0,
             next_offer: 0,
@@ -141,60 +125,55 @@ impl Proposer {
         }
     }
 
-    /// Who rests after an entry: the rows with a good part of it, or the group when none has.
-    fn heavy(&self, slots: &[Slot]) -> Resting {
+    /// Which rows rest after an entry: those with a good part of it, or all of them when none sticks out.
+    fn heavy(&self, slots: &[Slot]) -> BTreeSet<Arc<str>> {
         if slots.len() < self.limits.heavy_commands_min || !self.shard.has_neighbours() {
-            return Resting::Nobody;
+            return BTreeSet::new();
         }
-        let row = |slot: &Slot| self.offers.get(&slot.offer).map(|offer| &offer.row);
-        // Few counters find whoever may have such a part (Misra and Gries, 1982); then their parts are counted.
-        let mut candidates: Vec<(&Addr<Row>, usize)> = Vec::with_capacity(HEAVY_PART);
-        for row in slots.iter().filter_map(row) {
-            match candidates.iter().position(|(candidate, _)| *candidate == row) {
-                Some(position) => candidates[position].1 += 1,
-                None if candidates.len() < HEAVY_PART => candidates.push((row, 1)),
-                None => {
-                    for (_, count) in &mut candidates {
-                        *count -= 1;
-                    }
-                    candidates.retain(|(_, count)| *count > 0);
-                }
-            }
+        let mut counts: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
+        for offer in slots.iter().filter_map(|slot| self.offers.get(&slot.offer)) {
+            *counts.entry(&offer.name).or_default() += 1;
         }
-        let part = |candidate| slots.iter().filter_map(row).filter(|row| *row == candidate).count();
-        candidates.retain(|(candidate, _)| part(*candidate) * HEAVY_PART >= slots.len());
-        if candidates.is_empty() {
-            return Resting::Group;
-        }
-        Resting::Rows(candidates.into_iter().map(|(row, _)| row.clone()).collect())
+        let sticks_out = |count: &usize| *count * HEAVY_PART >= slots.len();
+        let all = !counts.values().any(sticks_out);
+        counts
+            .iter()
+            .filter(|(_, count)| all || sticks_out(count))
+            .map(|(name, _)| Arc::clone(name))
+            .collect()
     }
 
-    /// Leaves the disk to others after an entry that took so long.
-    fn rest(&mut self, heavy: Resting, took: Duration, context: &mut Context<Self>) {
-        if !matches!((&self.resting, &heavy), (Resting::Nobody, Resting::Rows(_) | Resting::Group)) {
+    /// Lets these rows rest after an entry that took so long: the disk is for others meanwhile.
+    fn rest(&mut self, heavy: BTreeSet<Arc<str>>, took: Duration, context: &mut Context<Self>) {
+        if heavy.is_empty() || !self.resting.is_empty() {
             return;
         }
         self.resting = heavy;
+        self.queued = 0;
         for number in std::mem::take(&mut self.turns) {
-            let Some(offer) = self.offers.get(&number) else { continue };
-            if self.resting.rests(&offer.row) {
-                self.queued -= offer.commands.len();
-                self.held.push_back(number);
-            } else {
-                self.turns.push_back(number);
-            }
+            self.enqueue(number);
         }
         let rest = (took * self.limits.rest_times).min(self.limits.rest_max);
         context.run_later(rest, Self::wake);
     }
 
     fn wake(&mut self, context: &mut Context<Self>) {
-        self.resting = Resting::Nobody;
-        let held = std::mem::take(&mut self.held);
-        self.queued +=
-            held.iter().filter_map(|number| self.offers.get(number)).map(|o| o.commands.len()).sum::<usize>();
-        self.turns.extend(held);
+        self.resting.clear();
+        for number in std::mem::take(&mut self.held) {
+            self.enqueue(number);
+        }
         self.propose(context);
+    }
+
+    /// Puts an offer behind the others: those that may get into an entry, or those that rest.
+    fn enqueue(&mut self, number: u64) {
+        let Some(offer) = self.offers.get(&number) else { return };
+        if self.resting.contains(&offer.name) {
+            self.held.push_back(number);
+        } else {
+            self.queued += offer.commands.len();
+            self.turns.push_back(number);
+        }
     }
 
     fn settle(&mut self, slots: Vec<Slot>, count: usize, decided: Result<Vec<Decision>, Refusal>) {
@@ -256,16 +235,9 @@ impl Handler<Offer> for Proposer {
         let number = self.next_offer;
         self.next_offer += 1;
         let replies = Vec::with_capacity(offer.commands.len());
-        let rests = self.resting.rests(&offer.row);
-        let commands: VecDeque<Command> = offer.commands.into();
-        let count = commands.len();
-        self.offers.insert(number, Waiting { row: offer.row, commands, proposed: 0, replies });
-        if rests {
-            self.held.push_back(number);
-            return;
-        }
-        self.queued += count;
-        self.turns.push_back(number);
+        let Offer { commands, row, name } = offer;
+        self.offers.insert(number, Waiting { row, name, commands: commands.into(), proposed: 0, replies });
+        self.enqueue(number);
         self.propose(context);
     }
 }

@@ -51,6 +51,7 @@ struct Pending {
 
 /// Joins, refuses, queues: the actor of one row.
 pub(crate) struct Row {
+    name: Arc<str>,
     shard: Arc<dyn Shard>,
     proposer: Addr<Proposer>,
     limits: Limits,
@@ -74,12 +75,14 @@ pub(crate) struct Row {
 
 impl Row {
     pub(crate) fn new(
+        name: Arc<str>,
         shard: Arc<dyn Shard>,
         proposer: Addr<Proposer>,
         limits: Limits,
         stats: Arc<RowStats>,
     ) -> Self {
         Self {
+            name,
             shard,
             proposer,
             limits,
@@ -235,7 +238,11 @@ impl Row {
             if commands.is_empty() {
                 break;
             }
-            match self.proposer.try_send(Offer { commands, row: context.address() }) {
+            match self.proposer.try_send(Offer {
+                commands,
+                row: context.address(),
+                name: Arc::clone(&self.name),
+            }) {
                 Ok(()) => self.offers += 1,
                 Err(SendError::Full(offer) | SendError::Closed(offer)) => {
                     let refusal = self.overloaded("the shard group's queue is full");
