@@ -33,7 +33,7 @@ pub(crate) struct Driven {
 
 /// A worker of the closed loop: takes the next intents when its last ones have ended.
 async fn worker(run: Arc<Run>, next: Arc<AtomicU64>, until: Option<Duration>) {
-    let step = run.batch.max(1) as u64;
+    let step = run.parts.batch.max(1) as u64;
     let mut records = Vec::new();
     loop {
         let due = run.start.elapsed();
@@ -41,8 +41,8 @@ async fn worker(run: Arc<Run>, next: Arc<AtomicU64>, until: Option<Duration>) {
             break;
         }
         let first = next.fetch_add(step, Ordering::Relaxed);
-        if run.seller.is_none() {
-            let Some(intent) = run.intents.get(first) else {
+        if run.parts.seller.is_none() {
+            let Some(intent) = run.parts.intents.get(first) else {
                 break;
             };
             run.note_begun(1);
@@ -60,12 +60,12 @@ async fn worker(run: Arc<Run>, next: Arc<AtomicU64>, until: Option<Duration>) {
 }
 
 fn take(run: &Run, range: Range<u64>) -> impl Iterator<Item = (u64, Intent)> + '_ {
-    range.map_while(|index| run.intents.get(index).map(|intent| (index, intent)))
+    range.map_while(|index| run.parts.intents.get(index).map(|intent| (index, intent)))
 }
 
 /// The open loop: starts each call when its last intent is due, whatever became of the earlier ones.
 async fn schedule(run: Arc<Run>, arrivals: Arrivals) -> Result<(), LoadError> {
-    let step = run.batch.max(1) as u64;
+    let step = run.parts.batch.max(1) as u64;
     let room = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
     let mut calls: JoinSet<()> = JoinSet::new();
     let mut first = 0_u64;
@@ -134,7 +134,7 @@ pub(crate) async fn drive(
     let mut aborted = None;
     let tell = || {
         let done = run.live.done.load(Ordering::Relaxed);
-        progress(run.progress(Phase::Sell, run.start.elapsed(), done, run.intents.count()));
+        progress(run.progress(Phase::Sell, run.start.elapsed(), done, run.parts.intents.count()));
     };
     tokio::pin!(work);
     let mut ticks = tokio::time::interval(PROGRESS_EVERY);

@@ -47,7 +47,7 @@ impl Pursuit {
             due,
             attempts: 0,
             maybe: false,
-            gives_up: now + run.patience,
+            gives_up: now + run.parts.patience,
             last_call: now,
             end: None,
         }
@@ -98,7 +98,7 @@ impl Pursuit {
                 if after.is_none() {
                     run.missing_retry_info.fetch_add(1, Ordering::Relaxed);
                 }
-                if run.honour_retry {
+                if run.parts.honour_retry {
                     Some(after.unwrap_or(RETRY_DEFAULT))
                 } else {
                     run.note_heard();
@@ -112,7 +112,7 @@ impl Pursuit {
             }
         };
         // Never earlier than asked; up to a fifth later, so that a crowd does not come back as one.
-        let wait = wait.map(|wait| wait + jitter(run.seed, self.index, self.attempts, wait / 5));
+        let wait = wait.map(|wait| wait + jitter(run.parts.seed, self.index, self.attempts, wait / 5));
         match wait {
             Some(wait) if !run.stopped() && Instant::now() + wait <= self.gives_up => Some(wait),
             _ => {
@@ -142,7 +142,7 @@ impl Pursuit {
 /// Pursues one intent with `BuyTickets`.
 pub(crate) async fn pursue_one(run: &Run, index: u64, intent: Intent, due: Duration) -> Record {
     let mut pursuit = Pursuit::begin(run, index, intent, due);
-    let lot = &run.lots[intent.lot as usize];
+    let lot = &run.parts.lots[intent.lot as usize];
     let request_id = pursuit.request_id.to_string();
     loop {
         let message = v1::BuyTicketsRequest {
@@ -153,10 +153,10 @@ pub(crate) async fn pursue_one(run: &Run, index: u64, intent: Intent, due: Durat
             seats: Vec::new(),
             request_id: request_id.clone(),
         };
-        let mut client = run.pool.tickets(index.wrapping_add(u64::from(pursuit.attempts)));
-        let request = run.pool.request(run.token(intent), message);
+        let mut client = run.parts.pool.tickets(index.wrapping_add(u64::from(pursuit.attempts)));
+        let request = run.parts.pool.request(run.token(intent), message);
         pursuit.note_call(run);
-        match run.pool.bounded(client.buy_tickets(request)).await {
+        match run.parts.pool.bounded(client.buy_tickets(request)).await {
             Ok(response) => {
                 pursuit.bought(run, response.purchase, response.receipt);
                 break;
@@ -172,7 +172,8 @@ pub(crate) async fn pursue_one(run: &Run, index: u64, intent: Intent, due: Durat
 
 /// Pursues several intents of one event with `BatchBuyTickets`; what stays undecided is sent again.
 async fn pursue_batch(run: &Run, items: Vec<(u64, Intent, Duration)>) -> Vec<Record> {
-    let Some((first, lot)) = items.first().map(|(index, intent, _)| (*index, &run.lots[intent.lot as usize]))
+    let Some((first, lot)) =
+        items.first().map(|(index, intent, _)| (*index, &run.parts.lots[intent.lot as usize]))
     else {
         return Vec::new();
     };
@@ -190,16 +191,19 @@ async fn pursue_batch(run: &Run, items: Vec<(u64, Intent, Duration)>) -> Vec<Rec
         let purchases = open
             .iter()
             .map(|pursuit| v1::BatchPurchase {
-                buyer: run.subjects[pursuit.intent.subject as usize].clone(),
+                buyer: run.parts.subjects[pursuit.intent.subject as usize].clone(),
                 tier_id: lot.tiers[pursuit.intent.tier as usize].tier_id.clone(),
                 quantity: pursuit.intent.quantity as i32,
                 request_id: pursuit.request_id.to_string(),
             })
             .collect();
         let message = v1::BatchBuyTicketsRequest { parent: lot.name.clone(), purchases };
-        let mut client = run.pool.tickets((first / run.batch.max(1) as u64).wrapping_add(round));
-        let answer =
-            run.pool.bounded(client.batch_buy_tickets(run.pool.request(run.token(intent), message))).await;
+        let mut client = run.parts.pool.tickets((first / run.parts.batch.max(1) as u64).wrapping_add(round));
+        let answer = run
+            .parts
+            .pool
+            .bounded(client.batch_buy_tickets(run.parts.pool.request(run.token(intent), message)))
+            .await;
         let mut wait: Option<Duration> = None;
         match answer {
             Ok(response) => {
@@ -241,7 +245,7 @@ async fn pursue_batch(run: &Run, items: Vec<(u64, Intent, Duration)>) -> Vec<Rec
 /// Pursues the intents of one call.
 pub(crate) async fn pursue(run: &Run, items: Vec<(u64, Intent, Duration)>) -> Vec<Record> {
     run.note_begun(items.len() as u64);
-    if run.seller.is_some() {
+    if run.parts.seller.is_some() {
         return pursue_batch(run, items).await;
     }
     let mut records = Vec::with_capacity(items.len());

@@ -41,7 +41,8 @@ pub(crate) async fn resolve(run: &Run, records: &mut [Record], progress: &(impl 
         records.iter().enumerate().filter(|(_, record)| record.end == End::Unknown).map(|(n, _)| n).collect();
     let total = Some(open.len() as u64);
     // A copy that is still on its way can be decided until its deadline: "undecided" counts only after it.
-    let settled_at = open.iter().map(|n| records[*n].last_call).max().map(|last| last + run.pool.deadline());
+    let settled_at =
+        open.iter().map(|n| records[*n].last_call).max().map(|last| last + run.parts.pool.deadline());
     let Some(settled_at) = settled_at else { return };
     progress(run.progress(Phase::Resolve, began.elapsed(), 0, total));
     tokio::time::sleep_until(settled_at).await;
@@ -67,13 +68,13 @@ pub(crate) async fn resolve(run: &Run, records: &mut [Record], progress: &(impl 
 
 /// What was decided for an intent; `None` when nobody can say.
 async fn ask(run: &Run, record: &Record) -> Option<End> {
-    let lot = &run.lots[record.intent.lot as usize];
+    let lot = &run.parts.lots[record.intent.lot as usize];
     let message =
         v1::GetOutcomeRequest { parent: lot.region.clone(), request_id: record.request_id.to_string() };
-    let answer = repeat(run.patience.clamp(PATIENCE_MIN, QUESTION_PATIENCE_MAX), |slot| {
-        let mut client = run.pool.outcomes(slot);
-        let request = run.pool.request(run.token(record.intent), message.clone());
-        async move { run.pool.bounded(client.get_outcome(request)).await }
+    let answer = repeat(run.parts.patience.clamp(PATIENCE_MIN, QUESTION_PATIENCE_MAX), |slot| {
+        let mut client = run.parts.pool.outcomes(slot);
+        let request = run.parts.pool.request(run.token(record.intent), message.clone());
+        async move { run.parts.pool.bounded(client.get_outcome(request)).await }
     })
     .await
     .ok()?;
@@ -96,10 +97,10 @@ pub(crate) fn asked(run: &Run, records: &[Record]) -> Vec<Asked> {
     records
         .iter()
         .map(|record| {
-            let lot = &run.lots[record.intent.lot as usize];
+            let lot = &run.parts.lots[record.intent.lot as usize];
             Asked {
                 request_id: record.request_id,
-                owner: run.subjects[record.intent.subject as usize].clone(),
+                owner: run.parts.subjects[record.intent.subject as usize].clone(),
                 event: lot.name.clone(),
                 tier_id: lot.tiers[record.intent.tier as usize].tier_id.clone(),
                 quantity: record.intent.quantity,
@@ -123,14 +124,14 @@ pub(crate) async fn read_all(
     progress: &(impl Fn(Progress) + Sync),
 ) -> Result<Vec<SeenEvent>, String> {
     let began = Instant::now();
-    let mut events = Vec::with_capacity(run.lots.len());
+    let mut events = Vec::with_capacity(run.parts.lots.len());
     let mut read = 0_u64;
     let mut tell = |tickets: u64| {
         read += tickets;
         progress(run.progress(Phase::Audit, began.elapsed(), read, None));
     };
     let reading = async {
-        for lot in &run.lots {
+        for lot in &run.parts.lots {
             events.push(read_event(run, organiser, lot, &mut tell).await?);
         }
         Ok(())
@@ -151,7 +152,8 @@ async fn read_event(
     let failed = |doing: &str, status: Status| {
         format!("{doing} {} failed: {:?}: {}", lot.name, status.code(), status.message())
     };
-    let reader = Reader::new(&run.pool, organiser, run.patience.clamp(PATIENCE_MIN, PAGE_PATIENCE_MAX));
+    let reader =
+        Reader::new(&run.parts.pool, organiser, run.parts.patience.clamp(PATIENCE_MIN, PAGE_PATIENCE_MAX));
     let mut reads = 1;
     loop {
         let before = reader.event(&lot.name).await.map_err(|status| failed("reading", status))?;

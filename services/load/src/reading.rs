@@ -135,32 +135,41 @@ impl<'a> Reader<'a> {
             })
             .await?;
             tell(page.tickets.len() as u64);
-            if !pages.take(page)? {
-                return Ok(pages.tickets);
+            if !pages.take(page.tickets.into_iter().map(seen_ticket), page.next_page_token)? {
+                return Ok(pages.items);
             }
         }
     }
 }
 
-/// A list of tickets, as far as its pages have come.
-#[derive(Debug, Default)]
-struct Pages {
-    tickets: Vec<SeenTicket>,
+/// A list, as far as its pages have come.
+#[derive(Debug)]
+pub(crate) struct Pages<T> {
+    pub(crate) items: Vec<T>,
     /// Token of the page to ask for.
-    next: String,
+    pub(crate) next: String,
 }
 
-impl Pages {
-    /// Takes the page that was asked for, and says whether another one follows.
-    fn take(&mut self, page: v1::ListTicketsResponse) -> Result<bool, Status> {
-        self.tickets.extend(page.tickets.into_iter().map(seen_ticket));
-        if page.next_page_token.is_empty() {
+impl<T> Default for Pages<T> {
+    fn default() -> Self {
+        Self { items: Vec::new(), next: String::new() }
+    }
+}
+
+impl<T> Pages<T> {
+    /// Takes what was on the page that was asked for, and says whether another one follows.
+    ///
+    /// # Errors
+    /// `DATA_LOSS` when the page names itself as the next one.
+    pub(crate) fn take(&mut self, items: impl IntoIterator<Item = T>, next: String) -> Result<bool, Status> {
+        self.items.extend(items);
+        if next.is_empty() {
             return Ok(false);
         }
-        if page.next_page_token == self.next {
-            return Err(Status::new(Code::DataLoss, "a page of tickets names itself as the next page"));
+        if next == self.next {
+            return Err(Status::new(Code::DataLoss, "a page of a list names itself as the next page"));
         }
-        self.next = page.next_page_token;
+        self.next = next;
         Ok(true)
     }
 }
@@ -183,12 +192,6 @@ mod tests {
 
     use super::*;
 
-    /// A page with one ticket of this name, and the token of the next page.
-    fn page(name: &str, next: &str) -> v1::ListTicketsResponse {
-        let ticket = v1::Ticket { name: name.to_owned(), ..v1::Ticket::default() };
-        v1::ListTicketsResponse { tickets: vec![ticket], next_page_token: next.to_owned() }
-    }
-
     #[test]
     fn an_answer_without_an_event_is_an_error_and_no_empty_event() {
         assert_eq!(present(None).unwrap_err().code(), Code::DataLoss);
@@ -199,20 +202,19 @@ mod tests {
     #[test]
     fn pages_are_followed_to_the_last_one() {
         let mut pages = Pages::default();
-        assert!(pages.take(page("1", "a")).unwrap());
+        assert!(pages.take(["1"], "a".to_owned()).unwrap());
         assert_eq!(pages.next, "a");
-        assert!(pages.take(page("2", "b")).unwrap());
+        assert!(pages.take(["2"], "b".to_owned()).unwrap());
         assert_eq!(pages.next, "b");
-        assert!(!pages.take(page("3", "")).unwrap());
-        let names: Vec<_> = pages.tickets.into_iter().map(|ticket| ticket.name).collect();
-        assert_eq!(names, ["1", "2", "3"]);
+        assert!(!pages.take(["3"], String::new()).unwrap());
+        assert_eq!(pages.items, ["1", "2", "3"]);
     }
 
     #[test]
     fn a_page_that_names_itself_as_the_next_one_is_an_error_and_no_end() {
         let mut pages = Pages::default();
-        assert!(pages.take(page("1", "a")).unwrap());
-        let error = pages.take(page("2", "a")).unwrap_err();
+        assert!(pages.take(["1"], "a".to_owned()).unwrap());
+        let error = pages.take(["2"], "a".to_owned()).unwrap_err();
         assert_eq!(error.code(), Code::DataLoss);
         assert!(error.message().contains("names itself"), "{error}");
     }

@@ -92,18 +92,7 @@ pub(crate) struct Live {
 /// Everything the calls of one run share.
 #[derive(Debug)]
 pub(crate) struct Run {
-    pub(crate) pool: Pool,
-    pub(crate) lots: Vec<Lot>,
-    pub(crate) subjects: Vec<String>,
-    /// One for each subject; empty when a seller buys for them.
-    pub(crate) tokens: Vec<Token>,
-    pub(crate) seller: Option<Token>,
-    /// Purchases in a call.
-    pub(crate) batch: usize,
-    pub(crate) intents: Intents,
-    pub(crate) honour_retry: bool,
-    pub(crate) patience: Duration,
-    pub(crate) seed: u64,
+    pub(crate) parts: RunParts,
     pub(crate) start: Instant,
     pub(crate) live: Live,
     /// Answers other than success by `CODE/REASON`.
@@ -122,8 +111,10 @@ pub(crate) struct RunParts {
     pub(crate) pool: Pool,
     pub(crate) lots: Vec<Lot>,
     pub(crate) subjects: Vec<String>,
+    /// One for each subject; empty when a seller buys for them.
     pub(crate) tokens: Vec<Token>,
     pub(crate) seller: Option<Token>,
+    /// Purchases in a call.
     pub(crate) batch: usize,
     pub(crate) intents: Intents,
     pub(crate) honour_retry: bool,
@@ -134,19 +125,8 @@ pub(crate) struct RunParts {
 impl Run {
     /// A run whose clock starts now.
     pub(crate) fn begin(parts: RunParts) -> Arc<Self> {
-        let RunParts { pool, lots, subjects, tokens, seller, batch, intents, honour_retry, patience, seed } =
-            parts;
         Arc::new(Self {
-            pool,
-            lots,
-            subjects,
-            tokens,
-            seller,
-            batch,
-            intents,
-            honour_retry,
-            patience,
-            seed,
+            parts,
             start: Instant::now(),
             live: Live::default(),
             answers: Mutex::default(),
@@ -159,7 +139,7 @@ impl Run {
 
     /// The token that an intent's calls carry, also when its outcome is asked for.
     pub(crate) fn token(&self, intent: Intent) -> &Token {
-        self.seller.as_ref().unwrap_or_else(|| &self.tokens[intent.subject as usize])
+        self.parts.seller.as_ref().unwrap_or_else(|| &self.parts.tokens[intent.subject as usize])
     }
 
     /// Where the run stands.
@@ -246,12 +226,12 @@ impl Run {
         let waiting = self.live.begun.load(Ordering::Relaxed) > self.live.done.load(Ordering::Relaxed);
         let silent =
             Duration::from_micros(self.now_us().saturating_sub(self.live.heard_us.load(Ordering::Relaxed)));
-        let bound = self.patience + self.pool.deadline() + SILENCE_GRACE;
+        let bound = self.parts.patience + self.parts.pool.deadline() + SILENCE_GRACE;
         (waiting && silent > bound).then(|| {
             format!(
                 "stopped early: nobody got a decision for {} s (gateways: {}); look whether the cluster is up",
                 silent.as_secs(),
-                self.pool.endpoints()
+                self.parts.pool.endpoints()
             )
         })
     }

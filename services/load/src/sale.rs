@@ -221,6 +221,7 @@ fn report(
     };
     let findings = findings.unwrap_or_default();
     let events: Vec<EventReport> = run
+        .parts
         .lots
         .iter()
         .map(|lot| {
@@ -261,7 +262,7 @@ fn report(
         latency_basis: basis.to_owned(),
         audit,
         aborted,
-        not_offered: run.intents.count().map_or(0, |count| count.saturating_sub(figures.offered)),
+        not_offered: run.parts.intents.count().map_or(0, |count| count.saturating_sub(figures.offered)),
         duration_s: figures.duration_s,
         tickets_sold: figures.tickets_sold,
         retries: figures.retries,

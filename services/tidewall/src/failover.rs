@@ -4,7 +4,6 @@
 //! the topology that all processes follow, and only then gives the order. Without the fence the lost members could
 //! come back and go on by themselves.
 
-use std::io::{self, BufRead as _, IsTerminal as _};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -12,6 +11,7 @@ use serde::Serialize;
 use tidewall_proto::v1::operator_service_client::OperatorServiceClient;
 use tidewall_proto::v1::{FailoverRegionRequest, FailoverRegionResponse, GetRegionStatusRequest};
 
+use crate::confirm;
 use crate::datadir::DataDir;
 use crate::exit::{Exit, Failure};
 use crate::gateway::{self, Caller, TargetArgs, TokenArgs};
@@ -102,7 +102,13 @@ pub async fn run(arguments: &FailoverArgs, format: Format) -> Result<(), Failure
     }
     if !arguments.yes {
         output::note(&preflight(name, &found));
-        confirm(name)?;
+        let id = name.trim_start_matches("regions/");
+        let question = format!("Type {id} to go on:");
+        confirm::typed(
+            &[id, name],
+            &question,
+            "a forced failover may lose what was sold: confirm with --yes",
+        )?;
     }
     if arguments.target.target.is_empty() {
         raise_fence(&DataDir::new(&arguments.target.data), name, found.incarnation)?;
@@ -245,28 +251,6 @@ fn preflight(name: &str, found: &FailoverRegionResponse) -> String {
         "  then     a new incarnation begins; replicas of incarnation {} refuse to serve for good\n",
         found.incarnation
     )
-}
-
-/// Asks on the terminal for the region's name.
-fn confirm(name: &str) -> Result<(), Failure> {
-    let id = name.trim_start_matches("regions/");
-    if !io::stdin().is_terminal() {
-        return Err(Failure::new(
-            Exit::Usage,
-            "a forced failover may lose what was sold: confirm with --yes",
-        ));
-    }
-    output::note(&format!("Type {id} to go on:"));
-    let mut answer = String::new();
-    io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .map_err(|e| Failure::new(Exit::Environment, format!("cannot read the answer: {e}")))?;
-    if answer.trim() == id || answer.trim() == name {
-        Ok(())
-    } else {
-        Err(Failure::new(Exit::Failed, "not confirmed; nothing was changed"))
-    }
 }
 
 #[cfg(test)]

@@ -50,6 +50,17 @@ pub struct TokenArgs {
     pub timeout: Option<Duration>,
 }
 
+/// Arguments of a command that only asks.
+#[derive(Debug, Args)]
+pub struct AskArgs {
+    /// Which cluster
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Who asks
+    #[command(flatten)]
+    pub token: TokenArgs,
+}
+
 impl TokenArgs {
     /// Time for a call that asks.
     pub fn for_question(&self) -> Duration {

@@ -7,6 +7,7 @@ mod borrowed;
 mod chaos;
 mod cluster;
 mod completions;
+mod confirm;
 mod datadir;
 mod demo;
 mod duration;

@@ -6,7 +6,7 @@ use tidewall_proto::v1::operator_service_client::OperatorServiceClient;
 use tidewall_proto::v1::{DrainNodeRequest, ListNodesRequest, NodeStatus, UndrainNodeRequest};
 
 use crate::exit::{Exit, Failure};
-use crate::gateway::{self, TargetArgs, TokenArgs};
+use crate::gateway::{self, AskArgs, TargetArgs, TokenArgs};
 use crate::members;
 use crate::output::{self, Format};
 
@@ -25,7 +25,7 @@ pub enum Verb {
     #[command(
         after_help = "Example:\n  tidewall node list\n  tidewall node list -o json | jq '.nodes[] | select(.reachable | not)'"
     )]
-    List(ListArgs),
+    List(AskArgs),
     /// Move all leads away from a node, and keep new ones away
     #[command(
         after_help = "Example:\n  tidewall node drain 2\n  tidewall node drain 2 && kill -TERM $(pgrep -f 'serve shard --node 2')\n\nThe node goes on replicating. It leads again after `node undrain`, or after a restart. Exit code 1 if it still leads a region."
@@ -55,17 +55,6 @@ pub struct NodeArgs {
     /// Id of the node, as `node list` shows it
     #[arg(value_name = "NODE")]
     pub node: u64,
-    /// Which cluster
-    #[command(flatten)]
-    pub target: TargetArgs,
-    /// Who asks
-    #[command(flatten)]
-    pub token: TokenArgs,
-}
-
-/// Arguments of `node list`.
-#[derive(Debug, Args)]
-pub struct ListArgs {
     /// Which cluster
     #[command(flatten)]
     pub target: TargetArgs,
@@ -153,7 +142,7 @@ async fn undrain(arguments: &NodeArgs, format: Format) -> Result<(), Failure> {
     }
 }
 
-async fn list(arguments: &ListArgs, format: Format) -> Result<(), Failure> {
+async fn list(arguments: &AskArgs, format: Format) -> Result<(), Failure> {
     let caller = gateway::operator(&arguments.target, &arguments.token).await?;
     let mut client = OperatorServiceClient::new(caller.channel());
     let answer = client

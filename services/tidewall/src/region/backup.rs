@@ -1,7 +1,7 @@
 //! `tidewall region export` and `import`. A region must never be changed by a file that was not found whole before.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Seek as _};
+use std::io::{self, IsTerminal as _, Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -13,6 +13,7 @@ use tidewall_proto::v1::{ExportRegionRequest, ImportRegionRequest};
 
 use super::new_file::NewFile;
 use super::region_name;
+use crate::confirm;
 use crate::exit::{Exit, Failure};
 use crate::gateway::{self, TargetArgs, TokenArgs};
 use crate::output::{self, Format, ProgressLine};
@@ -126,7 +127,9 @@ pub(super) async fn import(arguments: &ImportArgs, format: Format) -> Result<(),
     let unreadable = |e: io::Error| unreadable(&arguments.file, &e);
     let source = open_whole(&arguments.file)?;
     if arguments.replace && !arguments.yes {
-        confirm(name)?;
+        let what = format!("everything that {name} holds");
+        let unattended = format!("--replace removes {what}: confirm with --yes");
+        confirm::typed(&[name], &format!("This replaces {what}. Type {name} to go on:"), &unattended)?;
     }
     let begun = Instant::now();
     let caller = gateway::operator(&arguments.target, &arguments.token).await?;
@@ -201,26 +204,5 @@ fn send_file(
             // The call has ended; its answer says why.
             return Ok(());
         }
-    }
-}
-
-/// Asks on the terminal whether a region may be replaced.
-fn confirm(name: &str) -> Result<(), Failure> {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::new(
-            Exit::Usage,
-            format!("--replace removes everything that {name} holds: confirm with --yes"),
-        ));
-    }
-    output::note(&format!("This replaces everything that {name} holds. Type {name} to go on:"));
-    let mut answer = String::new();
-    io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .map_err(|e| Failure::new(Exit::Environment, format!("cannot read the answer: {e}")))?;
-    if answer.trim() == name {
-        Ok(())
-    } else {
-        Err(Failure::new(Exit::Failed, "not confirmed; nothing was changed"))
     }
 }

@@ -11,7 +11,7 @@ use tidewall_proto::v1::operator_service_client::OperatorServiceClient;
 use tidewall_proto::v1::{GetRegionStatusRequest, ListRegionStatusesRequest, TransferLeaderRequest};
 
 use crate::exit::{Exit, Failure};
-use crate::gateway::{self, TargetArgs, TokenArgs};
+use crate::gateway::{self, AskArgs, TargetArgs, TokenArgs};
 use crate::output::{self, Format};
 use view::{RegionList, RegionView, list_table, status_text};
 
@@ -30,7 +30,7 @@ pub enum Verb {
     #[command(
         after_help = "Example:\n  tidewall region list\n  tidewall region list -o json | jq '.regions[].leader_node'"
     )]
-    List(ListArgs),
+    List(AskArgs),
     /// Show one region, or all: every replica and the hot rows
     #[command(after_help = "Example:\n  tidewall region status north")]
     Status(StatusArgs),
@@ -53,17 +53,6 @@ pub enum Verb {
         after_help = "Example:\n  tidewall region import north north.tidewall\n  tidewall region import north north.tidewall --replace --yes\n\nWithout --replace the region must hold no event. The file is verified before the first row changes."
     )]
     Import(backup::ImportArgs),
-}
-
-/// Arguments of `region list`.
-#[derive(Debug, Args)]
-pub struct ListArgs {
-    /// Which cluster
-    #[command(flatten)]
-    pub target: TargetArgs,
-    /// Who asks
-    #[command(flatten)]
-    pub token: TokenArgs,
 }
 
 /// Arguments of `region status`.
@@ -119,7 +108,7 @@ pub async fn run(command: &RegionCommand, format: Format) -> Result<(), Failure>
     }
 }
 
-async fn list(arguments: &ListArgs, format: Format) -> Result<(), Failure> {
+async fn list(arguments: &AskArgs, format: Format) -> Result<(), Failure> {
     let regions = statuses(&arguments.target, &arguments.token).await?;
     match format {
         Format::Json => output::json(&RegionList { regions }),
