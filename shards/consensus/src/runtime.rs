@@ -196,6 +196,16 @@ mod tests {
         assert_eq!(end(now, tick), end(now, tick), "one grid");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_for_others_costs_no_time_and_a_tick_its_own() {
+        let before = Instant::now();
+        RaftRuntime::sleep(Duration::from_micros(1)).await;
+        assert_eq!(Instant::now(), before);
+        let tick = Duration::from_millis(21);
+        RaftRuntime::sleep(tick).await;
+        assert!((tick..tick + GRID + LONG_AGO).contains(&before.elapsed()), "{:?}", before.elapsed());
+    }
+
     #[test]
     fn nodes_tick_apart() {
         for first in 1..40_u64 {

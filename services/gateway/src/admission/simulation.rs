@@ -65,6 +65,8 @@ struct World {
     entry: Vec<(usize, Place, Duration)>,
     answered: u64,
     refused: u64,
+    /// Calls on the cold row are answered without the log, so that they tell nothing of the region.
+    quick: bool,
     /// Of the cold row, from the first attempt.
     latencies: Vec<Duration>,
 }
@@ -81,6 +83,7 @@ impl World {
             entry: Vec::new(),
             answered: 0,
             refused: 0,
+            quick: false,
             latencies: Vec::new(),
         }
     }
@@ -151,14 +154,15 @@ impl World {
     fn entry_done(&mut self) {
         for (number, place, since) in std::mem::take(&mut self.entry) {
             self.answered += 1;
-            let admitted = self
-                .gate
-                .end(self.now, place, Some(self.now - since), |_| Around { calm: true, ..Around::default() });
+            let cold = self.clients[number].row == COLD;
+            let latency = Some(self.now - since).filter(|_| !(cold && self.quick));
+            let around = |_| Around { calm: true, ..Around::default() };
+            let admitted = self.gate.end(self.now, place, latency, around);
             for (place, other) in admitted {
                 self.queue.push((other, place, self.now));
             }
             let client = &mut self.clients[number];
-            if client.row == COLD {
+            if cold {
                 self.latencies.push(self.now - client.began);
             }
             if client.then == Then::Again {
@@ -265,6 +269,27 @@ fn a_row_that_hardly_calls_does_not_make_a_sale_yield() {
     world.run(Duration::from_secs(3));
     let limit = world.gate.state().limit;
     assert!(limit >= 200, "{limit}");
+}
+
+/// A latency of long ago must not steer: the flood gets its room back when its neighbours have nothing but quick noes.
+#[test]
+fn rows_that_get_only_quick_noes_do_not_make_a_sale_yield() {
+    let limit_after = |quick: bool| {
+        let mut world = World::warm(REGION);
+        for n in 0..1024 {
+            world.client(HOT, Then::Again, us(n));
+        }
+        world.run(Duration::from_secs(1));
+        world.neighbour_p99(Duration::from_secs(3));
+        world.quick = quick;
+        world.neighbour_p99(Duration::from_secs(6));
+        // The last second of that was without them.
+        world.client(COLD, Then::Again, Duration::ZERO);
+        world.run(Duration::from_millis(500));
+        world.gate.state().limit
+    };
+    let (yielding, free) = (limit_after(false), limit_after(true));
+    assert!(free > 4 * yielding, "{free} beside quick noes, {yielding} beside decisions");
 }
 
 #[test]
