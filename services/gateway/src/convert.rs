@@ -17,7 +17,9 @@ pub(crate) struct Decided {
 pub(crate) fn decided(region: &str, outcome: pb::Outcome) -> Result<Decided, ApiError> {
     let receipt = outcome.receipt.as_ref().map(|receipt| self::receipt(region, receipt));
     match outcome.result {
-        Some(pb::outcome::Result::Rejection(rejection)) => Err(ApiError::Rejected(rejection)),
+        Some(pb::outcome::Result::Rejection(rejection)) => {
+            Err(ApiError::Rejected { rejection, receipt: receipt.map(Box::new) })
+        }
         Some(result) => Ok(Decided { result, receipt }),
         None => Err(mismatch()),
     }
@@ -234,7 +236,7 @@ mod tests {
             result: Some(pb::outcome::Result::Rejection(pb::RejectionView::default())),
             ..Default::default()
         };
-        assert!(matches!(decided("north", rejected), Err(ApiError::Rejected(_))));
+        assert!(matches!(decided("north", rejected), Err(ApiError::Rejected { receipt: None, .. })));
         assert_eq!(timestamp(1_700_000_000_123), Timestamp { seconds: 1_700_000_000, nanos: 123_000_000 });
         assert_eq!(optional_timestamp(0), None);
     }

@@ -1,7 +1,8 @@
 //! Deadlines of calls, from `grpc-timeout`. The clock is read once per call, here.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use tidewall_env::clock::unix_ms;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
@@ -63,12 +64,6 @@ impl Deadline {
     pub(crate) fn remaining(&self) -> Duration {
         self.at.saturating_duration_since(Instant::now())
     }
-}
-
-/// Unix time now, ms; 0 when the clock stands before 1970.
-pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn parse_timeout(text: &[u8]) -> Option<Duration> {

@@ -2,6 +2,8 @@
 //! not decodable, no such method), so that they too say what to do. Results pass untouched.
 
 use http::Response;
+use http::header::{DATE, HeaderValue};
+use tidewall_env::simulation;
 use tonic::Status;
 use tonic::body::Body;
 
@@ -9,7 +11,11 @@ use crate::errors::translate_transport_error;
 
 /// Only errors that were known before the first byte of an answer have their status among the headers, so
 /// that a result costs one failed look-up here.
-pub(crate) fn decorate(response: Response<Body>) -> Response<Body> {
+pub(crate) fn decorate(mut response: Response<Body>) -> Response<Body> {
+    if simulation::is_active() {
+        // hyper would date it by the machine's clock, and a date that changes makes other segments on the wire.
+        response.headers_mut().insert(DATE, HeaderValue::from_static(simulation::DATE));
+    }
     if !response.headers().contains_key(Status::GRPC_STATUS) {
         return response;
     }

@@ -4,9 +4,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use prost::Message as _;
 use rand::Rng as _;
 use tidewall_client::ClientError;
 use tidewall_proto::internal::v1 as pb;
+use tidewall_proto::v1;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -26,8 +28,12 @@ pub(crate) enum ApiError {
     Plain { code: Code, reason: &'static str, message: String },
     /// Refused before anything was sent to the region.
     Overloaded { retry_after: Duration, message: String },
-    /// The region decided "no".
-    Rejected(pb::RejectionView),
+    /// The region said "no".
+    Rejected {
+        rejection: pb::RejectionView,
+        /// Where it was decided; none when it was said without the log, and so is not remembered.
+        receipt: Option<Box<v1::Receipt>>,
+    },
     /// The region could not be asked, or did not answer.
     Client {
         error: ClientError,
@@ -81,7 +87,7 @@ impl ApiError {
             Self::Overloaded { .. } | Self::Client { error: ClientError::Overloaded { .. }, .. } => {
                 Code::ResourceExhausted
             }
-            Self::Rejected(rejection) => rejection_code(rejection),
+            Self::Rejected { rejection, .. } => rejection_code(rejection),
             Self::Client { error: ClientError::Unknown { .. }, .. } => Code::DeadlineExceeded,
             Self::Client { error: ClientError::Unavailable { .. }, .. } => Code::Unavailable,
             Self::Client { error: ClientError::Invalid(_), .. } => Code::InvalidArgument,
@@ -106,7 +112,7 @@ pub(crate) fn is_undecided(rejection: &pb::RejectionView) -> bool {
 
 /// A delay before trying again that spreads a crowd.
 fn jittered(base: Duration) -> Duration {
-    base.mul_f64(rand::rng().random_range(0.5..=1.5))
+    base.mul_f64(tidewall_env::random::rng().random_range(0.5..=1.5))
 }
 
 fn build(
@@ -133,6 +139,22 @@ fn build(
     status
 }
 
+/// The same status with the receipt of the decision as one more of its details.
+fn with_receipt(status: &Status, receipt: &v1::Receipt) -> Status {
+    const TYPE_URL: &str = "type.googleapis.com/tidewall.v1.Receipt";
+    let any = prost_types::Any { type_url: TYPE_URL.to_owned(), value: receipt.encode_to_vec() };
+    // Messages that are written one after the other are one message, with the details of both.
+    let more = tonic_types::pb::Status { details: vec![any], ..Default::default() };
+    let mut details = status.details().to_vec();
+    details.extend(more.encode_to_vec());
+    Status::with_details_and_metadata(
+        status.code(),
+        status.message(),
+        details.into(),
+        status.metadata().clone(),
+    )
+}
+
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
         let code = error.code();
@@ -145,9 +167,13 @@ impl From<ApiError> for Status {
             ApiError::Overloaded { retry_after, message } => {
                 build(code, "OVERLOADED", message, None, Some(retry_after), none())
             }
-            ApiError::Rejected(rejection) => {
+            ApiError::Rejected { rejection, receipt } => {
                 let field = (!rejection.field.is_empty()).then_some(rejection.field.as_str());
-                build(code, &rejection.reason, rejection.message, field, None, none())
+                let status = build(code, &rejection.reason, rejection.message, field, None, none());
+                match receipt {
+                    Some(receipt) => with_receipt(&status, &receipt),
+                    None => status,
+                }
             }
             ApiError::Client { error, request_id } => client_status(code, error, request_id),
         }
@@ -272,19 +298,28 @@ mod tests {
 
     #[test]
     fn a_rejection_keeps_its_reason_and_names_its_field() {
-        let status: Status = ApiError::Rejected(pb::RejectionView {
+        let rejection = pb::RejectionView {
             reason: "SOLD_OUT".into(),
             message: "no ticket is left".into(),
             code: Code::FailedPrecondition.into(),
             field: "tier_id".into(),
-        })
-        .into();
+        };
+        let receipt = v1::Receipt { index: 7, term: 2, ..Default::default() };
+        let boxed = Some(Box::new(receipt.clone()));
+        let decided: Status = ApiError::Rejected { rejection: rejection.clone(), receipt: boxed }.into();
+        let details = tonic_types::pb::Status::decode(decided.details()).unwrap().details;
+        let carried = details.iter().find(|any| any.type_url.ends_with("/tidewall.v1.Receipt")).unwrap();
+        assert_eq!(v1::Receipt::decode(carried.value.as_slice()).unwrap(), receipt);
+        assert_eq!(decided.get_details_error_info().unwrap().reason, "SOLD_OUT");
+        let status: Status = ApiError::Rejected { rejection, receipt: None }.into();
         assert_eq!(status.code(), Code::FailedPrecondition);
+        assert_eq!((decided.code(), decided.message()), (status.code(), status.message()));
         let details = status.get_error_details();
         assert_eq!(details.error_info().unwrap().reason, "SOLD_OUT");
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "tier_id");
-        let nonsense = pb::RejectionView { code: 0, ..Default::default() };
-        assert_eq!(ApiError::Rejected(nonsense).code(), Code::Internal, "a no is never OK");
+        let rejection = pb::RejectionView { code: 0, ..Default::default() };
+        let nonsense = ApiError::Rejected { rejection, receipt: None };
+        assert_eq!(nonsense.code(), Code::Internal, "a no is never OK");
     }
 
     #[test]
@@ -296,7 +331,7 @@ mod tests {
             field: String::new(),
         };
         assert!(is_undecided(&expired));
-        let status: Status = ApiError::Rejected(expired).into();
+        let status: Status = ApiError::Rejected { rejection: expired, receipt: None }.into();
         assert_eq!(status.code(), Code::DeadlineExceeded);
         assert_eq!(status.get_details_error_info().unwrap().reason, "EXPIRED");
         assert_eq!(status.message(), "too late");

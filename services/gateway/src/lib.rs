@@ -2,7 +2,8 @@
 //!
 //! A call enters here, is authenticated, checked, admitted and routed by the id it carries; the shard
 //! client holds and replays it while its deadline lasts. [`Gateway::bind`] takes the port,
-//! [`Gateway::serve`] answers; [`auth`] also mints the development tokens.
+//! [`Gateway::serve`] answers; [`GatewayCore`] is the same without port and files; [`auth`] also mints the
+//! development tokens.
 //!
 //! This crate must never decide about stock, keep state that a restart would lose, or read a field of a
 //! request to learn who calls: that is the token's subject.
@@ -26,4 +27,4 @@ mod validate;
 
 pub use admission::LimitOptions;
 pub use config::GatewayConfig;
-pub use server::{Gateway, GatewayError, run};
+pub use server::{Gateway, GatewayCore, GatewayError, run};

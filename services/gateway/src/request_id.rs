@@ -1,9 +1,9 @@
 //! Request ids: UUIDs of version 7 in canonical text form. The region decides about ids it has seen; here
 //! only form and age are checked.
 
+use tidewall_env::clock::unix_ms;
 use uuid::Uuid;
 
-use crate::deadline::unix_ms;
 use crate::errors::ApiError;
 
 /// Ids are remembered for so long; an older one cannot be executed safely.

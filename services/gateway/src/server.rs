@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::routing::get;
+use futures_util::Stream;
 use http::{StatusCode, header};
 use rand::Rng as _;
 use tidewall_client::follow::follow;
@@ -18,11 +19,12 @@ use tidewall_proto::v1::operator_service_server::OperatorServiceServer;
 use tidewall_proto::v1::outcome_service_server::OutcomeServiceServer;
 use tidewall_proto::v1::region_service_server::RegionServiceServer;
 use tidewall_proto::v1::ticket_service_server::TicketServiceServer;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Connected, TcpIncoming};
 use tower::util::MapResponseLayer;
 
 use crate::admission::Admission;
@@ -72,17 +74,12 @@ pub enum GatewayError {
 }
 
 /// A gateway that has taken its port and does not answer yet.
+#[derive(Debug)]
 pub struct Gateway {
     listener: TcpListener,
     /// Where it listens, with the actual port.
     pub local_addr: SocketAddr,
-    config: GatewayConfig,
-}
-
-impl std::fmt::Debug for Gateway {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gateway").field("local_addr", &self.local_addr).finish_non_exhaustive()
-    }
+    core: GatewayCore,
 }
 
 /// Binds and serves until `shutdown` completes.
@@ -93,31 +90,84 @@ pub async fn run(config: GatewayConfig, shutdown: impl Future<Output = ()>) -> R
 impl Gateway {
     /// Takes the port.
     pub async fn bind(config: GatewayConfig) -> Result<Self, GatewayError> {
-        if config.public_keys.is_empty() {
-            return Err(GatewayError::NoPublicKey);
-        }
-        let address = config.listen;
+        let core = GatewayCore::new(config)?;
+        let address = core.config.listen;
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => GatewayError::PortInUse(address),
             _ => GatewayError::Listen { address, source },
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, local_addr, config })
+        Ok(Self { listener, local_addr, core })
     }
 
     /// Answers calls until `shutdown` completes; then lets calls under way finish, for the configured grace.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), GatewayError> {
-        let Self { listener, local_addr, config } = self;
-        let regions = config.topology.regions.len();
+        let Self { listener, local_addr, core } = self;
+        let path = core.config.topology_path.clone();
+        let _following = AbortOnDrop(tokio::spawn(following(path, Arc::clone(&core.edge))));
+        tracing::info!(address = %local_addr, regions = core.config.topology.regions.len(), "gateway serves");
+        core.serve(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown).await
+    }
+}
+
+/// A gateway apart from its port and its files: whoever has connections and later topologies gives it them.
+pub struct GatewayCore {
+    config: GatewayConfig,
+    edge: Arc<Edge>,
+}
+
+impl std::fmt::Debug for GatewayCore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GatewayCore").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl GatewayCore {
+    /// A gateway that answers nobody yet. Of the configuration, `listen` and `topology_path` mean nothing here.
+    ///
+    /// # Errors
+    /// [`GatewayError::NoPublicKey`].
+    pub fn new(config: GatewayConfig) -> Result<Self, GatewayError> {
+        if config.public_keys.is_empty() {
+            return Err(GatewayError::NoPublicKey);
+        }
         let edge = Arc::new(Edge {
             topology: Arc::clone(&config.topology),
             client: ShardClient::new(Arc::clone(&config.topology), config.shard_client.clone()),
             authenticator: Authenticator::new(&config.public_keys, config.token_cache_entries),
-            admission: Admission::new(regions, config.limit, config.calls_max_per_region),
+            admission: Admission::new(
+                config.topology.regions.len(),
+                config.limit,
+                config.calls_max_per_region,
+            ),
             metrics: Metrics::new(&config.topology),
         });
-        let readiness = Arc::new(Readiness::new(regions));
+        Ok(Self { config, edge })
+    }
+
+    /// Takes over later states of the topology: nodes join and leave, regions never change.
+    pub fn adopting(&self) -> impl FnMut(&Topology) + use<> {
+        let edge = Arc::clone(&self.edge);
+        move |topology| edge.client.adopt(topology)
+    }
+
+    /// Answers calls that come over these connections until `shutdown` completes; then lets calls under way finish,
+    /// for the configured grace.
+    ///
+    /// # Errors
+    /// When the server fails.
+    pub async fn serve<S, C>(
+        self,
+        connections: S,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), GatewayError>
+    where
+        S: Stream<Item = io::Result<C>>,
+        C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    {
+        let Self { config, edge } = self;
+        let readiness = Arc::new(Readiness::new(config.topology.regions.len()));
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let watching =
             AbortOnDrop(tokio::spawn(health::watch(Arc::clone(&edge), Arc::clone(&readiness), reporter)));
@@ -125,7 +175,6 @@ impl Gateway {
             let edge = Arc::clone(&edge);
             async move { edge.admission.watch().await }
         }));
-        let following = AbortOnDrop(tokio::spawn(following(config.topology_path.clone(), Arc::clone(&edge))));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -159,25 +208,23 @@ impl Gateway {
         if let Some(age) = config.connection_age_min {
             // Gateways that started together must not send their clients away together. An old connection ends
             // with its last call, however long that may take.
-            let age = age.mul_f64(rand::rng().random_range(1.0..2.0));
+            let age = age.mul_f64(tidewall_env::random::rng().random_range(1.0..2.0));
             server = server.max_connection_age(age).max_connection_age_grace(TRANSFER_DEADLINE_MAX);
         }
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = server
             .layer(MapResponseLayer::new(decorate))
             .add_routes(routes.prepare())
-            .serve_with_incoming_shutdown(incoming, async {
+            .serve_with_incoming_shutdown(connections, async {
                 // A dropped sender stops the server as well.
                 let _ = stopped.await;
             });
         tokio::pin!(serving);
-        tracing::info!(address = %local_addr, regions, "gateway serves");
         tokio::select! {
             ended = &mut serving => return Ok(ended?),
             () = shutdown => {}
         }
-        drop((watching, following, measuring));
+        drop((watching, measuring));
         // The receiver is gone only when the server is.
         let _ = stop.send(());
         match tokio::time::timeout(config.grace, &mut serving).await {

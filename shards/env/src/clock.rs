@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::simulation;
+
 /// A source of wall-clock time.
 pub trait Clock: Send + Sync + 'static {
     /// Milliseconds since 1970-01-01T00:00:00Z. May go backwards between two calls.
@@ -23,6 +25,11 @@ impl Clock for SystemClock {
         let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
     }
+}
+
+/// Unix time of this process now, ms: the operating system's, or in a simulation the simulated one.
+pub fn unix_ms() -> u64 {
+    simulation::unix_ms().unwrap_or_else(|| SystemClock.unix_ms())
 }
 
 /// A clock that moves only when told to. Clones share the time.

@@ -17,6 +17,9 @@ use rand::rngs::StdRng;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+/// The date of all HTTP responses, which nobody reads.
+pub const DATE: &str = "Thu, 01 Jan 1970 00:00:00 GMT";
+
 /// A connection, whatever it is made of.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -32,6 +35,8 @@ pub struct World {
     pub connect: Arc<dyn Fn(SocketAddr) -> Connecting>,
     /// Virtual time since the simulation began, for whoever runs at the moment.
     pub elapsed: fn() -> Duration,
+    /// The right time of the simulated world, ms since 1970.
+    pub unix_ms: fn() -> u64,
 }
 
 thread_local! {
@@ -81,6 +86,11 @@ pub fn began() -> Option<Instant> {
     Instant::now().checked_sub(elapsed())
 }
 
+/// The right time of the simulated world, ms since 1970; `None` outside of a simulation.
+pub(crate) fn unix_ms() -> Option<u64> {
+    WORLD.with(|place| place.borrow().as_ref().map(|world| world.unix_ms)).map(|now| now())
+}
+
 /// How often chance was asked since the simulation began: two runs that differ here differ.
 pub fn draws() -> u64 {
     DRAWS.get()
@@ -103,7 +113,7 @@ mod tests {
 
     fn world() -> World {
         let refuse = |_| -> Connecting { Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) }) };
-        World { connect: Arc::new(refuse), elapsed: || Duration::ZERO }
+        World { connect: Arc::new(refuse), elapsed: || Duration::ZERO, unix_ms: || 7 }
     }
 
     fn numbers(seed: u64) -> Vec<u64> {
@@ -122,7 +132,8 @@ mod tests {
         assert!(!is_active() && connect("127.0.0.1:1".parse().unwrap()).is_none() && began().is_none());
         let guard = enter(1, world());
         assert!(is_active() && connect("127.0.0.1:1".parse().unwrap()).is_some() && began().is_some());
+        assert_eq!(crate::clock::unix_ms(), 7);
         drop(guard);
-        assert!(!is_active() && draw(|_| ()).is_none());
+        assert!(!is_active() && draw(|_| ()).is_none() && unix_ms().is_none());
     }
 }

@@ -166,6 +166,7 @@ pub const TABLE: &[Row] = &[
             "tidewall-link",
             "tidewall-client",
             "tidewall-node",
+            "tidewall-gateway",
         ],
         tests_may_use: &[],
         why: "puts a whole cluster on one thread: it brings along what a node otherwise takes from the system",

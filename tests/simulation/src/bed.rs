@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::{DATE, HeaderValue};
 use parking_lot::Mutex;
 use rand::Rng as _;
 use tidewall_actors::Home;
@@ -21,6 +22,8 @@ use tidewall_store::checkpoint::memory::{Faults, MemoryCheckpoints};
 use tidewall_store::checkpoint::{CheckpointStore as _, CheckpointWriter};
 use tidewall_store::log::{LogOptions, NodeLog};
 use tokio::sync::mpsc;
+use tonic::body::Body;
+use tower::util::MapResponseLayer;
 
 use crate::fault::{Loss, Slot};
 use crate::lines::Lines;
@@ -279,6 +282,7 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     );
     tokio::spawn(
         tidewall_link::server_builder()
+            .layer(MapResponseLayer::new(dated))
             .add_service(peer_service(server.clone()))
             .serve_with_incoming(bed.ground.lines.listen(PEER_PORT).await?),
     );
@@ -310,6 +314,7 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     tokio::spawn(front.keeper());
     tokio::spawn(
         tidewall_link::server_builder()
+            .layer(MapResponseLayer::new(dated))
             .add_service(front.service())
             .serve_with_incoming(bed.ground.lines.listen(CLIENT_PORT).await?),
     );
@@ -324,6 +329,12 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     bed.ground.trace.note(now_us(), &bed.name(), format_args!("is up"));
     obey(replicas.groups, front, inbox).await;
     std::future::pending().await
+}
+
+/// hyper would date a response by the machine's clock, and a date that changes makes other segments on the wire.
+fn dated(mut response: http::Response<Body>) -> http::Response<Body> {
+    response.headers_mut().insert(DATE, HeaderValue::from_static(tidewall_env::simulation::DATE));
+    response
 }
 
 async fn obey(groups: BTreeMap<u32, Group>, front: Front, mut inbox: mpsc::UnboundedReceiver<Order>) {

@@ -4,18 +4,17 @@
 //! the gateway.
 
 use std::cell::RefMut;
-use std::rc::Rc;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
-use tidewall_client::ShardClient;
 use tokio::time::sleep;
 
 use crate::desk::{Desk, ask, read_event, read_outcome, request_id};
 use crate::history::{Ask, End, Said};
 use crate::traffic::{EVENTS, SEAT_ROWS};
+use crate::way::Way;
 
 /// What a buyer remembers.
 #[derive(Default)]
@@ -31,7 +30,7 @@ pub struct Memory {
 /// One buyer, for as long as its gateway lives.
 pub struct Buyer {
     desk: Desk,
-    shards: Rc<ShardClient>,
+    way: Way,
     number: usize,
     name: String,
     random: StdRng,
@@ -39,11 +38,11 @@ pub struct Buyer {
 
 impl Buyer {
     /// The buyer of this number at a gateway.
-    pub fn new(desk: Desk, shards: Rc<ShardClient>, number: usize) -> Self {
+    pub fn new(desk: Desk, way: Way, number: usize) -> Self {
         let salt = (desk.number * 100 + number) as u64 + desk.lives.get() * 1_000;
         let random = StdRng::seed_from_u64(desk.plan.seed.wrapping_mul(31) + salt);
         let name = format!("g{}-c{number}", desk.number);
-        Self { desk, shards, number, name, random }
+        Self { desk, way, number, name, random }
     }
 
     /// Acts until the sale ends.
@@ -77,7 +76,11 @@ impl Buyer {
                 self.ask_new(group, Ask::Buy { event, tier, quantity, seats }).await;
             }
             45..62 => {
-                let ttl_ms = self.random.random_range(100..=4_000);
+                // The public API counts in seconds.
+                let ttl_ms = match self.way {
+                    Way::Api(_) => self.random.random_range(1..=4) * 1_000,
+                    Way::Shards(_) => self.random.random_range(100..=4_000),
+                };
                 self.ask_new(group, Ask::Hold { event, tier, quantity, ttl_ms }).await;
             }
             62..72 => {
@@ -97,13 +100,13 @@ impl Buyer {
             }
             87..93 => {
                 let patience = Duration::from_secs(3);
-                read_event(&self.desk, &self.shards, group, &event, patience).await;
+                read_event(&self.desk, &self.way, group, &event, patience).await;
             }
             93..96 => {
                 let asked = self.asked();
                 if let Some((group, id, _)) = asked {
                     let patience = Duration::from_secs(3);
-                    read_outcome(&self.desk, &self.shards, group, &self.name, id, patience).await;
+                    read_outcome(&self.desk, &self.way, group, &self.name, id, patience).await;
                 }
             }
             _ => {
@@ -144,7 +147,7 @@ impl Buyer {
 
     async fn ask(&mut self, group: u32, id: u128, what: Ask) {
         let patience = Duration::from_millis(self.random.random_range(1_500..=8_000));
-        let end = ask(&self.desk, &self.shards, &self.name, group, id, &what, patience).await;
+        let end = ask(&self.desk, &self.way, &self.name, group, id, &what, patience).await;
         let Some(End::Told(told)) = end else { return };
         let event = match &what {
             Ask::Create { event, .. }

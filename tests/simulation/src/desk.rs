@@ -1,6 +1,6 @@
 //! A gateway's desk: where its clients ask and read, and where what they ask and are told is recorded.
 //!
-//! They use the client of the shards as a gateway does. **Never here:** what clients want.
+//! How they reach the groups, a [`Way`] says. **Never here:** what clients want.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -9,16 +9,14 @@ use std::time::Duration;
 
 use rand::Rng as _;
 use rand::rngs::StdRng;
-use tidewall_client::{ClientError, ShardClient};
-use tidewall_proto::internal::v1 as pb;
-use tokio::time::Instant;
 
 use crate::buyer::Memory;
-use crate::convert;
-use crate::history::{Ask, Call, End, History, Read, Saw};
+use crate::history::{Ask, Call, End, History, Read, Saw, TicketSeen};
+use crate::lines::Lines;
 use crate::operator::TopologyFile;
 use crate::plan::Plan;
 use crate::trace::Trace;
+use crate::way::Way;
 use crate::world::{now_ms, now_us};
 
 /// What the clients are to do, and what they report: shared with whoever runs the simulation.
@@ -68,6 +66,8 @@ pub struct Desk {
     pub number: usize,
     /// Which nodes there are.
     pub file: TopologyFile,
+    /// The network.
+    pub lines: Lines,
     /// What the seed means.
     pub plan: Rc<Plan>,
     /// What to do.
@@ -109,7 +109,7 @@ pub fn request_id(random: &mut StdRng) -> u128 {
 /// Has a command decided and records it.
 pub async fn ask(
     desk: &Desk,
-    shards: &ShardClient,
+    way: &Way,
     principal: &str,
     group: u32,
     request_id: u128,
@@ -132,17 +132,8 @@ pub async fn ask(
         history.calls.len() - 1
     };
     desk.control.under_way.borrow_mut().insert(at, desk.number);
-    let expires_ms = now_ms() + patience.as_millis() as u64;
-    let command = convert::command(principal, request_id, expires_ms, ask);
     desk.trace.note(invoked_us, principal, format_args!("#{at} group {group} {ask:?}"));
-    let answer = shards.command(group, command, Instant::now() + patience).await;
-    let end = match answer {
-        Ok(outcome) => End::Told(convert::told(&outcome)),
-        Err(ClientError::Unknown { .. }) => End::Unknown,
-        Err(ClientError::Unavailable { .. } | ClientError::Overloaded { .. } | ClientError::Invalid(_)) => {
-            End::NotDecided
-        }
-    };
+    let end = way.ask(principal, group, request_id, ask, patience).await;
     let returned_us = now_us();
     desk.control.under_way.borrow_mut().remove(&at);
     desk.trace.note(returned_us, principal, format_args!("#{at} {end:?}"));
@@ -150,29 +141,12 @@ pub async fn ask(
     Some(end)
 }
 
-/// Reads and records it; `None` without an answer.
-pub async fn read(
-    desk: &Desk,
-    shards: &ShardClient,
-    group: u32,
-    query: pb::Query,
-    patience: Duration,
-) -> Option<pb::query_result::Result> {
-    let _open = Open::new(&desk.control);
-    shards.query(group, query, Instant::now() + patience).await.ok()?.result
-}
-
 /// Reads an event and records what was seen; `None` without an answer.
-pub async fn read_event(
-    desk: &Desk,
-    shards: &ShardClient,
-    group: u32,
-    event: &str,
-    patience: Duration,
-) -> Option<Saw> {
+pub async fn read_event(desk: &Desk, way: &Way, group: u32, event: &str, patience: Duration) -> Option<Saw> {
     let invoked_us = now_us();
-    let result = read(desk, shards, group, convert::event_query(event), patience).await?;
-    let saw = Saw::Event { event: event.to_owned(), tiers: convert::tiers(&result) };
+    let _open = Open::new(&desk.control);
+    let tiers = way.tiers(group, event, patience).await?;
+    let saw = Saw::Event { event: event.to_owned(), tiers };
     let returned_us = now_us();
     desk.trace.note(returned_us, "read", format_args!("group {group} since {invoked_us} {saw:?}"));
     let entry = Read { group, invoked_us, returned_us, saw: saw.clone() };
@@ -183,17 +157,29 @@ pub async fn read_event(
 /// Asks what was decided and records the answer; `None` without one.
 pub async fn read_outcome(
     desk: &Desk,
-    shards: &ShardClient,
+    way: &Way,
     group: u32,
     principal: &str,
     id: u128,
     patience: Duration,
 ) -> Option<Saw> {
     let invoked_us = now_us();
-    let result = read(desk, shards, group, convert::outcome_query(principal, id), patience).await?;
-    let key = (principal.to_owned(), id);
-    let saw = Saw::Outcome { key, told: convert::remembered(&result) };
+    let _open = Open::new(&desk.control);
+    let told = way.outcome(principal, group, id, patience).await?;
+    let saw = Saw::Outcome { key: (principal.to_owned(), id), told };
     let entry = Read { group, invoked_us, returned_us: now_us(), saw: saw.clone() };
     desk.history.borrow_mut().reads.push(entry);
     Some(saw)
+}
+
+/// Reads all tickets of an event; `None` without an answer.
+pub async fn read_tickets(
+    desk: &Desk,
+    way: &Way,
+    group: u32,
+    event: &str,
+    patience: Duration,
+) -> Option<Vec<TicketSeen>> {
+    let _open = Open::new(&desk.control);
+    way.tickets(group, event, patience).await
 }

@@ -84,7 +84,8 @@ pub enum Fault {
         /// For how long, ms.
         lasts_ms: u64,
     },
-    /// All connections between two hosts are reset, and what was under way on them is lost in both directions.
+    /// All connections between two hosts are reset, and what was under way on them is lost in both directions; when both
+    /// are one gateway, those of its clients.
     Reset {
         /// One end.
         one: Host,
@@ -147,10 +148,8 @@ pub enum Fault {
         /// The group.
         group: u32,
     },
-    /// All row actors of a group die on one node.
+    /// All row actors of a group die.
     Actors {
-        /// The node.
-        node: Slot,
         /// The group.
         group: u32,
     },

@@ -207,9 +207,7 @@ impl Cluster {
             Fault::Checkpoint { node, group } => {
                 self.up(node).map(|bed| bed.order(Order::Checkpoint(group))).is_some()
             }
-            Fault::Actors { node, group } => {
-                self.up(node).map(|bed| bed.order(Order::Actors(group))).is_some()
-            }
+            Fault::Actors { group } => self.order(&Order::Actors(group)),
             Fault::Poison { group } => {
                 self.ground.poisoned.borrow_mut().insert(group);
                 self.order(&Order::Poison(group))

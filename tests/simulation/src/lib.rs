@@ -1,7 +1,7 @@
 //! The whole cluster on one thread, by seed.
 //!
-//! Three nodes with their real Raft groups, actors, links and rows, gateways' clients of the shards, and a network, disks
-//! and clocks that behave as badly as they may. Everything follows from the seed: a failing one is replayed by
+//! Three nodes with their real Raft groups, actors, links and rows, two real gateways, and a network, disks and clocks that
+//! behave as badly as they may. Everything follows from the seed: a failing one is replayed by
 //! `./simulate --seed N`. After each run the [`oracle`] judges what clients were told; [`history`] and [`model`] are what
 //! it knows.
 //!
@@ -15,6 +15,8 @@ pub mod oracle;
 #[cfg(test)]
 mod oracle_tests;
 
+#[cfg(tokio_unstable)]
+mod api;
 #[cfg(tokio_unstable)]
 mod bed;
 #[cfg(tokio_unstable)]
@@ -41,5 +43,7 @@ mod trace;
 mod traffic;
 #[cfg(tokio_unstable)]
 mod watch;
+#[cfg(tokio_unstable)]
+mod way;
 #[cfg(tokio_unstable)]
 mod world;

@@ -99,9 +99,12 @@ impl<'a> Judge<'a> {
         let mut object = |check, what: String| objections.push((check, what));
         for request in &mut self.requests {
             let id = format!("{}/{:032x}", request.key.0, request.key.1);
-            let mut refused = false;
+            let (mut refused, mut doubted) = (false, false);
             for call in &request.calls {
-                let Some((returned_us, end)) = &call.returned else { continue };
+                let Some((returned_us, end)) = &call.returned else {
+                    doubted = true;
+                    continue;
+                };
                 match end {
                     End::Told(told) if told.receipt.is_some() => {
                         match &request.decided {
@@ -116,7 +119,7 @@ impl<'a> Judge<'a> {
                     End::Told(told) => {
                         object("receipt", format!("{id} was told {:?} without a receipt", told.said))
                     }
-                    End::Unknown => {}
+                    End::Unknown => doubted = true,
                 }
             }
             match self.history.at_end.outcomes.get(&(self.group, request.key.clone())) {
@@ -132,7 +135,8 @@ impl<'a> Judge<'a> {
                         object("one-outcome", format!("{id} was told {first:?}, remembered is {told:?}"))
                     }
                     None => {
-                        if refused && !matches!(told.said, Said::Rejected(_)) {
+                        // Another attempt, of which nobody knows, may have done it.
+                        if refused && !doubted && !matches!(told.said, Said::Rejected(_)) {
                             object("refused-and-done", format!("{id} was refused, and yet {told:?}"));
                         }
                         request.decided = Some(told.clone());

@@ -69,6 +69,14 @@ impl Story {
         self.history.calls.len() - 1
     }
 
+    /// The same request once more, with another end.
+    fn repeats(&mut self, at: usize, end: End) {
+        self.now_us += 20;
+        let mut call = self.history.calls[at].clone();
+        (call.invoked_us, call.returned) = (self.now_us - 15, Some((self.now_us - 5, end)));
+        self.history.calls.push(call);
+    }
+
     fn reads(&mut self, saw: Saw) {
         self.now_us += 20;
         let (invoked_us, returned_us) = (self.now_us - 15, self.now_us - 5);
@@ -195,6 +203,15 @@ fn a_refusal_that_was_carried_out_is_found() {
     let at = story.calls("ann", buy(1), End::NotDecided);
     story.remembers(at, Some(Told { receipt: Some(receipt(2)), said: sold(1, 1) }));
     assert_eq!(checks(&story.ends(2, 0, &[("ann", false)])), ["refused-and-done"]);
+}
+
+#[test]
+fn who_was_refused_may_have_bought_with_another_attempt() {
+    let mut story = Story::new(2);
+    let at = story.calls("ann", buy(1), End::Unknown);
+    story.repeats(at, End::NotDecided);
+    story.remembers(at, Some(Told { receipt: Some(receipt(2)), said: sold(1, 1) }));
+    assert_eq!(checks(&story.ends(2, 0, &[("ann", false)])), [""; 0]);
 }
 
 #[test]

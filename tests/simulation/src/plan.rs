@@ -31,6 +31,8 @@ pub struct Plan {
     pub sync_us: u64,
     /// How long the faults go on, ms.
     pub lasts_ms: u64,
+    /// Gateways let in so few calls at once that some wait and some are refused.
+    pub narrow: bool,
     /// Faults by their time after the beginning, ms; in order.
     pub faults: Vec<(u64, Fault)>,
     /// Whose node is gone for good when everything else is healed.
@@ -103,6 +105,7 @@ impl Plan {
             latency_ms: *[2, 5, 15].choose(&mut random).unwrap_or(&5),
             sync_us: *[300, 2_000, 12_000].choose(&mut random).unwrap_or(&2_000),
             lasts_ms,
+            narrow: random.random_bool(0.25),
             faults: Vec::new(),
             gone: None,
         };
@@ -200,11 +203,13 @@ impl Plan {
             Kind::Pause => Fault::Cut { cut: Cut::Stall(vec![Host::Node(node)]), lasts_ms },
             Kind::Connections => {
                 let (one, other) = two(random);
-                match random.random_bool(0.3) {
-                    true => {
-                        Fault::LoseMessages { from: one, to: other, lasts_ms: random.random_range(1..=8) }
+                match random.random_range(0..4) {
+                    0 => Fault::LoseMessages { from: one, to: other, lasts_ms: random.random_range(1..=8) },
+                    1 => {
+                        let gateway = Host::Gateway(random.random_range(1..=GATEWAYS));
+                        Fault::Reset { one: gateway, other: gateway }
                     }
-                    false => Fault::Reset { one, other },
+                    _ => Fault::Reset { one, other },
                 }
             }
             Kind::Slow => Fault::Slow { latency_ms: random.random_range(20..=120), lasts_ms },
@@ -219,11 +224,11 @@ impl Plan {
             Kind::Disk => Fault::FailingDisk { node },
             Kind::Transfer => Fault::Transfer { group, to: node },
             Kind::Checkpoint => match random.random_range(0..6) {
-                0 => Fault::DamagedCheckpoint { node, group },
-                1 => Fault::TornCheckpoint { node, group },
+                0 | 1 => Fault::DamagedCheckpoint { node, group },
+                2 => Fault::TornCheckpoint { node, group },
                 _ => Fault::Checkpoint { node, group },
             },
-            Kind::Actors => Fault::Actors { node, group },
+            Kind::Actors => Fault::Actors { group },
             Kind::Members => match random.random_range(0..4) {
                 0 => Fault::AddNode,
                 1 => Fault::RemoveNode { node },

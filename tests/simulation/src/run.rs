@@ -174,6 +174,7 @@ impl Cluster {
             let desk = Desk {
                 number,
                 file: ground.file.clone(),
+                lines: ground.lines.clone(),
                 plan: Rc::clone(&plan),
                 control: Rc::clone(&control),
                 history: Rc::clone(&history),
@@ -377,7 +378,7 @@ impl Cluster {
                 return false;
             }
             // Looking is not free, and nothing depends on the millisecond.
-            if self.now_ms() % 10 == 0 && holds(self) {
+            if self.now_ms().is_multiple_of(10) && holds(self) {
                 return true;
             }
         }
@@ -404,7 +405,7 @@ impl Cluster {
             Err(_) => self.object("panic", "something panicked: see above".to_owned()),
         }
         let now_ms = self.now_ms();
-        if now_ms % DRAWS_EVERY_MS == 0 {
+        if now_ms.is_multiple_of(DRAWS_EVERY_MS) {
             self.note(format_args!("{} draws", tidewall_env::simulation::draws()));
         }
         let found = self.watch.look(now_ms * 1_000, &self.beds);

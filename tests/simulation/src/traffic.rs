@@ -1,8 +1,9 @@
-//! What goes on at a gateway besides its buyers: events are made, groups are watched and probed, lost answers are asked
+//! What goes on at a gateway: it serves, and besides its buyers events are made, groups are watched and probed, lost answers are asked
 //! for, and the end is gathered.
 //!
 //! A gateway that is started again begins with nothing but its topology file.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,18 +11,25 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
-use tidewall_client::{ShardClient, ShardClientOptions};
+use tidewall_client::{ShardClient, ShardClientOptions, Topology};
+use tidewall_gateway::{GatewayConfig, GatewayCore, LimitOptions};
 use tokio::time::sleep;
 
+use crate::api::{Api, KEY};
 use crate::buyer::Buyer;
-use crate::convert;
-use crate::desk::{Desk, Orphan, ask, read, read_event, read_outcome, request_id};
+use crate::desk::{Desk, Orphan, ask, read_event, read_outcome, read_tickets, request_id};
 use crate::history::{Ask, End, Saw};
+use crate::inject::gateway_ip;
+use crate::plan::Plan;
+use crate::way::Way;
+
+/// Port for clients of a gateway.
+const API_PORT: u16 = 7_100;
 
 /// Events of each group.
 pub const EVENTS: [&str; 2] = ["sale-a", "sale-b"];
 /// Who makes the events.
-const ORGANISER: &str = "organiser";
+pub const ORGANISER: &str = "organiser";
 /// Rows of five seats in the numbered tier.
 pub const SEAT_ROWS: [&str; 4] = ["A", "B", "C", "D"];
 
@@ -31,29 +39,53 @@ pub async fn live(desk: Desk) -> turmoil::Result {
     sleep(Duration::from_millis(1)).await;
     desk.lives.set(desk.lives.get() + 1);
     let topology = desk.file.read();
-    let shards = Rc::new(ShardClient::new(Arc::new(topology.clone()), ShardClientOptions::default()));
+    let shards = ShardClient::new(Arc::new(topology.clone()), ShardClientOptions::default());
+    let shards = Rc::new(shards);
     let adopting = Rc::clone(&shards);
-    tokio::task::spawn_local(desk.file.clone().follow(topology, move |topology| adopting.adopt(topology)));
+    let follow = |adopt| desk.file.clone().follow(topology.clone(), adopt);
+    tokio::task::spawn_local(follow(
+        Box::new(move |topology: &Topology| adopting.adopt(topology)) as Box<dyn FnMut(&Topology)>
+    ));
+    let core = GatewayCore::new(gateway_config(&desk.plan, &topology))?;
+    tokio::task::spawn_local(follow(Box::new(core.adopting())));
+    tokio::spawn(core.serve(desk.lines.listen(API_PORT).await?, std::future::pending()));
+    let address = SocketAddr::new(gateway_ip(desk.number), API_PORT);
+    let (api, shards) = (Way::Api(Rc::new(Api::new(address))), Way::Shards(shards));
     if desk.number == 1 {
         if !desk.control.ready.get() {
-            tokio::task::spawn_local(prepare(desk.clone(), Rc::clone(&shards)));
+            tokio::task::spawn_local(prepare(desk.clone(), api.clone()));
         }
-        tokio::task::spawn_local(finish(desk.clone(), Rc::clone(&shards)));
+        tokio::task::spawn_local(finish(desk.clone(), api.clone()));
     }
     for group in 1..=desk.plan.regions {
-        tokio::task::spawn_local(probe(desk.clone(), Rc::clone(&shards), group));
+        tokio::task::spawn_local(probe(desk.clone(), api.clone(), shards.clone(), group));
     }
-    tokio::task::spawn_local(watch(desk.clone(), Rc::clone(&shards)));
-    tokio::task::spawn_local(inquire(desk.clone(), Rc::clone(&shards)));
+    for way in [&api, &shards] {
+        tokio::task::spawn_local(watch(desk.clone(), way.clone()));
+    }
+    tokio::task::spawn_local(inquire(desk.clone(), api.clone(), shards.clone()));
     for number in 0..desk.plan.clients {
-        let buyer = Buyer::new(desk.clone(), Rc::clone(&shards), number);
+        let way = if number % 2 == 0 { &api } else { &shards };
+        let buyer = Buyer::new(desk.clone(), way.clone(), number);
         tokio::task::spawn_local(buyer.live());
     }
     std::future::pending().await
 }
 
+fn gateway_config(plan: &Plan, topology: &Topology) -> GatewayConfig {
+    let anywhere = SocketAddr::from(([0, 0, 0, 0], 0));
+    let mut config = GatewayConfig::new(anywhere, Arc::new(topology.clone()), vec![KEY.public]);
+    // Some connections are renewed in the middle of a run.
+    config.connection_age_min = Some(Duration::from_secs(2));
+    if plan.narrow {
+        config.calls_max_per_region = 3;
+        config.limit = LimitOptions { floor: 1, ceiling: 2, ..LimitOptions::default() };
+    }
+    config
+}
+
 /// Makes the events.
-async fn prepare(desk: Desk, shards: Rc<ShardClient>) {
+async fn prepare(desk: Desk, way: Way) {
     let mut random = StdRng::seed_from_u64(desk.plan.seed ^ 0x65_7665_6e74);
     for group in 1..=desk.plan.regions {
         for event in EVENTS {
@@ -68,7 +100,7 @@ async fn prepare(desk: Desk, shards: Rc<ShardClient>) {
             let id = request_id(&mut random);
             let patience = Duration::from_secs(5);
             while !matches!(
-                ask(&desk, &shards, ORGANISER, group, id, &create, patience).await,
+                ask(&desk, &way, ORGANISER, group, id, &create, patience).await,
                 Some(End::Told(_))
             ) {}
         }
@@ -76,8 +108,9 @@ async fn prepare(desk: Desk, shards: Rc<ShardClient>) {
     desk.control.ready.set(true);
 }
 
-/// Shows that a group decides again, seen from this gateway.
-async fn probe(desk: Desk, shards: Rc<ShardClient>, group: u32) {
+/// Shows that a group decides again, through this gateway, and that the client of the shards beside it, whom nothing but its
+/// own calls tells who leads, can read it.
+async fn probe(desk: Desk, api: Way, shards: Way, group: u32) {
     while !desk.control.probe.get() {
         sleep(Duration::from_millis(10)).await;
     }
@@ -95,7 +128,7 @@ async fn probe(desk: Desk, shards: Rc<ShardClient>, group: u32) {
             read = read_event(&desk, &shards, group, EVENTS[0], patience).await.is_some();
         } else {
             let id = request_id(&mut random);
-            let end = ask(&desk, &shards, &name, group, id, &cancel, patience).await;
+            let end = ask(&desk, &api, &name, group, id, &cancel, patience).await;
             decided = matches!(end, Some(End::Told(_)));
         }
     }
@@ -104,7 +137,7 @@ async fn probe(desk: Desk, shards: Rc<ShardClient>, group: u32) {
 
 /// The clients of a gateway that has died ask here what has become of their requests, and then repeat what was not
 /// decided.
-async fn inquire(desk: Desk, shards: Rc<ShardClient>) {
+async fn inquire(desk: Desk, api: Way, shards: Way) {
     let patience = Duration::from_secs(3);
     while !desk.control.stop.get() {
         let elsewhere = |orphan: &&Orphan| orphan.gateway != desk.number;
@@ -113,9 +146,14 @@ async fn inquire(desk: Desk, shards: Rc<ShardClient>) {
             sleep(Duration::from_millis(20)).await;
             continue;
         };
-        let saw = read_outcome(&desk, &shards, group, &principal, request_id, patience).await;
+        // A request is repeated as it was, also where the public API could not have said it.
+        let way = match &what {
+            Ask::Hold { ttl_ms, .. } if ttl_ms % 1_000 != 0 => &shards,
+            _ => &api,
+        };
+        let saw = read_outcome(&desk, way, group, &principal, request_id, patience).await;
         if let Some(Saw::Outcome { told: None, .. }) = saw {
-            ask(&desk, &shards, &principal, group, request_id, &what, patience).await;
+            ask(&desk, way, &principal, group, request_id, &what, patience).await;
         }
         // Only now: had this gateway died as well, the other one would have asked.
         desk.control.orphans.borrow_mut().retain(|orphan| orphan.request_id != request_id);
@@ -123,20 +161,20 @@ async fn inquire(desk: Desk, shards: Rc<ShardClient>) {
 }
 
 /// Somebody who only looks, all the time: the one who would notice that a lead was lost and reads go on.
-async fn watch(desk: Desk, shards: Rc<ShardClient>) {
+async fn watch(desk: Desk, way: Way) {
     let mut random = StdRng::seed_from_u64(desk.plan.seed ^ 0x77_6174_6368 ^ desk.number as u64);
     while !desk.control.stop.get() {
         sleep(Duration::from_millis(random.random_range(5..=60))).await;
         if desk.control.ready.get() {
             let group = random.random_range(1..=desk.plan.regions);
             let event = EVENTS.choose(&mut random).unwrap_or(&EVENTS[0]);
-            read_event(&desk, &shards, group, event, Duration::from_millis(400)).await;
+            read_event(&desk, &way, group, event, Duration::from_millis(400)).await;
         }
     }
 }
 
 /// Gathers the end, when nothing else is under way any more.
-async fn finish(desk: Desk, shards: Rc<ShardClient>) {
+async fn finish(desk: Desk, way: Way) {
     while !desk.control.finish.get() {
         sleep(Duration::from_millis(10)).await;
     }
@@ -147,14 +185,16 @@ async fn finish(desk: Desk, shards: Rc<ShardClient>) {
     // A batch at a time: each read costs a round trip.
     for batch in keys.chunks(64) {
         let reads = batch.iter().map(|(group, principal, id)| {
-            let (desk, shards) = (&desk, &shards);
+            let (desk, way) = (&desk, &way);
             async move {
-                loop {
-                    let saw = read_outcome(desk, shards, *group, principal, *id, patience).await;
-                    if let Some(Saw::Outcome { key, told }) = saw {
-                        break ((*group, key), told);
+                let read = async || {
+                    let saw = read_outcome(desk, way, *group, principal, *id, patience).await;
+                    match saw? {
+                        Saw::Outcome { key, told } => Some(((*group, key), told)),
+                        Saw::Event { .. } => None,
                     }
-                }
+                };
+                insist(read).await
             }
         });
         let found = futures_util::future::join_all(reads).await;
@@ -162,24 +202,26 @@ async fn finish(desk: Desk, shards: Rc<ShardClient>) {
     }
     for group in (1..=desk.plan.regions).filter(|group| !halted.contains(group)) {
         for event in EVENTS {
-            let tiers = loop {
-                if let Some(Saw::Event { tiers, .. }) =
-                    read_event(&desk, &shards, group, event, patience).await
-                {
-                    break tiers;
-                }
-            };
-            let tickets = loop {
-                if let Some(result) =
-                    read(&desk, &shards, group, convert::tickets_query(event), patience).await
-                {
-                    break convert::tickets(&result);
-                }
-            };
+            let tiers = insist(async || match read_event(&desk, &way, group, event, patience).await? {
+                Saw::Event { tiers, .. } => Some(tiers),
+                Saw::Outcome { .. } => None,
+            });
+            let tiers = tiers.await;
+            let tickets = insist(async || read_tickets(&desk, &way, group, event, patience).await).await;
             let mut history = desk.history.borrow_mut();
             history.at_end.events.insert((group, event.to_owned()), tiers);
             history.at_end.tickets.insert((group, event.to_owned()), tickets);
         }
     }
     desk.control.finished.set(true);
+}
+
+/// Reads until there is an answer; a gateway that lets few calls in refuses some.
+async fn insist<T>(mut read: impl AsyncFnMut() -> Option<T>) -> T {
+    loop {
+        if let Some(answer) = read().await {
+            return answer;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
 }

@@ -20,7 +20,7 @@ pub const EPOCH_SECONDS: u64 = 1_790_000_000;
 /// What a simulated process finds in the place of the operating system.
 pub fn world(lines: Lines) -> World {
     let elapsed = || turmoil::sim_elapsed().unwrap_or_default();
-    World { connect: Arc::new(move |address| lines.connect(address)), elapsed }
+    World { connect: Arc::new(move |address| lines.connect(address)), elapsed, unix_ms: now_ms }
 }
 
 /// The right time, ms since 1970.

@@ -15,11 +15,12 @@ mod simulation;
 
 use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::Rng as _;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::errors::ApiError;
 use gate::Gate;
@@ -59,7 +60,7 @@ pub(crate) struct Arriving<'a> {
     /// When it arrived.
     pub(crate) at: Instant,
     /// It waits no longer than this.
-    pub(crate) deadline: tokio::time::Instant,
+    pub(crate) deadline: Instant,
 }
 
 /// A call that is under way; ends when dropped.
@@ -135,7 +136,7 @@ impl Region {
     }
 
     fn come_back(&self, now: Instant) -> Duration {
-        let jitter = rand::rng().random_range(0.0..1.0);
+        let jitter = tidewall_env::random::rng().random_range(0.0..1.0);
         self.gate.lock().refuse(self.since_began(now), jitter)
     }
 
@@ -202,7 +203,7 @@ impl Admission {
 
     /// Watches the gateway's timer while a region is loaded; never returns.
     pub(crate) async fn watch(&self) {
-        Arc::clone(&self.neighbours).watch(self.began.into()).await;
+        Arc::clone(&self.neighbours).watch(self.began).await;
     }
 }
 
@@ -218,7 +219,7 @@ mod tests {
     }
 
     fn call(row: &str) -> Arriving<'_> {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(10);
         Arriving { region: 0, class: Class::Start, row, weight: 1, at: Instant::now(), deadline }
     }
 

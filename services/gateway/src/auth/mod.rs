@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
+use tidewall_env::clock::unix_ms;
 use tonic::metadata::MetadataMap;
 
-use crate::deadline::unix_ms;
 use crate::errors::ApiError;
 
 pub(crate) use cache::TokenCache;

@@ -7,9 +7,9 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde::Serialize;
+use tidewall_env::clock::unix_ms;
 
 use super::{AUDIENCE, Role, valid_subject};
-use crate::deadline::unix_ms;
 
 /// Why a key or token could not be made.
 #[derive(Debug, thiserror::Error)]

@@ -50,7 +50,9 @@ impl Services {
         let query = pb::Query { op: Some(op) };
         let result = self.0.client.query(call.group, query, call.deadline.at).await;
         match result.map_err(|error| ApiError::Client { error, request_id: None })?.result {
-            Some(pb::query_result::Result::Rejection(rejection)) => Err(ApiError::Rejected(rejection)),
+            Some(pb::query_result::Result::Rejection(rejection)) => {
+                Err(ApiError::Rejected { rejection, receipt: None })
+            }
             Some(result) => Ok(result),
             None => Err(convert::mismatch()),
         }

@@ -146,7 +146,9 @@ fn imported(response: pb::ImportResponse) -> Result<v1::ImportRegionResponse, Ap
             digest: hex(&done.digest),
             rows: done.rows,
         }),
-        Some(pb::import_response::Result::Rejection(rejection)) => Err(ApiError::Rejected(rejection)),
+        Some(pb::import_response::Result::Rejection(rejection)) => {
+            Err(ApiError::Rejected { rejection, receipt: None })
+        }
         Some(pb::import_response::Result::Refusal(refusal)) => match refusal.kind() {
             pb::RefusalKind::Unknown => client(ClientError::Unknown { why: refusal.message }),
             pb::RefusalKind::Overloaded => client(ClientError::Overloaded {

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fake::{Action, cluster, cluster_with, outcome, query, refusal, refuse, sold};
 use futures_util::stream;
+use prost::Message as _;
 use tidewall_gateway::auth::Role;
 use tidewall_gateway::{Gateway, GatewayError};
 use tidewall_proto::internal::v1::{self as pb, RefusalKind};
@@ -138,12 +139,22 @@ async fn overload_after_a_doubtful_attempt_is_not_called_undecided() {
 }
 
 #[tokio::test]
-async fn a_rejection_keeps_its_code_and_reason() {
+async fn a_rejection_keeps_its_code_reason_and_receipt() {
     let cluster = cluster().await;
-    cluster.nodes[0].plan([outcome(rejection("SOLD_OUT"))]);
+    let receipt = Some(pb::Receipt { incarnation: 1, term: 2, index: 9, ..Default::default() });
+    let decided = pb::Outcome { receipt, ..rejection("SOLD_OUT") };
+    cluster.nodes[0].plan([outcome(decided), outcome(rejection("SOLD_OUT"))]);
     let mut tickets = TicketServiceClient::new(cluster.channel().await);
-    let status = tickets.buy_tickets(cluster.request("alice", &[], buy())).await.unwrap_err();
-    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "SOLD_OUT"));
+    // The second one is a quick no: it was not decided by the log.
+    for index in [Some(9), None] {
+        let status = tickets.buy_tickets(cluster.request("alice", &[], buy())).await.unwrap_err();
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "SOLD_OUT"));
+        let details = tonic_types::Status::decode(status.details()).unwrap().details;
+        let receipt = details.iter().find(|any| any.type_url == "type.googleapis.com/tidewall.v1.Receipt");
+        let receipt = receipt.map(|any| v1::Receipt::decode(any.value.as_slice()).unwrap());
+        assert_eq!(receipt.as_ref().map(|receipt| receipt.index), index);
+        assert!(receipt.is_none_or(|receipt| receipt.region == "regions/north"));
+    }
 }
 
 #[tokio::test]
@@ -382,6 +393,24 @@ async fn a_full_region_refuses_and_says_when_to_come_back() {
     let elsewhere = v1::BuyTicketsRequest { parent: "regions/south/events/gala".into(), ..buy() };
     tickets.buy_tickets(cluster.request("bob", &[], elsewhere)).await.unwrap();
     stuck.abort();
+}
+
+/// Its connection is asked to go after 20 to 40 ms. The grace of that was 5 s once, and cut such calls off.
+#[tokio::test]
+async fn a_call_outlives_the_renewal_of_its_connection() {
+    let cluster = cluster_with(|config| config.connection_age_min = Some(Duration::from_millis(20))).await;
+    for node in &cluster.nodes {
+        node.plan(std::iter::repeat_with(|| Action::Silence).take(1_000));
+    }
+    let mut tickets = TicketServiceClient::new(cluster.channel().await);
+    let mut request = cluster.request("alice", &[], buy());
+    request.set_timeout(Duration::from_secs(6));
+    let status = tickets.buy_tickets(request).await.unwrap_err();
+    assert_eq!(
+        reason(&status),
+        "OUTCOME_UNKNOWN",
+        "the gateway's answer, and not a broken connection: {status:?}"
+    );
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Defects of the state machine that take more than a condition. Only in builds for the simulation.
 
+#![allow(clippy::disallowed_types, reason = "one of the mistakes is what this lint forbids")]
+
 use std::collections::HashMap;
 
 use tidewall_domain::table::Row as _;

@@ -91,7 +91,7 @@ pub fn work(options: &Options, stride: u64) -> i32 {
             fields.push(violation.check.to_owned());
             fields.push(violation.what.replace('\n', " "));
         }
-        let twice = options.mutant.is_none() && seed % TWICE_EVERY == 0;
+        let twice = options.mutant.is_none() && seed.is_multiple_of(TWICE_EVERY);
         if twice && run_with(seed, None, false).trace != report.trace {
             fields.push("determinism".to_owned());
             fields.push("a second run had another trace".to_owned());
