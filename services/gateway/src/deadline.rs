@@ -11,7 +11,7 @@ use crate::errors::ApiError;
 /// Longest deadline that is honoured for a call; a longer one is cut to this.
 const DEADLINE_MAX: Duration = Duration::from_secs(60);
 /// The same for export and import, which move whole regions.
-pub(crate) const TRANSFER_DEADLINE_MAX: Duration = Duration::from_secs(3600);
+const TRANSFER_DEADLINE_MAX: Duration = Duration::from_secs(3600);
 /// The answer leaves so much before the deadline, or a tenth of it, so that the caller still gets it and
 /// learns what is known.
 const ANSWER_MARGIN_MAX: Duration = Duration::from_millis(20);

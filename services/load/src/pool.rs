@@ -210,7 +210,9 @@ impl Pool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
+    use futures_util::StreamExt as _;
     use tidewall_proto::v1::region_service_server::{RegionService, RegionServiceServer};
     use tokio::io::AsyncReadExt as _;
     use tokio::net::TcpListener;
@@ -252,11 +254,15 @@ mod tests {
     async fn a_call_that_met_a_renewed_connection_is_answered_when_it_is_sent_again() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (pool, token) = pool(&listener.local_addr().unwrap());
+        let accepted = Arc::new(AtomicU32::new(0));
+        let counting = Arc::clone(&accepted);
         let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = incoming.inspect(move |_| {
+            counting.fetch_add(1, Ordering::Relaxed);
+        });
         tokio::spawn(
             tonic::transport::Server::builder()
                 .max_connection_age(Duration::from_millis(20))
-                .max_connection_age_grace(Duration::from_secs(60))
                 .add_service(RegionServiceServer::new(Stub))
                 .serve_with_incoming(incoming),
         );
@@ -277,6 +283,8 @@ mod tests {
         while let Some(ended) = callers.join_next().await {
             ended.unwrap();
         }
+        let accepted = accepted.load(Ordering::Relaxed);
+        assert!(accepted > pool.len() as u32, "{accepted} connections: none was renewed");
     }
 
     #[tokio::test]

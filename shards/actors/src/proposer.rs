@@ -49,20 +49,49 @@ struct Slot {
     request_id: u128,
 }
 
+/// What a row has that is in no entry yet.
+#[derive(Default)]
+struct Queue {
+    /// Its offers, in the order in which they came.
+    offers: VecDeque<u64>,
+    /// Commands in them.
+    commands: usize,
+}
+
+/// Who gets into no entry while the neighbours of a group have their turn.
+enum Resting {
+    Nobody,
+    /// The few rows that make the group heavy.
+    Rows(BTreeSet<Arc<str>>),
+    /// All: none sticks out.
+    All,
+}
+
+impl Resting {
+    fn rests(&self, name: &str) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::Rows(names) => names.contains(name),
+            Self::All => true,
+        }
+    }
+}
+
 /// Merges the offers of a group's rows.
 pub(crate) struct Proposer {
     shard: Arc<dyn Shard>,
     limits: Limits,
     /// Offers by number.
     offers: BTreeMap<u64, Waiting>,
-    /// Offers with commands that are in no entry yet; the first has the next turn.
-    turns: VecDeque<u64>,
+    /// Rows with commands that are in no entry yet. Each of them is among `turns` or among `held`.
+    queues: BTreeMap<Arc<str>, Queue>,
+    /// Rows that may get into the next entry; the first has the next turn.
+    turns: VecDeque<Arc<str>>,
+    /// Rows that rest.
+    held: VecDeque<Arc<str>>,
+    resting: Resting,
     entries: usize,
-    /// Rows that get into no entry: the neighbours of this group have their turn.
-    resting: BTreeSet<Arc<str>>,
-    /// Offers of these rows, with commands that are in no entry yet.
-    held: VecDeque<u64>,
-    /// Commands that are in no entry yet and may get into the next one.
+    /// Commands of the rows in `turns`.
     queued: usize,
     next_offer: u64,
 }
@@ -73,33 +102,48 @@ impl Proposer {
             shard,
             limits,
             offers: BTreeMap::new(),
+            queues: BTreeMap::new(),
             turns: VecDeque::new(),
-            entries: 0,
-            resting: BTreeSet::new(),
             held: VecDeque::new(),
+            resting: Resting::Nobody,
+            entries: 0,
             queued: 0,
             next_offer: 0,
         }
     }
 
-    /// Fills an entry: offers take turns, with a portion each that lets all of them in if possible.
+    /// Fills an entry: rows take turns, with a portion each that lets all of them in if possible.
     fn fill(&mut self) -> (Vec<Command>, Vec<Slot>) {
         let (mut commands, mut slots) = (Vec::new(), Vec::new());
         let room = self.limits.entry_commands_max;
         let portion = (room / self.turns.len().max(1)).clamp(1, self.limits.portion_max);
         while commands.len() < room
-            && let Some(number) = self.turns.pop_front()
+            && let Some(name) = self.turns.pop_front()
         {
-            let Some(offer) = self.offers.get_mut(&number) else { continue };
-            let take = portion.min(room - commands.len()).min(offer.commands.len());
-            for command in offer.commands.drain(..take) {
-                slots.push(Slot { offer: number, request_id: command.request_id });
-                commands.push(command);
-            }
-            offer.proposed += take;
+            let Some(queue) = self.queues.get_mut(&name) else { continue };
+            let mut take = portion.min(room - commands.len()).min(queue.commands);
+            queue.commands -= take;
             self.queued -= take;
-            if !offer.commands.is_empty() {
-                self.turns.push_back(number);
+            while take > 0
+                && let Some(number) = queue.offers.front().copied()
+            {
+                // Offers go only when all of their commands are in entries: it is there.
+                let Some(offer) = self.offers.get_mut(&number) else { break };
+                let part = take.min(offer.commands.len());
+                for command in offer.commands.drain(..part) {
+                    slots.push(Slot { offer: number, request_id: command.request_id });
+                    commands.push(command);
+                }
+                offer.proposed += part;
+                take -= part;
+                if offer.commands.is_empty() {
+                    queue.offers.pop_front();
+                }
+            }
+            if queue.commands > 0 {
+                self.turns.push_back(name);
+            } else {
+                self.queues.remove(&name);
             }
         }
         (commands, slots)
@@ -126,54 +170,66 @@ impl Proposer {
     }
 
     /// Which rows rest after an entry: those with a good part of it, or all of them when none sticks out.
-    fn heavy(&self, slots: &[Slot]) -> BTreeSet<Arc<str>> {
+    fn heavy(&self, slots: &[Slot]) -> Resting {
         if slots.len() < self.limits.heavy_commands_min || !self.shard.has_neighbours() {
-            return BTreeSet::new();
+            return Resting::Nobody;
         }
         let mut counts: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
         for offer in slots.iter().filter_map(|slot| self.offers.get(&slot.offer)) {
             *counts.entry(&offer.name).or_default() += 1;
         }
-        let sticks_out = |count: &usize| *count * HEAVY_PART >= slots.len();
-        let all = !counts.values().any(sticks_out);
-        counts
-            .iter()
-            .filter(|(_, count)| all || sticks_out(count))
-            .map(|(name, _)| Arc::clone(name))
-            .collect()
+        counts.retain(|_, count| *count * HEAVY_PART >= slots.len());
+        if counts.is_empty() {
+            return Resting::All;
+        }
+        Resting::Rows(counts.into_keys().cloned().collect())
     }
 
     /// Lets these rows rest after an entry that took so long: the disk is for others meanwhile.
-    fn rest(&mut self, heavy: BTreeSet<Arc<str>>, took: Duration, context: &mut Context<Self>) {
-        if heavy.is_empty() || !self.resting.is_empty() {
+    fn rest(&mut self, heavy: Resting, took: Duration, context: &mut Context<Self>) {
+        if matches!(heavy, Resting::Nobody) || !matches!(self.resting, Resting::Nobody) {
             return;
         }
         self.resting = heavy;
         self.queued = 0;
-        for number in std::mem::take(&mut self.turns) {
-            self.enqueue(number);
+        for name in std::mem::take(&mut self.turns) {
+            self.line_up(name);
         }
         let rest = (took * self.limits.rest_times).min(self.limits.rest_max);
         context.run_later(rest, Self::wake);
     }
 
     fn wake(&mut self, context: &mut Context<Self>) {
-        self.resting.clear();
-        for number in std::mem::take(&mut self.held) {
-            self.enqueue(number);
+        self.resting = Resting::Nobody;
+        for name in std::mem::take(&mut self.held) {
+            self.line_up(name);
         }
         self.propose(context);
     }
 
-    /// Puts an offer behind the others: those that may get into an entry, or those that rest.
-    fn enqueue(&mut self, number: u64) {
-        let Some(offer) = self.offers.get(&number) else { return };
-        if self.resting.contains(&offer.name) {
-            self.held.push_back(number);
+    /// Puts a row behind the others: those that may get into an entry, or those that rest.
+    fn line_up(&mut self, name: Arc<str>) {
+        let Some(queue) = self.queues.get(&name) else { return };
+        if self.resting.rests(&name) {
+            self.held.push_back(name);
         } else {
-            self.queued += offer.commands.len();
-            self.turns.push_back(number);
+            self.queued += queue.commands;
+            self.turns.push_back(name);
         }
+    }
+
+    /// Takes an offer in, behind the others of its row.
+    fn enqueue(&mut self, number: u64, name: Arc<str>, count: usize) {
+        if let Some(queue) = self.queues.get_mut(&name) {
+            queue.offers.push_back(number);
+            queue.commands += count;
+            if !self.resting.rests(&name) {
+                self.queued += count;
+            }
+            return;
+        }
+        self.queues.insert(Arc::clone(&name), Queue { offers: VecDeque::from([number]), commands: count });
+        self.line_up(name);
     }
 
     fn settle(&mut self, slots: Vec<Slot>, count: usize, decided: Result<Vec<Decision>, Refusal>) {
@@ -236,8 +292,11 @@ impl Handler<Offer> for Proposer {
         self.next_offer += 1;
         let replies = Vec::with_capacity(offer.commands.len());
         let Offer { commands, row, name } = offer;
-        self.offers.insert(number, Waiting { row, name, commands: commands.into(), proposed: 0, replies });
-        self.enqueue(number);
+        let count = commands.len();
+        let waiting =
+            Waiting { row, name: Arc::clone(&name), commands: commands.into(), proposed: 0, replies };
+        self.offers.insert(number, waiting);
+        self.enqueue(number, name, count);
         self.propose(context);
     }
 }

@@ -440,6 +440,82 @@ fn light_rows_do_not_rest_with_a_heavy_one() {
     });
 }
 
+/// Not only the rows of the last entry: the next one may have others, and would follow at once.
+#[test]
+fn a_group_of_many_light_rows_rests_as_a_whole() {
+    run(async {
+        tokio::time::pause();
+        let rest_max = Duration::from_millis(400);
+        let names: Vec<String> = (0..12).map(|n| format!("row-{n}")).collect();
+        let fake = Fake::new(&names.iter().map(String::as_str).collect::<Vec<_>>(), 100);
+        fake.neighbours.store(true, Ordering::SeqCst);
+        let permits = fake.gate.available_permits();
+        fake.gate.forget_permits(permits);
+        let rows = started(&fake, Limits { rest_max, heavy_commands_min: 8, ..limits() });
+        let (asker, mut answers) = channel();
+        let ask = |n: u64| {
+            let row = &names[n as usize];
+            rows.submit(row, vec![request(n, buy(n, row), &asker)]);
+        };
+        // The first entry has one command, the second one all that came meanwhile.
+        (0..10).for_each(ask);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        fake.gate.add_permits(1);
+        assert_eq!(next(&mut answers).await.0, 0);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        fake.gate.add_permits(10);
+        for _ in 1..10 {
+            assert_eq!(reason(&next(&mut answers).await.1), "done");
+        }
+        assert_eq!(fake.entries().iter().map(Vec::len).collect::<Vec<_>>(), [1, 9]);
+        let settled = tokio::time::Instant::now();
+        ask(10);
+        assert_eq!(next(&mut answers).await.0, 10);
+        assert!(settled.elapsed() >= rest_max);
+        // Awake again, and alone.
+        let woken = tokio::time::Instant::now();
+        ask(11);
+        assert_eq!(next(&mut answers).await.0, 11);
+        assert!(woken.elapsed() < rest_max);
+    });
+}
+
+#[test]
+fn a_rows_commands_are_decided_in_the_order_in_which_they_came() {
+    run(async {
+        let fake = Fake::new(&["gala", "opera"], 100);
+        let permits = fake.gate.available_permits();
+        fake.gate.forget_permits(permits);
+        let limits = Limits {
+            offer_commands_max: 4,
+            portion_max: 2,
+            entry_commands_max: 6,
+            entries_in_flight: 1,
+            ..limits()
+        };
+        let rows = started(&fake, limits);
+        let (asker, mut answers) = channel();
+        for (first, row) in [(0, "gala"), (100, "opera")] {
+            rows.submit(row, (first..first + 20).map(|n| request(n, buy(n, row), &asker)).collect());
+        }
+        fake.gate.add_permits(100);
+        for _ in 0..40 {
+            assert_eq!(reason(&next(&mut answers).await.1), "done");
+        }
+        let decided: Vec<u64> =
+            fake.entries().iter().flatten().map(|command| command.request_id as u64).collect();
+        for first in [0, 100] {
+            let row: Vec<u64> = decided.iter().copied().filter(|n| n / 100 * 100 == first).collect();
+            assert_eq!(row, (first..first + 20).collect::<Vec<_>>(), "of {decided:?}");
+        }
+        // They take turns all the same.
+        assert!(
+            decided[..8].iter().any(|n| *n < 100) && decided[..8].iter().any(|n| *n >= 100),
+            "{decided:?}"
+        );
+    });
+}
+
 #[test]
 fn what_does_not_fit_is_refused_with_a_time_to_come_back() {
     run(async {

@@ -197,10 +197,12 @@ fn done(rows: &State, row: &EventRow, outcome: &tickets::Outcome) -> pb::outcome
             let key = (row.no, *tier, *number);
             match rows.ticket(&key) {
                 Some(found) => R::Cancelled(ticket(row, &key, found)),
-                None => R::Rejection(rejection(&Rejection::TicketNotFound(format!(
-                    "{}-{number}",
-                    tier_id(*tier)
-                )))),
+                // It was cancelled, whatever an import has put in the place of the rows since.
+                None => {
+                    let tier_id = tier_id(*tier);
+                    let ticket_id = format!("{tier_id}-{number}");
+                    R::Cancelled(pb::TicketView { ticket_id, tier_id, cancelled: true, ..Default::default() })
+                }
             }
         }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use prost::Message as _;
 use rand::Rng as _;
-use tidewall_gateway::auth::{KeyPair, Minter, Role, generate_key};
+use tidewall_gateway::auth::{Minter, Role, public_key_of};
 use tidewall_proto::v1;
 use tidewall_proto::v1::event_service_client::EventServiceClient;
 use tidewall_proto::v1::outcome_service_client::OutcomeServiceClient;
@@ -25,8 +25,16 @@ use tonic_types::StatusExt as _;
 use crate::history::{Ask, End, Receipt, Said, TicketSeen, TierSeen, Told};
 use crate::traffic::{ORGANISER, SEAT_ROWS};
 
-/// The key of all tokens. Each process has its own: nothing that a simulation notes depends on it.
-pub static KEY: LazyLock<KeyPair> = LazyLock::new(|| generate_key().expect("the system has randomness"));
+/// The key of all tokens, always the same one: an Ed25519 key in PKCS #8 form (RFC 8410) that is no secret.
+static PKCS8: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    const HEAD: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+    [&HEAD[..], &[7; 32]].concat()
+});
+
+/// The public half of the key of all tokens.
+pub fn public_key() -> [u8; 32] {
+    public_key_of(&PKCS8).expect("a key as it should be")
+}
 
 /// Tokens outlive every simulation, and the years until somebody runs this again: their expiry is compared with the real
 /// clock as well.
@@ -37,19 +45,8 @@ const GIVES_UP: f64 = 0.03;
 /// Tickets on a page: few, so that there are several pages.
 const PAGE: i32 = 40;
 
-/// What a gateway says of its own accord when a request is wrong, or an answer from the nodes: neither happens here.
-const WRONG: [&str; 10] = [
-    "INTERNAL",
-    "INVALID_FIELD",
-    "NAME_INVALID",
-    "REQUEST_ID_REQUIRED",
-    "REQUEST_ID_INVALID",
-    "TOKEN_INVALID",
-    "ROLE_REQUIRED",
-    "DEADLINE_REQUIRED",
-    "REGION_NOT_FOUND",
-    "NOT_YOUR_TICKETS",
-];
+/// Refusals by which nothing was decided, that may happen. Whatever else has no receipt the oracle objects to.
+const NOT_DECIDED: [&str; 2] = ["OVERLOADED", "REGION_UNAVAILABLE"];
 
 /// A client of a gateway.
 pub struct Api {
@@ -64,7 +61,7 @@ type Decided = (Said, Option<v1::Receipt>);
 impl Api {
     /// A client of the gateway that listens there.
     pub fn new(address: SocketAddr) -> Self {
-        let minter = Minter::new(&KEY.pkcs8).expect("a key that was just made is one");
+        let minter = Minter::new(&PKCS8).expect("a key as it should be");
         let channel = tidewall_link::connect_lazy(address, CONNECT_TIMEOUT);
         Self { channel, minter, tokens: RefCell::default() }
     }
@@ -93,8 +90,11 @@ impl Api {
     ) -> End {
         let answer = self.command(principal, group, request_id, ask, patience);
         match unless_gone(answer, patience).await {
-            Some(Ok((said, receipt))) => End::Told(Told { receipt: receipt.map(self::receipt), said }),
-            Some(Err(status)) => refused(&status),
+            Some(Ok((said, receipt))) => {
+                let receipt = receipt.map(|receipt| self::receipt(group, receipt));
+                End::Told(Told { receipt, said })
+            }
+            Some(Err(status)) => refused(group, &status),
             None => End::Unknown,
         }
     }
@@ -127,16 +127,23 @@ impl Api {
                 Ok((Said::Created, answer.into_inner().receipt))
             }
             Ask::Buy { event, tier, quantity, seats } => {
-                let quantity = if seats.is_empty() { quantity as i32 } else { 0 };
                 let parent = name(group, &event);
-                let message = v1::BuyTicketsRequest { parent, tier_id: tier, quantity, seats, request_id };
+                let quantity = if seats.is_empty() { quantity as i32 } else { 0 };
+                let message = v1::BuyTicketsRequest {
+                    parent: parent.clone(),
+                    tier_id: tier,
+                    quantity,
+                    seats,
+                    request_id,
+                };
                 let answer = tickets.buy_tickets(self.request(principal, patience, message)).await?;
                 let v1::BuyTicketsResponse { purchase, receipt } = answer.into_inner();
-                Ok((sold(purchase), receipt))
+                Ok((sold(&parent, purchase), receipt))
             }
             Ask::Hold { event, tier, quantity, ttl_ms } => {
+                let parent = name(group, &event);
                 let message = v1::HoldTicketsRequest {
-                    parent: name(group, &event),
+                    parent: parent.clone(),
                     tier_id: tier,
                     quantity: quantity as i32,
                     seats: Vec::new(),
@@ -145,14 +152,15 @@ impl Api {
                 };
                 let answer = tickets.hold_tickets(self.request(principal, patience, message)).await?;
                 let v1::HoldTicketsResponse { hold, receipt } = answer.into_inner();
-                Ok((held(hold.unwrap_or_default()), receipt))
+                Ok((held(&parent, principal, hold.unwrap_or_default()), receipt))
             }
             Ask::Confirm { event, hold } => {
-                let name = format!("{}/holds/{hold}", name(group, &event));
+                let parent = name(group, &event);
+                let name = format!("{parent}/holds/{hold}");
                 let message = v1::ConfirmHoldRequest { name, request_id };
                 let answer = tickets.confirm_hold(self.request(principal, patience, message)).await?;
                 let v1::ConfirmHoldResponse { purchase, receipt } = answer.into_inner();
-                Ok((sold(purchase), receipt))
+                Ok((sold(&parent, purchase), receipt))
             }
             Ask::Release { event, hold } => {
                 let name = format!("{}/holds/{hold}", name(group, &event));
@@ -202,16 +210,24 @@ impl Api {
         let request = self.request(principal, patience, message);
         let answer = answered(OutcomeServiceClient::new(self.channel.clone()).get_outcome(request).await)?;
         let answer = answer.ok()?;
-        let said = match answer.result {
-            None => return Some(None),
-            Some(R::Event(_)) => Said::Created,
-            Some(R::Hold(hold)) => held(hold),
-            Some(R::Purchase(purchase)) => sold(Some(purchase)),
-            Some(R::CancelledTicket(_)) => Said::Cancelled,
-            Some(R::ReleasedHold(_)) => Said::Released,
-            Some(R::Rejection(rejection)) => Said::Rejected(rejection.reason),
+        let state = answer.state();
+        let Some(result) = answer.result else {
+            assert_eq!(state, v1::OutcomeState::Undecided, "{principal}/{request_id:032x}");
+            return Some(None);
         };
-        Some(Some(Told { receipt: answer.receipt.map(receipt), said }))
+        assert_eq!(state, v1::OutcomeState::Decided, "{principal}/{request_id:032x}");
+        let said = match result {
+            R::Event(_) => Said::Created,
+            R::Hold(hold) => held(&event_of(&hold.name), principal, hold),
+            R::Purchase(purchase) => {
+                let first = purchase.tickets.first().map(|name| event_of(name)).unwrap_or_default();
+                sold(&first, Some(purchase))
+            }
+            R::CancelledTicket(_) => Said::Cancelled,
+            R::ReleasedHold(_) => Said::Released,
+            R::Rejection(rejection) => Said::Rejected(rejection.reason),
+        };
+        Some(Some(Told { receipt: answer.receipt.map(|receipt| self::receipt(group, receipt)), said }))
     }
 
     /// All tickets of an event, page by page; `None` without an answer.
@@ -219,14 +235,18 @@ impl Api {
         let (mut seen, mut page_token) = (Vec::new(), String::new());
         loop {
             let parent = name(group, event);
-            let message =
-                v1::ListTicketsRequest { parent, owner: "*".to_owned(), page_size: PAGE, page_token };
+            let message = v1::ListTicketsRequest {
+                parent: parent.clone(),
+                owner: "*".to_owned(),
+                page_size: PAGE,
+                page_token,
+            };
             let request = self.request(ORGANISER, patience, message);
             let page = answered(TicketServiceClient::new(self.channel.clone()).list_tickets(request).await)?;
             let page = page.ok()?;
             seen.extend(page.tickets.into_iter().map(|ticket| TicketSeen {
                 cancelled: ticket.state() == v1::TicketState::Cancelled,
-                ticket: last(&ticket.name),
+                ticket: id_in(&parent, "/tickets/", &ticket.name),
                 owner: ticket.owner,
                 seat: ticket.seat,
             }));
@@ -247,10 +267,17 @@ fn answered<T>(answer: Result<Response<T>, Status>) -> Option<Result<T, NotFound
         Ok(answer) => Some(Ok(answer.into_inner())),
         Err(status) if status.code() == Code::NotFound => Some(Err(NotFound)),
         Err(status) => {
-            refuse_nonsense(&status);
+            let reason = reason(&status);
+            let may_happen = reason.as_deref().is_none_or(|reason| NOT_DECIDED.contains(&reason));
+            assert!(may_happen, "nothing was wrong: {status:?}");
             None
         }
     }
+}
+
+/// Why a gateway refuses; `None` when the status is not from there: the connection broke, say.
+fn reason(status: &Status) -> Option<String> {
+    status.get_details_error_info().map(|info| info.reason)
 }
 
 /// A caller that waits for its answer, or goes away.
@@ -261,25 +288,19 @@ async fn unless_gone<T>(answer: impl Future<Output = T>, patience: Duration) -> 
 }
 
 /// What a status without an answer says.
-fn refused(status: &Status) -> End {
-    refuse_nonsense(status);
-    let reason = status.get_details_error_info().map(|info| info.reason);
-    match reason.as_deref() {
-        // Not from the gateway: the connection broke, say.
+fn refused(group: u32, status: &Status) -> End {
+    match reason(status).as_deref() {
         None | Some("OUTCOME_UNKNOWN") => End::Unknown,
-        Some("OVERLOADED" | "REGION_UNAVAILABLE" | "INVALID_REQUEST") => End::NotDecided,
+        Some(reason) if NOT_DECIDED.contains(&reason) => End::NotDecided,
         Some(reason) => {
-            let details = tonic_types::Status::decode(status.details()).unwrap_or_default().details;
-            let carried = details.into_iter().find(|any| any.type_url.ends_with("/tidewall.v1.Receipt"));
-            let receipt = carried.and_then(|any| v1::Receipt::decode(any.value.as_slice()).ok());
-            End::Told(Told { receipt: receipt.map(self::receipt), said: Said::Rejected(reason.to_owned()) })
+            let details = tonic_types::Status::decode(status.details()).expect("details as they should be");
+            let carried =
+                details.details.into_iter().find(|any| any.type_url.ends_with("/tidewall.v1.Receipt"));
+            let receipt = carried.map(|any| v1::Receipt::decode(any.value.as_slice()).expect("a receipt"));
+            let receipt = receipt.map(|receipt| self::receipt(group, receipt));
+            End::Told(Told { receipt, said: Said::Rejected(reason.to_owned()) })
         }
     }
-}
-
-fn refuse_nonsense(status: &Status) {
-    let reason = status.get_details_error_info().map(|info| info.reason);
-    assert!(!reason.is_some_and(|reason| WRONG.contains(&reason.as_str())), "nothing was wrong: {status:?}");
 }
 
 fn region(group: u32) -> String {
@@ -290,8 +311,15 @@ fn name(group: u32, event: &str) -> String {
     format!("regions/r{group}/events/{event}")
 }
 
-fn last(name: &str) -> String {
-    name.rsplit('/').next().unwrap_or_default().to_owned()
+/// The event that a hold or a ticket of this name belongs to.
+fn event_of(name: &str) -> String {
+    name.rsplitn(3, '/').nth(2).unwrap_or_default().to_owned()
+}
+
+/// The id of something that belongs to an event.
+fn id_in(event: &str, collection: &str, name: &str) -> String {
+    let id = name.strip_prefix(event).and_then(|rest| rest.strip_prefix(collection));
+    id.unwrap_or_else(|| panic!("{name} is not of {event}")).to_owned()
 }
 
 fn uuid(id: u128) -> String {
@@ -314,27 +342,32 @@ fn milliseconds(time: Option<prost_types::Timestamp>) -> u64 {
     time.map_or(0, |time| time.seconds as u64 * 1_000 + time.nanos as u64 / 1_000_000)
 }
 
-fn held(hold: v1::Hold) -> Said {
+fn held(event: &str, owner: &str, hold: v1::Hold) -> Said {
+    assert_eq!(hold.owner, owner);
     Said::Held {
-        hold: last(&hold.name),
+        hold: id_in(event, "/holds/", &hold.name),
         quantity: hold.quantity as u32,
         seats: hold.seats,
         expires_ms: milliseconds(hold.expires_at),
     }
 }
 
-fn sold(purchase: Option<v1::Purchase>) -> Said {
+fn sold(event: &str, purchase: Option<v1::Purchase>) -> Said {
     let purchase = purchase.unwrap_or_default();
-    let first = purchase.tickets.first().and_then(|name| name.rsplit_once('-')?.1.parse().ok());
-    Said::Sold {
-        tier: purchase.tier_id,
-        first: first.unwrap_or_default(),
-        count: purchase.tickets.len() as u32,
-        seats: purchase.seats,
-    }
+    let numbers = purchase.tickets.iter().map(|name| {
+        let id = id_in(event, "/tickets/", name);
+        let number =
+            id.strip_prefix(&format!("{}-", purchase.tier_id)).and_then(|number| number.parse().ok());
+        number.unwrap_or_else(|| panic!("{name} is not of {}", purchase.tier_id))
+    });
+    let numbers: Vec<u64> = numbers.collect();
+    let first = numbers.first().copied().unwrap_or_default();
+    assert!(numbers.iter().copied().eq(first..first + numbers.len() as u64), "{:?}", purchase.tickets);
+    Said::Sold { tier: purchase.tier_id, first, count: numbers.len() as u32, seats: purchase.seats }
 }
 
-fn receipt(receipt: v1::Receipt) -> Receipt {
+fn receipt(group: u32, receipt: v1::Receipt) -> Receipt {
+    assert_eq!(receipt.region, region(group));
     Receipt {
         index: receipt.index,
         position: receipt.position,

@@ -148,7 +148,7 @@ impl Buyer {
     async fn ask(&mut self, group: u32, id: u128, what: Ask) {
         let patience = Duration::from_millis(self.random.random_range(1_500..=8_000));
         let end = ask(&self.desk, &self.way, &self.name, group, id, &what, patience).await;
-        let Some(End::Told(told)) = end else { return };
+        let End::Told(told) = end else { return };
         let event = match &what {
             Ask::Create { event, .. }
             | Ask::Buy { event, .. }

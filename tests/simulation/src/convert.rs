@@ -29,13 +29,9 @@ pub fn command(principal: &str, request_id: u128, expires_at_ms: u64, ask: &Ask)
                 ..pb::CreateEvent::default()
             })
         }
-        Ask::Buy { event, tier, quantity, seats } => Op::Buy(pb::Buy {
-            event_id: event,
-            tier_id: tier,
-            quantity: if seats.is_empty() { quantity } else { 0 },
-            seats,
-            buyer: String::new(),
-        }),
+        Ask::Buy { event, tier, quantity, seats } => {
+            Op::Buy(pb::Buy { event_id: event, tier_id: tier, quantity, seats, buyer: String::new() })
+        }
         Ask::Hold { event, tier, quantity, ttl_ms } => {
             Op::Hold(pb::Hold { event_id: event, tier_id: tier, quantity, seats: Vec::new(), ttl_ms })
         }

@@ -115,7 +115,7 @@ pub async fn ask(
     request_id: u128,
     ask: &Ask,
     patience: Duration,
-) -> Option<End> {
+) -> End {
     let _open = Open::new(&desk.control);
     let invoked_us = now_us();
     let call = Call {
@@ -124,6 +124,7 @@ pub async fn ask(
         request_id,
         ask: ask.clone(),
         invoked_us,
+        expires_ms: way.expires_ms(patience),
         returned: None,
     };
     let at = {
@@ -138,7 +139,7 @@ pub async fn ask(
     desk.control.under_way.borrow_mut().remove(&at);
     desk.trace.note(returned_us, principal, format_args!("#{at} {end:?}"));
     desk.history.borrow_mut().calls[at].returned = Some((returned_us, end.clone()));
-    Some(end)
+    end
 }
 
 /// Reads an event and records what was seen; `None` without an answer.

@@ -150,6 +150,8 @@ pub struct Call {
     pub ask: Ask,
     /// When.
     pub invoked_us: u64,
+    /// It is executed at no later log time than this, ms: its deadline, or a bound of it.
+    pub expires_ms: u64,
     /// When and how it ended, if it did.
     pub returned: Option<(u64, End)>,
 }

@@ -9,6 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::history::{Call, End, Final, History, Read, Receipt, RequestKey, Said, Saw, TierSeen, Told};
 use crate::model::{Model, Numbers};
 
+/// Refusals that need no decision: a quick no, and a deadline that had passed.
+const WITHOUT_LOG: [&str; 2] = ["SOLD_OUT", "EXPIRED"];
+
 /// Something that must not happen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
@@ -99,10 +102,12 @@ impl<'a> Judge<'a> {
         let mut object = |check, what: String| objections.push((check, what));
         for request in &mut self.requests {
             let id = format!("{}/{:032x}", request.key.0, request.key.1);
-            let (mut refused, mut doubted) = (false, false);
+            let mut refused = false;
+            // Until when an attempt may have been executed of which nobody knows.
+            let mut doubted_until_ms = 0;
             for call in &request.calls {
                 let Some((returned_us, end)) = &call.returned else {
-                    doubted = true;
+                    doubted_until_ms = doubted_until_ms.max(call.expires_ms);
                     continue;
                 };
                 match end {
@@ -115,11 +120,17 @@ impl<'a> Judge<'a> {
                         request.known_us =
                             Some(request.known_us.map_or(*returned_us, |at| at.min(*returned_us)));
                     }
-                    End::Told(Told { said: Said::Rejected(_), .. }) | End::NotDecided => refused = true,
+                    End::Told(Told { said: Said::Rejected(reason), .. }) => {
+                        refused = true;
+                        if !WITHOUT_LOG.contains(&reason.as_str()) {
+                            object("receipt", format!("{id} was refused for {reason} without a receipt"));
+                        }
+                    }
+                    End::NotDecided => refused = true,
                     End::Told(told) => {
                         object("receipt", format!("{id} was told {:?} without a receipt", told.said))
                     }
-                    End::Unknown => doubted = true,
+                    End::Unknown => doubted_until_ms = doubted_until_ms.max(call.expires_ms),
                 }
             }
             match self.history.at_end.outcomes.get(&(self.group, request.key.clone())) {
@@ -135,8 +146,9 @@ impl<'a> Judge<'a> {
                         object("one-outcome", format!("{id} was told {first:?}, remembered is {told:?}"))
                     }
                     None => {
-                        // Another attempt, of which nobody knows, may have done it.
-                        if refused && !doubted && !matches!(told.said, Said::Rejected(_)) {
+                        let decided_ms = told.receipt.map_or(u64::MAX, |receipt| receipt.decided_ms);
+                        // Another attempt, of which nobody knows, may have done it in time.
+                        if refused && doubted_until_ms < decided_ms {
                             object("refused-and-done", format!("{id} was refused, and yet {told:?}"));
                         }
                         request.decided = Some(told.clone());

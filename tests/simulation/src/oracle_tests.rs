@@ -58,6 +58,7 @@ impl Story {
             request_id: id,
             ask,
             invoked_us: self.now_us - 15,
+            expires_ms: T0 + 1_000,
             returned: Some((self.now_us - 5, end.clone())),
         };
         let remembered = match end {
@@ -206,12 +207,24 @@ fn a_refusal_that_was_carried_out_is_found() {
 }
 
 #[test]
-fn who_was_refused_may_have_bought_with_another_attempt() {
+fn who_was_refused_may_have_bought_with_another_attempt_in_time() {
+    let found = |expires_ms: u64| {
+        let mut story = Story::new(2);
+        let at = story.calls("ann", buy(1), End::Unknown);
+        story.history.calls[at].expires_ms = expires_ms;
+        story.repeats(at, End::NotDecided);
+        story.remembers(at, Some(Told { receipt: Some(receipt(2)), said: sold(1, 1) }));
+        checks(&story.ends(2, 0, &[("ann", false)]))
+    };
+    assert_eq!(found(T0 + 2), [""; 0]);
+    assert_eq!(found(T0 + 1), ["refused-and-done"]);
+}
+
+#[test]
+fn a_refusal_that_nobody_decided_is_found() {
     let mut story = Story::new(2);
-    let at = story.calls("ann", buy(1), End::Unknown);
-    story.repeats(at, End::NotDecided);
-    story.remembers(at, Some(Told { receipt: Some(receipt(2)), said: sold(1, 1) }));
-    assert_eq!(checks(&story.ends(2, 0, &[("ann", false)])), [""; 0]);
+    story.calls("ann", buy(1), End::Told(Told { receipt: None, said: rejected("QUOTA_EXCEEDED") }));
+    assert_eq!(checks(&story.ends(2, 0, &[])), ["receipt"]);
 }
 
 #[test]

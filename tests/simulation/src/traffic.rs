@@ -15,10 +15,10 @@ use tidewall_client::{ShardClient, ShardClientOptions, Topology};
 use tidewall_gateway::{GatewayConfig, GatewayCore, LimitOptions};
 use tokio::time::sleep;
 
-use crate::api::{Api, KEY};
+use crate::api::{Api, public_key};
 use crate::buyer::Buyer;
 use crate::desk::{Desk, Orphan, ask, read_event, read_outcome, read_tickets, request_id};
-use crate::history::{Ask, End, Saw};
+use crate::history::{Ask, End, Saw, Told};
 use crate::inject::gateway_ip;
 use crate::plan::Plan;
 use crate::way::Way;
@@ -30,6 +30,10 @@ const API_PORT: u16 = 7_100;
 pub const EVENTS: [&str; 2] = ["sale-a", "sale-b"];
 /// Who makes the events.
 pub const ORGANISER: &str = "organiser";
+/// Pause before something is asked again.
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
+/// How often somebody asks what has become of a request whose gateway has died, at most.
+const INQUIRIES_MAX: u32 = 10;
 /// Rows of five seats in the numbered tier.
 pub const SEAT_ROWS: [&str; 4] = ["A", "B", "C", "D"];
 
@@ -60,8 +64,8 @@ pub async fn live(desk: Desk) -> turmoil::Result {
     for group in 1..=desk.plan.regions {
         tokio::task::spawn_local(probe(desk.clone(), api.clone(), shards.clone(), group));
     }
-    for way in [&api, &shards] {
-        tokio::task::spawn_local(watch(desk.clone(), way.clone()));
+    for (salt, way) in [(0, &api), (1 << 8, &shards)] {
+        tokio::task::spawn_local(watch(desk.clone(), way.clone(), salt));
     }
     tokio::task::spawn_local(inquire(desk.clone(), api.clone(), shards.clone()));
     for number in 0..desk.plan.clients {
@@ -74,12 +78,12 @@ pub async fn live(desk: Desk) -> turmoil::Result {
 
 fn gateway_config(plan: &Plan, topology: &Topology) -> GatewayConfig {
     let anywhere = SocketAddr::from(([0, 0, 0, 0], 0));
-    let mut config = GatewayConfig::new(anywhere, Arc::new(topology.clone()), vec![KEY.public]);
+    let mut config = GatewayConfig::new(anywhere, Arc::new(topology.clone()), vec![public_key()]);
     // Some connections are renewed in the middle of a run.
     config.connection_age_min = Some(Duration::from_secs(2));
     if plan.narrow {
-        config.calls_max_per_region = 3;
-        config.limit = LimitOptions { floor: 1, ceiling: 2, ..LimitOptions::default() };
+        config.calls_max_per_region = 2;
+        config.limit = LimitOptions { floor: 1, ceiling: 1, ..LimitOptions::default() };
     }
     config
 }
@@ -99,13 +103,17 @@ async fn prepare(desk: Desk, way: Way) {
             };
             let id = request_id(&mut random);
             let patience = Duration::from_secs(5);
-            while !matches!(
-                ask(&desk, &way, ORGANISER, group, id, &create, patience).await,
-                Some(End::Told(_))
-            ) {}
+            while !is_decided(&ask(&desk, &way, ORGANISER, group, id, &create, patience).await) {
+                sleep(AGAIN_AFTER).await;
+            }
         }
     }
     desk.control.ready.set(true);
+}
+
+/// Whether the log has decided it: a gateway cannot say that by itself.
+fn is_decided(end: &End) -> bool {
+    matches!(end, End::Told(Told { receipt: Some(_), .. }))
 }
 
 /// Shows that a group decides again, through this gateway, and that the client of the shards beside it, whom nothing but its
@@ -118,6 +126,7 @@ async fn probe(desk: Desk, api: Way, shards: Way, group: u32) {
     let mut random = StdRng::seed_from_u64(desk.plan.seed ^ 0x70_726f_6265 ^ salt);
     let cancel = Ask::Cancel { event: EVENTS[0].to_owned(), ticket: "ga-999999".to_owned() };
     let (name, patience) = (format!("g{}-probe", desk.number), Duration::from_secs(5));
+    let id = request_id(&mut random);
     let (mut decided, mut read) = (false, false);
     while !(decided && read) {
         // A group that has halted for good never answers.
@@ -127,10 +136,9 @@ async fn probe(desk: Desk, api: Way, shards: Way, group: u32) {
         if decided {
             read = read_event(&desk, &shards, group, EVENTS[0], patience).await.is_some();
         } else {
-            let id = request_id(&mut random);
-            let end = ask(&desk, &api, &name, group, id, &cancel, patience).await;
-            decided = matches!(end, Some(End::Told(_)));
+            decided = is_decided(&ask(&desk, &api, &name, group, id, &cancel, patience).await);
         }
+        sleep(AGAIN_AFTER).await;
     }
     desk.control.probed.borrow_mut().insert((desk.number, group));
 }
@@ -151,9 +159,19 @@ async fn inquire(desk: Desk, api: Way, shards: Way) {
             Ask::Hold { ttl_ms, .. } if ttl_ms % 1_000 != 0 => &shards,
             _ => &api,
         };
-        let saw = read_outcome(&desk, way, group, &principal, request_id, patience).await;
-        if let Some(Saw::Outcome { told: None, .. }) = saw {
-            ask(&desk, way, &principal, group, request_id, &what, patience).await;
+        for _ in 0..INQUIRIES_MAX {
+            let saw = read_outcome(&desk, way, group, &principal, request_id, patience).await;
+            let end = match saw {
+                Some(Saw::Outcome { told: None, .. }) => {
+                    Some(ask(&desk, way, &principal, group, request_id, &what, patience).await)
+                }
+                Some(_) => None,
+                None => Some(End::NotDecided),
+            };
+            if !matches!(end, Some(End::NotDecided)) {
+                break;
+            }
+            sleep(AGAIN_AFTER).await;
         }
         // Only now: had this gateway died as well, the other one would have asked.
         desk.control.orphans.borrow_mut().retain(|orphan| orphan.request_id != request_id);
@@ -161,8 +179,8 @@ async fn inquire(desk: Desk, api: Way, shards: Way) {
 }
 
 /// Somebody who only looks, all the time: the one who would notice that a lead was lost and reads go on.
-async fn watch(desk: Desk, way: Way) {
-    let mut random = StdRng::seed_from_u64(desk.plan.seed ^ 0x77_6174_6368 ^ desk.number as u64);
+async fn watch(desk: Desk, way: Way, salt: u64) {
+    let mut random = StdRng::seed_from_u64(desk.plan.seed ^ 0x77_6174_6368 ^ desk.number as u64 ^ salt);
     while !desk.control.stop.get() {
         sleep(Duration::from_millis(random.random_range(5..=60))).await;
         if desk.control.ready.get() {
@@ -222,6 +240,6 @@ async fn insist<T>(mut read: impl AsyncFnMut() -> Option<T>) -> T {
         if let Some(answer) = read().await {
             return answer;
         }
-        sleep(Duration::from_millis(20)).await;
+        sleep(AGAIN_AFTER).await;
     }
 }

@@ -25,6 +25,15 @@ pub enum Way {
 }
 
 impl Way {
+    /// Until when a command that is sent now may be executed, ms. A gateway counts from when it hears of it.
+    pub fn expires_ms(&self, patience: Duration) -> u64 {
+        let patience_ms = patience.as_millis() as u64;
+        match self {
+            Self::Api(_) => now_ms() + 2 * patience_ms,
+            Self::Shards(_) => now_ms() + patience_ms,
+        }
+    }
+
     /// Has a command decided.
     pub async fn ask(
         &self,
@@ -38,7 +47,7 @@ impl Way {
             Self::Api(api) => return api.ask(principal, group, request_id, ask, patience).await,
             Self::Shards(shards) => shards,
         };
-        let expires_ms = now_ms() + patience.as_millis() as u64;
+        let expires_ms = self.expires_ms(patience);
         let command = convert::command(principal, request_id, expires_ms, ask);
         match shards.command(group, command, Instant::now() + patience).await {
             Ok(outcome) => End::Told(convert::told(&outcome)),

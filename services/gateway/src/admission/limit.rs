@@ -44,7 +44,7 @@ impl Default for LimitOptions {
             floor: 16,
             ceiling: 4096,
             tolerance_alone: 8.0,
-            tolerance_shared: 1.4,
+            tolerance_shared: 1.7,
             tolerance_others: 1.25,
             lag_max: Duration::from_millis(2),
         }

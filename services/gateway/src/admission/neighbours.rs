@@ -28,6 +28,10 @@ const INFLATION_WEIGHT: f64 = 1.0 / 4.0;
 /// More than this is not the doing of a neighbour.
 const INFLATION_MAX: f64 = 4.0;
 
+/// The heaviest region yields while the others have no more than this part of its answers a second: where many regions
+/// are busy, all of them make the latency, and it would yield for nothing.
+const OTHERS_PART_MAX: f64 = 1.0 / 3.0;
+
 /// What a region said last of itself.
 #[derive(Debug, Clone, Copy)]
 struct Word {
@@ -70,7 +74,7 @@ impl Neighbours {
     }
 
     /// A region reports at the end of a window and learns how the others fare; of their troubles only if it has at
-    /// least half of all calls.
+    /// least half of all calls, and gives most of the answers.
     pub(crate) fn tell(&self, region: usize, report: Report, now: Duration) -> Around {
         let calls = report.under_way + report.waiting as f64;
         if calls >= LOADED_CALLS {
@@ -90,7 +94,9 @@ impl Neighbours {
         let recent = |word: &Word| now.saturating_sub(word.at) <= MEMORY;
         let others: Vec<Word> = others.filter_map(|(_, word)| word.filter(recent)).collect();
         let sum = |of: fn(&Word) -> f64| others.iter().map(of).sum::<f64>();
-        if sum(|word| word.rate) < NEIGHBOUR_RATE_MIN || sum(|word| word.calls) > calls {
+        let rate = sum(|word| word.rate);
+        let is_heaviest = sum(|word| word.calls) <= calls && rate <= report.rate * OTHERS_PART_MAX;
+        if rate < NEIGHBOUR_RATE_MIN || !is_heaviest {
             return Around { calm, lag: None, others: None };
         }
         let light = others.iter().filter(|word| word.calls <= QUIET_CALLS);
@@ -136,7 +142,7 @@ mod tests {
     }
 
     fn report(calls: f64, inflation: f64) -> Report {
-        Report { under_way: calls, waiting: 0, rate: 100.0, inflation: Some(inflation) }
+        Report { under_way: calls, waiting: 0, rate: calls * 10.0, inflation: Some(inflation) }
     }
 
     #[test]
@@ -152,6 +158,15 @@ mod tests {
         tell(1, 90.0, 2150);
         tell(2, 90.0, 2150);
         assert_eq!(tell(0, 100.0, 2200), None, "it has not even half");
+    }
+
+    #[test]
+    fn where_all_are_busy_nobody_yields() {
+        let neighbours = Neighbours::new(2);
+        for (rate, hears) in [(333.0, true), (334.0, false)] {
+            neighbours.tell(1, Report { rate, ..report(2.0, 3.0) }, at(1000));
+            assert_eq!(neighbours.tell(0, report(100.0, 1.0), at(1000)).others.is_some(), hears, "{rate}");
+        }
     }
 
     #[test]

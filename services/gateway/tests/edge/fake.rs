@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _, stream};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tidewall_client::{ExchangeProtocol, Topology};
 use tidewall_gateway::auth::{KeyPair, Role, generate_key, mint};
@@ -253,6 +254,17 @@ pub async fn cluster_with(change: impl FnOnce(&mut GatewayConfig)) -> Cluster {
 impl Cluster {
     pub async fn channel(&self) -> Channel {
         Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
+    }
+
+    /// The same, counting its connections.
+    pub async fn counting_channel(&self, connections: Arc<AtomicU32>) -> Channel {
+        let address = self.address;
+        let connector = tower::service_fn(move |_: tonic::transport::Uri| {
+            connections.fetch_add(1, Ordering::Relaxed);
+            async move { tokio::net::TcpStream::connect(address).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        endpoint.connect_with_connector(connector).await.unwrap()
     }
 
     /// A request with a token for `subject` and a deadline of 20 s.
