@@ -82,15 +82,27 @@ pub fn worth_repeating(status: &Status) -> bool {
     matches!(of_status(status).verdict, Verdict::Unknown | Verdict::Overloaded { .. })
 }
 
-/// Whether a call ended because its connection was closed under it. A gateway that asks its clients to reconnect
-/// closes a connection after its last answer; a call that is sent in that very moment meets this. gRPC libraries that
-/// follow our service configuration send it again, with the same request id.
+/// Whether a call ended because its connection was closed under it, or before it was sent. A gateway that asks its clients
+/// to reconnect closes a connection after its last answer; a call that is sent in that very moment meets this. gRPC
+/// libraries that follow our service configuration send it again, with the same request id.
 pub fn connection_closed(status: &Status) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    // What tonic says of a connection that closed while the call waited for its turn on it; it has no source.
+    if status.code() == Code::Unknown && status.message().starts_with("Service was not ready") {
+        return true;
+    }
     let first = std::error::Error::source(status);
-    std::iter::successors(first, |error| error.source())
-        .filter_map(|error| error.downcast_ref::<std::io::Error>())
-        .any(|error| matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof))
+    std::iter::successors(first, |error| error.source()).any(|error| {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof);
+        }
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            // Sent after the gateway had asked its clients to go: it says that it has not looked at it.
+            return error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+        }
+        // Not sent: the connection closed before.
+        error.downcast_ref::<hyper::Error>().is_some_and(|error| error.is_canceled() || error.is_closed())
+    })
 }
 
 /// Reason as in `google.rpc.ErrorInfo`; empty when the status has none.
