@@ -30,6 +30,8 @@ pub const DEFAULT_DATA: &str = "./tidewall-data";
 /// How many shard nodes a new cluster gets when nobody says otherwise.
 pub const DEFAULT_NODES: u64 = 3;
 
+/// Free space that a new cluster needs, MiB: a node that has less than 96 refuses new work, and each lays out 16.
+const NEW_CLUSTER_MIB: u64 = 128;
 /// How long another change of the topology is waited for.
 const TOPOLOGY_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -85,6 +87,19 @@ pub enum DataDirError {
         difference: String,
         /// What to do.
         advice: &'static str,
+    },
+    /// There is no room for a new cluster.
+    #[error(
+        "{directory} has {free_mib} MiB of free space, and a new cluster needs {needed_mib}, or it would refuse all \
+         new work: free space, or choose another directory with --data"
+    )]
+    NoRoom {
+        /// The data directory.
+        directory: String,
+        /// What is free, MiB.
+        free_mib: u64,
+        /// What is needed, MiB.
+        needed_mib: u64,
     },
     /// Somebody else uses it now.
     #[error("{path} is in use{by}: stop that process first, or choose another directory with --data")]
@@ -250,7 +265,10 @@ impl DataDir {
         // Again, now that nobody else can change it.
         let recorded = match self.check(wanted)? {
             Contents::Cluster(topology) => Some(topology),
-            Contents::Missing | Contents::Fresh => None,
+            Contents::Missing | Contents::Fresh => {
+                self.check_room()?;
+                None
+            }
         };
         let mut topology = recorded.clone().unwrap_or_else(|| new_topology(wanted));
         let mut reservation = Reservation::default();
@@ -268,6 +286,19 @@ impl DataDir {
             })?;
         }
         Ok((lock, topology, reservation))
+    }
+
+    /// Refuses a disk on which a new cluster could do nothing. One that holds data already starts whatever is free: what
+    /// was begun on it can be finished.
+    fn check_room(&self) -> Result<(), DataDirError> {
+        let unknown = |e: rustix::io::Errno| Self::io("find the free space of", &self.root)(e.into());
+        let found = rustix::fs::statvfs(&self.root).map_err(unknown)?;
+        let free_mib = found.f_bavail.saturating_mul(found.f_frsize) >> 20;
+        if free_mib >= NEW_CLUSTER_MIB {
+            return Ok(());
+        }
+        let directory = self.root.display().to_string();
+        Err(DataDirError::NoRoom { directory, free_mib, needed_mib: NEW_CLUSTER_MIB })
     }
 
     /// Changes the topology of a cluster that may be running; its processes follow the file. One change at a time.
