@@ -30,8 +30,6 @@ pub const DEFAULT_DATA: &str = "./tidewall-data";
 /// How many shard nodes a new cluster gets when nobody says otherwise.
 pub const DEFAULT_NODES: u64 = 3;
 
-/// Free space that a new cluster needs, MiB: a node that has less than 96 refuses new work, and each lays out 16.
-const NEW_CLUSTER_MIB: u64 = 128;
 /// How long another change of the topology is waited for.
 const TOPOLOGY_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -90,8 +88,8 @@ pub enum DataDirError {
     },
     /// There is no room for a new cluster.
     #[error(
-        "{directory} has {free_mib} MiB of free space, and a new cluster needs {needed_mib}, or it would refuse all \
-         new work: free space, or choose another directory with --data"
+        "{directory} has {free_mib} MiB of free space, and a new cluster of this size needs {needed_mib}, or it would \
+         refuse all new work: free space, or choose another directory with --data"
     )]
     NoRoom {
         /// The data directory.
@@ -265,12 +263,12 @@ impl DataDir {
         // Again, now that nobody else can change it.
         let recorded = match self.check(wanted)? {
             Contents::Cluster(topology) => Some(topology),
-            Contents::Missing | Contents::Fresh => {
-                self.check_room()?;
-                None
-            }
+            Contents::Missing | Contents::Fresh => None,
         };
         let mut topology = recorded.clone().unwrap_or_else(|| new_topology(wanted));
+        if recorded.is_none() {
+            self.check_room(topology.nodes.len() as u64)?;
+        }
         let mut reservation = Reservation::default();
         for node in &mut topology.nodes {
             for address in [&mut node.address, &mut node.peer_address] {
@@ -290,15 +288,16 @@ impl DataDir {
 
     /// Refuses a disk on which a new cluster could do nothing. One that holds data already starts whatever is free: what
     /// was begun on it can be finished.
-    fn check_room(&self) -> Result<(), DataDirError> {
+    fn check_room(&self, nodes: u64) -> Result<(), DataDirError> {
         let unknown = |e: rustix::io::Errno| Self::io("find the free space of", &self.root)(e.into());
         let found = rustix::fs::statvfs(&self.root).map_err(unknown)?;
-        let free_mib = found.f_bavail.saturating_mul(found.f_frsize) >> 20;
-        if free_mib >= NEW_CLUSTER_MIB {
+        let [free_mib, needed_mib] =
+            [found.f_bavail.saturating_mul(found.f_frsize), tidewall_node::room_for_new_nodes(nodes)]
+                .map(|bytes| bytes >> 20);
+        if free_mib >= needed_mib {
             return Ok(());
         }
-        let directory = self.root.display().to_string();
-        Err(DataDirError::NoRoom { directory, free_mib, needed_mib: NEW_CLUSTER_MIB })
+        Err(DataDirError::NoRoom { directory: self.root.display().to_string(), free_mib, needed_mib })
     }
 
     /// Changes the topology of a cluster that may be running; its processes follow the file. One change at a time.

@@ -14,6 +14,8 @@ use tokio::time::timeout;
 
 use crate::{BoxFuture, Directory, Limits, Refusal, Reply, Request, Shard};
 
+mod proposer;
+
 const T0: u64 = 1_700_000_000_000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -70,6 +72,11 @@ impl Fake {
         self.entries.lock().push(commands.to_vec());
         let entry = Entry { stamp_ms: self.now_ms.load(Ordering::SeqCst), commands: commands.to_vec() };
         machine.apply(Position { term: 1, node: 1, index }, &entry.encode()).unwrap()
+    }
+
+    /// No entry passes until somebody adds permits to the gate.
+    fn close(&self) {
+        self.gate.forget_permits(self.gate.available_permits());
     }
 
     /// Entries that are not ticks.
@@ -276,8 +283,7 @@ fn after_a_refund_the_log_decides_again() {
 fn copies_of_a_request_share_one_decision() {
     run(async {
         let fake = Fake::new(&["gala"], 10);
-        let permits = fake.gate.available_permits();
-        fake.gate.forget_permits(permits);
+        fake.close();
         let rows = started(&fake, limits());
         let (asker, mut answers) = channel();
         for n in 0..5 {
@@ -304,8 +310,7 @@ fn copies_of_a_request_share_one_decision() {
 fn a_copy_of_a_queued_request_waits_with_it_and_is_not_refused_as_sold_out() {
     run(async {
         let fake = Fake::new(&["gala"], 1);
-        let permits = fake.gate.available_permits();
-        fake.gate.forget_permits(permits);
+        fake.close();
         let limits = Limits { offers_max: 1, offer_commands_max: 1, ..limits() };
         let rows = started(&fake, limits);
         let (asker, mut answers) = channel();
@@ -358,170 +363,10 @@ fn invented_events_use_up_no_actors() {
 }
 
 #[test]
-fn a_flood_on_one_row_leaves_room_for_the_others() {
-    run(async {
-        let fake = Fake::new(&["flooded", "quiet"], 100_000);
-        let permits = fake.gate.available_permits();
-        fake.gate.forget_permits(permits);
-        let limits = Limits { entry_commands_max: 64, portion_max: 16, entries_in_flight: 1, ..limits() };
-        let rows = started(&fake, limits);
-        let (asker, mut answers) = channel();
-        let flood = (0..3_000).map(|n| request(n, buy(n, "flooded"), &asker)).collect();
-        rows.submit("flooded", flood);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        rows.submit("quiet", vec![request(9_999, buy(9_999, "quiet"), &asker)]);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        fake.gate.add_permits(1_000);
-        let mut before = 0;
-        loop {
-            let (n, _) = next(&mut answers).await;
-            if n == 9_999 {
-                break;
-            }
-            before += 1;
-        }
-        // Two entries at most were filled before it came: the one on its way and the one it rides in.
-        assert!(before <= 2 * 64, "{before} requests of the flooded row went first");
-    });
-}
-
-#[test]
-fn a_heavy_group_rests_while_its_neighbours_write() {
-    let rest_max = Duration::from_millis(400);
-    // Commands of the first entry, whether there are neighbours, and whether the next entry then waits.
-    for (commands, neighbours, rests) in [(10, true, true), (10, false, false), (7, true, false)] {
-        run(async {
-            tokio::time::pause();
-            let fake = Fake::new(&["gala"], 100);
-            fake.neighbours.store(neighbours, Ordering::SeqCst);
-            let permits = fake.gate.available_permits();
-            fake.gate.forget_permits(permits);
-            let rows = started(&fake, Limits { rest_max, heavy_commands_min: 8, ..limits() });
-            let (asker, mut answers) = channel();
-            rows.submit("gala", (0..commands).map(|n| request(n, buy(n, "gala"), &asker)).collect());
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            fake.gate.add_permits(2);
-            for _ in 0..commands {
-                assert_eq!(reason(&next(&mut answers).await.1), "done");
-            }
-            let settled = tokio::time::Instant::now();
-            rows.submit("gala", vec![request(99, buy(99, "gala"), &asker)]);
-            assert_eq!(reason(&next(&mut answers).await.1), "done");
-            assert_eq!(settled.elapsed() >= rest_max, rests, "{commands} commands, neighbours: {neighbours}");
-            assert_eq!(fake.entries().len(), 2);
-        });
-    }
-}
-
-#[test]
-fn light_rows_do_not_rest_with_a_heavy_one() {
-    run(async {
-        tokio::time::pause();
-        let rest_max = Duration::from_millis(400);
-        let fake = Fake::new(&["flooded", "quiet"], 100);
-        fake.neighbours.store(true, Ordering::SeqCst);
-        let permits = fake.gate.available_permits();
-        fake.gate.forget_permits(permits);
-        let rows = started(&fake, Limits { rest_max, ..limits() });
-        let (asker, mut answers) = channel();
-        rows.submit("flooded", (0..20).map(|n| request(n, buy(n, "flooded"), &asker)).collect());
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        fake.gate.add_permits(10);
-        for _ in 0..20 {
-            assert_eq!(reason(&next(&mut answers).await.1), "done");
-        }
-        let settled = tokio::time::Instant::now();
-        rows.submit("flooded", vec![request(20, buy(20, "flooded"), &asker)]);
-        rows.submit("quiet", vec![request(21, buy(21, "quiet"), &asker)]);
-        assert_eq!(next(&mut answers).await.0, 21);
-        assert!(settled.elapsed() < rest_max);
-        assert_eq!(next(&mut answers).await.0, 20);
-        assert!(settled.elapsed() >= rest_max);
-    });
-}
-
-/// Not only the rows of the last entry: the next one may have others, and would follow at once.
-#[test]
-fn a_group_of_many_light_rows_rests_as_a_whole() {
-    run(async {
-        tokio::time::pause();
-        let rest_max = Duration::from_millis(400);
-        let names: Vec<String> = (0..12).map(|n| format!("row-{n}")).collect();
-        let fake = Fake::new(&names.iter().map(String::as_str).collect::<Vec<_>>(), 100);
-        fake.neighbours.store(true, Ordering::SeqCst);
-        let permits = fake.gate.available_permits();
-        fake.gate.forget_permits(permits);
-        let rows = started(&fake, Limits { rest_max, heavy_commands_min: 8, ..limits() });
-        let (asker, mut answers) = channel();
-        let ask = |n: u64| {
-            let row = &names[n as usize];
-            rows.submit(row, vec![request(n, buy(n, row), &asker)]);
-        };
-        // The first entry has one command, the second one all that came meanwhile.
-        (0..10).for_each(ask);
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        fake.gate.add_permits(1);
-        assert_eq!(next(&mut answers).await.0, 0);
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        fake.gate.add_permits(10);
-        for _ in 1..10 {
-            assert_eq!(reason(&next(&mut answers).await.1), "done");
-        }
-        assert_eq!(fake.entries().iter().map(Vec::len).collect::<Vec<_>>(), [1, 9]);
-        let settled = tokio::time::Instant::now();
-        ask(10);
-        assert_eq!(next(&mut answers).await.0, 10);
-        assert!(settled.elapsed() >= rest_max);
-        // Awake again, and alone.
-        let woken = tokio::time::Instant::now();
-        ask(11);
-        assert_eq!(next(&mut answers).await.0, 11);
-        assert!(woken.elapsed() < rest_max);
-    });
-}
-
-#[test]
-fn a_rows_commands_are_decided_in_the_order_in_which_they_came() {
-    run(async {
-        let fake = Fake::new(&["gala", "opera"], 100);
-        let permits = fake.gate.available_permits();
-        fake.gate.forget_permits(permits);
-        let limits = Limits {
-            offer_commands_max: 4,
-            portion_max: 2,
-            entry_commands_max: 6,
-            entries_in_flight: 1,
-            ..limits()
-        };
-        let rows = started(&fake, limits);
-        let (asker, mut answers) = channel();
-        for (first, row) in [(0, "gala"), (100, "opera")] {
-            rows.submit(row, (first..first + 20).map(|n| request(n, buy(n, row), &asker)).collect());
-        }
-        fake.gate.add_permits(100);
-        for _ in 0..40 {
-            assert_eq!(reason(&next(&mut answers).await.1), "done");
-        }
-        let decided: Vec<u64> =
-            fake.entries().iter().flatten().map(|command| command.request_id as u64).collect();
-        for first in [0, 100] {
-            let row: Vec<u64> = decided.iter().copied().filter(|n| n / 100 * 100 == first).collect();
-            assert_eq!(row, (first..first + 20).collect::<Vec<_>>(), "of {decided:?}");
-        }
-        // They take turns all the same.
-        assert!(
-            decided[..8].iter().any(|n| *n < 100) && decided[..8].iter().any(|n| *n >= 100),
-            "{decided:?}"
-        );
-    });
-}
-
-#[test]
 fn what_does_not_fit_is_refused_with_a_time_to_come_back() {
     run(async {
         let fake = Fake::new(&["gala"], 100_000);
-        let permits = fake.gate.available_permits();
-        fake.gate.forget_permits(permits);
+        fake.close();
         let rows =
             started(&fake, Limits { queue_max: 50, offer_commands_max: 10, offers_max: 2, ..limits() });
         let (asker, mut answers) = channel();
@@ -554,8 +399,7 @@ fn finishing_goes_before_starting() {
         );
         hold.principal = "alice".into();
         fake.apply(&[hold]);
-        let permits = fake.gate.available_permits();
-        fake.gate.forget_permits(permits);
+        fake.close();
         let rows = started(&fake, Limits { offers_max: 1, offer_commands_max: 10, ..limits() });
         let (asker, mut answers) = channel();
         rows.submit("gala", (100..200).map(|n| request(n, buy(n, "gala"), &asker)).collect());
@@ -598,32 +442,6 @@ fn a_request_that_is_lost_answers_unknown_never_success() {
     drop(request(1, buy(1, "gala"), &asker));
     let (_, reply) = answers.try_recv().unwrap();
     assert!(matches!(reply, Err(Refusal::Unknown(_))), "{reply:?}");
-}
-
-#[test]
-fn a_due_hold_is_ended_by_a_tick_when_nothing_flows() {
-    run(async {
-        let fake = Fake::new(&["gala"], 1);
-        let hold = tickets::Command::Hold {
-            event: "gala".into(),
-            tier: "ga".into(),
-            quantity: 1,
-            seats: vec![],
-            ttl_ms: 1_000,
-        };
-        fake.apply(&[command(1, hold)]);
-        let _rows = started(&fake, limits());
-        tokio::time::sleep(Duration::from_millis(600)).await;
-        let sweep = fake.machine.lock().tickets().next_sweep_ms().expect("ended before its time");
-        fake.now_ms.store(sweep, Ordering::SeqCst);
-        timeout(PATIENCE, async {
-            while fake.machine.lock().tickets().next_sweep_ms().is_some() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        })
-        .await
-        .expect("the tick came");
-    });
 }
 
 #[test]

@@ -28,4 +28,5 @@ mod views;
 
 pub use config::{NodeConfig, NodeError};
 pub use node::run;
+pub use space::room_for_new_nodes;
 pub use tidewall_machine::APPLY_VERSION;

@@ -11,6 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub const LOW_WATER_BYTES: u64 = 96 << 20;
 /// Kept aside for the last checkpoint, bytes.
 const BALLAST_BYTES: u64 = 16 << 20;
+/// What a node writes before it is asked for anything, ballast included, bytes.
+const BEGINNING_BYTES: u64 = BALLAST_BYTES + (8 << 20);
+
+/// Free space that so many new nodes on one disk need in order to take up work, bytes.
+pub fn room_for_new_nodes(nodes: u64) -> u64 {
+    LOW_WATER_BYTES + nodes.saturating_mul(BEGINNING_BYTES)
+}
 
 /// Whether there is room for new work. Clones share it.
 #[derive(Clone)]

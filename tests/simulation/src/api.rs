@@ -24,6 +24,7 @@ use tonic_types::StatusExt as _;
 
 use crate::history::{Ask, End, Receipt, Said, TicketSeen, TierSeen, Told};
 use crate::traffic::{ORGANISER, SEAT_ROWS};
+use crate::way;
 
 /// The key of all tokens, always the same one: an Ed25519 key in PKCS #8 form (RFC 8410) that is no secret.
 static PKCS8: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -80,34 +81,24 @@ impl Api {
     }
 
     /// Has a command decided.
-    pub async fn ask(
-        &self,
-        principal: &str,
-        group: u32,
-        request_id: u128,
-        ask: &Ask,
-        patience: Duration,
-    ) -> End {
-        let answer = self.command(principal, group, request_id, ask, patience);
-        match unless_gone(answer, patience).await {
+    pub async fn ask(&self, request: way::Request<'_>, ask: &Ask, patience: Duration) -> End {
+        match unless_gone(self.command(request, ask, patience), patience).await {
             Some(Ok((said, receipt))) => {
-                let receipt = receipt.map(|receipt| self::receipt(group, receipt));
+                let receipt = receipt.map(|receipt| self::receipt(request.group, receipt));
                 End::Told(Told { receipt, said })
             }
-            Some(Err(status)) => refused(group, &status),
+            Some(Err(status)) => refused(request.group, &status),
             None => End::Unknown,
         }
     }
 
     async fn command(
         &self,
-        principal: &str,
-        group: u32,
-        request_id: u128,
+        request: way::Request<'_>,
         ask: &Ask,
         patience: Duration,
     ) -> Result<Decided, Status> {
-        let request_id = uuid(request_id);
+        let (way::Request { group, principal, .. }, request_id) = (request, uuid(request.id));
         let mut tickets = TicketServiceClient::new(self.channel.clone());
         match ask.clone() {
             Ask::Create { event, quota, tiers } => {
@@ -198,29 +189,24 @@ impl Api {
     }
 
     /// What is remembered of a request; `None` without an answer.
-    pub async fn outcome(
-        &self,
-        principal: &str,
-        group: u32,
-        request_id: u128,
-        patience: Duration,
-    ) -> Option<Option<Told>> {
+    pub async fn outcome(&self, request: way::Request<'_>, patience: Duration) -> Option<Option<Told>> {
         use v1::get_outcome_response::Result as R;
-        let message = v1::GetOutcomeRequest { parent: region(group), request_id: uuid(request_id) };
+        let way::Request { group, principal, id } = request;
+        let message = v1::GetOutcomeRequest { parent: region(group), request_id: uuid(id) };
         let request = self.request(principal, patience, message);
         let answer = answered(OutcomeServiceClient::new(self.channel.clone()).get_outcome(request).await)?;
         let answer = answer.ok()?;
         let state = answer.state();
         let Some(result) = answer.result else {
-            assert_eq!(state, v1::OutcomeState::Undecided, "{principal}/{request_id:032x}");
+            assert_eq!(state, v1::OutcomeState::Undecided, "{principal}/{id:032x}");
             return Some(None);
         };
-        assert_eq!(state, v1::OutcomeState::Decided, "{principal}/{request_id:032x}");
+        assert_eq!(state, v1::OutcomeState::Decided, "{principal}/{id:032x}");
         let said = match result {
             R::Event(_) => Said::Created,
-            R::Hold(hold) => held(&event_of(&hold.name), principal, hold),
+            R::Hold(hold) => held(&event_of(group, &hold.name), principal, hold),
             R::Purchase(purchase) => {
-                let first = purchase.tickets.first().map(|name| event_of(name)).unwrap_or_default();
+                let first = purchase.tickets.first().map(|name| event_of(group, name)).unwrap_or_default();
                 sold(&first, Some(purchase))
             }
             R::CancelledTicket(_) => Said::Cancelled,
@@ -311,9 +297,11 @@ fn name(group: u32, event: &str) -> String {
     format!("regions/r{group}/events/{event}")
 }
 
-/// The event that a hold or a ticket of this name belongs to.
-fn event_of(name: &str) -> String {
-    name.rsplitn(3, '/').nth(2).unwrap_or_default().to_owned()
+/// The event that a hold or a ticket of this name belongs to, which must be one of the group's.
+fn event_of(group: u32, name: &str) -> String {
+    let event = name.rsplitn(3, '/').nth(2).unwrap_or_default();
+    assert!(event.starts_with(&format!("{}/events/", region(group))), "{name} is not of group {group}");
+    event.to_owned()
 }
 
 /// The id of something that belongs to an event.

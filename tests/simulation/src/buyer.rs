@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use crate::desk::{Desk, ask, read_event, read_outcome, request_id};
 use crate::history::{Ask, End, Said};
 use crate::traffic::{EVENTS, SEAT_ROWS};
-use crate::way::Way;
+use crate::way::{Request, Way};
 
 /// What a buyer remembers.
 #[derive(Default)]
@@ -106,7 +106,8 @@ impl Buyer {
                 let asked = self.asked();
                 if let Some((group, id, _)) = asked {
                     let patience = Duration::from_secs(3);
-                    read_outcome(&self.desk, &self.way, group, &self.name, id, patience).await;
+                    let request = Request { group, principal: &self.name, id };
+                    read_outcome(&self.desk, &self.way, request, patience).await;
                 }
             }
             _ => {
@@ -147,7 +148,8 @@ impl Buyer {
 
     async fn ask(&mut self, group: u32, id: u128, what: Ask) {
         let patience = Duration::from_millis(self.random.random_range(1_500..=8_000));
-        let end = ask(&self.desk, &self.way, &self.name, group, id, &what, patience).await;
+        let request = Request { group, principal: &self.name, id };
+        let end = ask(&self.desk, &self.way, request, &what, patience).await;
         let End::Told(told) = end else { return };
         let event = match &what {
             Ask::Create { event, .. }

@@ -16,7 +16,7 @@ use crate::lines::Lines;
 use crate::operator::TopologyFile;
 use crate::plan::Plan;
 use crate::trace::Trace;
-use crate::way::Way;
+use crate::way::{Request, Way};
 use crate::world::{now_ms, now_us};
 
 /// What the clients are to do, and what they report: shared with whoever runs the simulation.
@@ -107,21 +107,14 @@ pub fn request_id(random: &mut StdRng) -> u128 {
 }
 
 /// Has a command decided and records it.
-pub async fn ask(
-    desk: &Desk,
-    way: &Way,
-    principal: &str,
-    group: u32,
-    request_id: u128,
-    ask: &Ask,
-    patience: Duration,
-) -> End {
+pub async fn ask(desk: &Desk, way: &Way, request: Request<'_>, ask: &Ask, patience: Duration) -> End {
+    let Request { group, principal, id } = request;
     let _open = Open::new(&desk.control);
     let invoked_us = now_us();
     let call = Call {
         group,
         principal: principal.to_owned(),
-        request_id,
+        request_id: id,
         ask: ask.clone(),
         invoked_us,
         expires_ms: way.expires_ms(patience),
@@ -134,7 +127,7 @@ pub async fn ask(
     };
     desk.control.under_way.borrow_mut().insert(at, desk.number);
     desk.trace.note(invoked_us, principal, format_args!("#{at} group {group} {ask:?}"));
-    let end = way.ask(principal, group, request_id, ask, patience).await;
+    let end = way.ask(request, ask, patience).await;
     let returned_us = now_us();
     desk.control.under_way.borrow_mut().remove(&at);
     desk.trace.note(returned_us, principal, format_args!("#{at} {end:?}"));
@@ -156,19 +149,12 @@ pub async fn read_event(desk: &Desk, way: &Way, group: u32, event: &str, patienc
 }
 
 /// Asks what was decided and records the answer; `None` without one.
-pub async fn read_outcome(
-    desk: &Desk,
-    way: &Way,
-    group: u32,
-    principal: &str,
-    id: u128,
-    patience: Duration,
-) -> Option<Saw> {
+pub async fn read_outcome(desk: &Desk, way: &Way, request: Request<'_>, patience: Duration) -> Option<Saw> {
     let invoked_us = now_us();
     let _open = Open::new(&desk.control);
-    let told = way.outcome(principal, group, id, patience).await?;
-    let saw = Saw::Outcome { key: (principal.to_owned(), id), told };
-    let entry = Read { group, invoked_us, returned_us: now_us(), saw: saw.clone() };
+    let told = way.outcome(request, patience).await?;
+    let saw = Saw::Outcome { key: (request.principal.to_owned(), request.id), told };
+    let entry = Read { group: request.group, invoked_us, returned_us: now_us(), saw: saw.clone() };
     desk.history.borrow_mut().reads.push(entry);
     Some(saw)
 }

@@ -1,5 +1,5 @@
-//! What goes on at a gateway: it serves, and besides its buyers events are made, groups are watched and probed, lost answers are asked
-//! for, and the end is gathered.
+//! What goes on at a gateway: it serves, and besides its buyers events are made, groups are watched and probed, lost
+//! answers are asked for, and the end is gathered.
 //!
 //! A gateway that is started again begins with nothing but its topology file.
 
@@ -21,7 +21,7 @@ use crate::desk::{Desk, Orphan, ask, read_event, read_outcome, read_tickets, req
 use crate::history::{Ask, End, Saw, Told};
 use crate::inject::gateway_ip;
 use crate::plan::Plan;
-use crate::way::Way;
+use crate::way::{Request, Way};
 
 /// Port for clients of a gateway.
 const API_PORT: u16 = 7_100;
@@ -101,9 +101,9 @@ async fn prepare(desk: Desk, way: Way) {
                     ("seat".to_owned(), SEAT_ROWS.len() as u64 * 5, true),
                 ],
             };
-            let id = request_id(&mut random);
+            let request = Request { group, principal: ORGANISER, id: request_id(&mut random) };
             let patience = Duration::from_secs(5);
-            while !is_decided(&ask(&desk, &way, ORGANISER, group, id, &create, patience).await) {
+            while !is_decided(&ask(&desk, &way, request, &create, patience).await) {
                 sleep(AGAIN_AFTER).await;
             }
         }
@@ -126,7 +126,7 @@ async fn probe(desk: Desk, api: Way, shards: Way, group: u32) {
     let mut random = StdRng::seed_from_u64(desk.plan.seed ^ 0x70_726f_6265 ^ salt);
     let cancel = Ask::Cancel { event: EVENTS[0].to_owned(), ticket: "ga-999999".to_owned() };
     let (name, patience) = (format!("g{}-probe", desk.number), Duration::from_secs(5));
-    let id = request_id(&mut random);
+    let request = Request { group, principal: &name, id: request_id(&mut random) };
     let (mut decided, mut read) = (false, false);
     while !(decided && read) {
         // A group that has halted for good never answers.
@@ -136,7 +136,7 @@ async fn probe(desk: Desk, api: Way, shards: Way, group: u32) {
         if decided {
             read = read_event(&desk, &shards, group, EVENTS[0], patience).await.is_some();
         } else {
-            decided = is_decided(&ask(&desk, &api, &name, group, id, &cancel, patience).await);
+            decided = is_decided(&ask(&desk, &api, request, &cancel, patience).await);
         }
         sleep(AGAIN_AFTER).await;
     }
@@ -160,10 +160,11 @@ async fn inquire(desk: Desk, api: Way, shards: Way) {
             _ => &api,
         };
         for _ in 0..INQUIRIES_MAX {
-            let saw = read_outcome(&desk, way, group, &principal, request_id, patience).await;
+            let request = Request { group, principal: &principal, id: request_id };
+            let saw = read_outcome(&desk, way, request, patience).await;
             let end = match saw {
                 Some(Saw::Outcome { told: None, .. }) => {
-                    Some(ask(&desk, way, &principal, group, request_id, &what, patience).await)
+                    Some(ask(&desk, way, request, &what, patience).await)
                 }
                 Some(_) => None,
                 None => Some(End::NotDecided),
@@ -206,8 +207,8 @@ async fn finish(desk: Desk, way: Way) {
             let (desk, way) = (&desk, &way);
             async move {
                 let read = async || {
-                    let saw = read_outcome(desk, way, *group, principal, *id, patience).await;
-                    match saw? {
+                    let request = Request { group: *group, principal, id: *id };
+                    match read_outcome(desk, way, request, patience).await? {
                         Saw::Outcome { key, told } => Some(((*group, key), told)),
                         Saw::Event { .. } => None,
                     }

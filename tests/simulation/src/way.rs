@@ -15,6 +15,17 @@ use crate::convert;
 use crate::history::{Ask, End, TicketSeen, TierSeen, Told};
 use crate::world::now_ms;
 
+/// Names a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Who decides it.
+    pub group: u32,
+    /// Who makes it.
+    pub principal: &'a str,
+    /// Its id.
+    pub id: u128,
+}
+
 /// A way to the groups; clones are the same.
 #[derive(Clone)]
 pub enum Way {
@@ -35,21 +46,13 @@ impl Way {
     }
 
     /// Has a command decided.
-    pub async fn ask(
-        &self,
-        principal: &str,
-        group: u32,
-        request_id: u128,
-        ask: &Ask,
-        patience: Duration,
-    ) -> End {
+    pub async fn ask(&self, request: Request<'_>, ask: &Ask, patience: Duration) -> End {
         let shards = match self {
-            Self::Api(api) => return api.ask(principal, group, request_id, ask, patience).await,
+            Self::Api(api) => return api.ask(request, ask, patience).await,
             Self::Shards(shards) => shards,
         };
-        let expires_ms = self.expires_ms(patience);
-        let command = convert::command(principal, request_id, expires_ms, ask);
-        match shards.command(group, command, Instant::now() + patience).await {
+        let command = convert::command(request.principal, request.id, self.expires_ms(patience), ask);
+        match shards.command(request.group, command, Instant::now() + patience).await {
             Ok(outcome) => End::Told(convert::told(&outcome)),
             Err(ClientError::Unknown { .. }) => End::Unknown,
             Err(
@@ -63,25 +66,18 @@ impl Way {
         match self {
             Self::Api(api) => api.tiers(group, event, patience).await,
             Self::Shards(shards) => {
-                let query = convert::event_query(event);
-                query_shards(shards, group, query, patience).await.as_ref().map(convert::tiers)
+                read(shards, group, convert::event_query(event), patience, convert::tiers).await
             }
         }
     }
 
     /// What is remembered of a request; `None` without an answer.
-    pub async fn outcome(
-        &self,
-        principal: &str,
-        group: u32,
-        request_id: u128,
-        patience: Duration,
-    ) -> Option<Option<Told>> {
+    pub async fn outcome(&self, request: Request<'_>, patience: Duration) -> Option<Option<Told>> {
         match self {
-            Self::Api(api) => api.outcome(principal, group, request_id, patience).await,
+            Self::Api(api) => api.outcome(request, patience).await,
             Self::Shards(shards) => {
-                let query = convert::outcome_query(principal, request_id);
-                query_shards(shards, group, query, patience).await.as_ref().map(convert::remembered)
+                let query = convert::outcome_query(request.principal, request.id);
+                read(shards, request.group, query, patience, convert::remembered).await
             }
         }
     }
@@ -91,18 +87,19 @@ impl Way {
         match self {
             Self::Api(api) => api.tickets(group, event, patience).await,
             Self::Shards(shards) => {
-                let query = convert::tickets_query(event);
-                query_shards(shards, group, query, patience).await.as_ref().map(convert::tickets)
+                read(shards, group, convert::tickets_query(event), patience, convert::tickets).await
             }
         }
     }
 }
 
-async fn query_shards(
+/// Reads with the client of the shards, and takes what is of interest.
+async fn read<T>(
     shards: &ShardClient,
     group: u32,
     query: pb::Query,
     patience: Duration,
-) -> Option<pb::query_result::Result> {
-    shards.query(group, query, Instant::now() + patience).await.ok()?.result
+    take: impl FnOnce(&pb::query_result::Result) -> T,
+) -> Option<T> {
+    shards.query(group, query, Instant::now() + patience).await.ok()?.result.as_ref().map(take)
 }

@@ -1,0 +1,183 @@
+//! The proposer: whose turn it is, who rests, and what happens when nothing flows.
+
+use super::*;
+
+#[test]
+fn a_flood_on_one_row_leaves_room_for_the_others() {
+    run(async {
+        let fake = Fake::new(&["flooded", "quiet"], 100_000);
+        fake.close();
+        let limits = Limits { entry_commands_max: 64, portion_max: 16, entries_in_flight: 1, ..limits() };
+        let rows = started(&fake, limits);
+        let (asker, mut answers) = channel();
+        let flood = (0..3_000).map(|n| request(n, buy(n, "flooded"), &asker)).collect();
+        rows.submit("flooded", flood);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        rows.submit("quiet", vec![request(9_999, buy(9_999, "quiet"), &asker)]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        fake.gate.add_permits(1_000);
+        let mut before = 0;
+        loop {
+            let (n, _) = next(&mut answers).await;
+            if n == 9_999 {
+                break;
+            }
+            before += 1;
+        }
+        // Two entries at most were filled before it came: the one on its way and the one it rides in.
+        assert!(before <= 2 * 64, "{before} requests of the flooded row went first");
+    });
+}
+
+#[test]
+fn a_heavy_group_rests_while_its_neighbours_write() {
+    let rest_max = Duration::from_millis(400);
+    // Commands of the first entry, whether there are neighbours, and whether the next entry then waits.
+    for (commands, neighbours, rests) in [(10, true, true), (10, false, false), (7, true, false)] {
+        run(async {
+            tokio::time::pause();
+            let fake = Fake::new(&["gala"], 100);
+            fake.neighbours.store(neighbours, Ordering::SeqCst);
+            fake.close();
+            let rows = started(&fake, Limits { rest_max, heavy_commands_min: 8, ..limits() });
+            let (asker, mut answers) = channel();
+            rows.submit("gala", (0..commands).map(|n| request(n, buy(n, "gala"), &asker)).collect());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            fake.gate.add_permits(2);
+            for _ in 0..commands {
+                assert_eq!(reason(&next(&mut answers).await.1), "done");
+            }
+            let settled = tokio::time::Instant::now();
+            rows.submit("gala", vec![request(99, buy(99, "gala"), &asker)]);
+            assert_eq!(reason(&next(&mut answers).await.1), "done");
+            assert_eq!(settled.elapsed() >= rest_max, rests, "{commands} commands, neighbours: {neighbours}");
+            assert_eq!(fake.entries().len(), 2);
+        });
+    }
+}
+
+#[test]
+fn light_rows_do_not_rest_with_a_heavy_one() {
+    run(async {
+        tokio::time::pause();
+        let rest_max = Duration::from_millis(400);
+        let fake = Fake::new(&["flooded", "quiet"], 100);
+        fake.neighbours.store(true, Ordering::SeqCst);
+        fake.close();
+        let rows = started(&fake, Limits { rest_max, ..limits() });
+        let (asker, mut answers) = channel();
+        rows.submit("flooded", (0..20).map(|n| request(n, buy(n, "flooded"), &asker)).collect());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        fake.gate.add_permits(10);
+        for _ in 0..20 {
+            assert_eq!(reason(&next(&mut answers).await.1), "done");
+        }
+        let settled = tokio::time::Instant::now();
+        rows.submit("flooded", vec![request(20, buy(20, "flooded"), &asker)]);
+        rows.submit("quiet", vec![request(21, buy(21, "quiet"), &asker)]);
+        assert_eq!(next(&mut answers).await.0, 21);
+        assert!(settled.elapsed() < rest_max);
+        assert_eq!(next(&mut answers).await.0, 20);
+        assert!(settled.elapsed() >= rest_max);
+    });
+}
+
+/// Not only the rows of the last entry: the next one may have others, and would follow at once.
+#[test]
+fn a_group_of_many_light_rows_rests_as_a_whole() {
+    run(async {
+        tokio::time::pause();
+        let rest_max = Duration::from_millis(400);
+        let names: Vec<String> = (0..12).map(|n| format!("row-{n}")).collect();
+        let fake = Fake::new(&names.iter().map(String::as_str).collect::<Vec<_>>(), 100);
+        fake.neighbours.store(true, Ordering::SeqCst);
+        fake.close();
+        let rows = started(&fake, Limits { rest_max, heavy_commands_min: 8, ..limits() });
+        let (asker, mut answers) = channel();
+        let ask = |n: u64| {
+            let row = &names[n as usize];
+            rows.submit(row, vec![request(n, buy(n, row), &asker)]);
+        };
+        // The first entry has one command, the second one all that came meanwhile.
+        (0..10).for_each(ask);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        fake.gate.add_permits(1);
+        assert_eq!(next(&mut answers).await.0, 0);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        fake.gate.add_permits(10);
+        for _ in 1..10 {
+            assert_eq!(reason(&next(&mut answers).await.1), "done");
+        }
+        assert_eq!(fake.entries().iter().map(Vec::len).collect::<Vec<_>>(), [1, 9]);
+        let settled = tokio::time::Instant::now();
+        ask(10);
+        assert_eq!(next(&mut answers).await.0, 10);
+        assert!(settled.elapsed() >= rest_max);
+        // Awake again, and alone.
+        let woken = tokio::time::Instant::now();
+        ask(11);
+        assert_eq!(next(&mut answers).await.0, 11);
+        assert!(woken.elapsed() < rest_max);
+    });
+}
+
+#[test]
+fn a_rows_commands_are_decided_in_the_order_in_which_they_came() {
+    run(async {
+        let fake = Fake::new(&["gala", "opera"], 100);
+        fake.close();
+        let limits = Limits {
+            offer_commands_max: 4,
+            portion_max: 2,
+            entry_commands_max: 6,
+            entries_in_flight: 1,
+            ..limits()
+        };
+        let rows = started(&fake, limits);
+        let (asker, mut answers) = channel();
+        for (first, row) in [(0, "gala"), (100, "opera")] {
+            rows.submit(row, (first..first + 20).map(|n| request(n, buy(n, row), &asker)).collect());
+        }
+        fake.gate.add_permits(100);
+        for _ in 0..40 {
+            assert_eq!(reason(&next(&mut answers).await.1), "done");
+        }
+        let decided: Vec<u64> =
+            fake.entries().iter().flatten().map(|command| command.request_id as u64).collect();
+        for first in [0, 100] {
+            let row: Vec<u64> = decided.iter().copied().filter(|n| n / 100 * 100 == first).collect();
+            assert_eq!(row, (first..first + 20).collect::<Vec<_>>(), "of {decided:?}");
+        }
+        // They take turns all the same.
+        assert!(
+            decided[..8].iter().any(|n| *n < 100) && decided[..8].iter().any(|n| *n >= 100),
+            "{decided:?}"
+        );
+    });
+}
+
+#[test]
+fn a_due_hold_is_ended_by_a_tick_when_nothing_flows() {
+    run(async {
+        let fake = Fake::new(&["gala"], 1);
+        let hold = tickets::Command::Hold {
+            event: "gala".into(),
+            tier: "ga".into(),
+            quantity: 1,
+            seats: vec![],
+            ttl_ms: 1_000,
+        };
+        fake.apply(&[command(1, hold)]);
+        let _rows = started(&fake, limits());
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        let sweep = fake.machine.lock().tickets().next_sweep_ms().expect("ended before its time");
+        fake.now_ms.store(sweep, Ordering::SeqCst);
+        timeout(PATIENCE, async {
+            while fake.machine.lock().tickets().next_sweep_ms().is_some() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .expect("the tick came");
+    });
+}
