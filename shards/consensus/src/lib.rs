@@ -27,5 +27,5 @@ pub use group::{
 pub use network::{Peers, PeersConfig};
 pub use peer_server::PeerServer;
 pub use runtime::take_place;
-pub use state::{FailStop, StateHandle};
+pub use state::{FailStop, StateHandle, StorageFault};
 pub use types::Payload;

@@ -33,28 +33,42 @@ const NANOS_PER_1024_BYTES_INITIAL: u64 = 20_000;
 /// Entries smaller than this say nothing about the pace of apply, bytes.
 const PACE_BYTES_MIN: usize = 512;
 
-/// What to do when the disk has failed under the whole node: the process ends with a code of its own. The first
+/// What is wrong under a node that must end, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StorageFault {
+    /// The disk answered with an error: what it holds is unknown until it was checked and read anew.
+    Disk(String),
+    /// What was read back is not what had been written: nothing in it can be trusted, however often it is read.
+    Damage(String),
+}
+
+/// What to do when storage has failed under the whole node: the process ends with a code of its own. The first
 /// report counts.
 #[derive(Clone)]
 pub struct FailStop {
-    report: Arc<dyn Fn(&str) + Send + Sync>,
+    report: Arc<dyn Fn(StorageFault) + Send + Sync>,
 }
 
 impl FailStop {
     /// Calls `report` with what has failed.
-    pub fn new(report: impl Fn(&str) + Send + Sync + 'static) -> Self {
+    pub fn new(report: impl Fn(StorageFault) + Send + Sync + 'static) -> Self {
         Self { report: Arc::new(report) }
     }
 
     pub(crate) fn log_failed(&self, error: &LogError) {
-        // A log that was closed is a node that is stopping.
-        if !matches!(error, LogError::Closed) {
-            (self.report)(&error.to_string());
+        match error {
+            // A log that was closed is a node that is stopping.
+            LogError::Closed => {}
+            LogError::Corrupt { .. } => (self.report)(StorageFault::Damage(error.to_string())),
+            _ => (self.report)(StorageFault::Disk(error.to_string())),
         }
     }
 
     fn checkpoint_failed(&self, error: &CheckpointError) {
-        (self.report)(&error.to_string());
+        (self.report)(match error {
+            CheckpointError::Failed { .. } => StorageFault::Disk(error.to_string()),
+            _ => StorageFault::Damage(error.to_string()),
+        });
     }
 }
 
@@ -441,5 +455,20 @@ mod tests {
         state.shared.machine.write().apply_other(first, Some(vec![1])).unwrap();
         state.note_settled();
         assert_eq!(state.ledger().tell(), [state.read(Machine::settled)]);
+    }
+    #[test]
+    fn damage_is_told_from_a_failing_disk() {
+        let faults = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&faults);
+        let stop = FailStop::new(move |fault| seen.lock().push(fault));
+        let what = String::new;
+        stop.log_failed(&LogError::Closed);
+        stop.log_failed(&LogError::Corrupt { segment: 1, offset: 2, what: what(), advice: "" });
+        stop.log_failed(&LogError::DiskFull { operation: what() });
+        stop.checkpoint_failed(&CheckpointError::Failed { doing: "syncing", what: what() });
+        stop.checkpoint_failed(&CheckpointError::Corrupt { doing: "verifying", what: what() });
+        stop.checkpoint_failed(&CheckpointError::Damaged { group: 1, what: what() });
+        let damage = |fault: &StorageFault| matches!(fault, StorageFault::Damage(_));
+        assert_eq!(faults.lock().iter().map(damage).collect::<Vec<_>>(), [true, false, false, true, true]);
     }
 }

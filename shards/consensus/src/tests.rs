@@ -99,7 +99,7 @@ impl Cluster {
                 state: StateHandle::new(number, machine),
                 writer: writer.clone(),
                 peers: peers.clone(),
-                fail_stop: FailStop::new(|what| eprintln!("disk failed: {what}")),
+                fail_stop: FailStop::new(|what| eprintln!("storage failed: {what:?}")),
             });
             let group = runtime.spawn(group).await.unwrap().unwrap();
             server.add(group.clone());

@@ -14,9 +14,11 @@ mod options;
 mod pending;
 mod protocol;
 mod server;
+mod socket;
 
 pub use client::{CallStream, Link};
 pub use error::LinkError;
 pub use options::{LinkOptions, ServeOptions, connect, connect_lazy, server_builder};
 pub use protocol::{ExchangeProtocol, PeerProtocol, Protocol};
 pub use server::{Handler, ReplySender, ReplyStream, serve};
+pub use socket::incoming;

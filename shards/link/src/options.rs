@@ -7,6 +7,8 @@ use hyper_util::rt::TokioIo;
 use tidewall_env::simulation;
 use tonic::transport::{Channel, Endpoint, Server};
 
+use crate::socket::dial;
+
 /// HTTP/2 window of one stream, bytes.
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// HTTP/2 window of one connection, bytes.
@@ -67,7 +69,7 @@ impl Default for ServeOptions {
     }
 }
 
-/// Where and how to connect: large windows, no Nagle, pings also while idle.
+/// Where and how to connect: large windows, pings also while idle.
 fn endpoint(address: SocketAddr, connect_timeout: Duration) -> Endpoint {
     // An IPv6 scope id has no place in a URI, so the text is put together from its parts.
     let uri = match address {
@@ -77,7 +79,6 @@ fn endpoint(address: SocketAddr, connect_timeout: Duration) -> Endpoint {
     Endpoint::from_shared(uri)
         .expect("an IP address and a port always make a valid URI")
         .connect_timeout(connect_timeout)
-        .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_adaptive_window(false)
@@ -97,8 +98,20 @@ pub async fn connect(
     let endpoint = endpoint(address, connect_timeout);
     match simulation::is_active() {
         true => endpoint.connect_with_connector(simulated(address)).await,
-        false => endpoint.connect().await,
+        false => endpoint.connect_with_connector(dialled(address)).await,
     }
+}
+
+/// Connects over the real network.
+fn dialled(
+    address: SocketAddr,
+) -> impl tower::Service<
+    tonic::transport::Uri,
+    Response = TokioIo<tokio::net::TcpStream>,
+    Error = std::io::Error,
+    Future: Send,
+> + Clone {
+    tower::service_fn(move |_| async move { dial(address).await.map(TokioIo::new) })
 }
 
 /// Connects over the network of the simulation.
@@ -121,14 +134,13 @@ pub fn connect_lazy(address: SocketAddr, connect_timeout: Duration) -> Channel {
     let endpoint = endpoint(address, connect_timeout);
     match simulation::is_active() {
         true => endpoint.connect_with_connector_lazy(simulated(address)),
-        false => endpoint.connect_lazy(),
+        false => endpoint.connect_with_connector_lazy(dialled(address)),
     }
 }
 
-/// A server with transport settings that match [`endpoint`].
+/// A server with transport settings that match [`endpoint`]; its connections are to come from [`incoming`](crate::incoming).
 pub fn server_builder() -> Server {
     Server::builder()
-        .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_adaptive_window(Some(false))

@@ -12,11 +12,10 @@ use parking_lot::Mutex;
 use tidewall_actors::Home;
 use tidewall_client::follow::follow;
 use tidewall_client::topology::Topology;
-use tidewall_consensus::{FailStop, PeerServer, Peers, PeersConfig};
+use tidewall_consensus::{FailStop, PeerServer, Peers, PeersConfig, StorageFault};
 use tidewall_proto::internal::v1::shard_service_server::ShardServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tonic::transport::server::TcpIncoming;
 
 use crate::admin::ShardServer;
 use crate::assembly::{self, Parts, Replicas};
@@ -71,15 +70,15 @@ fn bind(address: SocketAddr) -> Result<std::net::TcpListener, NodeError> {
     Ok(listener)
 }
 
-/// The first report of a disk failure, and how to wait for it.
-fn fail_stop() -> (FailStop, watch::Receiver<Option<String>>) {
+/// The first report that storage has failed, and how to wait for it.
+fn fail_stop() -> (FailStop, watch::Receiver<Option<StorageFault>>) {
     let (sender, receiver) = watch::channel(None);
     let first = Mutex::new(Some(sender));
-    let report = move |what: &str| {
+    let report = move |fault: StorageFault| {
         if let Some(sender) = first.lock().take() {
-            tracing::error!(what, "storage has failed: this node stops at once");
+            tracing::error!(?fault, "storage has failed: this node stops at once");
             // The receiver lives as long as the node.
-            let _ = sender.send(Some(what.to_owned()));
+            let _ = sender.send(Some(fault));
         }
     };
     (FailStop::new(report), receiver)
@@ -105,7 +104,7 @@ async fn serve(
     let peer_task = tokio::spawn(
         tidewall_link::server_builder()
             .add_service(assembly::peer_service(peer_server.clone()))
-            .serve_with_incoming_shutdown(incoming(peer_listener), until(stopped.clone())),
+            .serve_with_incoming_shutdown(tidewall_link::incoming(peer_listener), until(stopped.clone())),
     );
     let parts = Parts {
         node: config.node,
@@ -134,10 +133,10 @@ async fn serve(
     tracing::info!(node = config.node, groups = groups.len(), "node is up");
     let ended = tokio::select! {
         biased;
-        what = failure(&mut failed) => {
+        error = failure(&mut failed) => {
             space.drop_ballast();
             // No clean stop: nothing that the disk says can be trusted any more.
-            return Err(NodeError::Storage(what));
+            return Err(error);
         }
         signal = signalled() => signal,
         () = standing.restart_asked() => Ok(Stop::Restart),
@@ -203,23 +202,18 @@ enum Stop {
     Restart,
 }
 
-/// What has failed, once something has.
-async fn failure(failed: &mut watch::Receiver<Option<String>>) -> String {
-    match failed.wait_for(Option::is_some).await {
-        Ok(what) => what.clone().unwrap_or_default(),
+/// What the node ends with once storage has failed.
+async fn failure(failed: &mut watch::Receiver<Option<StorageFault>>) -> NodeError {
+    match failed.wait_for(Option::is_some).await.map(|fault| fault.clone()) {
+        Ok(Some(StorageFault::Damage(what))) => NodeError::Data(what),
+        Ok(Some(StorageFault::Disk(what))) => NodeError::Storage(what),
         // Nobody is left who could report: the node is being taken apart.
-        Err(_) => std::future::pending().await,
+        Ok(None) | Err(_) => std::future::pending().await,
     }
 }
 
 fn listener(port: std::net::TcpListener) -> Result<TcpListener, NodeError> {
     TcpListener::from_std(port).map_err(NodeError::system("cannot use a port"))
-}
-
-/// Connections of a port. The server's own setting does not reach those that it is handed: without this, Nagle's
-/// algorithm and delayed acknowledgements hold replies back for 40 ms.
-fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 
 async fn until(mut stopped: watch::Receiver<bool>) {
@@ -267,7 +261,7 @@ impl Edge {
         let served = tidewall_link::server_builder()
             .accept_http1(true)
             .add_routes(tonic::service::Routes::from(router))
-            .serve_with_incoming_shutdown(incoming(listener(port)?), until(stopped.clone()));
+            .serve_with_incoming_shutdown(tidewall_link::incoming(listener(port)?), until(stopped.clone()));
         // Streams of gateways never end by themselves: the stop waits for none of them.
         let result = tokio::select! {
             result = served => result,

@@ -316,7 +316,7 @@ mod tests {
             state: StateHandle::new(1, Machine::new()),
             writer: writer.clone(),
             peers: peers.clone(),
-            fail_stop: FailStop::new(|what| panic!("a disk in memory failed: {what}")),
+            fail_stop: FailStop::new(|what| panic!("a disk in memory failed: {what:?}")),
         });
         let group = group.await.unwrap();
         group.initialize().await.unwrap();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::history::{Blow, Micros, Op, Traffic};
+use crate::history::{Ask, Blow, Micros, Op, Traffic};
 use crate::stage::Outcome;
 
 /// What the others felt is compared over this long before and after a blow, microseconds.
@@ -59,6 +59,8 @@ pub struct Measured {
     pub errors: u64,
     /// The errors by their words, the most frequent first.
     pub errors_by_kind: Vec<(String, u64)>,
+    /// When and where the first errors of each episode were.
+    pub first_errors: Vec<String>,
     /// Calls that were refused for load until their deadline.
     pub refused: u64,
     /// Calls that were sent again because their connection was closed.
@@ -118,6 +120,9 @@ impl Measured {
                 *kinds.entry(words(op)).or_insert(0) += 1;
             }
         }
+        let failed = ops.iter().filter(|op| op.answer.is_error()).take(ERRORS_MAX);
+        self.first_errors.extend(failed.map(|op| place(op, &episode.blows)));
+        self.first_errors.truncate(ERRORS_MAX);
         self.errors_by_kind = kinds.into_iter().collect();
         self.errors_by_kind.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         self.errors_by_kind.truncate(ERRORS_MAX);
@@ -155,6 +160,26 @@ fn words(op: &Op) -> String {
         }
         _ => String::new(),
     }
+}
+
+/// When and where a call failed, and what had been done to the cluster last.
+fn place(op: &Op, blows: &[Blow]) -> String {
+    let asked = match op.ask {
+        Ask::Buy { .. } => "purchase",
+        Ask::Hold { .. } => "hold",
+        Ask::Confirm { .. } => "confirmation",
+        Ask::Release { .. } => "release",
+        Ask::Cancel { .. } => "cancellation",
+        Ask::Read { .. } => "read",
+        Ask::Outcome { .. } => "question for an outcome",
+    };
+    let last = blows.iter().enumerate().rfind(|(_, blow)| blow.at <= op.end);
+    let after = last.map_or_else(String::new, |(number, blow)| {
+        let hit = if blow.regions.contains(&op.region) { "hit" } else { "not hit" };
+        let since = ms(op.due) - ms(blow.at);
+        format!(", due {since:.0} ms after fault {} ({}; the region was {hit})", number + 1, blow.what)
+    });
+    format!("a {asked} in {} that took {:.0} ms{after}: {}", op.region, ms(op.latency()), words(op))
 }
 
 /// How long after a blow the region acknowledged a write that the old leader cannot have acknowledged: one that was sent
@@ -231,6 +256,9 @@ mod tests {
         assert_eq!(measured.others_before_ms, [2.0]);
         assert_eq!(measured.others_after_ms, [4.0], "the first second does not count");
         assert_eq!(measured.errors_by_kind, [("UNAVAILABLE after  ms".to_owned(), 1)]);
+        let place = "a purchase in regions/r that took 100 ms, due 0 ms after fault 1 (kill; the region was hit): \
+                     UNAVAILABLE after  ms";
+        assert_eq!(measured.first_errors, [place]);
         let figure = Figure { name: "x".into(), value: 3.0, unit: "ms", at_most: Some(2.5) };
         assert!(!figure.met());
     }

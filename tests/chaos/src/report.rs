@@ -47,6 +47,8 @@ pub struct ScenarioReport {
     pub resent: u64,
     /// The errors that clients saw, by their words.
     pub errors_by_kind: Vec<(String, u64)>,
+    /// When and where the first of them were.
+    pub first_errors: Vec<String>,
     /// Figures with their targets.
     pub figures: Vec<Figure>,
     /// From each blow to the next acknowledged write of each region that it hit.
@@ -88,6 +90,7 @@ impl ScenarioReport {
             client_stall_ms: measured.client_stall_ms,
             resent: measured.resent,
             errors_by_kind: measured.errors_by_kind.clone(),
+            first_errors: measured.first_errors.clone(),
             figures: scenario.figures(measured),
             next_write: spread(&measured.next_write_ms),
             verdicts,
@@ -151,6 +154,9 @@ impl fmt::Display for ScenarioReport {
         }
         for (words, count) in &self.errors_by_kind {
             writeln!(f, "  error, {count} x: {words}")?;
+        }
+        for place in &self.first_errors {
+            writeln!(f, "  error: {place}")?;
         }
         for verdict in &self.verdicts {
             let word = if verdict.ok() { "ok" } else { "VIOLATED" };

@@ -13,7 +13,9 @@ use http::header::{DATE, HeaderValue};
 use parking_lot::Mutex;
 use rand::Rng as _;
 use tidewall_actors::Home;
-use tidewall_consensus::{FailStop, Group, Payload, PeerServer, Peers, PeersConfig, StateHandle};
+use tidewall_consensus::{
+    FailStop, Group, Payload, PeerServer, Peers, PeersConfig, StateHandle, StorageFault,
+};
 use tidewall_env::disk::{CrashMode, MemoryDisk};
 use tidewall_node::assembly::{
     Front, Orders, Parts, Quarantine, Replicas, Space, SteadyClock, load_rows, peer_service,
@@ -104,7 +106,7 @@ pub struct Bed {
     /// The process, when it is up.
     pub life: RefCell<Option<Life>>,
     /// Its disk has failed: somebody must look after it.
-    pub failed: Arc<Mutex<Option<String>>>,
+    pub failed: Arc<Mutex<Option<StorageFault>>>,
     /// Its disk was made to fail.
     disk_fails: Cell<bool>,
     /// Groups whose replica here may refuse to serve, because its checkpoint was damaged.
@@ -298,8 +300,8 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
         // Nobody orders a recovery here: nothing is ever written there.
         orders: Orders::new(Path::new("/nonexistent")),
         fresh,
-        fail_stop: FailStop::new(move |what| {
-            failed.lock().get_or_insert_with(|| what.to_owned());
+        fail_stop: FailStop::new(move |fault| {
+            failed.lock().get_or_insert(fault);
         }),
     };
     let replicas = Replicas::start(parts, &peers, &server).await;

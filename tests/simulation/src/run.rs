@@ -417,9 +417,9 @@ impl Cluster {
         }
         for bed in self.beds.clone() {
             let failed = bed.failed.lock().clone();
-            if let Some(what) = failed {
+            if let Some(fault) = failed {
                 if !bed.disk_was_made_to_fail() {
-                    self.object("fail-stop", format!("n{} stopped: {what}", bed.id));
+                    self.object("fail-stop", format!("n{} stopped: {fault:?}", bed.id));
                     return false;
                 }
                 self.note(format_args!("n{} stops because of its disk", bed.id));
