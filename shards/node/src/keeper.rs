@@ -2,7 +2,8 @@
 //!
 //! Leaders are spread by preference: a node that leads a group which another one should lead hands it over, once that
 //! one has been caught up for a while. A node that must not lead, because it was drained, because its clock is wrong, or
-//! because its apply stands still, hands everything over at once. Nothing here is needed for correctness.
+//! because its apply stands still, hands everything over at once; so does one that no majority hears. Nothing here is needed
+//! for correctness.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,6 +33,9 @@ const LOG_BYTES_MAX: u64 = 192 << 20;
 const REPLAY_MAX: Duration = Duration::from_secs(5);
 /// A leader whose apply stands still for so long, with entries waiting, is not fit to lead.
 const APPLY_STUCK: Duration = Duration::from_secs(3);
+/// A leader that no majority has acknowledged for so long cannot decide anything, but may still be heard: as long as it
+/// is, nobody else stands for election. Three times the shortest silence after which followers do.
+const UNACKNOWLEDGED: Duration = Duration::from_millis(660);
 /// How long all leads may take to leave a node that must not have them, before it is tried again.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the preferred leader must have been caught up before it is given the lead.
@@ -44,6 +48,8 @@ struct Memory {
     checkpoint_at: BTreeMap<u32, (Instant, u64)>,
     steady_since: BTreeMap<u32, Instant>,
     transferred_at: BTreeMap<u32, Instant>,
+    /// The term in which a lead was offered because nobody acknowledged it.
+    offered_in: BTreeMap<u32, u64>,
     /// Applied index and since when it is that.
     applied: BTreeMap<u32, (u64, Instant)>,
 }
@@ -62,6 +68,7 @@ pub async fn keep(standing: Arc<Standing>, serving: Arc<Serving>, log: NodeLog) 
             tracing::warn!(%error, "cannot see how much space is free");
         }
         checkpoints(&serving, &log, &mut memory).await;
+        give_up_what_nobody_acknowledges(&standing, &serving, &mut memory).await;
         give_up_what_is_stuck(&standing, &serving, &mut memory).await;
         if standing.accepts_lead() {
             spread(&standing, &serving, &mut memory).await;
@@ -104,6 +111,33 @@ async fn checkpoints(serving: &Serving, log: &NodeLog, memory: &mut Memory) {
         if state.bytes > CHECKPOINT_BYTES || aged || pins || (behind && state.bytes > 0) {
             served.group.checkpoint().await;
         }
+    }
+}
+
+/// Offers leads that this node can no longer make use of to the others, who may hear the offer. Once in a term: an offer
+/// that is not taken is repeated by itself.
+async fn give_up_what_nobody_acknowledges(standing: &Standing, serving: &Serving, memory: &mut Memory) {
+    for (number, served) in &serving.groups {
+        let group = &served.group;
+        let unacknowledged = group.unacknowledged_for().filter(|silence| *silence > UNACKNOWLEDGED);
+        let (Some(silence), true) = (unacknowledged, group.believes_to_lead()) else { continue };
+        let term = group.status().term;
+        if memory.offered_in.insert(*number, term) == Some(term) {
+            continue;
+        }
+        let (voters, _) = group.members();
+        // What they have is not known: by what was heard of them last, and the first of equals.
+        let fitness =
+            |peer: &u64| (standing.takes_lead(*peer), group.caught_up(*peer), std::cmp::Reverse(*peer));
+        let others = voters.iter().copied().filter(|voter| *voter != standing.node());
+        let Some(to) = others.max_by_key(fitness) else { continue };
+        tracing::warn!(
+            group = number,
+            ?silence,
+            to,
+            "no majority acknowledges this leader: it offers its lead"
+        );
+        group.transfer_leadership(to).await;
     }
 }
 

@@ -14,6 +14,8 @@ const WINDOW: Micros = 3_000_000;
 const FIRST: Micros = 1_000_000;
 /// Errors that are spelled out.
 const ERRORS_MAX: usize = 8;
+/// The longest waits after faults that are spelled out.
+const SLOWEST_MAX: usize = 3;
 
 /// A distribution in milliseconds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -69,6 +71,8 @@ pub struct Measured {
     pub client_stall_ms: f64,
     /// From a blow to the next acknowledged write in each region that it hit.
     pub next_write_ms: Vec<f64>,
+    /// The slowest of these, with what had been done, the slowest first.
+    pub slowest: Vec<(f64, String)>,
     /// Latencies of the regions that a blow did not hit, before and after it.
     pub others_before_ms: Vec<f64>,
     /// The same, from one second after the blow on.
@@ -126,9 +130,12 @@ impl Measured {
         self.errors_by_kind = kinds.into_iter().collect();
         self.errors_by_kind.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         self.errors_by_kind.truncate(ERRORS_MAX);
-        for blow in &episode.blows {
-            self.next_write_ms
-                .extend(blow.regions.iter().filter_map(|region| next_write(&ops, blow, region)).map(ms));
+        for (number, blow) in episode.blows.iter().enumerate() {
+            for region in &blow.regions {
+                let Some(wait) = next_write(&ops, blow, region).map(ms) else { continue };
+                self.next_write_ms.push(wait);
+                self.slowest.push((wait, format!("in {region} after fault {} ({})", number + 1, blow.what)));
+            }
             if let (Some(undone), Some(healed)) = (blow.undone, blow.healed) {
                 self.healed_ms.push(ms(healed.saturating_sub(undone)));
             }
@@ -142,6 +149,8 @@ impl Measured {
                 self.others_after_ms.extend(others(blow.at + FIRST, blow.at + FIRST + WINDOW));
             }
         }
+        self.slowest.sort_by(|(one, _), (other, _)| other.total_cmp(one));
+        self.slowest.truncate(SLOWEST_MAX);
         for (name, values) in &episode.samples {
             self.samples.entry((*name).to_owned()).or_default().extend(values);
         }
@@ -241,18 +250,20 @@ mod tests {
             other(3_000_000, 2_000),
             other(5_500_000, 700_000),
             other(6_500_000, 4_000),
+            write((5_900_000, 6_000_000), 2),
             op(buy("e"), (5_000_000, 5_100_000), Answer::Unknown("UNAVAILABLE after 10 ms".into())),
             op(buy("e"), (5_000_000, 5_100_000), Answer::No("SOLD_OUT".into())),
         ];
         let mut measured = Measured::default();
         measured.add(&outcome);
-        assert_eq!((measured.calls, measured.acknowledged, measured.errors), (6, 4, 1));
+        assert_eq!((measured.calls, measured.acknowledged, measured.errors), (7, 5, 1));
         assert_eq!(measured.client_stall_ms, 0.0);
         outcome.evidence.ops[0].start = 500_000;
         measured.add(&outcome);
         assert_eq!(measured.client_stall_ms, 500.0);
         let mut measured = Measured::default();
         measured.add(&outcome);
+        assert_eq!(measured.slowest, [(1_000.0, "in regions/r after fault 1 (kill)".to_owned())]);
         assert_eq!(measured.others_before_ms, [2.0]);
         assert_eq!(measured.others_after_ms, [4.0], "the first second does not count");
         assert_eq!(measured.errors_by_kind, [("UNAVAILABLE after  ms".to_owned(), 1)]);

@@ -53,6 +53,8 @@ pub struct ScenarioReport {
     pub figures: Vec<Figure>,
     /// From each blow to the next acknowledged write of each region that it hit.
     pub next_write: Option<Spread>,
+    /// The slowest of these, with what had been done.
+    pub slowest: Vec<(f64, String)>,
     /// What the checkers and the scenario's own expectations say.
     pub verdicts: Vec<Verdict>,
     /// Why it was cut short, if it was: that is no success.
@@ -93,6 +95,7 @@ impl ScenarioReport {
             first_errors: measured.first_errors.clone(),
             figures: scenario.figures(measured),
             next_write: spread(&measured.next_write_ms),
+            slowest: measured.slowest.clone(),
             verdicts,
             cut_short,
             plots: Vec::new(),
@@ -137,6 +140,9 @@ impl fmt::Display for ScenarioReport {
                 None => String::new(),
             };
             writeln!(f, "  {:<62} {value:>12}{target}", figure.name)?;
+        }
+        for (wait_ms, after) in &self.slowest {
+            writeln!(f, "  slowest next write: {wait_ms:.0} ms {after}")?;
         }
         if self.client_stall_ms > STALL_MS_MAX {
             writeln!(

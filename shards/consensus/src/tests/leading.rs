@@ -56,8 +56,11 @@ async fn a_leader_cut_off_from_its_peers_confirms_nothing() {
     let mut cluster = Cluster::new(&[1, 2, 3]).await;
     cluster.create(1).await;
     let (old, group) = cluster.leader(1).await;
+    let heard = group.unacknowledged_for();
+    assert!(heard.is_some_and(|silence| silence < PATIENCE), "{heard:?}");
     let others: Vec<u64> = (1..=3).filter(|node| *node != old).collect();
     for node in others {
+        assert_eq!(cluster.running[&node].groups[&1].unacknowledged_for(), None, "it does not lead");
         cluster.crash(node).await;
     }
     // Its lease runs out; from then on it must refuse, though nobody has told it of a new leader.
@@ -65,6 +68,8 @@ async fn a_leader_cut_off_from_its_peers_confirms_nothing() {
     let confirmed =
         tokio::time::timeout(PATIENCE, group.confirm_leadership()).await.expect("an answer in time");
     assert!(matches!(confirmed, Err(ReadError::NotLeader { .. })), "{confirmed:?}");
+    let silence = group.unacknowledged_for();
+    assert!(silence.is_some_and(|silence| silence > Duration::from_secs(1)), "{silence:?}");
     cluster.stop().await;
 }
 
