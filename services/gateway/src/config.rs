@@ -21,7 +21,9 @@ pub struct GatewayConfig {
     pub public_keys: Vec<[u8; 32]>,
     /// Calls per region that may be here at once, waiting ones included; more are refused with RESOURCE_EXHAUSTED.
     pub calls_max_per_region: usize,
-    /// How many of them may be on their way to the shards: bounds and tolerances of the adaptive limit.
+    /// Calls of all regions that may wait at once: memory, about 8 KiB each.
+    pub calls_waiting_max: usize,
+    /// How many calls of a region may be on their way to the shards: bounds and tolerances of the adaptive limit.
     pub limit: LimitOptions,
     /// Verified tokens that are remembered.
     pub token_cache_entries: usize,
@@ -42,7 +44,8 @@ impl GatewayConfig {
             topology,
             topology_path: None,
             public_keys,
-            calls_max_per_region: 4096,
+            calls_max_per_region: 32_768,
+            calls_waiting_max: 65_536,
             limit: LimitOptions::default(),
             token_cache_entries: 131_072,
             connection_age_min: Some(Duration::from_secs(300)),

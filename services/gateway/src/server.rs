@@ -139,6 +139,7 @@ impl GatewayCore {
                 config.topology.regions.len(),
                 config.limit,
                 config.calls_max_per_region,
+                config.calls_waiting_max,
             ),
             metrics: Metrics::new(&config.topology),
         });

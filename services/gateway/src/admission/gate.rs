@@ -17,6 +17,12 @@ pub(crate) const NEIGHBOUR_RATE_MIN: f64 = 10.0;
 /// Part of the mean that one window is of how often neighbours call, and how long their calls take.
 const LIGHT_WEIGHT: f64 = 1.0 / 8.0;
 
+/// Nobody waits longer for its turn, whatever its deadline.
+const WAIT_MAX: Duration = Duration::from_secs(8);
+/// Part of its patience that a call may be expected to wait: the rest is for its way to the region, and for the error of
+/// the estimate.
+const WAIT_PART: f64 = 0.8;
+
 /// Admission of one region. `W` is whoever waits.
 pub(crate) struct Gate<W> {
     room: Room<W>,
@@ -36,7 +42,9 @@ pub(crate) struct Gate<W> {
     /// Their latencies: the sum, and the mean of late, s.
     light_total: Duration,
     light_latency: Option<f64>,
+    /// Calls that ended in this window, by weight, and whether any waited when it began.
     completed: u64,
+    waited: bool,
     refused: u64,
 }
 
@@ -88,19 +96,23 @@ impl<W> Gate<W> {
             light_total: Duration::ZERO,
             light_latency: None,
             completed: 0,
+            waited: false,
             refused: 0,
         }
     }
 
-    /// A call comes; see [`Room::arrive`].
+    /// A call comes, and would wait so long; see [`Room::arrive`]. Who cannot expect its turn within that time is refused
+    /// at once: it can make use of the time.
     pub(crate) fn arrive(
         &mut self,
         class: Class,
         row: RowKey,
         weight: usize,
+        patience: Duration,
         waiter: impl FnOnce() -> W,
     ) -> Arrival<W> {
-        let arrival = self.room.arrive(class, row, weight, waiter);
+        let ahead_max = self.pace.completed_in(patience.mul_f64(WAIT_PART).min(WAIT_MAX));
+        let arrival = self.room.arrive(class, row, weight, ahead_max, waiter);
         self.window.peak = self.window.peak.max(self.room.under_way());
         arrival
     }
@@ -150,6 +162,12 @@ impl<W> Gate<W> {
             let before = self.light_latency.unwrap_or(latency);
             self.light_latency = Some(before + (latency - before) * LIGHT_WEIGHT);
         }
+        // Only while calls wait is what completes all that the region can do.
+        let waits = self.room.waiting() > 0;
+        if self.waited && waits {
+            self.pace.measured(self.completed, now.saturating_sub(self.window_began));
+        }
+        (self.waited, self.completed) = (waits, 0);
         let heavy = self.heavy_seen.is_some_and(|at| now.saturating_sub(at) <= MEMORY);
         let report = Report {
             under_way: mean_calls,
@@ -178,7 +196,7 @@ impl<W> Gate<W> {
     /// Counts a refusal and says when to come back; `jitter` is uniform in [0, 1).
     pub(crate) fn refuse(&mut self, now: Duration, jitter: f64) -> Duration {
         self.refused += 1;
-        self.pace.next_return(now, self.completed, jitter)
+        self.pace.next_return(now, jitter)
     }
 
     /// What can be seen from outside.

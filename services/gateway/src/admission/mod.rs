@@ -1,7 +1,8 @@
 //! Admission: how many calls per region may be under way, who waits, and when the refused ones shall come back.
 //!
-//! Up to an adaptive limit ([`limit`]) calls go to the region at once; some more wait here, where rows take turns
-//! ([`room`]); what does not fit is refused at once with a time to come back ([`pace`]). The limit keeps batches as
+//! Up to an adaptive limit ([`limit`]) calls go to the region at once; as many as can be served before their deadlines
+//! wait here, where rows take turns ([`room`]); what does not fit is refused at once with a time to come back ([`pace`]).
+//! To wait is a tenth of the work of being refused and coming back, and who came first is served first. The limit keeps batches as
 //! large as they need to be and queues in the shards short; that calls wait here and not there is what lets a light
 //! row go past a flood. This module is the part with clock and tasks; what it decides, [`gate`] decides.
 
@@ -15,6 +16,7 @@ mod simulation;
 
 use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -37,6 +39,9 @@ struct Region {
     position: usize,
     gate: Mutex<Gate<Waiter>>,
     neighbours: Arc<Neighbours>,
+    /// Calls that wait in all regions, and most of them.
+    waiting: Arc<AtomicUsize>,
+    waiting_max: usize,
     began: Instant,
 }
 
@@ -99,9 +104,17 @@ struct Waiting {
     ticket: Ticket,
 }
 
+impl Waiting {
+    fn new(region: Arc<Region>, ticket: Ticket) -> Self {
+        region.waiting.fetch_add(1, Ordering::Relaxed);
+        Self { region, ticket }
+    }
+}
+
 impl Drop for Waiting {
     fn drop(&mut self) {
         drop(self.region.gate.lock().withdraw(self.ticket));
+        self.region.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -142,7 +155,12 @@ impl Region {
 
     async fn enter(self: &Arc<Self>, call: &Arriving<'_>) -> Result<Permit, Duration> {
         let mut turn = None;
-        let arrival = self.gate.lock().arrive(call.class, row_key(call.row), call.weight, || {
+        // When the gateway has as many as it can hold, only a region where nobody waits yet takes more.
+        let patience = match self.waiting.load(Ordering::Relaxed) < self.waiting_max {
+            true => call.deadline.saturating_duration_since(call.at),
+            false => Duration::ZERO,
+        };
+        let arrival = self.gate.lock().arrive(call.class, row_key(call.row), call.weight, patience, || {
             let (waiter, receiver) = oneshot::channel();
             turn = Some(receiver);
             waiter
@@ -152,7 +170,7 @@ impl Region {
             Arrival::Waits { ticket, pushed_out } => (ticket, pushed_out),
             Arrival::Full => return Err(self.come_back(call.at)),
         };
-        let _waiting = Waiting { region: Arc::clone(self), ticket };
+        let _waiting = Waiting::new(Arc::clone(self), ticket);
         if let Some(pushed_out) = pushed_out {
             let _ = pushed_out.send(Err(self.come_back(call.at)));
         }
@@ -166,13 +184,16 @@ impl Region {
 }
 
 impl Admission {
-    /// Admission for so many regions; `calls_max` calls may be in one at once, waiting ones included.
-    pub(crate) fn new(regions: usize, options: LimitOptions, calls_max: usize) -> Self {
+    /// Admission for so many regions; `calls_max` calls may be in one at once, waiting ones included, and about
+    /// `waiting_max` may wait in all of them.
+    pub(crate) fn new(regions: usize, options: LimitOptions, calls_max: usize, waiting_max: usize) -> Self {
         let began = Instant::now();
+        let waiting = Arc::new(AtomicUsize::new(0));
         let neighbours = Arc::new(Neighbours::new(regions));
         let region = |position| {
             let gate = Mutex::new(Gate::new(options, calls_max));
-            Arc::new(Region { position, gate, neighbours: Arc::clone(&neighbours), began })
+            let (neighbours, waiting) = (Arc::clone(&neighbours), Arc::clone(&waiting));
+            Arc::new(Region { position, gate, neighbours, waiting, waiting_max, began })
         };
         Self { regions: (0..regions).map(region).collect(), neighbours: Arc::clone(&neighbours), began }
     }
@@ -184,8 +205,8 @@ impl Admission {
         region.enter(&call).await.map_err(|retry_after| ApiError::Overloaded {
             retry_after,
             message: format!(
-                "the region has as many calls as it may at this gateway: nothing was decided, send the same \
-                 request again after {} ms",
+                "the region has more calls at this gateway than it can decide in time: nothing was decided, send the \
+                 same request again after {} ms",
                 retry_after.as_millis()
             ),
         })
@@ -215,7 +236,7 @@ mod tests {
     /// One region where one call may be under way and `calls_max` may be altogether.
     fn narrow(calls_max: usize) -> Arc<Admission> {
         let options = LimitOptions { floor: 1, ceiling: 1, ..LimitOptions::default() };
-        Arc::new(Admission::new(1, options, calls_max))
+        Arc::new(Admission::new(1, options, calls_max, usize::MAX))
     }
 
     fn call(row: &str) -> Arriving<'_> {
@@ -260,6 +281,33 @@ mod tests {
         };
         assert!((pace::RETURN_MIN..=pace::RETURN_MAX).contains(&retry_after), "{retry_after:?}");
         assert_eq!((admission.state(0).waiting, admission.state(0).refused), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn who_cannot_have_its_turn_in_time_is_refused_at_once() {
+        let admission = narrow(10_000);
+        let _first = admission.enter(call("hot")).await.unwrap();
+        let _second = waiting(&admission, "hot").await;
+        let _third = waiting(&admission, "hot").await;
+        let began = Instant::now();
+        let hasty = Arriving { deadline: began, ..call("hot") };
+        let refused = admission.enter(Arriving { at: began, ..hasty }).await;
+        assert!(matches!(refused, Err(ApiError::Overloaded { .. })));
+        assert_eq!((admission.state(0).waiting, admission.state(0).refused), (2, 1));
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_holds_as_many_as_it_can_takes_no_more_into_a_queue() {
+        let options = LimitOptions { floor: 1, ceiling: 1, ..LimitOptions::default() };
+        let admission = Arc::new(Admission::new(2, options, 100, 1));
+        let _first = admission.enter(call("hot")).await.unwrap();
+        let waiter = waiting(&admission, "hot").await;
+        assert!(matches!(admission.enter(call("hot")).await, Err(ApiError::Overloaded { .. })));
+        let elsewhere = Arriving { region: 1, ..call("other") };
+        let _elsewhere = admission.enter(elsewhere).await.unwrap();
+        waiter.abort();
+        assert!(waiter.await.err().unwrap().is_cancelled());
+        drop(waiting(&admission, "hot").await);
     }
 
     #[tokio::test]

@@ -2,8 +2,8 @@
 //!
 //! Up to the limit, calls go in at once. Beyond it they wait, up to a bound, and rows take turns, so that a flood on one
 //! row queues behind itself only; a row that has little under way does not wait at all, but uses a reserve beside the
-//! limit. When the bound is reached the row that waits most is refused first. Pure: no clock, no task, no lock; whoever
-//! waits is a `W` that comes back when it is let in or pushed out.
+//! limit. When the bound is reached the row that waits most is refused first, and nobody waits behind more calls than it
+//! has time for. Pure: no clock, no task, no lock; whoever waits is a `W` that comes back when it is let in or pushed out.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -191,12 +191,14 @@ impl<W> Room<W> {
         self.limit = limit.max(1);
     }
 
-    /// Takes a call that weighs as much as `weight` single ones; `waiter` makes the one who waits, if it must.
+    /// Takes a call that weighs as much as `weight` single ones; `waiter` makes the one who waits, if it must. It waits
+    /// only if at most about `ahead_max` calls, by weight, are let in before it.
     pub(crate) fn arrive(
         &mut self,
         class: Class,
         row: RowKey,
         weight: usize,
+        ahead_max: usize,
         waiter: impl FnOnce() -> W,
     ) -> Arrival<W> {
         // A call heavier than the bound still gets in when it is alone.
@@ -212,6 +214,9 @@ impl<W> Room<W> {
         if own_waiting == 0 && own_under_way + weight <= part && self.reserved + weight <= reserve {
             return Arrival::In(self.let_in(class, row, weight, true));
         }
+        if self.ahead(class, own_waiting) > ahead_max {
+            return Arrival::Full;
+        }
         let mut pushed_out = None;
         if self.under_way() + self.waiting + weight > class.share(self.calls_max) {
             pushed_out = self.push_out(class, own_waiting);
@@ -225,6 +230,13 @@ impl<W> Room<W> {
         self.rows.entry(row).or_default().waiting += weight;
         self.queues[class as usize].push(row, Waiter { number, weight, handle: waiter() });
         Arrival::Waits { ticket: Ticket { class, row, number }, pushed_out }
+    }
+
+    /// About how many calls, by weight, are let in before a new one of a row that has `own_waiting`: all that wait, or, as
+    /// rows take turns, as many of each row as of its own.
+    fn ahead(&self, class: Class, own_waiting: usize) -> usize {
+        let rows: usize = self.queues[..=class as usize].iter().map(|queue| queue.rows.len()).sum();
+        self.waiting.min(own_waiting.saturating_add(1).saturating_mul(rows))
     }
 
     /// A call has ended; says how heavy its row was until then.
@@ -323,7 +335,7 @@ mod tests {
     const COLD: RowKey = 2;
 
     fn arrive(room: &mut Room<u32>, class: Class, row: RowKey, name: u32) -> Arrival<u32> {
-        room.arrive(class, row, 1, || name)
+        room.arrive(class, row, 1, usize::MAX, || name)
     }
 
     fn place(arrival: Arrival<u32>) -> Place {
@@ -421,6 +433,21 @@ mod tests {
     }
 
     #[test]
+    fn nobody_waits_behind_more_than_it_has_time_for() {
+        let (mut room, _places) = flooded(20, 100);
+        let mut hasty = |row, ahead_max| room.arrive(Class::Start, row, 1, ahead_max, || 99);
+        assert_eq!(hasty(HOT, 11), Arrival::Full, "12 of its own wait");
+        assert!(waits(&hasty(HOT, 12)));
+        // The reserve takes two calls of the cold row; then rows take turns: the 13 of the flood are not all before it.
+        place(hasty(COLD, 0));
+        place(hasty(COLD, 0));
+        assert_eq!(hasty(COLD, 0), Arrival::Full);
+        assert!(waits(&hasty(COLD, 1)));
+        assert_eq!(hasty(COLD, 3), Arrival::Full);
+        assert!(waits(&hasty(COLD, 4)));
+    }
+
+    #[test]
     fn the_bound_on_calls_holds_for_all_classes() {
         let (mut room, _places) = flooded(16, 16);
         assert_eq!(arrive(&mut room, Class::Browse, HOT, 1), Arrival::Full);
@@ -436,7 +463,10 @@ mod tests {
     fn a_heavy_call_is_not_overtaken_and_gets_in_alone() {
         let mut room = Room::new(8, 100);
         let light = place(arrive(&mut room, Class::Start, HOT, 1));
-        assert!(waits(&room.arrive(Class::Start, HOT, 1000, || 2)), "heavier than the limit: alone only");
+        assert!(
+            waits(&room.arrive(Class::Start, HOT, 1000, usize::MAX, || 2)),
+            "heavier than the limit: alone only"
+        );
         assert!(waits(&arrive(&mut room, Class::Start, HOT, 3)), "nobody goes past");
         room.leave(light);
         let (heavy, name) = room.next().unwrap();
@@ -475,11 +505,14 @@ mod tests {
         for name in 0..20_000u32 {
             let class = Class::ALL[random(3) as usize];
             match random(5) {
-                0..=1 => match room.arrive(class, random(6), 1 + random(3) as usize, || name) {
-                    Arrival::In(place) => places.push(place),
-                    Arrival::Waits { ticket, .. } => tickets.push(ticket),
-                    Arrival::Full => {}
-                },
+                0..=1 => {
+                    match room.arrive(class, random(6), 1 + random(3) as usize, random(40) as usize, || name)
+                    {
+                        Arrival::In(place) => places.push(place),
+                        Arrival::Waits { ticket, .. } => tickets.push(ticket),
+                        Arrival::Full => {}
+                    }
+                }
                 2 if !places.is_empty() => {
                     room.leave(places.swap_remove(random(places.len() as u64) as usize));
                 }

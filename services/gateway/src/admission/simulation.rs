@@ -13,6 +13,9 @@ use super::room::{Arrival, Class, Place};
 const HOT: u64 = 1;
 const COLD: u64 = 2;
 
+/// How long clients wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 const fn us(us: u64) -> Duration {
     Duration::from_micros(us)
 }
@@ -74,7 +77,7 @@ struct World {
 impl World {
     fn new(service: Service, options: LimitOptions) -> Self {
         Self {
-            gate: Gate::new(options, 4096),
+            gate: Gate::new(options, 32_768),
             service,
             clients: Vec::new(),
             events: BinaryHeap::new(),
@@ -123,7 +126,7 @@ impl World {
     }
 
     fn attempt(&mut self, client: usize) {
-        match self.gate.arrive(Class::Start, self.clients[client].row, 1, || client) {
+        match self.gate.arrive(Class::Start, self.clients[client].row, 1, PATIENCE, || client) {
             Arrival::In(place) => self.queue.push((client, place, self.now)),
             Arrival::Waits { pushed_out, .. } => {
                 if let Some(other) = pushed_out {
@@ -231,7 +234,7 @@ fn a_crowd_that_honours_the_delays_gets_through() {
     }
     let served = world.run(Duration::from_secs(10));
     assert!(served >= 49_500, "{served} served, {} refusals", world.refused);
-    assert!(world.refused < 5 * 50_000, "the crowd must not hammer: {} refusals", world.refused);
+    assert!(world.refused < 25_000, "most wait for their turn: {} refusals", world.refused);
 }
 
 /// Three times what the neighbour waits without a flood, however many flood.
