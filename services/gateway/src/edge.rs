@@ -294,11 +294,14 @@ impl Edge {
             Err(error) => (Err(error), None),
         };
         let now = Instant::now();
-        if let Some(permit) = permit
-            && result.is_ok()
-            && method.writes()
-        {
-            permit.decided(now);
+        if let Some(permit) = permit {
+            match &result {
+                Ok(_) if method.writes() => permit.decided(now),
+                Ok(_) => permit.answered(now),
+                Err(error) if error.is_answer() => permit.answered(now),
+                // Whatever it was, it says nothing about how fast the region is.
+                Err(_) => drop(permit),
+            }
         }
         self.finish(method, region, now.saturating_duration_since(began), result)
     }

@@ -43,6 +43,15 @@ pub(crate) enum ApiError {
 }
 
 impl ApiError {
+    /// Whether the region has answered with this.
+    pub(crate) fn is_answer(&self) -> bool {
+        match self {
+            Self::Rejected { .. } => true,
+            Self::Plain { code, .. } => matches!(code, Code::NotFound | Code::FailedPrecondition),
+            Self::Field { .. } | Self::Overloaded { .. } | Self::Client { .. } => false,
+        }
+    }
+
     /// A field has a value that it may not have.
     pub(crate) fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Field { field: field.into(), reason: "INVALID_FIELD", message: message.into() }

@@ -192,7 +192,7 @@ impl GatewayCore {
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
         let router = std::mem::take(routes.axum_router_mut());
-        *routes.axum_router_mut() = with_plain_pages(router, edge, readiness);
+        *routes.axum_router_mut() = with_plain_pages(router, Arc::clone(&edge), readiness);
 
         let mut server = Server::builder()
             .accept_http1(true)
@@ -226,6 +226,7 @@ impl GatewayCore {
             () = shutdown => {}
         }
         drop((watching, measuring));
+        edge.admission.close();
         // The receiver is gone only when the server is.
         let _ = stop.send(());
         match tokio::time::timeout(config.grace, &mut serving).await {

@@ -498,8 +498,8 @@ impl Group {
         replication.is_some_and(|matched| matched.as_ref().is_some_and(|id| id.index + LAG_MAX >= last))
     }
 
-    /// How long ago a majority acknowledged this leader last; `None` when this replica does not lead, or was never
-    /// acknowledged in this term.
+    /// How long ago this leader sent what a majority acknowledged last; `None` when this replica does not lead, or was
+    /// never acknowledged in this term.
     pub fn unacknowledged_for(&self) -> Option<Duration> {
         use openraft::Instant as _;
         use openraft::async_runtime::watch::WatchReceiver as _;

@@ -33,9 +33,14 @@ const LOG_BYTES_MAX: u64 = 192 << 20;
 const REPLAY_MAX: Duration = Duration::from_secs(5);
 /// A leader whose apply stands still for so long, with entries waiting, is not fit to lead.
 const APPLY_STUCK: Duration = Duration::from_secs(3);
-/// A leader that no majority has acknowledged for so long cannot decide anything, but may still be heard: as long as it
-/// is, nobody else stands for election. Three times the shortest silence after which followers do.
+/// A leader that no majority has acknowledged for so long, and in the round after that, cannot decide anything, but may
+/// still be heard: as long as it is, nobody else stands for election. Three times the shortest silence after which
+/// followers do.
 const UNACKNOWLEDGED: Duration = Duration::from_millis(660);
+/// A round that comes so late says more about this node than about the others.
+const ROUND_LATE: Duration = Duration::from_millis(800);
+/// How long a lead that came back is kept before it is offered again.
+const OFFER_PATIENCE: Duration = Duration::from_secs(10);
 /// How long all leads may take to leave a node that must not have them, before it is tried again.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the preferred leader must have been caught up before it is given the lead.
@@ -48,8 +53,11 @@ struct Memory {
     checkpoint_at: BTreeMap<u32, (Instant, u64)>,
     steady_since: BTreeMap<u32, Instant>,
     transferred_at: BTreeMap<u32, Instant>,
-    /// The term in which a lead was offered because nobody acknowledged it.
-    offered_in: BTreeMap<u32, u64>,
+    /// When groups were looked at last for whether anybody acknowledges their leader.
+    looked: Option<Instant>,
+    /// For how long no majority had acknowledged a leader, in the last round, and when a lead was offered because of that.
+    silence: BTreeMap<u32, Duration>,
+    offered_at: BTreeMap<u32, Instant>,
     /// Applied index and since when it is that.
     applied: BTreeMap<u32, (u64, Instant)>,
 }
@@ -114,29 +122,40 @@ async fn checkpoints(serving: &Serving, log: &NodeLog, memory: &mut Memory) {
     }
 }
 
-/// Offers leads that this node can no longer make use of to the others, who may hear the offer. Once in a term: an offer
-/// that is not taken is repeated by itself.
+/// Offers leads that this node can no longer make use of to the others, who may hear the offer. A slow disk, a pause of this
+/// process or of the machine is no reason: the silence must go on from one punctual round to the next. An offer that is
+/// not taken is repeated by itself.
 async fn give_up_what_nobody_acknowledges(standing: &Standing, serving: &Serving, memory: &mut Memory) {
+    let punctual = memory.looked.replace(Instant::now()).is_some_and(|last| last.elapsed() < ROUND_LATE);
     for (number, served) in &serving.groups {
         let group = &served.group;
-        let unacknowledged = group.unacknowledged_for().filter(|silence| *silence > UNACKNOWLEDGED);
-        let (Some(silence), true) = (unacknowledged, group.believes_to_lead()) else { continue };
-        let term = group.status().term;
-        if memory.offered_in.insert(*number, term) == Some(term) {
+        let silence = group.unacknowledged_for().filter(|silence| *silence > UNACKNOWLEDGED);
+        let Some(silence) = silence.filter(|_| punctual && group.believes_to_lead()) else {
+            memory.silence.remove(number);
+            continue;
+        };
+        // Something was acknowledged meanwhile if it has not become longer by about a round.
+        let before = memory.silence.insert(*number, silence);
+        let goes_on = before.is_some_and(|before| silence > before + ROUND / 2);
+        let offered = memory.offered_at.get(number).is_some_and(|at| at.elapsed() < OFFER_PATIENCE);
+        if !goes_on || offered {
             continue;
         }
         let (voters, _) = group.members();
-        // What they have is not known: by what was heard of them last, and the first of equals.
-        let fitness =
-            |peer: &u64| (standing.takes_lead(*peer), group.caught_up(*peer), std::cmp::Reverse(*peer));
-        let others = voters.iter().copied().filter(|voter| *voter != standing.node());
-        let Some(to) = others.max_by_key(fitness) else { continue };
+        // By what was heard of them last, and the first of equals: what they have now is not known. Who must not lead
+        // would win all the same, and decide nothing.
+        let others =
+            voters.into_iter().filter(|voter| *voter != standing.node() && standing.takes_lead(*voter));
+        let Some(to) = others.max_by_key(|peer| (group.caught_up(*peer), std::cmp::Reverse(*peer))) else {
+            continue;
+        };
         tracing::warn!(
             group = number,
             ?silence,
             to,
             "no majority acknowledges this leader: it offers its lead"
         );
+        memory.offered_at.insert(*number, Instant::now());
         group.transfer_leadership(to).await;
     }
 }

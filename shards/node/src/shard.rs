@@ -12,9 +12,8 @@ use crate::standing::Standing;
 
 /// After this the outcome of a proposal counts as unknown; the caller sends it again, to whoever leads by then.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(3);
-/// After this leadership counts as not confirmed. Shorter than the first attempt of a caller, who would otherwise never hear
-/// that a leader which is cut off does not know.
-const CONFIRM_TIMEOUT: Duration = Duration::from_millis(750);
+/// After this leadership counts as not confirmed.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The group behind the actors.
 pub struct GroupShard {

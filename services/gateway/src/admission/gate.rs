@@ -19,9 +19,26 @@ const LIGHT_WEIGHT: f64 = 1.0 / 8.0;
 
 /// Nobody waits longer for its turn, whatever its deadline.
 const WAIT_MAX: Duration = Duration::from_secs(8);
-/// Part of its patience that a call may be expected to wait: the rest is for its way to the region, and for the error of
-/// the estimate.
-const WAIT_PART: f64 = 0.8;
+/// Part of the time up to its deadline that a call may wait: who is let in later could not hear the answer any more.
+const WAIT_PART: f64 = 0.9;
+/// Part of that time after which it must expect its turn when it comes: estimates err.
+const EXPECTED_PART: f64 = 0.9;
+
+/// How long a call may wait for its turn that must be answered within `patience`.
+pub(crate) fn longest_wait(patience: Duration) -> Duration {
+    patience.mul_f64(WAIT_PART).min(WAIT_MAX)
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Decided and written to the log after so long: only such a call tells how fast the region is.
+    Decided(Duration),
+    /// Answered in a shorter way, or a longer one: a read, a quick no, a batch.
+    Answered,
+    /// The region was not asked, or did not answer.
+    Unanswered,
+}
 
 /// Admission of one region. `W` is whoever waits.
 pub(crate) struct Gate<W> {
@@ -42,7 +59,7 @@ pub(crate) struct Gate<W> {
     /// Their latencies: the sum, and the mean of late, s.
     light_total: Duration,
     light_latency: Option<f64>,
-    /// Calls that ended in this window, by weight, and whether any waited when it began.
+    /// Calls that were answered in this window, by weight, and whether any waited when it began.
     completed: u64,
     waited: bool,
     refused: u64,
@@ -101,34 +118,44 @@ impl<W> Gate<W> {
         }
     }
 
-    /// A call comes, and would wait so long; see [`Room::arrive`]. Who cannot expect its turn within that time is refused
-    /// at once: it can make use of the time.
+    /// A call comes that must be answered within `patience`; see [`Room::arrive`]. Who cannot expect its turn early enough
+    /// is refused at once, and can still make use of the time; so is who would make this region have more than
+    /// `waiting_max` calls waiting.
     pub(crate) fn arrive(
         &mut self,
         class: Class,
         row: RowKey,
         weight: usize,
         patience: Duration,
+        waiting_max: usize,
         waiter: impl FnOnce() -> W,
     ) -> Arrival<W> {
-        let ahead_max = self.pace.completed_in(patience.mul_f64(WAIT_PART).min(WAIT_MAX));
+        let ahead_max = match self.room.waiting() < waiting_max {
+            true => self.pace.completed_in(longest_wait(patience).mul_f64(EXPECTED_PART)),
+            false => 0,
+        };
         let arrival = self.room.arrive(class, row, weight, ahead_max, waiter);
         self.window.peak = self.window.peak.max(self.room.under_way());
         arrival
     }
 
-    /// A call has ended. `latency` is how long it was under way, if that tells how the region fares. `window_ends` is
-    /// called when a window is over, and says how the other regions fare.
+    /// A call has ended. `window_ends` is called when a window is over, and says how the other regions fare.
     pub(crate) fn end(
         &mut self,
         now: Duration,
         place: Place,
-        latency: Option<Duration>,
+        end: End,
         window_ends: impl FnOnce(Report) -> Around,
     ) -> Vec<(Place, W)> {
         self.ended += 1;
         self.calls_sum += self.room.under_way() as u64;
-        self.completed += place.weight as u64;
+        let latency = match end {
+            End::Decided(latency) => Some(latency),
+            End::Answered | End::Unanswered => None,
+        };
+        if end != End::Unanswered {
+            self.completed += place.weight as u64;
+        }
         match self.room.leave(place) {
             Heft::Heavy => self.heavy_seen = Some(now),
             // Reads hardly wait for a flood of changes.
@@ -186,6 +213,11 @@ impl<W> Gate<W> {
         self.window = Window { peak: self.room.under_way(), ..Window::default() };
         (self.ended, self.calls_sum, self.light_ended, self.window_began) = (0, 0, 0, now);
         self.light_total = Duration::ZERO;
+    }
+
+    /// All who wait must go.
+    pub(crate) fn drain(&mut self) -> Vec<W> {
+        self.room.drain()
     }
 
     /// Somebody no longer wants to wait.

@@ -16,7 +16,7 @@ mod simulation;
 
 use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -25,8 +25,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::errors::ApiError;
-use gate::Gate;
 pub(crate) use gate::GateState;
+use gate::{End, Gate, longest_wait};
 pub use limit::LimitOptions;
 use neighbours::Neighbours;
 pub(crate) use room::Class;
@@ -42,6 +42,7 @@ struct Region {
     /// Calls that wait in all regions, and most of them.
     waiting: Arc<AtomicUsize>,
     waiting_max: usize,
+    closed: AtomicBool,
     began: Instant,
 }
 
@@ -74,27 +75,31 @@ pub(crate) struct Permit {
     region: Arc<Region>,
     place: Place,
     since: Instant,
-    /// When it was decided and made durable, if that is how it ended.
-    decided_at: Option<Instant>,
+    /// When it was answered, and how, if it was.
+    answered: Option<(Instant, End)>,
 }
 
 impl Permit {
-    /// Ends a call that the region has decided and written to its log by `now`. Only such a call tells how fast the
-    /// region is: a refusal, a read or a quick no takes a shorter way.
+    /// Ends a call that the region has decided and written to its log by `now`.
     pub(crate) fn decided(mut self, now: Instant) {
-        self.decided_at = Some(now);
+        // A batch takes longer than a single call by its nature.
+        let end = match self.place.weight {
+            1 => End::Decided(now.saturating_duration_since(self.since)),
+            _ => End::Answered,
+        };
+        self.answered = Some((now, end));
+    }
+
+    /// Ends a call that the region has answered by `now` without writing to its log.
+    pub(crate) fn answered(mut self, now: Instant) {
+        self.answered = Some((now, End::Answered));
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let now = self.decided_at.unwrap_or_else(Instant::now);
-        // A batch takes longer than a single call by its nature.
-        let latency = self
-            .decided_at
-            .filter(|_| self.place.weight == 1)
-            .map(|at| at.saturating_duration_since(self.since));
-        self.region.end(self.place, latency, now);
+        let (now, end) = self.answered.unwrap_or_else(|| (Instant::now(), End::Unanswered));
+        self.region.end(self.place, end, now);
     }
 }
 
@@ -133,15 +138,15 @@ impl Region {
     }
 
     fn permit(self: &Arc<Self>, place: Place, since: Instant) -> Permit {
-        Permit { region: Arc::clone(self), place, since, decided_at: None }
+        Permit { region: Arc::clone(self), place, since, answered: None }
     }
 
-    fn end(self: &Arc<Self>, place: Place, latency: Option<Duration>, now: Instant) {
+    fn end(self: &Arc<Self>, place: Place, end: End, now: Instant) {
         let time = self.since_began(now);
         let admitted = self
             .gate
             .lock()
-            .end(time, place, latency, |report| self.neighbours.tell(self.position, report, time));
+            .end(time, place, end, |report| self.neighbours.tell(self.position, report, time));
         for (place, waiter) in admitted {
             // Not under the lock: a permit that nobody takes any more ends here, and lets the next one in.
             let _ = waiter.send(Ok(self.permit(place, now)));
@@ -153,14 +158,27 @@ impl Region {
         self.gate.lock().refuse(self.since_began(now), jitter)
     }
 
+    /// Sends away all who wait, and who would have to from now on.
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        let waiting = self.gate.lock().drain();
+        let now = Instant::now();
+        for waiter in waiting {
+            let _ = waiter.send(Err(self.come_back(now)));
+        }
+    }
+
     async fn enter(self: &Arc<Self>, call: &Arriving<'_>) -> Result<Permit, Duration> {
         let mut turn = None;
-        // When the gateway has as many as it can hold, only a region where nobody waits yet takes more.
-        let patience = match self.waiting.load(Ordering::Relaxed) < self.waiting_max {
-            true => call.deadline.saturating_duration_since(call.at),
-            false => Duration::ZERO,
+        // A region may have as many waiting as are free for others: however many regions have a crowd, there is room
+        // left. What finishes something, and frees stock, is not counted.
+        let waiting_max = match call.class {
+            Class::Finish => usize::MAX,
+            _ => self.waiting_max.saturating_sub(self.waiting.load(Ordering::Relaxed)),
         };
-        let arrival = self.gate.lock().arrive(call.class, row_key(call.row), call.weight, patience, || {
+        let patience = call.deadline.saturating_duration_since(call.at);
+        let row = row_key(call.row);
+        let arrival = self.gate.lock().arrive(call.class, row, call.weight, patience, waiting_max, || {
             let (waiter, receiver) = oneshot::channel();
             turn = Some(receiver);
             waiter
@@ -175,7 +193,10 @@ impl Region {
             let _ = pushed_out.send(Err(self.come_back(call.at)));
         }
         let turn = turn.expect("who waits has made a waiter");
-        match tokio::time::timeout_at(call.deadline, turn).await {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(self.come_back(call.at));
+        }
+        match tokio::time::timeout_at(call.at + longest_wait(patience), turn).await {
             Ok(Ok(verdict)) => verdict,
             // Its time is over, or nobody will ever answer: it was never under way.
             Ok(Err(_)) | Err(_) => Err(self.come_back(Instant::now())),
@@ -193,7 +214,8 @@ impl Admission {
         let region = |position| {
             let gate = Mutex::new(Gate::new(options, calls_max));
             let (neighbours, waiting) = (Arc::clone(&neighbours), Arc::clone(&waiting));
-            Arc::new(Region { position, gate, neighbours, waiting, waiting_max, began })
+            let closed = AtomicBool::new(false);
+            Arc::new(Region { position, gate, neighbours, waiting, waiting_max, closed, began })
         };
         Self { regions: (0..regions).map(region).collect(), neighbours: Arc::clone(&neighbours), began }
     }
@@ -210,6 +232,13 @@ impl Admission {
                 retry_after.as_millis()
             ),
         })
+    }
+
+    /// The gateway stops: nobody waits any more, and whoever did knows that nothing was decided. Calls under way go on.
+    pub(crate) fn close(&self) {
+        for region in &self.regions {
+            region.close();
+        }
     }
 
     /// What can be seen of a region.
@@ -290,24 +319,50 @@ mod tests {
         let _second = waiting(&admission, "hot").await;
         let _third = waiting(&admission, "hot").await;
         let began = Instant::now();
-        let hasty = Arriving { deadline: began, ..call("hot") };
-        let refused = admission.enter(Arriving { at: began, ..hasty }).await;
-        assert!(matches!(refused, Err(ApiError::Overloaded { .. })));
+        let hasty = Arriving { at: began, deadline: began, ..call("hot") };
+        assert!(matches!(admission.enter(hasty).await, Err(ApiError::Overloaded { .. })));
         assert_eq!((admission.state(0).waiting, admission.state(0).refused), (2, 1));
     }
 
     #[tokio::test]
-    async fn a_gateway_that_holds_as_many_as_it_can_takes_no_more_into_a_queue() {
+    async fn a_region_leaves_waiting_room_to_the_others() {
         let options = LimitOptions { floor: 1, ceiling: 1, ..LimitOptions::default() };
-        let admission = Arc::new(Admission::new(2, options, 100, 1));
+        let admission = Arc::new(Admission::new(2, options, 100, 4));
         let _first = admission.enter(call("hot")).await.unwrap();
-        let waiter = waiting(&admission, "hot").await;
+        let (one, two) = (waiting(&admission, "hot").await, waiting(&admission, "hot").await);
         assert!(matches!(admission.enter(call("hot")).await, Err(ApiError::Overloaded { .. })));
-        let elsewhere = Arriving { region: 1, ..call("other") };
-        let _elsewhere = admission.enter(elsewhere).await.unwrap();
-        waiter.abort();
-        assert!(waiter.await.err().unwrap().is_cancelled());
-        drop(waiting(&admission, "hot").await);
+        let elsewhere = || Arriving { region: 1, ..call("other") };
+        let _elsewhere = admission.enter(elsewhere()).await.unwrap();
+        let wait = |call: Arriving<'static>| {
+            let admission = Arc::clone(&admission);
+            tokio::spawn(async move { admission.enter(call).await })
+        };
+        let finish = wait(Arriving { class: Class::Finish, ..call("hot") });
+        let other = wait(elsewhere());
+        while (admission.state(0).waiting, admission.state(1).waiting) != (3, 1) {
+            assert!(!finish.is_finished() && !other.is_finished(), "both have room to wait");
+            tokio::task::yield_now().await;
+        }
+        for gone in [one, two, finish, other] {
+            gone.abort();
+            assert!(gone.await.err().unwrap().is_cancelled());
+        }
+        assert_eq!(admission.regions[0].waiting.load(Ordering::Relaxed), 0, "who has gone is not counted");
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_stops_sends_away_who_waits_and_lets_nobody_wait() {
+        let admission = narrow(100);
+        let first = admission.enter(call("hot")).await.unwrap();
+        let (one, two) = (waiting(&admission, "hot").await, waiting(&admission, "hot").await);
+        admission.close();
+        for waiter in [one, two] {
+            assert!(matches!(waiter.await.unwrap(), Err(ApiError::Overloaded { .. })));
+        }
+        assert!(matches!(admission.enter(call("hot")).await, Err(ApiError::Overloaded { .. })));
+        assert_eq!((admission.state(0).in_flight, admission.state(0).waiting), (1, 0));
+        drop(first);
+        assert!(admission.enter(call("hot")).await.is_ok(), "what need not wait still goes");
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ pub(crate) const RETURN_MIN: Duration = Duration::from_millis(50);
 /// Nobody is told to come back later. Who comes back too early costs as much as a purchase; who comes back too late finds
 /// nobody waiting.
 pub(crate) const RETURN_MAX: Duration = Duration::from_secs(4);
-/// A longer window was an interruption, and says nothing about how fast the region is.
+/// A longer window was an interruption, and says nothing about how fast the region is when it answers.
 const WINDOW_STALE: Duration = Duration::from_secs(1);
 /// Completions a second that are assumed before any were measured.
 const RATE_INITIAL: f64 = 8_000.0;
@@ -16,7 +16,7 @@ const RATE_INITIAL: f64 = 8_000.0;
 /// fast when there is nothing left to sell: to keep a call waiting that then has no turn costs less than to send many away.
 const WEIGHTS: (f64, f64) = (0.5, 0.125);
 /// Bounds of what a measurement is believed, completions a second.
-const RATE_RANGE: (f64, f64) = (500.0, 200_000.0);
+const RATE_RANGE: (f64, f64) = (50.0, 200_000.0);
 
 /// The rate at which calls complete, and the order of return. All times are since the same, arbitrary beginning.
 pub(crate) struct Pace {
@@ -30,9 +30,9 @@ impl Pace {
         Self { rate: RATE_INITIAL, next: Duration::ZERO }
     }
 
-    /// So many calls completed in a window of this length, while others waited all the time.
+    /// So many calls were answered in a window of this length, while others waited all the time.
     pub(crate) fn measured(&mut self, completed: u64, window: Duration) {
-        if window < WINDOW_STALE {
+        if window < WINDOW_STALE || completed == 0 {
             let rate = completed as f64 / window.as_secs_f64().max(f64::MIN_POSITIVE);
             let weight = if rate > self.rate { WEIGHTS.0 } else { WEIGHTS.1 };
             self.rate = (self.rate + (rate - self.rate) * weight).clamp(RATE_RANGE.0, RATE_RANGE.1);
@@ -69,11 +69,11 @@ mod tests {
         pace.measured(3, Duration::from_secs(5));
         assert_eq!(pace.completed_in(Duration::from_secs(1)), before);
         for _ in 0..50 {
-            pace.measured(0, Duration::from_millis(100));
+            pace.measured(0, Duration::from_secs(5));
         }
-        assert_eq!(pace.completed_in(Duration::from_secs(1)), 500);
-        pace.measured(1_050, Duration::from_millis(100));
-        assert_eq!(pace.completed_in(Duration::from_secs(2)), 11_000);
+        assert_eq!(pace.completed_in(Duration::from_secs(1)), 50, "a region that answers nobody is slow");
+        pace.measured(1_005, Duration::from_millis(100));
+        assert_eq!(pace.completed_in(Duration::from_secs(2)), 10_100);
     }
 
     #[test]

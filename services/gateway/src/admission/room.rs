@@ -96,51 +96,69 @@ struct Waiter<W> {
 
 /// Calls of one class that wait.
 struct Queue<W> {
+    /// Rows of which the last one has gone away are left empty until their turn comes: nobody searches `turns`.
     rows: BTreeMap<RowKey, VecDeque<Waiter<W>>>,
     /// The rows of `rows`, the next one first.
     turns: VecDeque<RowKey>,
+    /// Calls in it, and their weight.
+    calls: usize,
+    weight: usize,
 }
 
 impl<W> Queue<W> {
     fn new() -> Self {
-        Self { rows: BTreeMap::new(), turns: VecDeque::new() }
+        Self { rows: BTreeMap::new(), turns: VecDeque::new(), calls: 0, weight: 0 }
     }
 
     fn push(&mut self, row: RowKey, waiter: Waiter<W>) {
-        let waiters = self.rows.entry(row).or_default();
-        if waiters.is_empty() {
+        self.calls += 1;
+        self.weight += waiter.weight;
+        let waiters = self.rows.entry(row).or_insert_with(|| {
             self.turns.push_back(row);
-        }
+            VecDeque::new()
+        });
         waiters.push_back(waiter);
     }
 
-    /// Takes one waiter out of a row's queue; a row without any has no turn.
+    /// Calls of a row.
+    fn calls_of(&self, row: RowKey) -> usize {
+        self.rows.get(&row).map_or(0, VecDeque::len)
+    }
+
+    /// Takes one waiter out of a row's queue.
     fn take(
         &mut self,
         row: RowKey,
         pick: impl FnOnce(&mut VecDeque<Waiter<W>>) -> Option<Waiter<W>>,
     ) -> Option<Waiter<W>> {
-        let waiters = self.rows.get_mut(&row)?;
-        let taken = pick(waiters);
-        if waiters.is_empty() {
-            self.rows.remove(&row);
-            self.turns.retain(|turn| *turn != row);
+        let taken = pick(self.rows.get_mut(&row)?)?;
+        self.calls -= 1;
+        self.weight -= taken.weight;
+        if self.calls == 0 {
+            self.rows.clear();
+            self.turns.clear();
         }
-        taken
+        Some(taken)
     }
 
     /// The first waiter of the row whose turn it is, if it weighs no more than `room`; the turn passes on.
     fn next(&mut self, room: impl Fn(usize) -> bool) -> Option<(RowKey, Waiter<W>)> {
-        let row = *self.turns.front()?;
-        let first = self.rows.get(&row)?.front()?;
-        if !room(first.weight) {
-            return None;
+        loop {
+            let row = *self.turns.front()?;
+            let Some(first) = self.rows.get(&row).and_then(VecDeque::front) else {
+                self.turns.pop_front();
+                self.rows.remove(&row);
+                continue;
+            };
+            if !room(first.weight) {
+                return None;
+            }
+            let waiter = self.take(row, VecDeque::pop_front)?;
+            if !self.turns.is_empty() {
+                self.turns.rotate_left(1);
+            }
+            return Some((row, waiter));
         }
-        let waiter = self.take(row, VecDeque::pop_front)?;
-        if self.turns.front() == Some(&row) {
-            self.turns.rotate_left(1);
-        }
-        Some((row, waiter))
     }
 }
 
@@ -205,7 +223,7 @@ impl<W> Room<W> {
         let weight = weight.clamp(1, class.share(self.limit));
         let (own_under_way, own_waiting) =
             self.rows.get(&row).map_or((0, 0), |row| (row.under_way, row.waiting));
-        let nobody_before = self.queues[..=class as usize].iter().all(|queue| queue.turns.is_empty());
+        let nobody_before = self.queues[..=class as usize].iter().all(|queue| queue.calls == 0);
         if nobody_before && self.under_way + weight <= class.share(self.limit) {
             return Arrival::In(self.let_in(class, row, weight, false));
         }
@@ -214,7 +232,7 @@ impl<W> Room<W> {
         if own_waiting == 0 && own_under_way + weight <= part && self.reserved + weight <= reserve {
             return Arrival::In(self.let_in(class, row, weight, true));
         }
-        if self.ahead(class, own_waiting) > ahead_max {
+        if self.ahead(class, row) > ahead_max {
             return Arrival::Full;
         }
         let mut pushed_out = None;
@@ -232,23 +250,40 @@ impl<W> Room<W> {
         Arrival::Waits { ticket: Ticket { class, row, number }, pushed_out }
     }
 
-    /// About how many calls, by weight, are let in before a new one of a row that has `own_waiting`: all that wait, or, as
-    /// rows take turns, as many of each row as of its own.
-    fn ahead(&self, class: Class, own_waiting: usize) -> usize {
-        let rows: usize = self.queues[..=class as usize].iter().map(|queue| queue.rows.len()).sum();
-        self.waiting.min(own_waiting.saturating_add(1).saturating_mul(rows))
+    /// About how many calls, by weight, are let in before a new one of a row: all that wait in its class and those before
+    /// it, or, as rows take turns, as many of each row as of its own.
+    fn ahead(&self, class: Class, row: RowKey) -> usize {
+        let queues = &self.queues[..=class as usize];
+        let sum = |of: &dyn Fn(&Queue<W>) -> usize| queues.iter().map(of).sum::<usize>();
+        let (weight, calls) = (sum(&|queue| queue.weight), sum(&|queue| queue.calls));
+        let turns = sum(&|queue| queue.rows.len()).saturating_mul(sum(&|queue| queue.calls_of(row)) + 1);
+        weight.min(turns.saturating_mul(weight) / calls.max(1))
+    }
+
+    /// Takes all who wait out, class by class.
+    pub(crate) fn drain(&mut self) -> Vec<W> {
+        let mut all = Vec::with_capacity(self.queues.iter().map(|queue| queue.calls).sum());
+        for class in Class::ALL {
+            while let Some((row, waiter)) = self.queues[class as usize].next(|_| true) {
+                self.no_longer_waits(row, waiter.weight);
+                all.push(waiter.handle);
+            }
+        }
+        all
     }
 
     /// A call has ended; says how heavy its row was until then.
     pub(crate) fn leave(&mut self, place: Place) -> Heft {
-        let all = self.under_way() + self.waiting;
+        // Of what waits, each row counts for as much as may be under way: rows take turns, however long their queues are.
+        let rows: usize = self.queues.iter().map(|queue| queue.rows.len()).sum();
+        let all = self.under_way() + self.waiting.min(self.limit.saturating_mul(rows));
         if place.reserve {
             self.reserved -= place.weight;
         } else {
             self.under_way -= place.weight;
         }
         let Some(row) = self.rows.get_mut(&place.row) else { return Heft::Light };
-        let own = row.under_way + row.waiting;
+        let own = row.under_way + row.waiting.min(self.limit);
         row.under_way -= place.weight;
         self.forget_if_empty(place.row);
         match () {
@@ -263,7 +298,7 @@ impl<W> Room<W> {
         for class in Class::ALL {
             let (bound, under_way) = (class.share(self.limit), self.under_way);
             let queue = &mut self.queues[class as usize];
-            if queue.turns.is_empty() {
+            if queue.calls == 0 {
                 continue;
             }
             // Who is first does not fit: nobody goes past, or a heavy call would never get in.
@@ -445,6 +480,67 @@ mod tests {
         assert!(waits(&hasty(COLD, 1)));
         assert_eq!(hasty(COLD, 3), Arrival::Full);
         assert!(waits(&hasty(COLD, 4)));
+    }
+
+    #[test]
+    fn finishing_does_not_count_what_comes_after_it() {
+        let (mut room, _places) = flooded(1_000, 10_000);
+        // One more than the limit gets in; then two wait behind each other, whatever of the other classes waits.
+        place(arrive(&mut room, Class::Finish, HOT, 1_000));
+        for ahead in 0..3 {
+            let mut finish = |ahead_max| room.arrive(Class::Finish, HOT, 1, ahead_max, || 1_001);
+            assert!(ahead == 0 || finish(ahead - 1) == Arrival::Full, "{ahead}");
+            assert!(waits(&finish(ahead)), "{ahead}");
+        }
+    }
+
+    #[test]
+    fn heavy_calls_count_by_their_weight() {
+        let (mut room, _places) = flooded(8, 10_000);
+        for name in 0..10 {
+            assert!(waits(&room.arrive(Class::Start, HOT, 100, usize::MAX, || name)));
+        }
+        place(arrive(&mut room, Class::Start, COLD, 1));
+        place(arrive(&mut room, Class::Start, COLD, 2));
+        // The first of the cold row has the turn after one heavy call, which weighs as much as the limit.
+        assert_eq!(room.arrive(Class::Start, COLD, 1, 7, || 3), Arrival::Full);
+        assert!(waits(&room.arrive(Class::Start, COLD, 1, 8, || 3)));
+    }
+
+    #[test]
+    fn a_second_crowd_is_no_light_neighbour() {
+        let (mut room, places) = flooded(1_000, 10_000);
+        for name in 0..200 {
+            assert!(!matches!(arrive(&mut room, Class::Start, COLD, name), Arrival::Full));
+        }
+        let cold = arrive_until_in(&mut room, places);
+        assert_ne!(room.leave(cold), Heft::Light);
+    }
+
+    /// Ends calls until one of the cold row is under way.
+    fn arrive_until_in(room: &mut Room<u32>, places: Vec<Place>) -> Place {
+        for place in places {
+            room.leave(place);
+            while let Some((place, _)) = room.next() {
+                if place.row == COLD {
+                    return place;
+                }
+            }
+        }
+        panic!("the cold row has no turn")
+    }
+
+    #[test]
+    fn who_waits_can_be_sent_away_together() {
+        let (mut room, places) = flooded(12, 100);
+        assert!(waits(&arrive(&mut room, Class::Browse, HOT, 50)));
+        assert_eq!(room.drain(), [8, 9, 10, 11, 50]);
+        assert_eq!((room.under_way(), room.waiting()), (8, 0));
+        for place in places {
+            room.leave(place);
+        }
+        assert!(room.next().is_none());
+        assert!(room.rows.is_empty());
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use super::gate::Gate;
+use super::gate::{End, Gate, longest_wait};
 use super::limit::{Around, LimitOptions};
 use super::pace::{RETURN_MAX, RETURN_MIN};
-use super::room::{Arrival, Class, Place};
+use super::room::{Arrival, Class, Place, Ticket};
 
 const HOT: u64 = 1;
 const COLD: u64 = 2;
@@ -47,14 +47,21 @@ struct Client {
     then: Then,
     /// First attempt of the call.
     began: Duration,
+    /// Where it waits, and since when.
+    waits: Option<(Ticket, Duration)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     /// A client tries.
     Try(usize),
+    /// A client has waited for its turn as long as one may, since then.
+    Overdue(usize, Duration),
     EntryDone,
 }
+
+/// A call under way: the client, its place, when its attempt began and when it was let in.
+type UnderWay = (usize, Place, Duration, Duration);
 
 /// A gate, a region behind it and clients who come back when they are told to.
 struct World {
@@ -64,10 +71,14 @@ struct World {
     events: BinaryHeap<Reverse<(Duration, Event)>>,
     now: Duration,
     /// Under way and not in an entry.
-    queue: Vec<(usize, Place, Duration)>,
-    entry: Vec<(usize, Place, Duration)>,
+    queue: Vec<UnderWay>,
+    entry: Vec<UnderWay>,
+    /// Calls that were answered before their clients had gone, and after.
     answered: u64,
+    too_late: u64,
     refused: u64,
+    /// The region begins no entry before.
+    stands_until: Duration,
     /// Calls on the cold row are answered without the log, so that they tell nothing of the region.
     quick: bool,
     /// Of the cold row, from the first attempt.
@@ -85,7 +96,9 @@ impl World {
             queue: Vec::new(),
             entry: Vec::new(),
             answered: 0,
+            too_late: 0,
             refused: 0,
+            stands_until: Duration::ZERO,
             quick: false,
             latencies: Vec::new(),
         }
@@ -104,7 +117,7 @@ impl World {
     fn client(&mut self, row: u64, then: Then, at: Duration) {
         let began = self.now + at;
         self.events.push(Reverse((began, Event::Try(self.clients.len()))));
-        self.clients.push(Client { row, then, began });
+        self.clients.push(Client { row, then, began, waits: None });
     }
 
     /// Answers in `length` from now.
@@ -117,6 +130,7 @@ impl World {
             self.now = at;
             match event {
                 Event::Try(client) => self.attempt(client),
+                Event::Overdue(client, since) => self.overdue(client, since),
                 Event::EntryDone => self.entry_done(),
             }
             self.start_entry();
@@ -126,14 +140,29 @@ impl World {
     }
 
     fn attempt(&mut self, client: usize) {
-        match self.gate.arrive(Class::Start, self.clients[client].row, 1, PATIENCE, || client) {
-            Arrival::In(place) => self.queue.push((client, place, self.now)),
-            Arrival::Waits { pushed_out, .. } => {
+        let row = self.clients[client].row;
+        match self.gate.arrive(Class::Start, row, 1, PATIENCE, usize::MAX, || client) {
+            Arrival::In(place) => self.queue.push((client, place, self.now, self.now)),
+            Arrival::Waits { ticket, pushed_out } => {
+                self.clients[client].waits = Some((ticket, self.now));
+                let overdue = Event::Overdue(client, self.now);
+                self.events.push(Reverse((self.now + longest_wait(PATIENCE), overdue)));
                 if let Some(other) = pushed_out {
+                    self.clients[other].waits = None;
                     self.refuse(other);
                 }
             }
             Arrival::Full => self.refuse(client),
+        }
+    }
+
+    fn overdue(&mut self, client: usize, since: Duration) {
+        if let Some((ticket, began)) = self.clients[client].waits
+            && began == since
+        {
+            self.clients[client].waits = None;
+            assert_eq!(self.gate.withdraw(ticket), Some(client));
+            self.refuse(client);
         }
     }
 
@@ -148,21 +177,27 @@ impl World {
 
     fn start_entry(&mut self) {
         if self.entry.is_empty() && !self.queue.is_empty() {
+            let begins = self.now.max(self.stands_until);
             self.entry = std::mem::take(&mut self.queue);
             let takes = self.service.entry + self.service.command * self.entry.len() as u32;
-            self.events.push(Reverse((self.now + takes, Event::EntryDone)));
+            self.events.push(Reverse((begins + takes, Event::EntryDone)));
         }
     }
 
     fn entry_done(&mut self) {
-        for (number, place, since) in std::mem::take(&mut self.entry) {
-            self.answered += 1;
+        for (number, place, attempted, since) in std::mem::take(&mut self.entry) {
+            match self.now - attempted <= PATIENCE {
+                true => self.answered += 1,
+                false => self.too_late += 1,
+            }
             let cold = self.clients[number].row == COLD;
-            let latency = Some(self.now - since).filter(|_| !(cold && self.quick));
+            let end = if cold && self.quick { End::Answered } else { End::Decided(self.now - since) };
             let around = |_| Around { calm: true, ..Around::default() };
-            let admitted = self.gate.end(self.now, place, latency, around);
+            let admitted = self.gate.end(self.now, place, end, around);
             for (place, other) in admitted {
-                self.queue.push((other, place, self.now));
+                let waited = self.clients[other].waits.take();
+                let attempted = waited.map_or(self.now, |(_, since)| since);
+                self.queue.push((other, place, attempted, self.now));
             }
             let client = &mut self.clients[number];
             if cold {
@@ -235,6 +270,35 @@ fn a_crowd_that_honours_the_delays_gets_through() {
     let served = world.run(Duration::from_secs(10));
     assert!(served >= 49_500, "{served} served, {} refusals", world.refused);
     assert!(world.refused < 25_000, "most wait for their turn: {} refusals", world.refused);
+}
+
+/// A crowd keeps the room full, and the region stands still for 3 s, or becomes four times slower: who is let in afterwards
+/// must still be there to hear the answer, and the region is as busy as before.
+#[test]
+fn a_crowd_gets_its_answers_in_time_whatever_happens_to_the_region() {
+    let fast = Service { entry: us(1000), command: us(120) };
+    let crowd = || {
+        let mut world = World::new(fast, LimitOptions::default());
+        // Twice as many as can be served, all the time.
+        for n in 0..400_000 {
+            world.client(HOT, Then::Leave, us(62) * n);
+        }
+        let before = world.run(Duration::from_secs(6));
+        assert!(before > 40_000, "{before}");
+        world
+    };
+    let mut stall = crowd();
+    stall.stands_until = stall.now + Duration::from_secs(3);
+    stall.run(Duration::from_secs(3));
+    let served = stall.run(Duration::from_secs(6));
+    assert!(served > 6 * 6_000, "{served} served in time after the stall");
+    let mut slow = crowd();
+    slow.service.command = us(480);
+    let served = slow.run(Duration::from_secs(12));
+    assert!(served > 12 * 1_500, "{served} served in time by the slow region");
+    for world in [stall, slow] {
+        assert!(world.too_late * 100 < world.answered, "{} too late, {}", world.too_late, world.answered);
+    }
 }
 
 /// Three times what the neighbour waits without a flood, however many flood.

@@ -68,8 +68,8 @@ async fn a_leader_cut_off_from_its_peers_confirms_nothing() {
     let confirmed =
         tokio::time::timeout(PATIENCE, group.confirm_leadership()).await.expect("an answer in time");
     assert!(matches!(confirmed, Err(ReadError::NotLeader { .. })), "{confirmed:?}");
-    let silence = group.unacknowledged_for();
-    assert!(silence.is_some_and(|silence| silence > Duration::from_secs(1)), "{silence:?}");
+    let heard = group.unacknowledged_for();
+    assert!(heard.is_some_and(|silence| silence > Duration::from_secs(1)), "{heard:?}");
     cluster.stop().await;
 }
 
