@@ -456,6 +456,7 @@ mod tests {
         state.note_settled();
         assert_eq!(state.ledger().tell(), [state.read(Machine::settled)]);
     }
+
     #[test]
     fn damage_is_told_from_a_failing_disk() {
         let faults = Arc::new(Mutex::new(Vec::new()));

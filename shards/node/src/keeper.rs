@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::exchange::{Served, Serving};
 use crate::lead;
+use crate::silence::Silences;
 use crate::standing::Standing;
 
 const ROUND: Duration = Duration::from_millis(500);
@@ -33,14 +34,6 @@ const LOG_BYTES_MAX: u64 = 192 << 20;
 const REPLAY_MAX: Duration = Duration::from_secs(5);
 /// A leader whose apply stands still for so long, with entries waiting, is not fit to lead.
 const APPLY_STUCK: Duration = Duration::from_secs(3);
-/// A leader that no majority has acknowledged for so long, and in the round after that, cannot decide anything, but may
-/// still be heard: as long as it is, nobody else stands for election. Three times the shortest silence after which
-/// followers do.
-const UNACKNOWLEDGED: Duration = Duration::from_millis(660);
-/// A round that comes so late says more about this node than about the others.
-const ROUND_LATE: Duration = Duration::from_millis(800);
-/// How long a lead that came back is kept before it is offered again.
-const OFFER_PATIENCE: Duration = Duration::from_secs(10);
 /// How long all leads may take to leave a node that must not have them, before it is tried again.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the preferred leader must have been caught up before it is given the lead.
@@ -53,11 +46,7 @@ struct Memory {
     checkpoint_at: BTreeMap<u32, (Instant, u64)>,
     steady_since: BTreeMap<u32, Instant>,
     transferred_at: BTreeMap<u32, Instant>,
-    /// When groups were looked at last for whether anybody acknowledges their leader.
-    looked: Option<Instant>,
-    /// For how long no majority had acknowledged a leader, in the last round, and when a lead was offered because of that.
-    silence: BTreeMap<u32, Duration>,
-    offered_at: BTreeMap<u32, Instant>,
+    silences: Silences,
     /// Applied index and since when it is that.
     applied: BTreeMap<u32, (u64, Instant)>,
 }
@@ -76,7 +65,7 @@ pub async fn keep(standing: Arc<Standing>, serving: Arc<Serving>, log: NodeLog) 
             tracing::warn!(%error, "cannot see how much space is free");
         }
         checkpoints(&serving, &log, &mut memory).await;
-        give_up_what_nobody_acknowledges(&standing, &serving, &mut memory).await;
+        give_up_what_nobody_acknowledges(&standing, &serving, &mut memory.silences).await;
         give_up_what_is_stuck(&standing, &serving, &mut memory).await;
         if standing.accepts_lead() {
             spread(&standing, &serving, &mut memory).await;
@@ -122,23 +111,14 @@ async fn checkpoints(serving: &Serving, log: &NodeLog, memory: &mut Memory) {
     }
 }
 
-/// Offers leads that this node can no longer make use of to the others, who may hear the offer. A slow disk, a pause of this
-/// process or of the machine is no reason: the silence must go on from one punctual round to the next. An offer that is
-/// not taken is repeated by itself.
-async fn give_up_what_nobody_acknowledges(standing: &Standing, serving: &Serving, memory: &mut Memory) {
-    let punctual = memory.looked.replace(Instant::now()).is_some_and(|last| last.elapsed() < ROUND_LATE);
+/// Offers leads that this node can no longer make use of to the others, who may hear the offer. An offer that is not taken
+/// is repeated by itself.
+async fn give_up_what_nobody_acknowledges(standing: &Standing, serving: &Serving, silences: &mut Silences) {
+    silences.begin_round(Instant::now());
     for (number, served) in &serving.groups {
         let group = &served.group;
-        let silence = group.unacknowledged_for().filter(|silence| *silence > UNACKNOWLEDGED);
-        let Some(silence) = silence.filter(|_| punctual && group.believes_to_lead()) else {
-            memory.silence.remove(number);
-            continue;
-        };
-        // Something was acknowledged meanwhile if it has not become longer by about a round.
-        let before = memory.silence.insert(*number, silence);
-        let goes_on = before.is_some_and(|before| silence > before + ROUND / 2);
-        let offered = memory.offered_at.get(number).is_some_and(|at| at.elapsed() < OFFER_PATIENCE);
-        if !goes_on || offered {
+        let silence = group.unacknowledged_for().filter(|_| group.believes_to_lead());
+        if !silences.lasts(*number, silence, Instant::now()) {
             continue;
         }
         let (voters, _) = group.members();
@@ -155,7 +135,7 @@ async fn give_up_what_nobody_acknowledges(standing: &Standing, serving: &Serving
             to,
             "no majority acknowledges this leader: it offers its lead"
         );
-        memory.offered_at.insert(*number, Instant::now());
+        silences.offered(*number, Instant::now());
         group.transfer_leadership(to).await;
     }
 }

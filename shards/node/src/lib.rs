@@ -22,6 +22,7 @@ mod node;
 mod recovery;
 mod reports;
 mod shard;
+mod silence;
 mod space;
 mod standing;
 mod views;

@@ -271,3 +271,19 @@ impl Edge {
         result.map_err(|error| NodeError::Internal(format!("the client port failed: {error}")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn damage_and_a_failing_disk_end_a_node_with_codes_of_their_own() {
+        let faults = [(StorageFault::Disk("x".into()), 70), (StorageFault::Damage("x".into()), 71)];
+        for (fault, code) in faults {
+            let (sender, mut receiver) = watch::channel(None);
+            sender.send(Some(fault)).unwrap();
+            assert_eq!(failure(&mut receiver).await.exit_code(), code);
+        }
+    }
+}

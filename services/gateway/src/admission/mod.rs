@@ -1,15 +1,17 @@
 //! Admission: how many calls per region may be under way, who waits, and when the refused ones shall come back.
 //!
 //! Up to an adaptive limit ([`limit`]) calls go to the region at once; as many as can be served before their deadlines
-//! wait here, where rows take turns ([`room`]); what does not fit is refused at once with a time to come back ([`pace`]).
-//! To wait is a tenth of the work of being refused and coming back, and who came first is served first. The limit keeps batches as
-//! large as they need to be and queues in the shards short; that calls wait here and not there is what lets a light
-//! row go past a flood. This module is the part with clock and tasks; what it decides, [`gate`] decides.
+//! wait here, where rows take turns ([`room`], [`queue`]); what does not fit is refused at once with a time to come back
+//! ([`pace`]). To wait costs less than to be refused and come back, and of one row who came first is served first. The
+//! limit keeps batches as large as they need to be and queues in the shards short; that calls wait here and not there is
+//! what lets a light row go past a flood. This module is the part with clock and tasks; what it decides, [`gate`]
+//! decides.
 
 mod gate;
 mod limit;
 mod neighbours;
 mod pace;
+mod queue;
 mod room;
 #[cfg(test)]
 mod simulation;

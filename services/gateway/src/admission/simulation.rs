@@ -77,6 +77,8 @@ struct World {
     answered: u64,
     too_late: u64,
     refused: u64,
+    /// Entries fail: the region answers nobody.
+    halted: bool,
     /// The region begins no entry before.
     stands_until: Duration,
     /// Calls on the cold row are answered without the log, so that they tell nothing of the region.
@@ -98,6 +100,7 @@ impl World {
             answered: 0,
             too_late: 0,
             refused: 0,
+            halted: false,
             stands_until: Duration::ZERO,
             quick: false,
             latencies: Vec::new(),
@@ -191,7 +194,11 @@ impl World {
                 false => self.too_late += 1,
             }
             let cold = self.clients[number].row == COLD;
-            let end = if cold && self.quick { End::Answered } else { End::Decided(self.now - since) };
+            let end = match () {
+                () if self.halted => End::Unanswered,
+                () if cold && self.quick => End::Answered,
+                () => End::Decided(self.now - since),
+            };
             let around = |_| Around { calm: true, ..Around::default() };
             let admitted = self.gate.end(self.now, place, end, around);
             for (place, other) in admitted {
@@ -272,27 +279,37 @@ fn a_crowd_that_honours_the_delays_gets_through() {
     assert!(world.refused < 25_000, "most wait for their turn: {} refusals", world.refused);
 }
 
+/// More than the region can serve, all the time: twice as many.
+fn overloaded() -> World {
+    let mut world = World::new(Service { entry: us(1000), command: us(120) }, LimitOptions::default());
+    for n in 0..400_000 {
+        world.client(HOT, Then::Leave, us(62) * n);
+    }
+    let before = world.run(Duration::from_secs(6));
+    assert!(before > 40_000, "{before}");
+    world
+}
+
+/// However fast its failures come back: who waits there could use the time elsewhere, and takes room from others.
+#[test]
+fn a_region_that_answers_nobody_soon_keeps_nobody_waiting() {
+    let mut world = overloaded();
+    assert!(world.gate.state().waiting > 20_000, "{}", world.gate.state().waiting);
+    world.halted = true;
+    world.run(Duration::from_secs(9));
+    assert!(world.gate.state().waiting < 1_000, "{}", world.gate.state().waiting);
+}
+
 /// A crowd keeps the room full, and the region stands still for 3 s, or becomes four times slower: who is let in afterwards
 /// must still be there to hear the answer, and the region is as busy as before.
 #[test]
 fn a_crowd_gets_its_answers_in_time_whatever_happens_to_the_region() {
-    let fast = Service { entry: us(1000), command: us(120) };
-    let crowd = || {
-        let mut world = World::new(fast, LimitOptions::default());
-        // Twice as many as can be served, all the time.
-        for n in 0..400_000 {
-            world.client(HOT, Then::Leave, us(62) * n);
-        }
-        let before = world.run(Duration::from_secs(6));
-        assert!(before > 40_000, "{before}");
-        world
-    };
-    let mut stall = crowd();
+    let mut stall = overloaded();
     stall.stands_until = stall.now + Duration::from_secs(3);
     stall.run(Duration::from_secs(3));
     let served = stall.run(Duration::from_secs(6));
     assert!(served > 6 * 6_000, "{served} served in time after the stall");
-    let mut slow = crowd();
+    let mut slow = overloaded();
     slow.service.command = us(480);
     let served = slow.run(Duration::from_secs(12));
     assert!(served > 12 * 1_500, "{served} served in time by the slow region");

@@ -21,10 +21,15 @@ use tidewall_proto::v1::region_service_client::RegionServiceClient;
 use tidewall_proto::v1::ticket_service_client::TicketServiceClient;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tonic::{Code, Request, Status};
+use tokio::task::JoinHandle;
+use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 
 const GALA: &str = "regions/north/events/gala";
+const GET_METRICS: &[u8] = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+
+/// What a call to buy tickets ends with.
+type Bought = Result<Response<v1::BuyTicketsResponse>, Status>;
 
 fn buy() -> v1::BuyTicketsRequest {
     v1::BuyTicketsRequest {
@@ -413,8 +418,8 @@ async fn a_call_outlives_the_renewal_of_its_connection() {
     assert_eq!(connections.load(Ordering::Relaxed), 2, "the old one was not renewed");
 }
 
-#[tokio::test]
-async fn a_call_beyond_the_limit_waits_for_its_turn() {
+/// A gateway that lets one call in at a time: Alice's, whose leader is silent, and Bob's, who waits.
+async fn one_under_way_and_one_waiting() -> (fake::Cluster, [JoinHandle<Bought>; 2]) {
     let cluster = cluster_with(|config| (config.limit.floor, config.limit.ceiling) = (1, 1)).await;
     cluster.nodes[0].plan([Action::Silence]);
     let tickets = TicketServiceClient::new(cluster.channel().await);
@@ -427,11 +432,28 @@ async fn a_call_beyond_the_limit_waits_for_its_turn() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let waiting = call("bob");
-    let get = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-    while !http(&cluster, get).await.contains(r#"tidewall_gateway_calls_waiting{region="north"} 1"#) {
+    let line = r#"tidewall_gateway_calls_waiting{region="north"} 1"#;
+    while !http(&cluster, GET_METRICS).await.contains(line) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let metrics = http(&cluster, get).await;
+    (cluster, [stuck, waiting])
+}
+
+#[tokio::test]
+async fn a_gateway_that_stops_sends_away_who_waits_and_finishes_what_is_under_way() {
+    let (mut cluster, [stuck, waiting]) = one_under_way_and_one_waiting().await;
+    cluster.stop();
+    let status = waiting.await.unwrap().unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "OVERLOADED"));
+    assert!(!cluster.nodes.iter().any(|node| principals_of(node).iter().any(|who| who == "bob")));
+    // The gateway asks again after a second.
+    stuck.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_call_beyond_the_limit_waits_for_its_turn() {
+    let (cluster, [stuck, waiting]) = one_under_way_and_one_waiting().await;
+    let metrics = http(&cluster, GET_METRICS).await;
     assert!(metrics.contains(r#"tidewall_gateway_admission_limit{region="north"} 1"#), "{metrics}");
     // The stuck call may have been sent again meanwhile; nobody has heard of the other one.
     let principals = |cluster: &fake::Cluster| -> std::collections::BTreeSet<String> {
