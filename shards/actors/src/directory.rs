@@ -36,16 +36,31 @@ pub struct Limits {
     pub overlap_commands_min: usize,
     /// A group is heavy while its entries have so many commands.
     pub heavy_commands_min: usize,
-    /// The rows that make it heavy then rest after an entry, so many times as long as the entry took, if the group has
-    /// neighbours: what is left of the disk's time is theirs. Entries grow meanwhile, so that the heavy rows lose
-    /// latency and hardly throughput.
-    pub rest_times: u32,
-    /// It never rests longer than this.
-    pub rest_max: Duration,
+    /// How long the rows that make it heavy then rest after an entry while other groups write little: what is left of
+    /// the machine's time is theirs. Entries grow meanwhile, so that the heavy rows lose latency before throughput.
+    pub rest_beside_light: Rest,
+    /// The same while other groups write much, too: long rests of all would leave the machine to nobody.
+    pub rest_beside_heavy: Rest,
     /// When a refused caller should come back.
     pub retry_after_ms: u32,
     /// Rows with an actor, per group.
     pub rows_max: usize,
+}
+
+/// How long heavy rows rest.
+#[derive(Debug, Clone, Copy)]
+pub struct Rest {
+    /// So many times as long as the entry took,
+    pub times: u32,
+    /// and no longer than this.
+    pub max: Duration,
+}
+
+impl Rest {
+    /// After an entry that took so long.
+    pub(crate) fn after(self, took: Duration) -> Duration {
+        took.saturating_mul(self.times).min(self.max)
+    }
 }
 
 impl Default for Limits {
@@ -60,8 +75,8 @@ impl Default for Limits {
             entries_in_flight: 3,
             overlap_commands_min: 256,
             heavy_commands_min: 8,
-            rest_times: 2,
-            rest_max: Duration::from_millis(8),
+            rest_beside_light: Rest { times: 6, max: Duration::from_millis(24) },
+            rest_beside_heavy: Rest { times: 2, max: Duration::from_millis(8) },
             retry_after_ms: 200,
             rows_max: 10_000,
         }

@@ -12,10 +12,10 @@ use actix::prelude::*;
 use tidewall_machine::{Command, Decision, SystemCommand};
 use tokio::time::Instant;
 
-use crate::directory::Limits;
+use crate::directory::{Limits, Rest};
 use crate::request::{Refusal, Reply};
 use crate::row::{Row, Settled};
-use crate::shard::Shard;
+use crate::shard::{Company, Shard};
 
 /// How often the proposer looks whether a hold is due while nothing flows.
 const TICK_INTERVAL: Duration = Duration::from_millis(250);
@@ -162,41 +162,48 @@ impl Proposer {
             let decided = self.shard.propose(commands).into_actor(self);
             context.spawn(decided.map(move |decided, proposer, context| {
                 proposer.entries -= 1;
-                proposer.rest(heavy, since.elapsed(), context);
+                if let Some((rows, rest)) = heavy {
+                    proposer.rest(rows, rest.after(since.elapsed()), context);
+                }
                 proposer.settle(slots, count, decided);
                 proposer.propose(context);
             }));
         }
     }
 
-    /// Which rows rest after an entry: those with a good part of it, or all of them when none sticks out.
-    fn heavy(&self, slots: &[Slot]) -> Resting {
-        if slots.len() < self.limits.heavy_commands_min || !self.shard.has_neighbours() {
-            return Resting::Nobody;
+    /// Which rows rest after an entry, and how: those with a good part of it, or all of them when none sticks out.
+    fn heavy(&self, slots: &[Slot]) -> Option<(Resting, Rest)> {
+        if slots.len() < self.limits.heavy_commands_min {
+            return None;
         }
+        let rest = match self.shard.company() {
+            Company::None => return None,
+            Company::Light => self.limits.rest_beside_light,
+            Company::Heavy => self.limits.rest_beside_heavy,
+        };
         let mut counts: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
         for offer in slots.iter().filter_map(|slot| self.offers.get(&slot.offer)) {
             *counts.entry(&offer.name).or_default() += 1;
         }
         counts.retain(|_, count| *count * HEAVY_PART >= slots.len());
-        if counts.is_empty() {
-            return Resting::All;
-        }
-        Resting::Rows(counts.into_keys().cloned().collect())
+        let rows = match counts.is_empty() {
+            true => Resting::All,
+            false => Resting::Rows(counts.into_keys().cloned().collect()),
+        };
+        Some((rows, rest))
     }
 
-    /// Lets these rows rest after an entry that took so long: the disk is for others meanwhile.
-    fn rest(&mut self, heavy: Resting, took: Duration, context: &mut Context<Self>) {
-        if matches!(heavy, Resting::Nobody) || !matches!(self.resting, Resting::Nobody) {
+    /// Lets these rows rest, unless some do already: the disk is for others meanwhile.
+    fn rest(&mut self, rows: Resting, time: Duration, context: &mut Context<Self>) {
+        if !matches!(self.resting, Resting::Nobody) {
             return;
         }
-        self.resting = heavy;
+        self.resting = rows;
         self.queued = 0;
         for name in std::mem::take(&mut self.turns) {
             self.line_up(name);
         }
-        let rest = (took * self.limits.rest_times).min(self.limits.rest_max);
-        context.run_later(rest, Self::wake);
+        context.run_later(time, Self::wake);
     }
 
     fn wake(&mut self, context: &mut Context<Self>) {

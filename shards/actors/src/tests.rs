@@ -12,7 +12,7 @@ use tidewall_machine::{Answer, Command, Decision, Entry, Machine, Op, Position, 
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::{BoxFuture, Directory, Limits, Refusal, Reply, Request, Shard};
+use crate::{BoxFuture, Company, Directory, Limits, Refusal, Reply, Request, Rest, Shard};
 
 mod proposer;
 
@@ -26,7 +26,7 @@ struct Fake {
     gate: Arc<Semaphore>,
     fail_next: AtomicBool,
     leads: AtomicBool,
-    neighbours: AtomicBool,
+    company: Mutex<Company>,
     confirmed: AtomicU64,
     now_ms: AtomicU64,
 }
@@ -39,7 +39,7 @@ impl Fake {
             gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             fail_next: AtomicBool::new(false),
             leads: AtomicBool::new(true),
-            neighbours: AtomicBool::new(false),
+            company: Mutex::new(Company::None),
             confirmed: AtomicU64::new(0),
             now_ms: AtomicU64::new(T0),
         };
@@ -126,8 +126,8 @@ impl Shard for Handle {
         Some(2)
     }
 
-    fn has_neighbours(&self) -> bool {
-        self.0.neighbours.load(Ordering::SeqCst)
+    fn company(&self) -> Company {
+        *self.0.company.lock()
     }
 
     fn now_ms(&self) -> u64 {

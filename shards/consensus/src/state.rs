@@ -15,7 +15,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::{Mutex, RwLock};
 use tidewall_env::tasks;
-use tidewall_machine::{Decision, Frozen, Head, Machine};
+use tidewall_machine::{Decision, Frozen, Head, Machine, Op};
 use tidewall_store::checkpoint::{CheckpointError, CheckpointWriter, Generation};
 use tidewall_store::log::LogError;
 use tokio::sync::oneshot;
@@ -83,6 +83,8 @@ struct Shared {
     machine: RwLock<Machine>,
     halted: Mutex<Option<String>>,
     checkpoint_index: AtomicU64,
+    /// Commands of clients applied since the start.
+    commands_applied: AtomicU64,
     /// Payload bytes applied since the last freeze.
     bytes_since_freeze: AtomicU64,
     /// Payload bytes below freezes that are not durable yet.
@@ -106,6 +108,7 @@ impl StateHandle {
             machine: RwLock::new(machine),
             halted: Mutex::new(None),
             checkpoint_index,
+            commands_applied: AtomicU64::new(0),
             bytes_since_freeze: AtomicU64::new(0),
             bytes_freezing: AtomicU64::new(0),
             nanos_per_1024_bytes: AtomicU64::new(NANOS_PER_1024_BYTES_INITIAL),
@@ -129,6 +132,11 @@ impl StateHandle {
     /// Index of the last checkpoint on disk.
     pub fn checkpoint_index(&self) -> u64 {
         self.shared.checkpoint_index.load(Ordering::Relaxed)
+    }
+
+    /// Commands of clients that this replica has applied since it started.
+    pub fn commands_applied(&self) -> u64 {
+        self.shared.commands_applied.load(Ordering::Relaxed)
     }
 
     /// Bytes of commands applied since the last checkpoint was begun.
@@ -260,6 +268,8 @@ impl StateHandle {
             tasks::drop_off_thread(replaced);
         }
         self.settled();
+        let of_clients = entry.commands.iter().filter(|command| matches!(command.op, Op::Tickets(_))).count();
+        self.shared.commands_applied.fetch_add(of_clients as u64, Ordering::Relaxed);
         self.shared.bytes_since_freeze.fetch_add(payload.len() as u64, Ordering::Relaxed);
         self.paced(payload.len(), began.elapsed());
         Ok(decisions)

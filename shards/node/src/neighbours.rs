@@ -1,23 +1,25 @@
-//! Which groups of a node have written lately. They share its disk, whoever leads them, so that a heavy one should know
-//! when it is not alone.
+//! Which groups of a node have written lately, and how much. They share its disk, whoever leads them, so that a heavy one
+//! should know when it is not alone, and whether the others make the load as well.
 //!
-//! Looks at the groups' applied indices when somebody asks, at most a few times a second: nothing is counted while
-//! entries are written.
+//! Looks at what the groups have applied when somebody asks, at most a few times a second: nothing is counted by time
+//! while entries are written.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tidewall_actors::Company;
 use tidewall_consensus::Group;
-use tidewall_machine::Machine;
 use tokio::time::Instant;
 
 /// How often the groups are looked at.
 const WINDOW: Duration = Duration::from_millis(250);
 /// A longer time between two looks says nothing about now.
 const STALE: Duration = Duration::from_secs(2);
-/// Groups that write fewer entries a second, all together, need no room made for them.
+/// Groups that decide fewer commands a second, all together, need no room made for them.
 const RATE_MIN: f64 = 10.0;
+/// The others write little while all of them together have no more than this part of a group's own commands.
+const LIGHT_PART_MAX: f64 = 1.0 / 3.0;
 
 /// The groups of a node.
 pub(crate) struct Neighbours {
@@ -30,7 +32,7 @@ pub(crate) struct Neighbours {
 struct Seen {
     at: Option<Instant>,
     applied: BTreeMap<u32, u64>,
-    /// Entries a second, by group.
+    /// Commands a second, by group.
     rates: BTreeMap<u32, f64>,
 }
 
@@ -43,9 +45,9 @@ impl Seen {
         let elapsed = self.at.map(|at| now.saturating_duration_since(at)).filter(|elapsed| *elapsed < STALE);
         self.rates = match elapsed {
             Some(elapsed) => {
-                let rate = |(group, index): (&u32, &u64)| {
-                    let before = self.applied.get(group).copied().unwrap_or(*index);
-                    (*group, index.saturating_sub(before) as f64 / elapsed.as_secs_f64())
+                let rate = |(group, commands): (&u32, &u64)| {
+                    let before = self.applied.get(group).copied().unwrap_or(*commands);
+                    (*group, commands.saturating_sub(before) as f64 / elapsed.as_secs_f64())
                 };
                 applied.iter().map(rate).collect()
             }
@@ -54,9 +56,15 @@ impl Seen {
         (self.at, self.applied) = (Some(now), applied);
     }
 
-    fn others_write(&self, group: u32) -> bool {
+    fn company(&self, group: u32) -> Company {
+        let own = self.rates.get(&group).copied().unwrap_or_default();
         let others = self.rates.iter().filter(|(other, _)| **other != group);
-        others.map(|(_, rate)| rate).sum::<f64>() >= RATE_MIN
+        let others: f64 = others.map(|(_, rate)| rate).sum();
+        match () {
+            () if others < RATE_MIN => Company::None,
+            () if others <= own * LIGHT_PART_MAX => Company::Light,
+            () => Company::Heavy,
+        }
     }
 }
 
@@ -66,16 +74,15 @@ impl Neighbours {
         Self { groups, seen: Mutex::default() }
     }
 
-    /// Whether groups other than this one have written lately.
-    pub(crate) fn others_write(&self, group: u32) -> bool {
+    /// What the groups other than this one have written lately.
+    pub(crate) fn company(&self, group: u32) -> Company {
         let mut seen = self.seen.lock();
         let now = Instant::now();
         if seen.is_due(now) {
-            let applied =
-                |(number, group): (&u32, &Group)| (*number, group.state().read(Machine::applied_index));
+            let applied = |(number, group): (&u32, &Group)| (*number, group.state().commands_applied());
             seen.look(now, self.groups.iter().map(applied).collect());
         }
-        seen.others_write(group)
+        seen.company(group)
     }
 }
 
@@ -84,24 +91,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_others_wrote_lately_counts() {
+    fn only_what_others_wrote_lately_counts_and_in_proportion() {
         let began = Instant::now();
         let mut seen = Seen::default();
         assert!(seen.is_due(began));
         seen.look(began, [(1, 1_000), (2, 5)].into());
-        assert!(!seen.others_write(1) && !seen.others_write(2), "one look shows no rate");
+        assert_eq!([1, 2].map(|group| seen.company(group)), [Company::None; 2], "one look shows no rate");
         assert!(!seen.is_due(began + WINDOW / 2));
         let mut now = began + WINDOW;
         assert!(seen.is_due(now));
         seen.look(now, [(1, 1_500), (2, 7)].into());
-        assert!(!seen.others_write(1), "8 entries a second");
-        assert!(seen.others_write(2));
+        assert_eq!(seen.company(1), Company::None, "8 commands a second");
+        assert_eq!(seen.company(2), Company::Heavy);
         now += WINDOW;
-        seen.look(now, [(1, 1_500), (2, 10), (3, 900)].into());
-        assert!(seen.others_write(1), "12 entries a second; what group 3 wrote when is not known");
-        assert!(!seen.others_write(2));
+        seen.look(now, [(1, 1_509), (2, 10), (3, 900)].into());
+        assert_eq!(seen.company(1), Company::Light, "12 beside 36; what group 3 decided when is not known");
+        assert_eq!(seen.company(2), Company::Heavy, "36 beside 12");
+        now += WINDOW;
+        seen.look(now, [(1, 1_518), (2, 13), (3, 901)].into());
+        assert_eq!(seen.company(1), Company::Heavy, "16 beside 36");
         now += STALE;
-        seen.look(now, [(1, 9_000), (2, 9_000)].into());
-        assert!(!seen.others_write(1) && !seen.others_write(2), "long ago, perhaps");
+        seen.look(now, [(1, 9_000), (2, 9_000), (3, 9_000)].into());
+        assert_eq!([1, 2, 3].map(|group| seen.company(group)), [Company::None; 3], "long ago, perhaps");
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidewall_actors::{BoxFuture, Refusal, Shard};
+use tidewall_actors::{BoxFuture, Company, Refusal, Shard};
 use tidewall_consensus::{Group, Payload, ProposeError, ReadError};
 use tidewall_machine::{Command, Decision, Entry, Machine};
 
@@ -82,8 +82,8 @@ impl Shard for GroupShard {
         self.group.believed_leader()
     }
 
-    fn has_neighbours(&self) -> bool {
-        self.neighbours.others_write(self.group.number())
+    fn company(&self) -> Company {
+        self.neighbours.company(self.group.number())
     }
 
     fn now_ms(&self) -> u64 {

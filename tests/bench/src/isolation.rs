@@ -1,6 +1,9 @@
 //! What the neighbours of a flooded row notice: latency on another row of the same region and in another region, in
 //! turns without and with a flood.
 //!
+//! A round has two phases without a flood, in front of the one with it: how much they differ tells how much of a
+//! difference is the machine's.
+//!
 //! The flood is a process of its own at a low priority, so that the queues of the load generator are not taken for
 //! the service's; a call of a neighbour counts from the moment at which it was sent, and how late that was is told
 //! beside it. Both kinds of client come back when they are told to.
@@ -40,8 +43,15 @@ pub struct Neighbour {
     before_p99_ms: f64,
     during_p50_ms: f64,
     during_p99_ms: f64,
-    /// p99 during the flood by p99 before.
+    /// p99 during the flood by p99 before, over all rounds.
     times: f64,
+    /// p99 of each phase, ms, by round: without, without again, with a flood.
+    rounds_p99_ms: Vec<[f64; 3]>,
+    /// The median of the p99 with a flood by the median of those without: a hiccup of the machine that hits one phase
+    /// moves it little.
+    times_typical: f64,
+    /// The same of the second phase without a flood by the first: 1, but for the machine.
+    times_control: f64,
     asked: f64,
 }
 
@@ -77,7 +87,7 @@ pub struct Isolation {
     first_error: Option<String>,
 }
 
-/// What the neighbours saw in one or more phases.
+/// What the neighbours saw in one phase.
 struct Seen {
     latencies: [Histogram<u64>; 2],
     late: Histogram<u64>,
@@ -88,9 +98,38 @@ impl Seen {
     fn new() -> Self {
         Self { latencies: [histogram(), histogram()], late: histogram(), errors: Vec::new() }
     }
+
+    fn p99_ms(&self, position: usize) -> f64 {
+        percentile_ms(&self.latencies[position], 99.0)
+    }
+
+    /// All phases as one.
+    fn all<'a>(phases: impl Iterator<Item = &'a Self>) -> anyhow::Result<Self> {
+        let mut all = Self::new();
+        for phase in phases {
+            for (sum, part) in all.latencies.iter_mut().zip(&phase.latencies) {
+                sum.add(part)?;
+            }
+            all.late.add(&phase.late)?;
+            all.errors.extend_from_slice(&phase.errors);
+        }
+        Ok(all)
+    }
 }
 
-/// Rounds of a quiet phase and a flood of `clients` clients on one row, each as long as `span`.
+/// The middle one, or the mean of the two in the middle; 0 of none.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.get(middle) {
+        Some(upper) if values.len() % 2 == 0 => (values[middle - 1] + upper) / 2.0,
+        Some(middle) => *middle,
+        None => 0.0,
+    }
+}
+
+/// Rounds of two quiet phases and a flood of `clients` clients on one row, each as long as `span`.
 ///
 /// # Errors
 /// When the cluster cannot be reached or the flood's process fails.
@@ -107,32 +146,39 @@ pub async fn isolation(
         (target.buyers(NEIGHBOUR_BUYERS)?, target.event(&regions[0]).await?),
         (target.buyers(NEIGHBOUR_BUYERS)?, target.event(&regions[1]).await?),
     ];
-    let before = Arc::new(Mutex::new(Seen::new()));
-    let during = Arc::new(Mutex::new(Seen::new()));
-    let (mut floods, mut loads) = (Vec::new(), Vec::new());
+    let (mut phases, mut floods, mut loads) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=rounds {
         let flooder = Flooder::start(target, &hot, clients, span).await?;
         loads.push(machine::load());
         eprintln!("isolation: round {round} of {rounds}, without a flood");
-        watch(&neighbours, span, &before).await?;
+        let before = [watch(&neighbours, span).await?, watch(&neighbours, span).await?];
         eprintln!("isolation: round {round} of {rounds}, {clients} clients flood one row");
-        let (flood, watched) = tokio::join!(flooder.flood(), watch(&neighbours, span, &during));
-        watched?;
+        let (flood, during) = tokio::join!(flooder.flood(), watch(&neighbours, span));
+        phases.push((before, during?));
         floods.push(flood?);
     }
     target.audit(&hot).await?;
 
-    let (before, during) = (before.lock(), during.lock());
+    let before = Seen::all(phases.iter().flat_map(|(before, _)| before))?;
+    let during = Seen::all(phases.iter().map(|(_, during)| during))?;
     let row = |(position, (place, asked)): (usize, (&'static str, f64))| {
-        let of = |seen: &Seen, percentile| percentile_ms(&seen.latencies[position], percentile);
-        let (before_p99_ms, during_p99_ms) = (of(&before, 99.0), of(&during, 99.0));
+        let (before_p99_ms, during_p99_ms) = (before.p99_ms(position), during.p99_ms(position));
+        let p99_ms = |(before, during): &([Seen; 2], Seen)| {
+            [before[0].p99_ms(position), before[1].p99_ms(position), during.p99_ms(position)]
+        };
+        let rounds_p99_ms: Vec<_> = phases.iter().map(p99_ms).collect();
+        let typical = |phase: usize| median(rounds_p99_ms.iter().map(|round| round[phase]));
+        let quiet = median(rounds_p99_ms.iter().flat_map(|round| [round[0], round[1]]));
         Neighbour {
             place,
-            before_p50_ms: of(&before, 50.0),
+            before_p50_ms: percentile_ms(&before.latencies[position], 50.0),
             before_p99_ms,
-            during_p50_ms: of(&during, 50.0),
+            during_p50_ms: percentile_ms(&during.latencies[position], 50.0),
             during_p99_ms,
             times: during_p99_ms / before_p99_ms.max(0.001),
+            times_typical: typical(2) / quiet.max(0.001),
+            times_control: typical(1) / typical(0).max(0.001),
+            rounds_p99_ms,
             asked,
         }
     };
@@ -159,6 +205,8 @@ impl Isolation {
             "p99 ms before",
             "during",
             "times",
+            "typical",
+            "control",
             "asked",
         ]);
         for row in &self.neighbours {
@@ -169,6 +217,8 @@ impl Isolation {
                 format!("{:.2}", row.before_p99_ms),
                 format!("{:.2}", row.during_p99_ms),
                 format!("{:.2}", row.times),
+                format!("{:.2}", row.times_typical),
+                format!("{:.2}", row.times_control),
                 format!("≤ {}", row.asked),
             ]);
         }
@@ -179,7 +229,9 @@ impl Isolation {
         };
         format!(
             "{table}\n\
-             {} rounds of a phase without and one with a flood; load averages before each: {}\n\
+             typical: the median p99 of the phases with a flood by that of the phases without; control: the same of the \
+             second phase of a round by the first, both without a flood, which is the machine's doing\n\
+             {} rounds of two phases without and one with a flood; load averages before each: {}\n\
              flood: {} clients on one row, from another process at nice {FLOOD_NICE}, in a closed loop, who come back \
              when they are told to:\n\
              {:.0} attempts/s, {:.0} served/s, {:.0} told to come back/s, p50 {:.1} ms, p99 {:.1} ms with returns, {}\n\
@@ -201,18 +253,15 @@ impl Isolation {
     }
 }
 
-/// Lets the neighbours call for one span and keeps what they see after its warm-up.
-async fn watch(
-    neighbours: &[(Vec<Session>, String); 2],
-    span: Span,
-    seen: &Arc<Mutex<Seen>>,
-) -> anyhow::Result<()> {
+/// Lets the neighbours call for one span and returns what they see after its warm-up.
+async fn watch(neighbours: &[(Vec<Session>, String); 2], span: Span) -> anyhow::Result<Seen> {
+    let seen = Arc::new(Mutex::new(Seen::new()));
     let start = tokio::time::Instant::now();
     let (counted_from, end) = (start + span.warm_up, start + span.warm_up + span.measured);
     let gap = Duration::from_secs_f64(1.0 / NEIGHBOUR_RATE);
     let mut calls = JoinSet::new();
     for (position, (buyers, event)) in neighbours.iter().enumerate() {
-        let (buyers, event, seen) = (buyers.clone(), event.clone(), Arc::clone(seen));
+        let (buyers, event, seen) = (buyers.clone(), event.clone(), Arc::clone(&seen));
         calls.spawn(async move {
             // Each call is a task of its own: a slow one delays none of the others.
             let mut own = JoinSet::new();
@@ -245,7 +294,8 @@ async fn watch(
     while let Some(ended) = calls.join_next().await {
         ended.context("a neighbour ended badly")?;
     }
-    Ok(())
+    let seen = std::mem::replace(&mut *seen.lock(), Seen::new());
+    Ok(seen)
 }
 
 /// The process that floods; ends with this.
@@ -355,6 +405,27 @@ mod tests {
     }
 
     #[test]
+    fn one_bad_round_moves_a_median_little() {
+        assert!((median([4.0, 60.0, 3.0].into_iter()) - 4.0).abs() < 1e-9);
+        assert!((median([3.0, 60.0, 4.0, 5.0].into_iter()) - 4.5).abs() < 1e-9);
+        assert!(median(std::iter::empty()).abs() < 1e-9);
+    }
+
+    #[test]
+    fn phases_add_up() {
+        let phase = |ms| {
+            let mut seen = Seen::new();
+            record(&mut seen.latencies[1], Duration::from_millis(ms));
+            seen.errors.push(format!("{ms}"));
+            seen
+        };
+        let all = Seen::all([phase(1), phase(9)].iter()).unwrap();
+        assert_eq!((all.latencies[0].len(), all.latencies[1].len()), (0, 2));
+        assert!((all.p99_ms(1) - 9.0).abs() < 0.1);
+        assert_eq!(all.errors, ["1", "9"]);
+    }
+
+    #[test]
     fn the_text_tells_how_it_was_measured_and_what_came_out() {
         let neighbour = Neighbour {
             place: "another region",
@@ -363,6 +434,9 @@ mod tests {
             during_p50_ms: 2.0,
             during_p99_ms: 6.0,
             times: 1.5,
+            rounds_p99_ms: vec![[4.0, 4.4, 6.0]],
+            times_typical: 1.25,
+            times_control: 1.1,
             asked: 1.5,
         };
         let result = Isolation {
@@ -376,9 +450,16 @@ mod tests {
             first_error: None,
         };
         let text = result.text();
-        for part in
-            ["| 1.50", "≤ 1.5", "nice 10", "12345 served/s", "1 errors, first: broken", "1.25 ms late"]
-        {
+        for part in [
+            "| 1.50",
+            "| 1.25",
+            "| 1.10",
+            "≤ 1.5",
+            "nice 10",
+            "12345 served/s",
+            "1 errors, first: broken",
+            "1.25 ms late",
+        ] {
             assert!(text.contains(part), "{part} is missing in {text}");
         }
     }

@@ -29,17 +29,34 @@ fn a_flood_on_one_row_leaves_room_for_the_others() {
     });
 }
 
+/// A rest of so long, whatever an entry took.
+fn rest(max: Duration) -> Rest {
+    Rest { times: u32::MAX, max }
+}
+
 #[test]
 fn a_heavy_group_rests_while_its_neighbours_write() {
-    let rest_max = Duration::from_millis(400);
-    // Commands of the first entry, whether there are neighbours, and whether the next entry then waits.
-    for (commands, neighbours, rests) in [(10, true, true), (10, false, false), (7, true, false)] {
+    let (long, short) = (Duration::from_millis(400), Duration::from_millis(100));
+    // Commands of the first entry, who else writes, and how long the next entry then waits.
+    let cases = [
+        (10, Company::Light, long),
+        (10, Company::Heavy, short),
+        (10, Company::None, Duration::ZERO),
+        (7, Company::Light, Duration::ZERO),
+    ];
+    for (commands, company, rests) in cases {
         run(async {
             tokio::time::pause();
             let fake = Fake::new(&["gala"], 100);
-            fake.neighbours.store(neighbours, Ordering::SeqCst);
+            *fake.company.lock() = company;
             fake.close();
-            let rows = started(&fake, Limits { rest_max, heavy_commands_min: 8, ..limits() });
+            let limits = Limits {
+                rest_beside_light: rest(long),
+                rest_beside_heavy: rest(short),
+                heavy_commands_min: 8,
+                ..limits()
+            };
+            let rows = started(&fake, limits);
             let (asker, mut answers) = channel();
             rows.submit("gala", (0..commands).map(|n| request(n, buy(n, "gala"), &asker)).collect());
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -50,9 +67,19 @@ fn a_heavy_group_rests_while_its_neighbours_write() {
             let settled = tokio::time::Instant::now();
             rows.submit("gala", vec![request(99, buy(99, "gala"), &asker)]);
             assert_eq!(reason(&next(&mut answers).await.1), "done");
-            assert_eq!(settled.elapsed() >= rest_max, rests, "{commands} commands, neighbours: {neighbours}");
+            let waited = settled.elapsed();
+            let expected = rests..rests + Duration::from_millis(50);
+            assert!(expected.contains(&waited), "{commands} commands, company {company:?}: {waited:?}");
             assert_eq!(fake.entries().len(), 2);
         });
+    }
+}
+
+#[test]
+fn a_rest_grows_with_the_entry_up_to_its_bound() {
+    let rest = Rest { times: 8, max: Duration::from_millis(32) };
+    for (took, expected) in [(0, 0), (1, 8), (4, 32), (5, 32), (u64::MAX, 32)] {
+        assert_eq!(rest.after(Duration::from_millis(took)), Duration::from_millis(expected), "{took}");
     }
 }
 
@@ -62,9 +89,9 @@ fn light_rows_do_not_rest_with_a_heavy_one() {
         tokio::time::pause();
         let rest_max = Duration::from_millis(400);
         let fake = Fake::new(&["flooded", "quiet"], 100);
-        fake.neighbours.store(true, Ordering::SeqCst);
+        *fake.company.lock() = Company::Light;
         fake.close();
-        let rows = started(&fake, Limits { rest_max, ..limits() });
+        let rows = started(&fake, Limits { rest_beside_light: rest(rest_max), ..limits() });
         let (asker, mut answers) = channel();
         rows.submit("flooded", (0..20).map(|n| request(n, buy(n, "flooded"), &asker)).collect());
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -90,9 +117,10 @@ fn a_group_of_many_light_rows_rests_as_a_whole() {
         let rest_max = Duration::from_millis(400);
         let names: Vec<String> = (0..12).map(|n| format!("row-{n}")).collect();
         let fake = Fake::new(&names.iter().map(String::as_str).collect::<Vec<_>>(), 100);
-        fake.neighbours.store(true, Ordering::SeqCst);
+        *fake.company.lock() = Company::Light;
         fake.close();
-        let rows = started(&fake, Limits { rest_max, heavy_commands_min: 8, ..limits() });
+        let rows =
+            started(&fake, Limits { rest_beside_light: rest(rest_max), heavy_commands_min: 8, ..limits() });
         let (asker, mut answers) = channel();
         let ask = |n: u64| {
             let row = &names[n as usize];
