@@ -75,7 +75,7 @@ impl Default for Limits {
             entries_in_flight: 3,
             overlap_commands_min: 256,
             heavy_commands_min: 8,
-            rest_beside_light: Rest { times: 6, max: Duration::from_millis(24) },
+            rest_beside_light: Rest { times: 8, max: Duration::from_millis(32) },
             rest_beside_heavy: Rest { times: 2, max: Duration::from_millis(8) },
             retry_after_ms: 200,
             rows_max: 10_000,

@@ -123,7 +123,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.get(middle) {
-        Some(upper) if values.len() % 2 == 0 => (values[middle - 1] + upper) / 2.0,
+        Some(upper) if values.len().is_multiple_of(2) => (values[middle - 1] + upper) / 2.0,
         Some(middle) => *middle,
         None => 0.0,
     }
