@@ -37,10 +37,11 @@ pub struct Limits {
     /// A group is heavy while its entries have so many commands.
     pub heavy_commands_min: usize,
     /// How long the rows that make it heavy then rest after an entry while other groups write little: what is left of
-    /// the machine's time is theirs. Entries grow meanwhile, so that the heavy rows lose latency before throughput.
-    pub rest_beside_light: Rest,
-    /// The same while other groups write much, too: long rests of all would leave the machine to nobody.
-    pub rest_beside_heavy: Rest,
+    /// the machine's time is theirs. Entries grow meanwhile, as far as the gateways let more calls in.
+    pub rest_long: Rest,
+    /// How long they rest while other groups write much, too, because long rests of all would leave the machine to nobody;
+    /// and how long all rows do where none sticks out.
+    pub rest_short: Rest,
     /// When a refused caller should come back.
     pub retry_after_ms: u32,
     /// Rows with an actor, per group.
@@ -75,8 +76,8 @@ impl Default for Limits {
             entries_in_flight: 3,
             overlap_commands_min: 256,
             heavy_commands_min: 8,
-            rest_beside_light: Rest { times: 8, max: Duration::from_millis(32) },
-            rest_beside_heavy: Rest { times: 2, max: Duration::from_millis(8) },
+            rest_long: Rest { times: 8, max: Duration::from_millis(32) },
+            rest_short: Rest { times: 2, max: Duration::from_millis(8) },
             retry_after_ms: 200,
             rows_max: 10_000,
         }

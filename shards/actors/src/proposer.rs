@@ -20,8 +20,10 @@ use crate::shard::{Company, Shard};
 /// How often the proposer looks whether a hold is due while nothing flows.
 const TICK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A row with at least this part of an entry, one in so many commands, makes it heavy.
+/// A row with at least this part of an entry, one in so many commands, makes it heavy,
 const HEAVY_PART: usize = 4;
+/// if it has at least so many commands in it: fewer are no flood, whatever part of a small entry they are.
+const HEAVY_ROW_MIN: usize = 4;
 
 /// Commands of one row, to be decided in this order.
 #[derive(Message)]
@@ -176,21 +178,22 @@ impl Proposer {
         if slots.len() < self.limits.heavy_commands_min {
             return None;
         }
-        let rest = match self.shard.company() {
-            Company::None => return None,
-            Company::Light => self.limits.rest_beside_light,
-            Company::Heavy => self.limits.rest_beside_heavy,
-        };
+        let company = self.shard.company();
+        if company == Company::None {
+            return None;
+        }
         let mut counts: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
         for offer in slots.iter().filter_map(|slot| self.offers.get(&slot.offer)) {
             *counts.entry(&offer.name).or_default() += 1;
         }
-        counts.retain(|_, count| *count * HEAVY_PART >= slots.len());
-        let rows = match counts.is_empty() {
-            true => Resting::All,
-            false => Resting::Rows(counts.into_keys().cloned().collect()),
-        };
-        Some((rows, rest))
+        counts.retain(|_, count| *count * HEAVY_PART >= slots.len() && *count >= HEAVY_ROW_MIN);
+        let rows: BTreeSet<_> = counts.into_keys().cloned().collect();
+        Some(match company {
+            // Light rows rest with the others where none sticks out: not for long.
+            _ if rows.is_empty() => (Resting::All, self.limits.rest_short),
+            Company::Light => (Resting::Rows(rows), self.limits.rest_long),
+            Company::None | Company::Heavy => (Resting::Rows(rows), self.limits.rest_short),
+        })
     }
 
     /// Lets these rows rest, unless some do already: the disk is for others meanwhile.

@@ -21,11 +21,12 @@ use crate::types::*;
 /// Raft's clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// Between heartbeats, ms; less than half of `election_min_ms`.
+    /// Between heartbeats, ms, rounded up to the grid on which all sleeps of Raft end; less than half of `election_min_ms`. A late
+    /// tick can leave one out: followers wait several times as long.
     pub heartbeat_ms: u64,
-    /// Shortest silence after which a follower stands for election, ms.
+    /// A follower stands for election after the length of a lease and a random time from this one, ms,
     pub election_min_ms: u64,
-    /// Longest, ms; also the length of a leader's lease.
+    /// to this one, ms; which is also the length of a leader's lease.
     pub election_max_ms: u64,
 }
 

@@ -15,7 +15,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::{Mutex, RwLock};
 use tidewall_env::tasks;
-use tidewall_machine::{Decision, Frozen, Head, Machine, Op};
+use tidewall_machine::{Decision, Frozen, Head, Machine, Op, SystemCommand};
 use tidewall_store::checkpoint::{CheckpointError, CheckpointWriter, Generation};
 use tidewall_store::log::LogError;
 use tokio::sync::oneshot;
@@ -83,7 +83,7 @@ struct Shared {
     machine: RwLock<Machine>,
     halted: Mutex<Option<String>>,
     checkpoint_index: AtomicU64,
-    /// Commands of clients applied since the start.
+    /// Commands applied since the start, ticks apart.
     commands_applied: AtomicU64,
     /// Payload bytes applied since the last freeze.
     bytes_since_freeze: AtomicU64,
@@ -134,7 +134,7 @@ impl StateHandle {
         self.shared.checkpoint_index.load(Ordering::Relaxed)
     }
 
-    /// Commands of clients that this replica has applied since it started.
+    /// Commands that this replica has applied since it started, without the ticks of idle groups.
     pub fn commands_applied(&self) -> u64 {
         self.shared.commands_applied.load(Ordering::Relaxed)
     }
@@ -268,8 +268,9 @@ impl StateHandle {
             tasks::drop_off_thread(replaced);
         }
         self.settled();
-        let of_clients = entry.commands.iter().filter(|command| matches!(command.op, Op::Tickets(_))).count();
-        self.shared.commands_applied.fetch_add(of_clients as u64, Ordering::Relaxed);
+        let work =
+            entry.commands.iter().filter(|command| command.op != Op::System(SystemCommand::Tick)).count();
+        self.shared.commands_applied.fetch_add(work as u64, Ordering::Relaxed);
         self.shared.bytes_since_freeze.fetch_add(payload.len() as u64, Ordering::Relaxed);
         self.paced(payload.len(), began.elapsed());
         Ok(decisions)

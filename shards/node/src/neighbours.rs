@@ -4,7 +4,7 @@
 //! Looks at what the groups have applied when somebody asks, at most a few times a second: nothing is counted by time
 //! while entries are written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -18,8 +18,10 @@ const WINDOW: Duration = Duration::from_millis(250);
 const STALE: Duration = Duration::from_secs(2);
 /// Groups that decide fewer commands a second, all together, need no room made for them.
 const RATE_MIN: f64 = 10.0;
-/// The others write little while all of them together have no more than this part of a group's own commands.
-const LIGHT_PART_MAX: f64 = 1.0 / 3.0;
+/// The others write little until all of them together decide more than this part of a group's own commands,
+const HEAVY_PART: f64 = 1.0 / 3.0;
+/// and again when they decide less than this part: a group that rests less decides more, and shall not go to and fro.
+const LIGHT_PART: f64 = 1.0 / 10.0;
 
 /// The groups of a node.
 pub(crate) struct Neighbours {
@@ -34,6 +36,8 @@ struct Seen {
     applied: BTreeMap<u32, u64>,
     /// Commands a second, by group.
     rates: BTreeMap<u32, f64>,
+    /// Groups beside which the others write much.
+    beside_heavy: BTreeSet<u32>,
 }
 
 impl Seen {
@@ -54,16 +58,26 @@ impl Seen {
             None => BTreeMap::new(),
         };
         (self.at, self.applied) = (Some(now), applied);
+        let heavy = |group: &u32| {
+            let part = if self.beside_heavy.contains(group) { LIGHT_PART } else { HEAVY_PART };
+            self.others(*group) > self.own(*group) * part
+        };
+        self.beside_heavy = self.rates.keys().copied().filter(heavy).collect();
+    }
+
+    fn own(&self, group: u32) -> f64 {
+        self.rates.get(&group).copied().unwrap_or_default()
+    }
+
+    fn others(&self, group: u32) -> f64 {
+        self.rates.iter().filter(|(other, _)| **other != group).map(|(_, rate)| rate).sum()
     }
 
     fn company(&self, group: u32) -> Company {
-        let own = self.rates.get(&group).copied().unwrap_or_default();
-        let others = self.rates.iter().filter(|(other, _)| **other != group);
-        let others: f64 = others.map(|(_, rate)| rate).sum();
         match () {
-            () if others < RATE_MIN => Company::None,
-            () if others <= own * LIGHT_PART_MAX => Company::Light,
-            () => Company::Heavy,
+            () if self.others(group) < RATE_MIN => Company::None,
+            () if self.beside_heavy.contains(&group) => Company::Heavy,
+            () => Company::Light,
         }
     }
 }
@@ -110,6 +124,15 @@ mod tests {
         now += WINDOW;
         seen.look(now, [(1, 1_518), (2, 13), (3, 901)].into());
         assert_eq!(seen.company(1), Company::Heavy, "16 beside 36");
+        now += WINDOW;
+        seen.look(now, [(1, 1_618), (2, 23), (3, 902)].into());
+        assert_eq!(seen.company(1), Company::Heavy, "44 beside 400: more than a tenth, so that it stays");
+        now += WINDOW;
+        seen.look(now, [(1, 1_718), (2, 32), (3, 902)].into());
+        assert_eq!(seen.company(1), Company::Light, "36 beside 400");
+        now += WINDOW;
+        seen.look(now, [(1, 1_818), (2, 65), (3, 902)].into());
+        assert_eq!(seen.company(1), Company::Light, "132 beside 400");
         now += STALE;
         seen.look(now, [(1, 9_000), (2, 9_000), (3, 9_000)].into());
         assert_eq!([1, 2, 3].map(|group| seen.company(group)), [Company::None; 3], "long ago, perhaps");

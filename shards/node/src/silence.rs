@@ -9,8 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// A leader that no majority has acknowledged for so long, and still has not in the next round, cannot decide anything, but
-/// may still be heard: as long as it is, nobody else stands for election. Three times the shortest silence after which
-/// followers do.
+/// may still be heard: as long as it is, nobody else stands for election. The shortest silence after which followers do.
 const UNACKNOWLEDGED: Duration = Duration::from_millis(660);
 /// Rounds follow each other within this time; one that comes later says more about this node than about the others.
 const ROUND_LATE: Duration = Duration::from_millis(800);

@@ -32,6 +32,8 @@ const FLOOD_NICE: i32 = 10;
 const NEIGHBOUR_RATE: f64 = 100.0;
 /// Buyers of each neighbour.
 const NEIGHBOUR_BUYERS: usize = 8;
+/// Pause after a flood, before the next round.
+const SETTLE: Duration = Duration::from_secs(3);
 /// What is asked: times the p99 without a flood.
 const ASKED: [(&str, f64); 2] = [("same region, another row", 3.0), ("another region", 1.5)];
 
@@ -148,6 +150,10 @@ pub async fn isolation(
     ];
     let (mut phases, mut floods, mut loads) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=rounds {
+        if round > 1 {
+            // Checkpoints and limits of the flood before are not the quiet that this round begins with.
+            tokio::time::sleep(SETTLE).await;
+        }
         let flooder = Flooder::start(target, &hot, clients, span).await?;
         loads.push(machine::load());
         eprintln!("isolation: round {round} of {rounds}, without a flood");

@@ -91,8 +91,9 @@ impl<W> Queue<W> {
         if !fits(first.weight) {
             return None;
         }
-        let waiter = self.take(row, VecDeque::pop_front)?;
+        // Its turn goes first: what `take` sweeps is stale, and the first turn afterwards is somebody else's.
         self.turns.pop_front();
+        let waiter = self.take(row, VecDeque::pop_front)?;
         if self.rows.contains_key(&row) {
             self.turns.push_back((row, turn));
         }
@@ -161,6 +162,25 @@ mod tests {
         assert_eq!(queue.longest(), Some((3, 1)));
         assert_eq!(order(&mut queue), [1, 4, 3, 5, 6], "behind the other row, and once a round");
         assert_eq!((queue.rows(), queue.turns.len(), queue.weight()), (0, 0, 0));
+    }
+
+    /// Callers of many rows go away, and the next turn empties a row: its sweep takes no turn of those that are left.
+    #[test]
+    fn a_sweep_takes_no_live_turn() {
+        for gone in 0..3 * STALE_TURNS as u64 {
+            for live in 1..4 {
+                let mut queue = Queue::new();
+                for row in 0..live {
+                    queue.push(row, waiter(row));
+                }
+                for number in 100..100 + gone {
+                    queue.push(number, waiter(number));
+                    assert!(queue.withdraw(number, number).is_some());
+                }
+                assert_eq!(order(&mut queue), (0..live).collect::<Vec<_>>(), "{gone} gone");
+                assert!(queue.is_empty());
+            }
+        }
     }
 
     /// Readers of ever other rows who go away while nobody is let in: what is left is what waits.

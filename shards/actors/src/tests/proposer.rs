@@ -50,12 +50,8 @@ fn a_heavy_group_rests_while_its_neighbours_write() {
             let fake = Fake::new(&["gala"], 100);
             *fake.company.lock() = company;
             fake.close();
-            let limits = Limits {
-                rest_beside_light: rest(long),
-                rest_beside_heavy: rest(short),
-                heavy_commands_min: 8,
-                ..limits()
-            };
+            let limits =
+                Limits { rest_long: rest(long), rest_short: rest(short), heavy_commands_min: 8, ..limits() };
             let rows = started(&fake, limits);
             let (asker, mut answers) = channel();
             rows.submit("gala", (0..commands).map(|n| request(n, buy(n, "gala"), &asker)).collect());
@@ -75,6 +71,37 @@ fn a_heavy_group_rests_while_its_neighbours_write() {
     }
 }
 
+/// Three commands are half of an entry of ten, and no flood.
+#[test]
+fn a_row_with_few_commands_rests_briefly_at_most() {
+    run(async {
+        tokio::time::pause();
+        let (long, short) = (Duration::from_millis(400), Duration::from_millis(100));
+        let names = ["gala", "opera", "choir", "circus"];
+        let fake = Fake::new(&names, 100);
+        *fake.company.lock() = Company::Light;
+        fake.close();
+        let rows = started(&fake, Limits { rest_long: rest(long), rest_short: rest(short), ..limits() });
+        let (asker, mut answers) = channel();
+        for (n, row) in (0..).zip(names) {
+            rows.submit(row, (10 * n..10 * n + 3).map(|n| request(n, buy(n, row), &asker)).collect());
+        }
+        for (permits, decided) in [(1, 3), (10, 9)] {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            fake.gate.add_permits(permits);
+            for _ in 0..decided {
+                assert_eq!(reason(&next(&mut answers).await.1), "done");
+            }
+        }
+        // The first entry has what came first, the second all the others.
+        assert_eq!(fake.entries().iter().map(Vec::len).collect::<Vec<_>>(), [3, 9]);
+        let settled = tokio::time::Instant::now();
+        rows.submit("circus", vec![request(99, buy(99, "circus"), &asker)]);
+        assert_eq!(next(&mut answers).await.0, 99);
+        assert!((short..long).contains(&settled.elapsed()), "{:?}", settled.elapsed());
+    });
+}
+
 #[test]
 fn a_rest_grows_with_the_entry_up_to_its_bound() {
     let rest = Rest { times: 8, max: Duration::from_millis(32) };
@@ -91,7 +118,7 @@ fn light_rows_do_not_rest_with_a_heavy_one() {
         let fake = Fake::new(&["flooded", "quiet"], 100);
         *fake.company.lock() = Company::Light;
         fake.close();
-        let rows = started(&fake, Limits { rest_beside_light: rest(rest_max), ..limits() });
+        let rows = started(&fake, Limits { rest_long: rest(rest_max), ..limits() });
         let (asker, mut answers) = channel();
         rows.submit("flooded", (0..20).map(|n| request(n, buy(n, "flooded"), &asker)).collect());
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -119,8 +146,7 @@ fn a_group_of_many_light_rows_rests_as_a_whole() {
         let fake = Fake::new(&names.iter().map(String::as_str).collect::<Vec<_>>(), 100);
         *fake.company.lock() = Company::Light;
         fake.close();
-        let rows =
-            started(&fake, Limits { rest_beside_light: rest(rest_max), heavy_commands_min: 8, ..limits() });
+        let rows = started(&fake, Limits { rest_short: rest(rest_max), heavy_commands_min: 8, ..limits() });
         let (asker, mut answers) = channel();
         let ask = |n: u64| {
             let row = &names[n as usize];
