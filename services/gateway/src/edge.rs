@@ -295,12 +295,10 @@ impl Edge {
         };
         let now = Instant::now();
         if let Some(permit) = permit {
-            match &result {
-                Ok(_) if method.writes() => permit.decided(now),
-                Ok(_) => permit.answered(now),
-                Err(error) if error.is_answer() => permit.answered(now),
-                // Whatever it was, it says nothing about how fast the region is.
-                Err(_) => drop(permit),
+            match Ending::of(method.writes(), &result) {
+                Ending::Decided => permit.decided(now),
+                Ending::Answered => permit.answered(now),
+                Ending::Unanswered => drop(permit),
             }
         }
         self.finish(method, region, now.saturating_duration_since(began), result)
@@ -332,9 +330,46 @@ impl Edge {
     }
 }
 
+/// What the end of a call tells of the region.
+#[derive(Debug, PartialEq, Eq)]
+enum Ending {
+    /// It has decided, and written to its log.
+    Decided,
+    /// It has answered.
+    Answered,
+    /// Nothing: it was not asked, or did not answer.
+    Unanswered,
+}
+
+impl Ending {
+    fn of<R>(writes: bool, result: &Result<R, ApiError>) -> Self {
+        match result {
+            Ok(_) if writes => Self::Decided,
+            Ok(_) => Self::Answered,
+            Err(error) if error.is_answer() => Self::Answered,
+            Err(_) => Self::Unanswered,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A region that answers reads only, or only says no, is as fast as it is; one that is silent is not.
+    #[test]
+    fn answers_of_any_kind_count_and_failures_do_not() {
+        assert_eq!(Ending::of(true, &Ok(())), Ending::Decided);
+        assert_eq!(Ending::of(false, &Ok(())), Ending::Answered);
+        let of = |error: ApiError| Ending::of::<()>(true, &Err(error));
+        let plain = |code| ApiError::Plain { code, reason: "REASON", message: "message".to_owned() };
+        assert_eq!(of(plain(Code::NotFound)), Ending::Answered);
+        assert_eq!(of(plain(Code::FailedPrecondition)), Ending::Answered);
+        assert_eq!(of(plain(Code::Unauthenticated)), Ending::Unanswered);
+        assert_eq!(of(ApiError::field("tier", "is missing")), Ending::Unanswered);
+        let unknown = tidewall_client::ClientError::Unknown { why: "nobody answered".to_owned() };
+        assert_eq!(of(ApiError::Client { error: unknown, request_id: None }), Ending::Unanswered);
+    }
 
     #[test]
     fn every_method_has_its_own_place_in_the_metrics() {

@@ -23,7 +23,7 @@ use tidewall_env::{random, simulation};
 use tokio::time::Instant;
 
 /// Sleeps end at multiples of this after the origin: the interval of heartbeats, as it then turns out.
-const GRID: Duration = Duration::from_millis(125);
+const GRID: Duration = Duration::from_millis(150);
 /// The grid of a process that has taken no place, and of a simulation.
 const FINE_GRID: Duration = Duration::from_millis(25);
 /// Shorter sleeps are not slept at all. openraft waits so long to let events gather; a ticker hardly ever does.
