@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
-use crate::admission::{Admission, Arriving, Class, Permit};
+use crate::admission::{Admission, Arriving, Class, End, Permit};
 use crate::auth::{Authenticator, Principal, Role};
 use crate::deadline::Deadline;
 use crate::errors::ApiError;
@@ -295,11 +295,8 @@ impl Edge {
         };
         let now = Instant::now();
         if let Some(permit) = permit {
-            match Ending::of(method.writes(), &result) {
-                Ending::Decided => permit.decided(now),
-                Ending::Answered => permit.answered(now),
-                Ending::Unanswered => drop(permit),
-            }
+            let end = end_of(method.writes(), permit.took(now), &result);
+            permit.end(now, end);
         }
         self.finish(method, region, now.saturating_duration_since(began), result)
     }
@@ -330,25 +327,14 @@ impl Edge {
     }
 }
 
-/// What the end of a call tells of the region.
-#[derive(Debug, PartialEq, Eq)]
-enum Ending {
-    /// It has decided, and written to its log.
-    Decided,
-    /// It has answered.
-    Answered,
-    /// Nothing: it was not asked, or did not answer.
-    Unanswered,
-}
-
-impl Ending {
-    fn of<R>(writes: bool, result: &Result<R, ApiError>) -> Self {
-        match result {
-            Ok(_) if writes => Self::Decided,
-            Ok(_) => Self::Answered,
-            Err(error) if error.is_answer() => Self::Answered,
-            Err(_) => Self::Unanswered,
-        }
+/// What the end of a call that was under way for `took` tells of its region.
+fn end_of<R>(writes: bool, took: Duration, result: &Result<R, ApiError>) -> End {
+    match result {
+        Ok(_) if writes => End::Decided(took),
+        Ok(_) => End::Answered,
+        Err(error) if error.is_answer() => End::Answered,
+        // Whatever it was, it says nothing about how fast the region is.
+        Err(_) => End::Unanswered,
     }
 }
 
@@ -359,16 +345,17 @@ mod tests {
     /// A region that answers reads only, or only says no, is as fast as it is; one that is silent is not.
     #[test]
     fn answers_of_any_kind_count_and_failures_do_not() {
-        assert_eq!(Ending::of(true, &Ok(())), Ending::Decided);
-        assert_eq!(Ending::of(false, &Ok(())), Ending::Answered);
-        let of = |error: ApiError| Ending::of::<()>(true, &Err(error));
+        let took = Duration::from_millis(7);
+        assert_eq!(end_of(true, took, &Ok(())), End::Decided(took));
+        assert_eq!(end_of(false, took, &Ok(())), End::Answered);
+        let of = |error: ApiError| end_of::<()>(true, took, &Err(error));
         let plain = |code| ApiError::Plain { code, reason: "REASON", message: "message".to_owned() };
-        assert_eq!(of(plain(Code::NotFound)), Ending::Answered);
-        assert_eq!(of(plain(Code::FailedPrecondition)), Ending::Answered);
-        assert_eq!(of(plain(Code::Unauthenticated)), Ending::Unanswered);
-        assert_eq!(of(ApiError::field("tier", "is missing")), Ending::Unanswered);
+        assert_eq!(of(plain(Code::NotFound)), End::Answered);
+        assert_eq!(of(plain(Code::FailedPrecondition)), End::Answered);
+        assert_eq!(of(plain(Code::Unauthenticated)), End::Unanswered);
+        assert_eq!(of(ApiError::field("tier", "is missing")), End::Unanswered);
         let unknown = tidewall_client::ClientError::Unknown { why: "nobody answered".to_owned() };
-        assert_eq!(of(ApiError::Client { error: unknown, request_id: None }), Ending::Unanswered);
+        assert_eq!(of(ApiError::Client { error: unknown, request_id: None }), End::Unanswered);
     }
 
     #[test]

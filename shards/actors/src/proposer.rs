@@ -178,21 +178,21 @@ impl Proposer {
         if slots.len() < self.limits.heavy_commands_min {
             return None;
         }
-        let company = self.shard.company();
-        if company == Company::None {
-            return None;
-        }
+        let rest = match self.shard.company() {
+            Company::None => return None,
+            Company::Light => self.limits.rest_long,
+            Company::Heavy => self.limits.rest_short,
+        };
         let mut counts: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
         for offer in slots.iter().filter_map(|slot| self.offers.get(&slot.offer)) {
             *counts.entry(&offer.name).or_default() += 1;
         }
         counts.retain(|_, count| *count * HEAVY_PART >= slots.len() && *count >= HEAVY_ROW_MIN);
         let rows: BTreeSet<_> = counts.into_keys().cloned().collect();
-        Some(match company {
-            // Light rows rest with the others where none sticks out: not for long.
-            _ if rows.is_empty() => (Resting::All, self.limits.rest_short),
-            Company::Light => (Resting::Rows(rows), self.limits.rest_long),
-            Company::None | Company::Heavy => (Resting::Rows(rows), self.limits.rest_short),
+        Some(match rows.is_empty() {
+            // Light rows rest with the others: not for long.
+            true => (Resting::All, self.limits.rest_short),
+            false => (Resting::Rows(rows), rest),
         })
     }
 

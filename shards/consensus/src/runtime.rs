@@ -2,7 +2,8 @@
 //!
 //! Each replica has a ticker of its own; a node has twelve. Left alone they wake the node some 700 times a second, and
 //! what an idle node costs is those wake-ups. Here the sleeps of tickers end on a common grid, so that all tickers of a
-//! node fire in one wake-up and their heartbeats share messages. A sleep is never shorter than asked for, except that
+//! node fire in one wake-up and their heartbeats share messages. Whatever else openraft waits for, a pause
+//! before it tries a silent replica again, is rounded up with them. A sleep is never shorter than asked for, except that
 //! openraft's waits of a microsecond, which tokio would stretch to two milliseconds, are none: they only give others a
 //! turn.
 //!

@@ -2,7 +2,7 @@
 //! should know when it is not alone, and whether the others make the load as well.
 //!
 //! Looks at what the groups have applied when somebody asks, at most a few times a second: nothing is counted by time
-//! while entries are written.
+//! while entries are written. It is advice: nothing that is decided may depend on it, and to be wrong may cost time only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -106,35 +106,37 @@ mod tests {
 
     #[test]
     fn only_what_others_wrote_lately_counts_and_in_proportion() {
-        let began = Instant::now();
+        use Company::{Heavy, Light, None};
         let mut seen = Seen::default();
-        assert!(seen.is_due(began));
-        seen.look(began, [(1, 1_000), (2, 5)].into());
-        assert_eq!([1, 2].map(|group| seen.company(group)), [Company::None; 2], "one look shows no rate");
-        assert!(!seen.is_due(began + WINDOW / 2));
-        let mut now = began + WINDOW;
+        let mut now = Instant::now();
         assert!(seen.is_due(now));
-        seen.look(now, [(1, 1_500), (2, 7)].into());
-        assert_eq!(seen.company(1), Company::None, "8 commands a second");
-        assert_eq!(seen.company(2), Company::Heavy);
-        now += WINDOW;
-        seen.look(now, [(1, 1_509), (2, 10), (3, 900)].into());
-        assert_eq!(seen.company(1), Company::Light, "12 beside 36; what group 3 decided when is not known");
-        assert_eq!(seen.company(2), Company::Heavy, "36 beside 12");
-        now += WINDOW;
-        seen.look(now, [(1, 1_518), (2, 13), (3, 901)].into());
-        assert_eq!(seen.company(1), Company::Heavy, "16 beside 36");
-        now += WINDOW;
-        seen.look(now, [(1, 1_618), (2, 23), (3, 902)].into());
-        assert_eq!(seen.company(1), Company::Heavy, "44 beside 400: more than a tenth, so that it stays");
-        now += WINDOW;
-        seen.look(now, [(1, 1_718), (2, 32), (3, 902)].into());
-        assert_eq!(seen.company(1), Company::Light, "36 beside 400");
-        now += WINDOW;
-        seen.look(now, [(1, 1_818), (2, 65), (3, 902)].into());
-        assert_eq!(seen.company(1), Company::Light, "132 beside 400");
-        now += STALE;
-        seen.look(now, [(1, 9_000), (2, 9_000), (3, 9_000)].into());
-        assert_eq!([1, 2, 3].map(|group| seen.company(group)), [Company::None; 3], "long ago, perhaps");
+        // Commands of groups 1 and 2 since the look before, and what then is beside each of them.
+        let looks = [
+            (WINDOW, [1_000, 5], [None, None], "one look shows no rate"),
+            (WINDOW, [500, 2], [None, Heavy], "8 a second beside 2,000"),
+            (WINDOW, [9, 3], [Light, Heavy], "12 beside 36"),
+            (WINDOW, [9, 4], [Heavy, Heavy], "16 beside 36"),
+            (WINDOW, [100, 11], [Heavy, Heavy], "44 beside 400: more than a tenth, so that it stays"),
+            (WINDOW, [100, 9], [Light, Heavy], "36 beside 400"),
+            (WINDOW, [100, 33], [Light, Heavy], "132 beside 400: less than a third, so that it stays"),
+            (STALE, [7_000, 9_000], [None, None], "long ago, perhaps"),
+        ];
+        let mut commands = [0, 0];
+        for (passed, more, company, what) in looks {
+            now += passed;
+            commands = [commands[0] + more[0], commands[1] + more[1]];
+            seen.look(now, [(1, commands[0]), (2, commands[1])].into());
+            assert_eq!([1, 2].map(|group| seen.company(group)), company, "{what}");
+            assert!(!seen.is_due(now + WINDOW / 2) && seen.is_due(now + WINDOW));
+        }
+    }
+
+    #[test]
+    fn what_a_group_had_decided_before_it_was_seen_is_not_of_now() {
+        let mut seen = Seen::default();
+        let now = Instant::now();
+        seen.look(now, [(1, 1_000)].into());
+        seen.look(now + WINDOW, [(1, 1_100), (2, 90_000)].into());
+        assert_eq!(seen.company(1), Company::None);
     }
 }

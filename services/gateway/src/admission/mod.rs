@@ -27,8 +27,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::errors::ApiError;
-pub(crate) use gate::GateState;
-use gate::{End, Gate, longest_wait};
+pub(crate) use gate::{End, GateState};
+use gate::{Gate, longest_wait};
 pub use limit::LimitOptions;
 use neighbours::Neighbours;
 pub(crate) use room::Class;
@@ -77,30 +77,30 @@ pub(crate) struct Permit {
     region: Arc<Region>,
     place: Place,
     since: Instant,
-    /// When it was answered, and how, if it was.
-    answered: Option<(Instant, End)>,
+    /// When it ended, and how, if anybody said so.
+    ended: Option<(Instant, End)>,
 }
 
 impl Permit {
-    /// Ends a call that the region has decided and written to its log by `now`.
-    pub(crate) fn decided(mut self, now: Instant) {
-        // A batch takes longer than a single call by its nature.
-        let end = match self.place.weight {
-            1 => End::Decided(now.saturating_duration_since(self.since)),
-            _ => End::Answered,
-        };
-        self.answered = Some((now, end));
+    /// For how long the call has been under way.
+    pub(crate) fn took(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
     }
 
-    /// Ends a call that the region has answered by `now` without writing to its log.
-    pub(crate) fn answered(mut self, now: Instant) {
-        self.answered = Some((now, End::Answered));
+    /// Ends a call.
+    pub(crate) fn end(mut self, now: Instant, end: End) {
+        // A batch takes longer than a single call by its nature.
+        let end = match end {
+            End::Decided(_) if self.place.weight > 1 => End::Answered,
+            end => end,
+        };
+        self.ended = Some((now, end));
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let (now, end) = self.answered.unwrap_or_else(|| (Instant::now(), End::Unanswered));
+        let (now, end) = self.ended.unwrap_or_else(|| (Instant::now(), End::Unanswered));
         self.region.end(self.place, end, now);
     }
 }
@@ -140,7 +140,7 @@ impl Region {
     }
 
     fn permit(self: &Arc<Self>, place: Place, since: Instant) -> Permit {
-        Permit { region: Arc::clone(self), place, since, answered: None }
+        Permit { region: Arc::clone(self), place, since, ended: None }
     }
 
     fn end(self: &Arc<Self>, place: Place, end: End, now: Instant) {
@@ -295,7 +295,9 @@ mod tests {
         let first = admission.enter(call("hot")).await.unwrap();
         let (second, third) = (waiting(&admission, "hot").await, waiting(&admission, "hot").await);
         assert_eq!((admission.state(0).in_flight, admission.state(0).waiting), (1, 2));
-        first.decided(Instant::now());
+        let now = Instant::now();
+        let took = first.took(now);
+        first.end(now, End::Decided(took));
         let second = second.await.unwrap().unwrap();
         assert_eq!((admission.state(0).in_flight, admission.state(0).waiting), (1, 1));
         drop(second);
