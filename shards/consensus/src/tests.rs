@@ -13,7 +13,7 @@ use std::time::Duration;
 use tidewall_env::disk::{CrashMode, MemoryDisk};
 use tidewall_machine::domain::tickets;
 use tidewall_machine::domain::tickets::model::TierSpec;
-use tidewall_machine::{Answer, Command, Decision, Entry, Op};
+use tidewall_machine::{Answer, Command, Decision, Entry, Op, SystemCommand};
 use tidewall_proto::internal::v1::peer_service_server::PeerServiceServer;
 use tidewall_store::checkpoint::memory::MemoryCheckpoints;
 use tidewall_store::checkpoint::{CheckpointStore, CheckpointWriter};

@@ -306,6 +306,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn only_single_calls_tell_how_fast_a_region_is() {
+        for (weight, tells) in [(1, true), (2, false)] {
+            let admission = Arc::new(Admission::new(1, LimitOptions::default(), 100, usize::MAX));
+            let permit = admission.enter(Arriving { weight, ..call("hot") }).await.unwrap();
+            tokio::time::advance(Duration::from_secs(1)).await;
+            let now = Instant::now();
+            let took = permit.took(now);
+            permit.end(now, End::Decided(took));
+            assert_eq!(admission.state(0).no_load.is_some(), tells, "weight {weight}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_waits_until_its_deadline_is_refused_and_was_never_under_way() {
         let admission = narrow(10);
         let _first = admission.enter(call("hot")).await.unwrap();
