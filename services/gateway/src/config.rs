@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidewall_client::{ShardClientOptions, Topology};
+use tidewall_client::{AcceptLimits, ShardClientOptions, Topology};
 
 use crate::admission::LimitOptions;
 
@@ -30,6 +30,8 @@ pub struct GatewayConfig {
     /// Shortest age at which a client connection is asked to reconnect, so that new gateways receive
     /// load; the age of this process's connections is chosen between this and twice this. `None`: never.
     pub connection_age_min: Option<Duration>,
+    /// How many connections clients may have, and how long one may take to say what it wants.
+    pub accept: AcceptLimits,
     /// How long calls under way may take to finish after a shutdown began.
     pub grace: Duration,
     /// Timeouts and bounds towards the shard nodes.
@@ -49,6 +51,7 @@ impl GatewayConfig {
             limit: LimitOptions::default(),
             token_cache_entries: 131_072,
             connection_age_min: Some(Duration::from_secs(300)),
+            accept: AcceptLimits::default(),
             grace: Duration::from_secs(5),
             shard_client: ShardClientOptions::default(),
         }

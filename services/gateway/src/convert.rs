@@ -146,6 +146,29 @@ pub(crate) fn rejection(view: pb::RejectionView) -> v1::Rejection {
     v1::Rejection { code: view.code, reason: view.reason, message: view.message }
 }
 
+/// Reason of a request id under which nothing was decided and nothing will be.
+const SEALED: &str = "REQUEST_ID_SEALED";
+/// Reason of a request id that is older than what a region remembers.
+const FORGOTTEN: &str = "REQUEST_ID_EXPIRED";
+
+/// What a region says to the seal of a request id of `caller`: what is final.
+pub(crate) fn sealed(
+    region: &str,
+    caller: &str,
+    outcome: pb::Outcome,
+) -> Result<v1::GetOutcomeResponse, ApiError> {
+    match &outcome.result {
+        // Refused without a decision: forgotten ids are never decided again, anything else is not final.
+        Some(pb::outcome::Result::Rejection(no)) if outcome.receipt.is_none() => {
+            if no.reason == FORGOTTEN {
+                return remembered(region, caller, pb::OutcomeView { outcome: None, forgotten: true });
+            }
+            Err(ApiError::Rejected { rejection: no.clone(), receipt: None })
+        }
+        _ => remembered(region, caller, pb::OutcomeView { outcome: Some(outcome), forgotten: false }),
+    }
+}
+
 /// What a region remembers of a request that `caller` made.
 pub(crate) fn remembered(
     region: &str,
@@ -154,10 +177,21 @@ pub(crate) fn remembered(
 ) -> Result<v1::GetOutcomeResponse, ApiError> {
     use pb::outcome::Result as Stored;
     use v1::get_outcome_response::Result as Shown;
+    let empty =
+        |state: v1::OutcomeState| v1::GetOutcomeResponse { state: state.into(), ..Default::default() };
     let Some(outcome) = view.outcome else {
-        let state = if view.forgotten { v1::OutcomeState::Forgotten } else { v1::OutcomeState::Undecided };
-        return Ok(v1::GetOutcomeResponse { state: state.into(), receipt: None, result: None });
+        return Ok(empty(if view.forgotten {
+            v1::OutcomeState::Forgotten
+        } else {
+            v1::OutcomeState::Undecided
+        }));
     };
+    if let Some(Stored::Rejection(no)) = &outcome.result
+        && no.reason == SEALED
+    {
+        let receipt = outcome.receipt.as_ref().map(|receipt| self::receipt(region, receipt));
+        return Ok(v1::GetOutcomeResponse { receipt, ..empty(v1::OutcomeState::Sealed) });
+    }
     let event_id = outcome.event_id;
     let result = match outcome.result.ok_or_else(mismatch)? {
         Stored::Event(view) => Shown::Event(event(region, view)),
@@ -208,6 +242,27 @@ mod tests {
         assert_eq!(shown.result, Some(v1::get_outcome_response::Result::ReleasedHold(name)));
         let empty = pb::OutcomeView { outcome: Some(pb::Outcome::default()), forgotten: false };
         assert!(remembered("north", "alice", empty).is_err());
+    }
+
+    #[test]
+    fn a_seal_is_answered_with_what_is_final() {
+        let no = |reason: &str, receipt: Option<pb::Receipt>| pb::Outcome {
+            receipt,
+            result: Some(pb::outcome::Result::Rejection(pb::RejectionView {
+                reason: reason.into(),
+                code: 9,
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        let state = |outcome| sealed("north", "alice", outcome).map(|outcome| outcome.state());
+        let receipt = Some(pb::Receipt::default());
+        assert_eq!(state(no("REQUEST_ID_SEALED", receipt)).unwrap(), v1::OutcomeState::Sealed);
+        assert_eq!(state(no("SOLD_OUT", receipt)).unwrap(), v1::OutcomeState::Decided);
+        assert_eq!(state(no("REQUEST_ID_EXPIRED", None)).unwrap(), v1::OutcomeState::Forgotten);
+        for reason in ["EXPIRED", "REQUEST_ID_INVALID"] {
+            assert!(state(no(reason, None)).is_err(), "{reason} is not final");
+        }
     }
 
     #[test]

@@ -1,8 +1,7 @@
-//! Deadlines of calls, from `grpc-timeout`. The clock is read once per call, here.
+//! Deadlines of calls, from `grpc-timeout`. What is sent to regions expires by the time of the cluster, which the caller gives.
 
 use std::time::Duration;
 
-use tidewall_env::clock::unix_ms;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
@@ -21,22 +20,22 @@ const ANSWER_MARGIN_MAX: Duration = Duration::from_millis(20);
 pub(crate) struct Deadline {
     /// Nothing is waited for any longer.
     pub(crate) at: Instant,
-    /// Unix time after which the caller no longer waits, ms.
+    /// Time of the cluster after which the caller no longer waits, Unix ms.
     pub(crate) expires_at_ms: u64,
 }
 
 impl Deadline {
     /// The deadline of a call.
-    pub(crate) fn of_call(metadata: &MetadataMap) -> Result<Self, ApiError> {
-        Self::from_metadata(metadata, DEADLINE_MAX)
+    pub(crate) fn of_call(metadata: &MetadataMap, now_ms: u64) -> Result<Self, ApiError> {
+        Self::from_metadata(metadata, DEADLINE_MAX, now_ms)
     }
 
     /// The deadline of an export or an import.
-    pub(crate) fn of_transfer(metadata: &MetadataMap) -> Result<Self, ApiError> {
-        Self::from_metadata(metadata, TRANSFER_DEADLINE_MAX)
+    pub(crate) fn of_transfer(metadata: &MetadataMap, now_ms: u64) -> Result<Self, ApiError> {
+        Self::from_metadata(metadata, TRANSFER_DEADLINE_MAX, now_ms)
     }
 
-    fn from_metadata(metadata: &MetadataMap, longest: Duration) -> Result<Self, ApiError> {
+    fn from_metadata(metadata: &MetadataMap, longest: Duration, now_ms: u64) -> Result<Self, ApiError> {
         let Some(value) = metadata.get("grpc-timeout") else {
             return Err(ApiError::Plain {
                 code: tonic::Code::InvalidArgument,
@@ -56,7 +55,7 @@ impl Deadline {
         let timeout = timeout.min(longest);
         Ok(Self {
             at: Instant::now() + (timeout - (timeout / 10).min(ANSWER_MARGIN_MAX)),
-            expires_at_ms: unix_ms().saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+            expires_at_ms: now_ms.saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
         })
     }
 
@@ -104,12 +103,12 @@ mod tests {
     #[test]
     fn a_missing_deadline_is_refused_and_a_long_one_is_cut() {
         let mut metadata = MetadataMap::new();
-        let refused = Deadline::of_call(&metadata).unwrap_err();
+        let now_ms = 1_700_000_000_000;
+        let refused = Deadline::of_call(&metadata, now_ms).unwrap_err();
         assert!(matches!(refused, ApiError::Plain { reason: "DEADLINE_REQUIRED", .. }));
         metadata.insert("grpc-timeout", "10H".parse().unwrap());
-        let before = unix_ms();
-        let deadline = Deadline::of_call(&metadata).unwrap();
+        let deadline = Deadline::of_call(&metadata, now_ms).unwrap();
         assert!(deadline.remaining() <= DEADLINE_MAX);
-        assert!((before + 60_000..=unix_ms() + 60_000).contains(&deadline.expires_at_ms));
+        assert_eq!(deadline.expires_at_ms, now_ms + 60_000);
     }
 }

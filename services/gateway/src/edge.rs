@@ -2,16 +2,18 @@
 //! and after it: metrics and the one mapping of errors. Nothing here knows what a method does.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidewall_client::{ShardClient, Topology};
+use tidewall_client::{Connections, ShardClient, Topology};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 use crate::admission::{Admission, Arriving, Class, End, Permit};
-use crate::auth::{Authenticator, Principal, Role};
+use crate::auth::{Authenticator, Caller, Principal, Role};
+use crate::budget::{Budget, Held};
 use crate::deadline::Deadline;
 use crate::errors::ApiError;
 use crate::metrics::Metrics;
@@ -36,6 +38,7 @@ pub(crate) enum Method {
     GetTicket,
     ListTickets,
     GetOutcome,
+    SealRequestId,
     ListRegionStatuses,
     GetRegionStatus,
     ListNodes,
@@ -49,7 +52,7 @@ pub(crate) enum Method {
 }
 
 impl Method {
-    pub(crate) const ALL: [Method; 25] = [
+    pub(crate) const ALL: [Method; 26] = [
         Method::ListRegions,
         Method::GetRegion,
         Method::CreateEvent,
@@ -65,6 +68,7 @@ impl Method {
         Method::GetTicket,
         Method::ListTickets,
         Method::GetOutcome,
+        Method::SealRequestId,
         Method::ListRegionStatuses,
         Method::GetRegionStatus,
         Method::ListNodes,
@@ -95,6 +99,7 @@ impl Method {
             Self::GetTicket => "GetTicket",
             Self::ListTickets => "ListTickets",
             Self::GetOutcome => "GetOutcome",
+            Self::SealRequestId => "SealRequestId",
             Self::ListRegionStatuses => "ListRegionStatuses",
             Self::GetRegionStatus => "GetRegionStatus",
             Self::ListNodes => "ListNodes",
@@ -110,7 +115,11 @@ impl Method {
 
     fn class(self) -> Class {
         match self {
-            Self::ConfirmHold | Self::ReleaseHold | Self::CancelTicket | Self::GetOutcome => Class::Finish,
+            Self::ConfirmHold
+            | Self::ReleaseHold
+            | Self::CancelTicket
+            | Self::GetOutcome
+            | Self::SealRequestId => Class::Finish,
             // What operators do about an overload must not be refused because of it.
             Self::TransferLeader
             | Self::DrainNode
@@ -147,6 +156,7 @@ impl Method {
                 | Self::ReleaseHold
                 | Self::BuyTickets
                 | Self::CancelTicket
+                | Self::SealRequestId
         )
     }
 
@@ -178,14 +188,17 @@ impl Method {
             | Self::CancelTicket
             | Self::GetTicket
             | Self::ListTickets
-            | Self::GetOutcome => &[],
+            | Self::GetOutcome
+            | Self::SealRequestId => &[],
         }
     }
 
-    fn deadline(self, metadata: &MetadataMap) -> Result<Deadline, ApiError> {
+    fn deadline(self, metadata: &MetadataMap, now_ms: u64) -> Result<Deadline, ApiError> {
         match self {
-            Self::ExportRegion | Self::ImportRegion | Self::ChangeReplicas => Deadline::of_transfer(metadata),
-            _ => Deadline::of_call(metadata),
+            Self::ExportRegion | Self::ImportRegion | Self::ChangeReplicas => {
+                Deadline::of_transfer(metadata, now_ms)
+            }
+            _ => Deadline::of_call(metadata, now_ms),
         }
     }
 }
@@ -212,6 +225,8 @@ impl<'a> Target<'a> {
 pub(crate) struct Call {
     pub(crate) principal: Arc<Principal>,
     pub(crate) deadline: Deadline,
+    /// When it arrived, by the time of the cluster, Unix ms.
+    pub(crate) now_ms: u64,
     /// Shard group of the region; 0 for calls without one.
     pub(crate) group: u32,
 }
@@ -222,7 +237,23 @@ pub(crate) struct Edge {
     pub(crate) client: ShardClient,
     pub(crate) authenticator: Authenticator,
     pub(crate) admission: Admission,
+    pub(crate) budget: Budget,
+    pub(crate) connections: Connections,
     pub(crate) metrics: Metrics,
+}
+
+/// Whatever waits under this name has not proven who it is: no event can be called so.
+const UNVERIFIED_ROW: &str = "?unverified";
+
+/// A request on its way through the edge.
+struct Arrived<'a> {
+    method: Method,
+    metadata: &'a MetadataMap,
+    /// Bytes of its message.
+    bytes: usize,
+    /// The connection that it came by.
+    peer: Option<SocketAddr>,
+    began: Instant,
 }
 
 impl Edge {
@@ -237,45 +268,57 @@ impl Edge {
         })
     }
 
-    async fn enter(
-        &self,
-        method: Method,
-        metadata: &MetadataMap,
+    async fn enter<'a>(
+        &'a self,
+        arrived: &Arrived<'_>,
         target: Option<Target<'_>>,
-        began: Instant,
         region: &mut Option<usize>,
-    ) -> Result<(Call, Option<Permit>), ApiError> {
-        let caller = self.authenticator.look_up(metadata)?;
-        let deadline = method.deadline(metadata)?;
+    ) -> Result<(Call, Option<Permit>, Held<'a>), ApiError> {
+        let method = arrived.method;
+        let now_ms = self.client.clock().unix_ms();
+        let caller = self.authenticator.look_up(arrived.metadata, now_ms)?;
+        let deadline = method.deadline(arrived.metadata, now_ms)?;
+        let position = target.as_ref().map(|target| self.region(target.field, target.name)).transpose()?;
+        *region = position;
+        let held = self.budget.hold(arrived.bytes, position, arrived.peer).ok_or_else(|| {
+            ApiError::overloaded("this gateway holds as many bytes of large requests as it may")
+        })?;
+        // Who has proven who it is goes first as what it is. Proofs cost, so that not all can be looked at before the queue:
+        // who comes beyond that waits, whatever it asks for, behind everybody who did.
+        let caller = match caller {
+            Caller::Unverified(_) if self.authenticator.may_verify_early(arrived.began) => {
+                Caller::Known(self.authenticator.verify(caller, now_ms)?)
+            }
+            caller => caller,
+        };
+        let verified = matches!(caller, Caller::Known(_));
         let mut group = 0;
         let mut permit = None;
-        if let Some(target) = target {
-            let position = self.region(target.field, target.name)?;
-            *region = Some(position);
+        if let (Some(target), Some(position)) = (target, position) {
             group = self.topology.regions[position].group;
+            let class = method.class();
             let arriving = Arriving {
                 region: position,
-                class: method.class(),
-                row: names::row(target.name),
+                class: if class == Class::Finish && !verified { Class::Start } else { class },
+                row: if verified { names::row(target.name) } else { UNVERIFIED_ROW },
                 weight: target.weight,
-                at: began,
+                at: arrived.began,
                 deadline: deadline.at,
             };
             permit = Some(self.admission.enter(arriving).await?);
         }
-        // Only now: an overload must not be paid for in signature checks.
-        let principal = self.authenticator.verify(caller)?;
+        let principal = self.authenticator.verify(caller, now_ms)?;
         let roles = method.roles();
         if let Some(first) = roles.first()
             && !roles.iter().any(|role| principal.has(*role))
         {
             principal.require(*first)?;
         }
-        Ok((Call { principal, deadline, group }, permit))
+        Ok((Call { principal, deadline, now_ms, group }, permit, held))
     }
 
     /// Runs one call that has a message. `target` finds the region in it, if the method has one.
-    pub(crate) async fn run<T, R, Fut>(
+    pub(crate) async fn run<T: prost::Message, R, Fut>(
         &self,
         method: Method,
         request: Request<T>,
@@ -285,20 +328,8 @@ impl Edge {
     where
         Fut: Future<Output = Result<R, ApiError>>,
     {
-        let (metadata, _, message) = request.into_parts();
-        let began = Instant::now();
-        let mut region = None;
-        let entered = self.enter(method, &metadata, target(&message), began, &mut region).await;
-        let (result, permit) = match entered {
-            Ok((call, permit)) => (handler(call, message).await, permit),
-            Err(error) => (Err(error), None),
-        };
-        let now = Instant::now();
-        if let Some(permit) = permit {
-            let end = end_of(method.writes(), permit.took(now), &result);
-            permit.end(now, end);
-        }
-        self.finish(method, region, now.saturating_duration_since(began), result)
+        let bytes = request.get_ref().encoded_len();
+        self.run_sized(method, request, bytes, target, handler).await
     }
 
     /// Runs one call whose request is a stream; the region is not known before its first message.
@@ -311,7 +342,35 @@ impl Edge {
     where
         Fut: Future<Output = Result<R, ApiError>>,
     {
-        self.run(method, request, |_| None, handler).await
+        self.run_sized(method, request, 0, |_| None, handler).await
+    }
+
+    async fn run_sized<T, R, Fut>(
+        &self,
+        method: Method,
+        request: Request<T>,
+        bytes: usize,
+        target: impl FnOnce(&T) -> Option<Target<'_>>,
+        handler: impl FnOnce(Call, T) -> Fut,
+    ) -> Result<Response<R>, Status>
+    where
+        Fut: Future<Output = Result<R, ApiError>>,
+    {
+        let peer = request.remote_addr();
+        let (metadata, _, message) = request.into_parts();
+        let began = Instant::now();
+        let mut region = None;
+        let arrived = Arrived { method, metadata: &metadata, bytes, peer, began };
+        let (result, permit) = match self.enter(&arrived, target(&message), &mut region).await {
+            Ok((call, permit, _held)) => (handler(call, message).await, permit),
+            Err(error) => (Err(error), None),
+        };
+        let now = Instant::now();
+        if let Some(permit) = permit {
+            let end = end_of(method.writes(), permit.took(now), &result);
+            permit.end(now, end);
+        }
+        self.finish(method, region, now.saturating_duration_since(began), result)
     }
 
     fn finish<R>(

@@ -52,6 +52,11 @@ impl ApiError {
         }
     }
 
+    /// A bound of this gateway was reached; nothing was sent.
+    pub(crate) fn overloaded(what: &str) -> Self {
+        Self::Overloaded { retry_after: jittered(Duration::from_millis(500)), message: what.to_owned() }
+    }
+
     /// A field has a value that it may not have.
     pub(crate) fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Field { field: field.into(), reason: "INVALID_FIELD", message: message.into() }
@@ -116,7 +121,7 @@ fn rejection_code(rejection: &pb::RejectionView) -> Code {
 /// to it, so that nothing was executed and nothing is remembered. Unlike an unknown outcome this is certain:
 /// the region looks for an earlier copy's outcome first.
 pub(crate) fn is_undecided(rejection: &pb::RejectionView) -> bool {
-    rejection.reason == "EXPIRED"
+    matches!(rejection.reason.as_str(), "EXPIRED" | "GATEWAY_CLOCK_AHEAD")
 }
 
 /// A delay before trying again that spreads a crowd.

@@ -20,6 +20,8 @@ const PAUSE_STARTING: Duration = Duration::from_millis(50);
 const PAUSE_PARTIAL: Duration = Duration::from_millis(500);
 /// Pause between two questions while all regions have a leader.
 const PAUSE_SERVING: Duration = Duration::from_secs(5);
+/// A clock that is further than this from those of the nodes is told, ms.
+const CLOCK_FAR_MS: u64 = 500;
 /// How long the nodes may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -55,14 +57,29 @@ async fn report(reporter: &HealthReporter, status: ServingStatus) {
     }
 }
 
+/// Says so when this machine's clock is far from those of the nodes, or is not any more. Calls go by the nodes' clocks; logs and
+/// whatever else runs here do not.
+fn tell_clock(ahead_ms: Option<i64>, is_far: &mut bool) {
+    let Some(ahead_ms) = ahead_ms else { return };
+    let far = ahead_ms.unsigned_abs() > CLOCK_FAR_MS;
+    if far && !*is_far {
+        tracing::error!(ahead_ms, "this machine's clock is far from the nodes': set it; calls go by theirs");
+    } else if *is_far && !far {
+        tracing::info!(ahead_ms, "this machine's clock agrees with the nodes' again");
+    }
+    *is_far = far;
+}
+
 /// Keeps the health service and `readiness` up to date; never returns.
 pub(crate) async fn watch(edge: Arc<Edge>, readiness: Arc<Readiness>, reporter: HealthReporter) {
     let mut serving = false;
     // Every region had a leader once: the cluster is no longer starting.
     let mut complete = false;
+    let mut clock_is_far = false;
     report(&reporter, ServingStatus::NotServing).await;
     loop {
         let leaderless = edge.client.discover(TIMEOUT).await;
+        tell_clock(edge.client.clock().ahead_ms(), &mut clock_is_far);
         readiness.leaderless.store(leaderless, Ordering::Relaxed);
         let (reachable, _) = readiness.state();
         if reachable != serving {

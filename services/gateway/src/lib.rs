@@ -10,6 +10,7 @@
 
 mod admission;
 pub mod auth;
+mod budget;
 mod config;
 mod convert;
 mod deadline;

@@ -11,7 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use tidewall_client::Topology;
+use tidewall_client::{ClusterClock, Connections, Topology};
 use tonic::Code;
 
 use crate::admission::Admission;
@@ -59,6 +59,9 @@ pub(crate) struct Metrics {
     calls: Family<CallLabels, Counter>,
     admission: Vec<AdmissionGauges>,
     lag: Seconds,
+    clock_ahead: Seconds,
+    connections: Gauge,
+    connections_refused: Gauge,
     regions: Vec<String>,
     /// By method, then region (the last one is "none"), then code.
     handles: Vec<OnceLock<(Counter, Histogram)>>,
@@ -92,6 +95,20 @@ impl Metrics {
             "How late the timer wakes on average while a region is loaded, else 0",
             lag.clone(),
         );
+        let clock_ahead = Seconds::default();
+        registry.register(
+            "clock_ahead_seconds",
+            "How far this machine's clock is ahead of those of the nodes, by which the gateway goes",
+            clock_ahead.clone(),
+        );
+        let connections = Gauge::default();
+        registry.register("connections", "Connections of clients", connections.clone());
+        let connections_refused = Gauge::default();
+        registry.register(
+            "connections_refused",
+            "Connections closed at once because there were too many, since the start",
+            connections_refused.clone(),
+        );
         let mut regions: Vec<String> = topology.regions.iter().map(|region| region.id.clone()).collect();
         let admission = regions.iter().map(|region| {
             let labels = RegionLabels { region: region.clone() };
@@ -107,7 +124,18 @@ impl Metrics {
         let admission = admission.collect();
         regions.push("none".to_owned());
         let handles = (0..Method::ALL.len() * regions.len() * CODES).map(|_| OnceLock::new()).collect();
-        Self { registry, latency, calls, admission, lag, regions, handles }
+        Self {
+            registry,
+            latency,
+            calls,
+            admission,
+            lag,
+            clock_ahead,
+            connections,
+            connections_refused,
+            regions,
+            handles,
+        }
     }
 
     /// Counts one answered call; `region` is its position in the topology.
@@ -128,7 +156,12 @@ impl Metrics {
     }
 
     /// Everything as text.
-    pub(crate) fn render(&self, admission: &Admission) -> String {
+    pub(crate) fn render(
+        &self,
+        admission: &Admission,
+        connections: &Connections,
+        clock: &ClusterClock,
+    ) -> String {
         let count = |calls: usize| i64::try_from(calls).unwrap_or(i64::MAX);
         for (region, gauges) in self.admission.iter().enumerate() {
             let state = admission.state(region);
@@ -139,6 +172,9 @@ impl Metrics {
             gauges.no_load.set(state.no_load.unwrap_or_default().as_secs_f64());
         }
         self.lag.set(admission.lag().as_secs_f64());
+        self.clock_ahead.set(clock.ahead_ms().unwrap_or_default() as f64 / 1_000.0);
+        self.connections.set(count(connections.open()));
+        self.connections_refused.set(i64::try_from(connections.refused()).unwrap_or(i64::MAX));
         let mut text = String::new();
         // Writing to a string cannot fail; a metric that could not be written is left out.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);

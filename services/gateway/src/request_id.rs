@@ -1,7 +1,6 @@
 //! Request ids: UUIDs of version 7 in canonical text form. The region decides about ids it has seen; here
 //! only form and age are checked.
 
-use tidewall_env::clock::unix_ms;
 use uuid::Uuid;
 
 use crate::errors::ApiError;
@@ -11,11 +10,6 @@ const AGE_MAX_MS: u64 = 24 * 3600 * 1000;
 /// How far the caller's clock may be ahead of ours. The regions allow more by their own clocks, so that what
 /// passes here is not refused there.
 const AHEAD_MAX_MS: u64 = 30 * 1000;
-
-/// A request id that may be used now, 16 bytes.
-pub(crate) fn parse(field: &str, text: &str) -> Result<Vec<u8>, ApiError> {
-    parse_at(field, text, unix_ms())
-}
 
 /// A request id of whatever age: asking what became of an old one is fine.
 pub(crate) fn parse_any_age(field: &str, text: &str) -> Result<Vec<u8>, ApiError> {
@@ -48,7 +42,8 @@ fn parse_uuid(field: &str, text: &str) -> Result<Uuid, ApiError> {
     )
 }
 
-fn parse_at(field: &str, text: &str, now_ms: u64) -> Result<Vec<u8>, ApiError> {
+/// A request id that may be used at this time of the cluster, 16 bytes.
+pub(crate) fn parse(field: &str, text: &str, now_ms: u64) -> Result<Vec<u8>, ApiError> {
     let id = parse_uuid(field, text)?;
     let bytes = id.as_bytes();
     let made_at_ms = bytes[..6].iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
@@ -83,7 +78,7 @@ mod tests {
     }
 
     fn reason(text: &str) -> &'static str {
-        match parse_at("request_id", text, NOW_MS) {
+        match parse("request_id", text, NOW_MS) {
             Err(ApiError::Field { reason, .. }) => reason,
             other => panic!("{text}: {other:?}"),
         }
@@ -93,14 +88,14 @@ mod tests {
     fn a_fresh_id_of_version_7_is_taken() {
         for ms in [NOW_MS, NOW_MS - AGE_MAX_MS, NOW_MS + AHEAD_MAX_MS] {
             let text = made_at(ms);
-            let bytes = parse_at("request_id", &text, NOW_MS).unwrap();
+            let bytes = parse("request_id", &text, NOW_MS).unwrap();
             assert_eq!(format(&bytes), text);
         }
     }
 
     #[test]
     fn a_callers_clock_may_be_half_a_minute_ahead() {
-        assert!(parse_at("request_id", &made_at(NOW_MS + 30_000), NOW_MS).is_ok());
+        assert!(parse("request_id", &made_at(NOW_MS + 30_000), NOW_MS).is_ok());
         assert_eq!(reason(&made_at(NOW_MS + 30_001)), "REQUEST_ID_INVALID");
     }
 

@@ -12,7 +12,7 @@ use futures_util::Stream;
 use http::{StatusCode, header};
 use rand::Rng as _;
 use tidewall_client::follow::follow;
-use tidewall_client::{ShardClient, Topology};
+use tidewall_client::{Connections, ShardClient, Topology, accept};
 use tidewall_proto::DESCRIPTORS;
 use tidewall_proto::v1::event_service_server::EventServiceServer;
 use tidewall_proto::v1::operator_service_server::OperatorServiceServer;
@@ -20,15 +20,16 @@ use tidewall_proto::v1::outcome_service_server::OutcomeServiceServer;
 use tidewall_proto::v1::region_service_server::RegionServiceServer;
 use tidewall_proto::v1::ticket_service_server::TicketServiceServer;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::{Connected, TcpIncoming};
+use tonic::transport::server::Connected;
 use tower::util::MapResponseLayer;
 
 use crate::admission::Admission;
 use crate::auth::Authenticator;
+use crate::budget::Budget;
 use crate::config::GatewayConfig;
 use crate::decorate::decorate;
 use crate::edge::Edge;
@@ -36,8 +37,14 @@ use crate::health::{self, Readiness};
 use crate::metrics::Metrics;
 use crate::services::Services;
 
-/// Largest request message, bytes: a batch of 1000 purchases fits.
-const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Largest message of requests about tickets, bytes: a batch of 1000 purchases fits.
+const TICKETS_BYTES_MAX: usize = 512 << 10;
+/// Largest message about an event, bytes: all its tiers with all rows of seats fit.
+const EVENT_BYTES_MAX: usize = 256 << 10;
+/// Largest message that carries little more than names, bytes.
+const NAMES_BYTES_MAX: usize = 16 << 10;
+/// Largest message of operators, bytes: a part of an import.
+const OPERATOR_BYTES_MAX: usize = 4 << 20;
 const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 const STREAMS_PER_CONNECTION_MAX: u32 = 10_000;
 /// Calls that a connection may cancel in one go (a crowd that gives up) before it is closed as an attack.
@@ -106,7 +113,10 @@ impl Gateway {
         let path = core.config.topology_path.clone();
         let _following = AbortOnDrop(tokio::spawn(following(path, Arc::clone(&core.edge))));
         tracing::info!(address = %local_addr, regions = core.config.topology.regions.len(), "gateway serves");
-        core.serve(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown).await
+        let connections = core.edge.connections.clone();
+        let no_delay = |stream: &TcpStream| stream.set_nodelay(true);
+        let incoming = accept(listener, core.config.accept, connections, no_delay);
+        core.serve(incoming, shutdown).await
     }
 }
 
@@ -141,6 +151,8 @@ impl GatewayCore {
                 config.calls_max_per_region,
                 config.calls_waiting_max,
             ),
+            budget: Budget::default(),
+            connections: Connections::default(),
             metrics: Metrics::new(&config.topology),
         });
         Ok(Self { config, edge })
@@ -182,12 +194,12 @@ impl GatewayCore {
         };
         let services = Services(Arc::clone(&edge));
         let mut routes = Routes::new(
-            TicketServiceServer::new(services.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            TicketServiceServer::new(services.clone()).max_decoding_message_size(TICKETS_BYTES_MAX),
         )
-        .add_service(EventServiceServer::new(services.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(RegionServiceServer::new(services.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(OutcomeServiceServer::new(services.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(OperatorServiceServer::new(services).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(EventServiceServer::new(services.clone()).max_decoding_message_size(EVENT_BYTES_MAX))
+        .add_service(RegionServiceServer::new(services.clone()).max_decoding_message_size(NAMES_BYTES_MAX))
+        .add_service(OutcomeServiceServer::new(services.clone()).max_decoding_message_size(NAMES_BYTES_MAX))
+        .add_service(OperatorServiceServer::new(services).max_decoding_message_size(OPERATOR_BYTES_MAX))
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
@@ -257,8 +269,10 @@ impl Drop for AbortOnDrop {
 /// Adds the pages for machines that do not speak gRPC.
 fn with_plain_pages(router: axum::Router, edge: Arc<Edge>, readiness: Arc<Readiness>) -> axum::Router {
     const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let metrics =
-        move || async move { ([(header::CONTENT_TYPE, METRICS_TYPE)], edge.metrics.render(&edge.admission)) };
+    let metrics = move || async move {
+        let text = edge.metrics.render(&edge.admission, &edge.connections, edge.client.clock());
+        ([(header::CONTENT_TYPE, METRICS_TYPE)], text)
+    };
     let health = move || async move {
         match readiness.state() {
             (true, 0) => (StatusCode::OK, "ok\n".to_owned()),

@@ -66,20 +66,22 @@ pub(crate) async fn resolve(run: &Run, records: &mut [Record], progress: &(impl 
     }
 }
 
-/// What was decided for an intent; `None` when nobody can say.
+/// What was decided for an intent, for good: an id under which nothing was decided is sealed, so that no copy that is still under
+/// way changes the answer. `None` when nobody can say.
 async fn ask(run: &Run, record: &Record) -> Option<End> {
     let lot = &run.parts.lots[record.intent.lot as usize];
     let message =
-        v1::GetOutcomeRequest { parent: lot.region.clone(), request_id: record.request_id.to_string() };
+        v1::SealRequestIdRequest { parent: lot.region.clone(), request_id: record.request_id.to_string() };
     let answer = repeat(run.parts.patience.clamp(PATIENCE_MIN, QUESTION_PATIENCE_MAX), |slot| {
         let mut client = run.parts.pool.outcomes(slot);
         let request = run.parts.pool.request(run.token(record.intent), message.clone());
-        async move { run.parts.pool.bounded(client.get_outcome(request)).await }
+        async move { run.parts.pool.bounded(client.seal_request_id(request)).await }
     })
     .await
-    .ok()?;
+    .ok()?
+    .outcome?;
     match (v1::OutcomeState::try_from(answer.state).ok()?, answer.result) {
-        (v1::OutcomeState::Undecided, _) => Some(End::Undecided),
+        (v1::OutcomeState::Sealed, _) => Some(End::Undecided),
         (v1::OutcomeState::Decided, Some(Outcome::Purchase(purchase))) => Some(End::Sold {
             tickets: purchase.tickets.into_iter().map(String::into_boxed_str).collect(),
             receipt: answer.receipt.as_ref().map(stamp),

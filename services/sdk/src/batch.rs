@@ -14,7 +14,7 @@ use crate::RequestId;
 use crate::client::{Client, ended, take_id};
 use crate::error::{Error, NotDecided, Stop};
 use crate::failure::Failure;
-use crate::pursuit::{Again, Certainty, Doubt, Ended, Failed, Verdict, Wire, pursue};
+use crate::pursuit::{Again, Certainty, Doubt, Ended, Failed, Final, Verdict, Wire, pursue};
 use crate::rpc::Rpc as _;
 use crate::wire::{Carrier, Course, again, verdict};
 
@@ -196,7 +196,7 @@ impl Wire for Batch<'_> {
     }
 
     /// Items are told apart by their receipts instead.
-    async fn remembered_no(&self, _timeout: Duration) -> Option<Failure> {
+    async fn seal(&self, _timeout: Duration) -> Option<Final> {
         None
     }
 }

@@ -113,6 +113,12 @@ reasons! {
     RequestIdInvalid "REQUEST_ID_INVALID" NotExecuted;
     /// The request id is older than what the region remembers.
     RequestIdExpired "REQUEST_ID_EXPIRED" NotExecuted;
+    /// The request id was sealed before anything was decided under it.
+    RequestIdSealed "REQUEST_ID_SEALED" NotExecuted;
+    /// The buyer has as many holds as anybody may have.
+    TooManyHolds "TOO_MANY_HOLDS" Decided;
+    /// The gateway's clock is ahead of the region's.
+    GatewayClockAhead "GATEWAY_CLOCK_AHEAD" NotExecuted;
     /// The request id was used before with other content.
     RequestIdReused "REQUEST_ID_REUSED" NotExecuted;
     /// No token.

@@ -28,8 +28,20 @@ pub(crate) trait Wire: Sync {
     /// Sends the request once; ends within `timeout`.
     fn attempt(&self, timeout: Duration) -> impl Future<Output = Result<Self::Answer, Ended>> + Send;
 
-    /// The "no" that the region remembers for this request, if it does: it will never be executed then.
-    fn remembered_no(&self, timeout: Duration) -> impl Future<Output = Option<Failure>> + Send;
+    /// Has the region say once and for all what becomes of this request, whatever copies of it are under way; `None` when
+    /// nobody could say.
+    fn seal(&self, timeout: Duration) -> impl Future<Output = Option<Final>> + Send;
+}
+
+/// What is certain of a request, whatever copies of it are under way.
+#[derive(Debug, Clone)]
+pub(crate) enum Final {
+    /// It was executed: sending it again yields what it was answered.
+    Executed,
+    /// The region had decided "no".
+    No(Failure),
+    /// Nothing was decided and nothing will be.
+    Never,
 }
 
 /// How an attempt ended without an answer.
@@ -163,21 +175,30 @@ pub(crate) async fn pursue<W: Wire>(
                 if doubt.is_cleared_by(sent_at) {
                     return Err(decided(failure));
                 }
-                if let Some(no) = wire.remembered_no(attempt_time()).await {
-                    return Err(decided(no));
+                match wire.seal(attempt_time()).await {
+                    // Nobody else will have it: what was said stands.
+                    Some(Final::Never) => return Err(decided(failure)),
+                    Some(Final::No(no)) => return Err(decided(no)),
+                    Some(Final::Executed) => Duration::ZERO,
+                    // An earlier copy may still be under way: ask again when it is void.
+                    None => {
+                        let void = |until: Instant| until.saturating_duration_since(Instant::now());
+                        doubt.until.map_or(Duration::ZERO, void)
+                    }
                 }
-                // An earlier copy may still be under way: ask again when it is void.
-                doubt.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
             }
             Verdict::Refused(again) | Verdict::Doubt(again) | Verdict::Unsent(again) => match again {
                 Again::Never => {
                     // The region may know more than the last answer says.
-                    if doubt.exists()
-                        && let Some(no) = wire.remembered_no(attempt_time()).await
-                    {
-                        return Err(decided(no));
-                    }
-                    return Err(end(Stop::Refused, Some(Box::new(failure)), &doubt));
+                    let sealed = if doubt.exists() { wire.seal(attempt_time()).await } else { None };
+                    let last = Some(Box::new(failure));
+                    return Err(match sealed {
+                        Some(Final::No(no)) => decided(no),
+                        Some(Final::Never) => {
+                            Failed { certainty: Certainty::NotDecided, stop: Stop::Refused, last }
+                        }
+                        Some(Final::Executed) | None => end(Stop::Refused, last, &doubt),
+                    });
                 }
                 Again::Now => Duration::ZERO,
                 Again::After(delay) => delay,

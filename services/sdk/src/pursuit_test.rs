@@ -17,7 +17,7 @@ struct Script {
     steps: Mutex<VecDeque<Step>>,
     /// (since the start, timeout) of each attempt.
     attempts: Mutex<Vec<(Duration, Duration)>>,
-    remembered: Option<&'static str>,
+    sealed: Option<Final>,
     asked: Mutex<u32>,
     start: Option<Instant>,
 }
@@ -47,9 +47,9 @@ impl Wire for Script {
         end.map_err(|verdict| Ended { verdict, failure: failure("scripted") })
     }
 
-    async fn remembered_no(&self, _timeout: Duration) -> Option<Failure> {
+    async fn seal(&self, _timeout: Duration) -> Option<Final> {
         *self.asked.lock() += 1;
-        self.remembered.map(failure)
+        self.sealed.clone()
     }
 }
 
@@ -136,10 +136,30 @@ async fn without_doubt_a_refusal_is_certain_and_asks_nobody() {
 #[tokio::test(start_paused = true)]
 async fn a_no_after_doubt_is_believed_when_the_region_remembers_it() {
     let mut script = Script::new([(MS, Err(Verdict::Doubt(Again::Now))), (MS, Err(Verdict::No))]);
-    script.remembered = Some("remembered");
+    script.sealed = Some(Final::No(failure("remembered")));
     let failed = run(&script, &policy()).await.unwrap_err();
     assert_eq!((failed.certainty, failed.stop), (Certainty::Decided, Stop::Refused));
     assert_eq!(failed.last.unwrap().message, "remembered");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_seal_ends_the_doubt_at_once() {
+    let steps = || [(MS, Err(Verdict::Doubt(Again::Now))), (MS, Err(Verdict::No))];
+    // Nothing was decided before and nothing will be: the "no" stands.
+    let mut script = Script::new(steps());
+    script.sealed = Some(Final::Never);
+    let failed = run(&script, &policy()).await.unwrap_err();
+    assert_eq!((failed.certainty, failed.last.unwrap().message.as_str()), (Certainty::Decided, "scripted"));
+    assert!(script.start.unwrap().elapsed() < 100 * MS);
+    // The first copy was executed: asked again, the region says what it answered.
+    let mut script = Script::new(steps().into_iter().chain([(MS, Ok("bought"))]));
+    script.sealed = Some(Final::Executed);
+    assert_eq!(run(&script, &policy()).await.unwrap().answer, "bought");
+    // What no repetition changes, after doubt: it is certain that nothing was executed.
+    let mut script =
+        Script::new([(MS, Err(Verdict::Doubt(Again::Now))), (MS, Err(Verdict::Refused(Again::Never)))]);
+    script.sealed = Some(Final::Never);
+    assert_eq!(end(run(&script, &policy()).await), (Certainty::NotDecided, Stop::Refused));
 }
 
 #[tokio::test(start_paused = true)]
@@ -169,7 +189,7 @@ async fn an_answer_that_nobody_understands_is_doubt_and_the_region_is_asked() {
     let script = Script::new([(MS, Err(Verdict::Doubt(Again::Never)))]);
     assert_eq!(end(run(&script, &policy()).await), (Certainty::Unknown, Stop::Refused));
     let mut script = Script::new([(MS, Err(Verdict::Doubt(Again::Never)))]);
-    script.remembered = Some("remembered");
+    script.sealed = Some(Final::No(failure("remembered")));
     assert_eq!(end(run(&script, &policy()).await).0, Certainty::Decided);
 }
 

@@ -1,15 +1,13 @@
-//! What became of requests whose calls ended in doubt, also those of an earlier process. Asking executes nothing.
-
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+//! What became of requests whose calls ended in doubt, also those of an earlier process. Asking executes nothing; sealing makes
+//! the answer final.
 
 use tidewall_proto::v1;
 use tidewall_proto::v1::get_outcome_response::Result as Remembered;
 
-use crate::client::{Client, unix_ms};
+use crate::client::Client;
 use crate::error::{Error, NotDecided};
 use crate::failure::Failure;
 use crate::journal::Sent;
-use crate::pursuit::LATE_COPY_MARGIN;
 use crate::{RequestId, api};
 
 /// What became of a request.
@@ -17,7 +15,7 @@ use crate::{RequestId, api};
 pub enum Resolution {
     /// It was executed.
     Executed {
-        /// What it yielded. Of an event: the event as it is now.
+        /// What it yielded. Of an event: the event as it was then.
         result: Executed,
         /// Where it was decided.
         receipt: Option<api::Receipt>,
@@ -29,14 +27,11 @@ pub enum Resolution {
         /// Where it was decided.
         receipt: Option<api::Receipt>,
     },
-    /// It was never decided and will not be: the deadlines of all its attempts have passed.
+    /// It was never decided and will not be: its id is sealed.
     NeverDecided,
-    /// It was not decided so far; a copy that is still under way may be, until about then. Ask again later, or send
-    /// the same request with the same id.
-    Open {
-        /// When a copy under way is void, by this machine's clock.
-        until: SystemTime,
-    },
+    /// It was not decided so far; a copy that is still under way may be. [`Client::seal`] makes it final, or send the same
+    /// request with the same id.
+    Open,
     /// The region no longer remembers ids as old as this one: look at what the request was about instead.
     Forgotten,
 }
@@ -70,39 +65,62 @@ impl Client {
     /// # Errors
     /// [`Error::NotDecided`] when the journal does not have it, or when nobody could say; it stays listed then.
     pub async fn resolve(&self, request_id: RequestId) -> Result<Resolution, Error> {
-        let invalid =
-            |why: String| Error::NotDecided { request_id: Some(request_id), why: NotDecided::Invalid(why) };
+        let parent = self.listed(request_id)?.region().to_owned();
+        let request = v1::GetOutcomeRequest { parent, request_id: request_id.to_string() };
+        let answer = self.read(request).await?;
+        self.conclude(request_id, answer)
+    }
+
+    /// Makes final what became of a request that [`unfinished`](Self::unfinished) lists, and takes it off that list: it says
+    /// what was decided, or has the region decide that nothing ever will be under this id, whatever copies of the request are
+    /// still under way. Never [`Resolution::Open`].
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub async fn seal(&self, request_id: RequestId) -> Result<Resolution, Error> {
+        let parent = self.listed(request_id)?.region().to_owned();
+        let request = v1::SealRequestIdRequest { parent, request_id: request_id.to_string() };
+        let answer = self.read(request).await?;
+        let nothing =
+            || invalid(request_id, format!("the gateway sealed {request_id} and does not say more"));
+        self.conclude(request_id, answer.outcome.ok_or_else(nothing)?)
+    }
+
+    /// A request that the journal lists.
+    fn listed(&self, request_id: RequestId) -> Result<Sent, Error> {
         let sent = self.journal.unfinished().into_iter().find(|sent| sent.request_id == request_id);
-        let sent = sent.ok_or_else(|| {
-            invalid(format!(
+        sent.ok_or_else(|| {
+            let why = format!(
                 "request {request_id} is not in the journal: `get_outcome` asks for any request if the region is \
                  known"
-            ))
-        })?;
-        // Looked up before asking: what is void now cannot be decided between the answer and a later look.
-        let until = UNIX_EPOCH + Duration::from_millis(sent.expires_at_unix_ms) + LATE_COPY_MARGIN;
-        let is_void = unix_ms(SystemTime::now()) >= unix_ms(until);
-        let request =
-            v1::GetOutcomeRequest { parent: sent.region().to_owned(), request_id: request_id.to_string() };
-        let answer = self.read(request).await?;
+            );
+            invalid(request_id, why)
+        })
+    }
+
+    /// What an answer of the region means, and whether the journal is done with the request.
+    fn conclude(&self, request_id: RequestId, answer: v1::GetOutcomeResponse) -> Result<Resolution, Error> {
         let resolution = match answer.state() {
-            v1::OutcomeState::Undecided if is_void => Resolution::NeverDecided,
-            v1::OutcomeState::Undecided => return Ok(Resolution::Open { until }),
+            v1::OutcomeState::Undecided => return Ok(Resolution::Open),
+            v1::OutcomeState::Sealed => Resolution::NeverDecided,
             v1::OutcomeState::Forgotten => Resolution::Forgotten,
             v1::OutcomeState::Decided => decided(answer).ok_or_else(|| {
-                invalid(format!(
-                    "the gateway says that {request_id} was decided, but not how: update this crate"
-                ))
+                let why =
+                    format!("the gateway says that {request_id} was decided, but not how: update this crate");
+                invalid(request_id, why)
             })?,
             v1::OutcomeState::Unspecified => {
-                return Err(invalid(format!(
-                    "the gateway does not say what became of {request_id}: report it"
-                )));
+                let why = format!("the gateway does not say what became of {request_id}: report it");
+                return Err(invalid(request_id, why));
             }
         };
         self.journal.end(&[request_id]);
         Ok(resolution)
     }
+}
+
+fn invalid(request_id: RequestId, why: String) -> Error {
+    Error::NotDecided { request_id: Some(request_id), why: NotDecided::Invalid(why) }
 }
 
 fn decided(answer: v1::GetOutcomeResponse) -> Option<Resolution> {

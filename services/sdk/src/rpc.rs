@@ -84,6 +84,8 @@ rpc! {
         "tidewall.v1.TicketService/ListTickets";
     GetOutcomeRequest => GetOutcomeResponse, OutcomeServiceClient.get_outcome,
         "tidewall.v1.OutcomeService/GetOutcome";
+    SealRequestIdRequest => SealRequestIdResponse, OutcomeServiceClient.seal_request_id,
+        "tidewall.v1.OutcomeService/SealRequestId";
 }
 
 macro_rules! mutation {

@@ -12,7 +12,7 @@ use tonic::{Code, Request, Status};
 
 use crate::endpoints::{Endpoints, Picked};
 use crate::failure::{Class, Failure, never_left};
-use crate::pursuit::{Again, Ended, Policy, Verdict, Wire};
+use crate::pursuit::{Again, Ended, Final, Policy, Verdict, Wire};
 use crate::rpc::Rpc;
 use crate::token::TokenSource;
 use crate::{Reason, RequestId};
@@ -148,13 +148,18 @@ impl<R: Rpc> Wire for Unary<'_, R> {
         self.carrier.send(self.message.clone(), timeout, &self.course).await
     }
 
-    async fn remembered_no(&self, timeout: Duration) -> Option<Failure> {
+    async fn seal(&self, timeout: Duration) -> Option<Final> {
         let (region, id) = self.identity.as_ref()?;
-        let request = v1::GetOutcomeRequest { parent: region.clone(), request_id: id.to_string() };
-        let answer = self.carrier.send(request, timeout, &self.course).await.ok()?;
-        match answer.result? {
-            v1::get_outcome_response::Result::Rejection(no) => Some(Failure::of_rejection(&no, "")),
-            _ => None,
+        let request = v1::SealRequestIdRequest { parent: region.clone(), request_id: id.to_string() };
+        let answer = self.carrier.send(request, timeout, &self.course).await.ok()?.outcome?;
+        match answer.state() {
+            v1::OutcomeState::Sealed => Some(Final::Never),
+            v1::OutcomeState::Decided => Some(match answer.result? {
+                v1::get_outcome_response::Result::Rejection(no) => Final::No(Failure::of_rejection(&no, "")),
+                _ => Final::Executed,
+            }),
+            // Whatever was decided is forgotten.
+            v1::OutcomeState::Forgotten | v1::OutcomeState::Undecided | v1::OutcomeState::Unspecified => None,
         }
     }
 }

@@ -9,9 +9,9 @@ use actix::prelude::*;
 use parking_lot::Mutex;
 
 use crate::home::Home;
-use crate::proposer::Proposer;
+use crate::proposer::{AbandonProposer, Proposer};
 use crate::request::{Refusal, Request};
-use crate::row::{Abandon, Requests, Retire, Row};
+use crate::row::{Abandon, Requests, Retire, Row, Tidy};
 use crate::shard::Shard;
 
 /// Bounds of the actors. Nothing here grows without one.
@@ -27,6 +27,8 @@ pub struct Limits {
     pub offer_commands_max: usize,
     /// Commands in a Raft entry.
     pub entry_commands_max: usize,
+    /// Bytes of commands in a Raft entry, about, beyond the first command.
+    pub entry_bytes_max: usize,
     /// Commands that a row gets into an entry in one turn.
     pub portion_max: usize,
     /// Entries of a group on their way at a time.
@@ -72,6 +74,7 @@ impl Default for Limits {
             offers_max: 8,
             offer_commands_max: 512,
             entry_commands_max: 1_024,
+            entry_bytes_max: 1 << 20,
             portion_max: 64,
             entries_in_flight: 3,
             overlap_commands_min: 256,
@@ -89,6 +92,8 @@ impl Default for Limits {
 pub(crate) struct RowStats {
     pub commands: AtomicU64,
     pub queued: AtomicU64,
+    /// Requests without an answer, and those whose outcome is in doubt: its actor must not be forgotten.
+    pub open: AtomicU64,
 }
 
 /// A row and how busy it is.
@@ -111,12 +116,17 @@ struct Known {
     idle_samples: u32,
 }
 
+/// The actors of a group.
+struct Actors {
+    proposer: Addr<Proposer>,
+    rows: BTreeMap<String, Known>,
+}
+
 struct Inner {
     shard: Arc<dyn Shard>,
-    proposer: Addr<Proposer>,
     limits: Limits,
     home: Home,
-    rows: Mutex<BTreeMap<String, Known>>,
+    actors: Mutex<Actors>,
 }
 
 /// The actors of one shard group; clones share them.
@@ -128,9 +138,9 @@ pub struct Directory {
 impl Directory {
     /// Starts the group's proposer at `home`, where its rows will live too.
     pub fn start(shard: Arc<dyn Shard>, limits: Limits, home: Home) -> Self {
-        let behind = Arc::clone(&shard);
-        let proposer = home.start(move || Proposer::new(behind, limits));
-        Self { inner: Arc::new(Inner { shard, proposer, limits, home, rows: Mutex::default() }) }
+        let proposer = Proposer::start_at(&home, &shard, limits);
+        let actors = Mutex::new(Actors { proposer, rows: BTreeMap::new() });
+        Self { inner: Arc::new(Inner { shard, limits, home, actors }) }
     }
 
     /// Hands requests for one row to its actor. Every request is answered, sooner or later; this never blocks.
@@ -163,35 +173,60 @@ impl Directory {
     }
 
     fn actor(&self, row: &str) -> Option<Addr<Row>> {
-        let mut rows = self.inner.rows.lock();
-        if let Some(known) = rows.get(row)
+        let mut actors = self.inner.actors.lock();
+        self.revive(&mut actors);
+        if let Some(known) = actors.rows.get(row)
             && known.address.connected()
         {
             return Some(known.address.clone());
         }
-        if rows.len() >= self.inner.limits.rows_max {
+        if actors.rows.len() >= self.inner.limits.rows_max {
             return None;
         }
         let stats = Arc::new(RowStats::default());
-        let (shard, proposer) = (Arc::clone(&self.inner.shard), self.inner.proposer.clone());
+        let (shard, proposer) = (Arc::clone(&self.inner.shard), actors.proposer.clone());
         let (limits, shared, name) = (self.inner.limits, Arc::clone(&stats), Arc::from(row));
         let address = self.inner.home.start(move || Row::new(name, shard, proposer, limits, shared));
-        rows.insert(row.to_owned(), Known { address: address.clone(), stats, sampled: 0, idle_samples: 0 });
+        let known = Known { address: address.clone(), stats, sampled: 0, idle_samples: 0 };
+        actors.rows.insert(row.to_owned(), known);
         Some(address)
+    }
+
+    /// Makes the proposer anew if it has died of a defect. What it had is lost with it, and so are the rows that wait for
+    /// it: their callers are told that the outcome is unknown.
+    fn revive(&self, actors: &mut Actors) {
+        if actors.proposer.connected() {
+            return;
+        }
+        tracing::error!("the proposer of a group died of a defect and is made anew: report this");
+        abandon_all(&mut actors.rows);
+        actors.proposer = Proposer::start_at(&self.inner.home, &self.inner.shard, self.inner.limits);
     }
 
     /// Ends all row actors at once, as a defect of theirs would. For tests and simulation.
     pub fn abandon(&self) {
-        for (_, known) in std::mem::take(&mut *self.inner.rows.lock()) {
-            // A full mailbox spares its actor: it goes when nobody knows its address any more.
-            let _ = known.address.try_send(Abandon);
-        }
+        abandon_all(&mut self.inner.actors.lock().rows);
     }
 
-    /// The busiest rows since the last call, busiest first. Actors that were idle over ten calls end.
+    /// Ends the proposer, as a defect of its would. For tests and simulation.
+    pub fn abandon_proposer(&self) {
+        // A full mailbox spares it.
+        let _ = self.inner.actors.lock().proposer.try_send(AbandonProposer);
+    }
+
+    /// Rows with an actor.
+    #[cfg(test)]
+    pub(crate) fn actors(&self) -> usize {
+        self.inner.actors.lock().rows.len()
+    }
+
+    /// The busiest rows since the last call, busiest first. Actors that were idle over ten calls end, and a proposer that has
+    /// died is made anew.
     pub fn sample(&self, count: usize) -> Vec<HotRow> {
         let mut hot = Vec::new();
-        self.inner.rows.lock().retain(|row, known| {
+        let mut actors = self.inner.actors.lock();
+        self.revive(&mut actors);
+        actors.rows.retain(|row, known| {
             let commands = known.stats.commands.load(Ordering::Relaxed);
             let queued = known.stats.queued.load(Ordering::Relaxed);
             let recent = commands - known.sampled;
@@ -200,14 +235,26 @@ impl Directory {
             if recent > 0 || queued > 0 {
                 hot.push(HotRow { row: row.clone(), commands: recent, queued });
             }
-            if known.idle_samples > 10 {
-                // A full mailbox means that it is not idle after all.
-                return known.address.try_send(Retire).is_err();
+            if known.idle_samples <= 10 {
+                return true;
             }
-            true
+            if known.stats.open.load(Ordering::Relaxed) > 0 {
+                let _ = known.address.try_send(Tidy);
+                return true;
+            }
+            // A full mailbox means that it is not idle after all.
+            known.address.try_send(Retire).is_err()
         });
         hot.sort_by(|a, b| (b.commands, b.queued, &a.row).cmp(&(a.commands, a.queued, &b.row)));
         hot.truncate(count);
         hot
+    }
+}
+
+/// Ends these actors with everything in them.
+fn abandon_all(rows: &mut BTreeMap<String, Known>) {
+    for (_, known) in std::mem::take(rows) {
+        // A full mailbox spares its actor: it goes when nobody knows its address any more.
+        let _ = known.address.try_send(Abandon);
     }
 }

@@ -13,12 +13,15 @@ use tidewall_machine::{Command, Decision, SystemCommand};
 use tokio::time::Instant;
 
 use crate::directory::{Limits, Rest};
+use crate::home::Home;
 use crate::request::{Refusal, Reply};
 use crate::row::{Row, Settled};
 use crate::shard::{Company, Shard};
 
-/// How often the proposer looks whether a hold is due while nothing flows.
+/// How often the proposer looks whether something is due while nothing flows.
 const TICK_INTERVAL: Duration = Duration::from_millis(250);
+/// Entries follow each other within this time while nobody confirms this node's clock.
+const UNCONFIRMED_TICK: Duration = Duration::from_secs(2);
 
 /// A row with at least this part of an entry, one in so many commands, makes it heavy,
 const HEAVY_PART: usize = 4;
@@ -34,6 +37,11 @@ pub(crate) struct Offer {
     /// The row's name.
     pub name: Arc<str>,
 }
+
+/// Ends the proposer as it stands, with everything in it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct AbandonProposer;
 
 /// An offer that is being worked off.
 struct Waiting {
@@ -96,10 +104,18 @@ pub(crate) struct Proposer {
     /// Commands of the rows in `turns`.
     queued: usize,
     next_offer: u64,
+    /// When the last entry was proposed.
+    proposed: Instant,
 }
 
 impl Proposer {
-    pub(crate) fn new(shard: Arc<dyn Shard>, limits: Limits) -> Self {
+    /// A proposer of a shard group, running.
+    pub(crate) fn start_at(home: &Home, shard: &Arc<dyn Shard>, limits: Limits) -> Addr<Self> {
+        let shard = Arc::clone(shard);
+        home.start(move || Self::new(shard, limits))
+    }
+
+    fn new(shard: Arc<dyn Shard>, limits: Limits) -> Self {
         Self {
             shard,
             limits,
@@ -111,6 +127,7 @@ impl Proposer {
             entries: 0,
             queued: 0,
             next_offer: 0,
+            proposed: Instant::now(),
         }
     }
 
@@ -119,24 +136,32 @@ impl Proposer {
         let (mut commands, mut slots) = (Vec::new(), Vec::new());
         let room = self.limits.entry_commands_max;
         let portion = (room / self.turns.len().max(1)).clamp(1, self.limits.portion_max);
+        let mut bytes_left = self.limits.entry_bytes_max;
         while commands.len() < room
+            && bytes_left > 0
             && let Some(name) = self.turns.pop_front()
         {
             let Some(queue) = self.queues.get_mut(&name) else { continue };
             let mut take = portion.min(room - commands.len()).min(queue.commands);
-            queue.commands -= take;
-            self.queued -= take;
             while take > 0
+                && bytes_left > 0
                 && let Some(number) = queue.offers.front().copied()
             {
                 // Offers go only when all of their commands are in entries: it is there.
                 let Some(offer) = self.offers.get_mut(&number) else { break };
-                let part = take.min(offer.commands.len());
-                for command in offer.commands.drain(..part) {
+                let before = commands.len();
+                while commands.len() - before < take
+                    && bytes_left > 0
+                    && let Some(command) = offer.commands.pop_front()
+                {
+                    bytes_left = bytes_left.saturating_sub(command.bytes());
                     slots.push(Slot { offer: number, request_id: command.request_id });
                     commands.push(command);
                 }
+                let part = commands.len() - before;
                 offer.proposed += part;
+                queue.commands -= part;
+                self.queued -= part;
                 take -= part;
                 if offer.commands.is_empty() {
                     queue.offers.pop_front();
@@ -160,6 +185,7 @@ impl Proposer {
                 return;
             }
             self.entries += 1;
+            self.proposed = Instant::now();
             let (count, heavy, since) = (commands.len(), self.heavy(&slots), Instant::now());
             let decided = self.shard.propose(commands).into_actor(self);
             context.spawn(decided.map(move |decided, proposer, context| {
@@ -267,19 +293,29 @@ impl Proposer {
         }
     }
 
-    /// When a hold is to be swept and nothing flows, lets log time pass.
+    /// When something is due and nothing flows, lets log time pass, until nothing is due any more.
     fn tick(&mut self, context: &mut Context<Self>) {
         if self.entries > 0 || !self.offers.is_empty() || !self.shard.leads() {
             return;
         }
-        let mut due = None;
-        self.shard.look(&mut |machine| due = machine.next_due_ms());
-        if due.is_some_and(|due| due <= self.shard.now_ms()) {
+        let stamp = self.shard.stamp();
+        let mut due = false;
+        self.shard.look(&mut |machine| {
+            let now_ms = machine.time().at(stamp).steady_ms;
+            due = machine.next_due_ms().is_some_and(|due_ms| due_ms <= now_ms);
+        });
+        // Log time that nobody confirms passes only while somebody stamps: it shall not stand still.
+        let stale = !stamp.confirmed && self.proposed.elapsed() >= UNCONFIRMED_TICK;
+        if due || stale {
             self.entries += 1;
+            self.proposed = Instant::now();
             let ticked = self.shard.propose(vec![Command::system(SystemCommand::Tick)]).into_actor(self);
-            context.spawn(ticked.map(|_, proposer, context| {
+            context.spawn(ticked.map(move |ticked, proposer, context| {
                 proposer.entries -= 1;
                 proposer.propose(context);
+                if ticked.is_ok() {
+                    proposer.tick(context);
+                }
             }));
         }
     }
@@ -291,6 +327,14 @@ impl Actor for Proposer {
     fn started(&mut self, context: &mut Self::Context) {
         context.set_mailbox_capacity(self.limits.mailbox);
         context.run_interval(TICK_INTERVAL, Self::tick);
+    }
+}
+
+impl Handler<AbandonProposer> for Proposer {
+    type Result = ();
+
+    fn handle(&mut self, _: AbandonProposer, context: &mut Self::Context) {
+        context.terminate();
     }
 }
 

@@ -37,13 +37,27 @@ pub type Reply = Result<Decision, Refusal>;
 pub struct Request {
     /// What is asked.
     pub command: Command,
+    /// Also a "no" is to be decided in the log and remembered.
+    logged: bool,
     reply: Option<Box<dyn FnOnce(Reply) + Send>>,
 }
 
 impl Request {
     /// A command and what to do with its answer.
     pub fn new(command: Command, reply: impl FnOnce(Reply) + Send + 'static) -> Self {
-        Self { command, reply: Some(Box::new(reply)) }
+        Self { command, logged: false, reply: Some(Box::new(reply)) }
+    }
+
+    /// The same request, to be decided in the log whatever the answer is: there is no quick no for it.
+    #[must_use]
+    pub fn logged(mut self) -> Self {
+        self.logged = true;
+        self
+    }
+
+    /// Whether also a "no" is to be decided in the log.
+    pub(crate) fn is_logged(&self) -> bool {
+        self.logged
     }
 
     /// Answers the caller.
@@ -75,9 +89,9 @@ mod mutants {
     pub fn success(command: &Command) -> Decision {
         let event = match &command.op {
             Op::Tickets(op) => op.event().to_owned(),
-            Op::System(_) => String::new(),
+            Op::Seal | Op::System(_) => String::new(),
         };
-        let saved = Outcome::Tickets(tickets::Outcome::EventSaved { event });
+        let saved = Outcome::Tickets(tickets::Outcome::Released { event, hold: String::new() });
         Decision { receipt: None, answer: Answer::Done(saved), replayed: false }
     }
 }

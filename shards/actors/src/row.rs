@@ -13,7 +13,7 @@ use actix::prelude::*;
 use tidewall_domain::codec::Writer;
 use tidewall_domain::tickets;
 use tidewall_domain::tickets::queries::QuickNo;
-use tidewall_machine::{Answer, Command, Decision, Machine, Op};
+use tidewall_machine::{Answer, Command, Decision, Machine, Op, Stamp};
 
 use crate::directory::{Limits, RowStats};
 use crate::proposer::{Offer, Proposer};
@@ -33,6 +33,11 @@ pub(crate) struct Settled {
     pub replies: Vec<(u128, Reply)>,
 }
 
+/// Forgets what is not in doubt any more.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Tidy;
+
 /// Ends the actor when nothing is queued or on its way.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -47,6 +52,13 @@ pub(crate) struct Abandon;
 struct Pending {
     first: Request,
     copies: Vec<Request>,
+}
+
+impl Pending {
+    /// Whether the log must decide, whatever the answer is: for any of the copies.
+    fn is_logged(&self) -> bool {
+        self.first.is_logged() || self.copies.iter().any(Request::is_logged)
+    }
 }
 
 /// Joins, refuses, queues: the actor of one row.
@@ -121,8 +133,7 @@ impl Row {
     /// Sorts new requests into: joined, answered from memory, doubtful, queued.
     fn take(&mut self, requests: Vec<Request>) {
         let shard = Arc::clone(&self.shard);
-        let now_ms = shard.now_ms();
-        self.limbo.retain(|_, until_ms| *until_ms >= now_ms);
+        let stamp = shard.stamp();
         let mut fresh = Vec::with_capacity(requests.len());
         let mut seen = BTreeMap::new();
         for request in requests {
@@ -147,14 +158,16 @@ impl Row {
             }
         }
         let mut verdicts: Vec<(Option<Decision>, bool)> = Vec::with_capacity(fresh.len());
-        let (scratch, limbo) = (&mut self.scratch, &self.limbo);
+        let (scratch, limbo) = (&mut self.scratch, &mut self.limbo);
         shard.look(&mut |machine| {
+            forget_void(limbo, machine);
             verdicts.extend(fresh.iter().map(|pending| {
                 let command = &pending.first.command;
                 let known = machine.remembered(command, scratch);
                 let hopeless = known.is_none()
+                    && !pending.is_logged()
                     && !limbo.contains_key(&command.request_id)
-                    && sold_out(machine, command, now_ms).is_some();
+                    && sold_out(machine, command, stamp).is_some();
                 (known, hopeless)
             }));
         });
@@ -205,13 +218,15 @@ impl Row {
     /// Leadership was confirmed after these requests arrived: what the rows say now is linearizable.
     fn refuse_the_hopeless(&mut self, ids: Vec<u128>) {
         let shard = Arc::clone(&self.shard);
-        let now_ms = shard.now_ms();
+        let stamp = shard.stamp();
         let mut verdicts = Vec::with_capacity(ids.len());
         let (scratch, pending) = (&mut self.scratch, &self.pending);
         shard.look(&mut |machine| {
             verdicts.extend(ids.iter().map(|id| {
-                let command = &pending.get(id)?.first.command;
-                machine.remembered(command, scratch).or_else(|| sold_out(machine, command, now_ms))
+                let pending = pending.get(id)?;
+                let command = &pending.first.command;
+                let no = || if pending.is_logged() { None } else { sold_out(machine, command, stamp) };
+                machine.remembered(command, scratch).or_else(no)
             }));
         });
         for (id, verdict) in ids.into_iter().zip(verdicts) {
@@ -254,7 +269,13 @@ impl Row {
                 }
             }
         }
+        self.report();
+    }
+
+    /// Tells the directory how busy this row is.
+    fn report(&self) {
         self.stats.queued.store(self.queued() as u64, Ordering::Relaxed);
+        self.stats.open.store((self.pending.len() + self.limbo.len()) as u64, Ordering::Relaxed);
     }
 
     /// What is still queued must not wait for the next request to be offered.
@@ -275,6 +296,12 @@ impl Row {
         }
         answer(pending, reply);
     }
+}
+
+/// Forgets ids of which no copy can be decided any more. Log time tells, not this node's clock.
+fn forget_void(limbo: &mut BTreeMap<u128, u64>, machine: &Machine) {
+    let applied_ms = machine.log_time_ms();
+    limbo.retain(|_, until_ms| *until_ms >= applied_ms);
 }
 
 /// Whether two commands are copies of one request. A copy may carry a later expiry.
@@ -317,19 +344,20 @@ mod mutants {
 }
 
 /// The quick no to a command, if there is one.
-fn sold_out(machine: &Machine, command: &Command, now_ms: u64) -> Option<Decision> {
+fn sold_out(machine: &Machine, command: &Command, stamp: Stamp) -> Option<Decision> {
     let Op::Tickets(op) = &command.op else { return None };
     let (event, tier, quantity, seats) = match op {
         tickets::Command::Buy { event, tier, quantity, seats, .. }
         | tickets::Command::Hold { event, tier, quantity, seats, .. } => (event, tier, *quantity, seats),
         _ => return None,
     };
+    // What log and timers would make of the time now.
+    let time = machine.time().at(stamp);
     // What the log would answer otherwise is the log's: a forgotten id, a late copy, chosen seats.
-    if command.expires_ms < now_ms || !seats.is_empty() || machine.forgotten(command.request_id) {
+    if command.expires_ms < time.log_ms() || !seats.is_empty() || machine.forgotten(command.request_id) {
         return None;
     }
-    // Holds are due by log time, which may be ahead of this node's clock.
-    match machine.tickets().sold_out(event, tier, quantity, now_ms.max(machine.log_time_ms())) {
+    match machine.tickets().sold_out(event, tier, quantity, time.log_ms(), time.steady_ms) {
         QuickNo::Certain(rejection) => {
             Some(Decision { receipt: None, answer: Answer::Rejected(rejection.into()), replayed: false })
         }
@@ -380,6 +408,16 @@ impl Handler<Abandon> for Row {
 
     fn handle(&mut self, _: Abandon, context: &mut Self::Context) {
         context.terminate();
+    }
+}
+
+impl Handler<Tidy> for Row {
+    type Result = ();
+
+    fn handle(&mut self, _: Tidy, _: &mut Self::Context) {
+        let shard = Arc::clone(&self.shard);
+        shard.look(&mut |machine| forget_void(&mut self.limbo, machine));
+        self.report();
     }
 }
 

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use tidewall_machine::{Command, Decision, Machine};
+use tidewall_machine::{Command, Decision, Machine, Stamp};
 
 use crate::request::Refusal;
 
@@ -42,6 +42,6 @@ pub trait Shard: Send + Sync + 'static {
     /// What the other groups do that share disk and threads with this one: a heavy group should leave them room.
     fn company(&self) -> Company;
 
-    /// The time, Unix milliseconds.
-    fn now_ms(&self) -> u64;
+    /// What this node's clock shows.
+    fn stamp(&self) -> Stamp;
 }

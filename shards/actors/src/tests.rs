@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tidewall_domain::tickets;
 use tidewall_domain::tickets::model::TierSpec;
-use tidewall_machine::{Answer, Command, Decision, Entry, Machine, Op, Position, SystemCommand};
+use tidewall_machine::{Answer, Command, Decision, Entry, Machine, Op, Position, Stamp, SystemCommand};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -28,8 +28,15 @@ struct Fake {
     leads: AtomicBool,
     company: Mutex<Company>,
     confirmed: AtomicU64,
+    /// What happens in the group while a confirmation is waited for: others go on meanwhile.
+    meanwhile: Mutex<Option<Meanwhile>>,
     now_ms: AtomicU64,
+    /// Whether a majority confirms the clock.
+    trusted: AtomicBool,
+    proposals: AtomicU64,
 }
+
+type Meanwhile = Box<dyn FnOnce(&Fake) + Send>;
 
 impl Fake {
     fn new(events: &[&str], capacity: u64) -> Arc<Self> {
@@ -41,7 +48,10 @@ impl Fake {
             leads: AtomicBool::new(true),
             company: Mutex::new(Company::None),
             confirmed: AtomicU64::new(0),
+            meanwhile: Mutex::new(None),
             now_ms: AtomicU64::new(T0),
+            trusted: AtomicBool::new(true),
+            proposals: AtomicU64::new(0),
         };
         for (n, event) in events.iter().enumerate() {
             let tier = TierSpec {
@@ -70,8 +80,18 @@ impl Fake {
         let mut machine = self.machine.lock();
         let index = machine.head().applied.map_or(0, |at| at.index + 1);
         self.entries.lock().push(commands.to_vec());
-        let entry = Entry { stamp_ms: self.now_ms.load(Ordering::SeqCst), commands: commands.to_vec() };
+        let entry = Entry { stamp: self.stamp(), commands: commands.to_vec() };
         machine.apply(Position { term: 1, node: 1, index }, &entry.encode()).unwrap()
+    }
+
+    fn stamp(&self) -> Stamp {
+        let confirmed = self.trusted.load(Ordering::SeqCst);
+        Stamp { ms: self.now_ms.load(Ordering::SeqCst), confirmed }
+    }
+
+    /// What happens during the next confirmation.
+    fn meanwhile(&self, happens: impl FnOnce(&Self) + Send + 'static) {
+        *self.meanwhile.lock() = Some(Box::new(happens));
     }
 
     /// No entry passes until somebody adds permits to the gate.
@@ -91,6 +111,7 @@ struct Handle(Arc<Fake>);
 impl Shard for Handle {
     fn propose(&self, commands: Vec<Command>) -> BoxFuture<Result<Vec<Decision>, Refusal>> {
         let fake = Arc::clone(&self.0);
+        fake.proposals.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
             let permit = Arc::clone(&fake.gate).acquire_owned().await.unwrap();
             permit.forget();
@@ -106,6 +127,10 @@ impl Shard for Handle {
         Box::pin(async move {
             fake.confirmed.fetch_add(1, Ordering::SeqCst);
             tokio::task::yield_now().await;
+            let meanwhile = fake.meanwhile.lock().take();
+            if let Some(meanwhile) = meanwhile {
+                meanwhile(&fake);
+            }
             if fake.leads.load(Ordering::SeqCst) {
                 Ok(())
             } else {
@@ -130,8 +155,8 @@ impl Shard for Handle {
         *self.0.company.lock()
     }
 
-    fn now_ms(&self) -> u64 {
-        self.0.now_ms.load(Ordering::SeqCst)
+    fn stamp(&self) -> Stamp {
+        self.0.stamp()
     }
 }
 
@@ -442,6 +467,183 @@ fn a_request_that_is_lost_answers_unknown_never_success() {
     drop(request(1, buy(1, "gala"), &asker));
     let (_, reply) = answers.try_recv().unwrap();
     assert!(matches!(reply, Err(Refusal::Unknown(_))), "{reply:?}");
+}
+
+#[test]
+fn a_logged_request_is_decided_in_the_log_also_when_nothing_is_left() {
+    run(async {
+        let fake = Fake::new(&["gala"], 1);
+        let rows = started(&fake, limits());
+        let (asker, mut answers) = channel();
+        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        let _ = next(&mut answers).await;
+        rows.submit("gala", vec![request(2, buy(2, "gala"), &asker).logged()]);
+        let decided = next(&mut answers).await.1.unwrap();
+        assert!(decided.receipt.is_some(), "a quick no: {decided:?}");
+        // One that needs no record, and a copy of it that does.
+        let (plain, logged) =
+            (request(3, buy(3, "gala"), &asker), request(4, buy(3, "gala"), &asker).logged());
+        rows.submit("gala", vec![plain, logged]);
+        for _ in 0..2 {
+            assert!(next(&mut answers).await.1.unwrap().receipt.is_some());
+        }
+    });
+}
+
+/// What others do while leadership is being confirmed is part of what the quick no must know.
+#[test]
+fn a_quick_no_looks_again_after_its_confirmation() {
+    run(async {
+        let fake = Fake::new(&["gala"], 1);
+        let rows = started(&fake, limits());
+        let (asker, mut answers) = channel();
+        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        let _ = next(&mut answers).await;
+        let cancel = |n: u64, ticket: &str, of: u64| {
+            let op = tickets::Command::CancelTicket { event: "gala".into(), ticket: ticket.into() };
+            Command { principal: format!("buyer-{of}"), ..command(n, op) }
+        };
+        // A place comes back.
+        let refund = cancel(2, "ga-1", 1);
+        fake.meanwhile(move |fake| drop(fake.apply(&[refund])));
+        rows.submit("gala", vec![request(3, buy(3, "gala"), &asker)]);
+        assert_eq!(reason(&next(&mut answers).await.1), "done");
+        // A copy of the request itself is decided, by a way that does not pass this actor: it bought the place, which is
+        // sold again by now.
+        let (refund, copy) = (cancel(4, "ga-2", 3), buy(5, "gala"));
+        fake.meanwhile(move |fake| drop(fake.apply(&[refund, copy])));
+        rows.submit("gala", vec![request(5, buy(5, "gala"), &asker)]);
+        let decided = next(&mut answers).await.1;
+        assert_eq!(reason(&decided), "done");
+        assert!(decided.unwrap().replayed);
+    });
+}
+
+#[test]
+fn a_row_with_something_in_doubt_does_not_retire() {
+    run(async {
+        let fake = Fake::new(&["gala"], 1);
+        let rows = started(&fake, limits());
+        let (asker, mut answers) = channel();
+        fake.fail_next.store(true, Ordering::SeqCst);
+        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        let _ = next(&mut answers).await;
+        rows.submit("gala", vec![request(2, buy(2, "gala"), &asker)]);
+        let _ = next(&mut answers).await;
+        for _ in 0..15 {
+            rows.sample(5);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        // A copy of the first may still be in the log: whichever actor answers, it must let the log decide.
+        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        assert!(next(&mut answers).await.1.unwrap().receipt.is_some(), "a quick no for what is in doubt");
+        // Once no copy can be decided any more, the actor may go: nothing is kept for ever.
+        fake.now_ms.fetch_add(61_000, Ordering::SeqCst);
+        fake.apply(&[Command::system(SystemCommand::Tick)]);
+        let began = std::time::Instant::now();
+        while rows.actors() > 0 {
+            rows.sample(5);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            assert!(began.elapsed() < PATIENCE, "the row is never let go");
+        }
+    });
+}
+
+#[test]
+fn a_proposer_that_died_is_made_anew_and_its_callers_are_told_that_nobody_knows() {
+    run(async {
+        let fake = Fake::new(&["gala"], 100);
+        fake.close();
+        let rows = started(&fake, limits());
+        let (asker, mut answers) = channel();
+        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        rows.abandon_proposer();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        // Looked after from time to time, so that nobody waits who has asked before it died.
+        rows.sample(5);
+        assert_eq!(reason(&next(&mut answers).await.1), "Unknown");
+        fake.gate.add_permits(100);
+        rows.submit("gala", vec![request(2, buy(2, "gala"), &asker)]);
+        assert_eq!(reason(&next(&mut answers).await.1), "done");
+        // And by whoever asks next.
+        rows.abandon_proposer();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        rows.submit("gala", vec![request(3, buy(3, "gala"), &asker)]);
+        assert_eq!(reason(&next(&mut answers).await.1), "done");
+    });
+}
+
+#[test]
+fn a_mailbox_has_a_bound() {
+    run(async {
+        let fake = Fake::new(&["gala"], 100_000);
+        let rows = started(&fake, Limits { mailbox: 4, ..limits() });
+        let (asker, mut answers) = channel();
+        // The actor lives on this thread: it reads nothing before this returns.
+        for n in 0..300 {
+            rows.submit("gala", vec![request(n, buy(n, "gala"), &asker)]);
+        }
+        let mut refused = 0;
+        for _ in 0..300 {
+            refused += usize::from(next(&mut answers).await.1.is_err());
+        }
+        assert!(refused > 200, "{refused} of 300 did not fit into a mailbox for 4");
+    });
+}
+
+#[test]
+fn what_is_due_ends_in_entries_that_follow_each_other_while_nothing_flows() {
+    run(async {
+        let fake = Fake::new(&["gala"], 100_000);
+        let hold = |n: u64| {
+            let (event, tier) = ("gala".into(), "ga".into());
+            command(n, tickets::Command::Hold { event, tier, quantity: 1, seats: vec![], ttl_ms: 1_000 })
+        };
+        for n in 0..10 {
+            fake.apply(&(n * 500..(n + 1) * 500).map(hold).collect::<Vec<_>>());
+        }
+        let held = |fake: &Fake| {
+            let machine = fake.machine.lock();
+            let rows = machine.tickets();
+            rows.stock_of(rows.event("gala").unwrap()).next().unwrap().held
+        };
+        assert_eq!(held(&fake), 5_000);
+        fake.now_ms.fetch_add(1_000, Ordering::SeqCst);
+        let _rows = started(&fake, limits());
+        let began = std::time::Instant::now();
+        while held(&fake) > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert!(began.elapsed() < PATIENCE, "{} are left", held(&fake));
+        }
+        assert!(fake.proposals.load(Ordering::SeqCst) >= 5, "each entry ends a bounded number");
+    });
+}
+
+#[test]
+fn an_unconfirmed_clock_ends_nothing_early_and_goes_on_stamping() {
+    run(async {
+        let fake = Fake::new(&["gala"], 1);
+        let (event, tier) = ("gala".into(), "ga".into());
+        fake.apply(&[command(
+            1,
+            tickets::Command::Hold { event, tier, quantity: 1, seats: vec![], ttl_ms: 60_000 },
+        )]);
+        // Ten minutes ahead, and nobody says that it is right.
+        fake.trusted.store(false, Ordering::SeqCst);
+        fake.now_ms.fetch_add(600_000, Ordering::SeqCst);
+        let rows = started(&fake, limits());
+        let (asker, mut answers) = channel();
+        rows.submit("gala", vec![request(2, buy(2, "gala"), &asker)]);
+        let decided = next(&mut answers).await.1;
+        assert_eq!(reason(&decided), "SoldOut", "the hold is not due");
+        let began = std::time::Instant::now();
+        while fake.proposals.load(Ordering::SeqCst) < 1 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert!(began.elapsed() < PATIENCE, "log time stands still");
+        }
+        assert_eq!(fake.machine.lock().log_time_ms(), T0);
+    });
 }
 
 #[test]

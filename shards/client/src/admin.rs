@@ -46,7 +46,19 @@ impl ShardClient {
     ) -> Vec<(u64, Result<pb::GetNodeStateResponse, ClientError>)> {
         let mut asked = Vec::new();
         for (position, node) in self.nodes.present() {
-            asked.push(ask(node.id, self.node_client(position), timeout));
+            let client = self.node_client(position);
+            asked.push(async move {
+                let began = Instant::now();
+                let (node, state) = ask(node.id, client, timeout).await;
+                // A node that knows its clock to be wrong is no witness.
+                if let Ok(state) = &state
+                    && !state.clock_far
+                    && state.now_ms > 0
+                {
+                    self.clock.read(node, state.now_ms, began);
+                }
+                (node, state)
+            });
         }
         join_all(asked).await
     }

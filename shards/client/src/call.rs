@@ -17,13 +17,63 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
 /// Hints that are followed in a row without a pause.
 const FOLLOWS_MAX: u32 = 2;
 
+/// What a call ends with.
+pub(crate) struct Answer {
+    pub(crate) result: pb::reply::Result,
+    /// An attempt before the one that was answered may have had something decided.
+    pub(crate) in_doubt: bool,
+}
+
+/// Whether an outcome says what became of a request of which a copy may have been decided before. What carries a receipt was
+/// decided in the log, once and for ever. A "no" without one was said by a leader who knew of no copy: one may still be on its
+/// way. But what has expired has expired for all copies, and an id that was used for something else cannot be used for this.
+///
+/// The one place with this rule among the gateway's; applications have theirs in the SDK, for copies of their own.
+pub(crate) fn ends_doubt(outcome: &pb::Outcome) -> bool {
+    let reason = match &outcome.result {
+        Some(pb::outcome::Result::Rejection(rejection)) => rejection.reason.as_str(),
+        _ => "",
+    };
+    outcome.receipt.is_some() || matches!(reason, "EXPIRED" | "REQUEST_ID_REUSED")
+}
+
+/// What a node has said to a whole batch, when it has decided none of it: that is about who leads, not about the batch.
+fn refusal_of_all(result: &pb::reply::Result) -> Option<pb::Refusal> {
+    let pb::reply::Result::Batch(batch) = result else { return None };
+    let refusal = |item: &pb::BatchItem| match &item.result {
+        Some(pb::batch_item::Result::Refusal(refusal)) => Some(refusal.clone()),
+        _ => None,
+    };
+    let elsewhere = |refusal: &pb::Refusal| {
+        matches!(refusal.kind(), pb::RefusalKind::NotLeader | pb::RefusalKind::Halted)
+    };
+    let first = refusal(batch.items.first()?)?;
+    batch.items.iter().all(|item| refusal(item).is_some_and(|refusal| elsewhere(&refusal))).then_some(first)
+}
+
+/// Whether an answer proves that the node leads.
+fn proves_lead(result: &pb::reply::Result) -> bool {
+    let pb::reply::Result::Batch(batch) = result else { return true };
+    batch.items.iter().any(|item| matches!(item.result, Some(pb::batch_item::Result::Outcome(_))))
+}
+
+/// What is left of a doubt about earlier attempts.
+enum Doubt {
+    /// Nothing: the answer counts.
+    Ended,
+    /// It is as it was: ask again.
+    Stays,
+    /// Nobody can end it.
+    ForEver,
+}
+
 /// A call, and what is known of it.
 pub(crate) struct Call<'a, F> {
     client: &'a ShardClient,
     group_number: u32,
     group: &'a Group,
     lane: Lane,
-    /// Makes the message, anew for each attempt.
+    /// Makes the message, anew for each attempt; told whether an earlier one may have been decided.
     op: F,
     deadline: Instant,
     progress: Progress,
@@ -76,8 +126,8 @@ impl Progress {
     }
 }
 
-impl<'a, F: Fn() -> pb::call::Op> Call<'a, F> {
-    /// A call that is not yet attempted. `in_doubt` says that the same request may have been decided before.
+impl<'a, F: Fn(bool) -> pb::call::Op> Call<'a, F> {
+    /// A call that is not yet attempted.
     ///
     /// # Errors
     /// [`ClientError::Invalid`] when there is no such group.
@@ -86,19 +136,17 @@ impl<'a, F: Fn() -> pb::call::Op> Call<'a, F> {
         group_number: u32,
         lane: Lane,
         op: F,
-        in_doubt: bool,
         deadline: Instant,
     ) -> Result<Self, ClientError> {
         let group = client.group(group_number)?;
-        let progress = Progress { in_doubt, ..Progress::default() };
-        Ok(Self { client, group_number, group, lane, op, deadline, progress })
+        Ok(Self { client, group_number, group, lane, op, deadline, progress: Progress::default() })
     }
 
     /// Attempts the call until it has an answer that is not about who leads.
     ///
     /// # Errors
     /// [`ClientError::Unknown`] when an attempt may have been decided; otherwise none was.
-    pub(crate) async fn run(mut self) -> Result<pb::reply::Result, ClientError> {
+    pub(crate) async fn run(mut self) -> Result<Answer, ClientError> {
         loop {
             // Kept until the conclusions are drawn, pauses included: who probes goes on probing alone.
             let entry = self.enter().await?;
@@ -106,8 +154,22 @@ impl<'a, F: Fn() -> pb::call::Op> Call<'a, F> {
             match self.attempt(node, &entry).await {
                 Ok(Some(pb::reply::Result::Refusal(refusal))) => self.refused(node, &entry, refusal).await?,
                 Ok(Some(result)) => {
-                    self.group.settle(node);
-                    return Ok(result);
+                    if let Some(refusal) = refusal_of_all(&result) {
+                        self.refused(node, &entry, refusal).await?;
+                        continue;
+                    }
+                    if proves_lead(&result) {
+                        self.group.settle(node);
+                    }
+                    match self.doubt_after(&result) {
+                        Doubt::Ended => {}
+                        Doubt::Stays => {
+                            self.pause().await;
+                            continue;
+                        }
+                        Doubt::ForEver => return Err(self.progress.give_up()),
+                    }
+                    return Ok(Answer { result, in_doubt: self.progress.in_doubt });
                 }
                 Ok(None) => {
                     self.progress.in_doubt = true;
@@ -117,6 +179,18 @@ impl<'a, F: Fn() -> pb::call::Op> Call<'a, F> {
                 Err(error) => self.unanswered(node, &entry, error).await?,
             }
         }
+    }
+
+    /// What an answer says about an earlier attempt that may have been decided.
+    fn doubt_after(&mut self, result: &pb::reply::Result) -> Doubt {
+        let pb::reply::Result::Outcome(outcome) = result else { return Doubt::Ended };
+        if !self.progress.in_doubt || ends_doubt(outcome) {
+            return Doubt::Ended;
+        }
+        let Some(pb::outcome::Result::Rejection(rejection)) = &outcome.result else { return Doubt::Stays };
+        self.progress.why = Some(format!("a later attempt was refused: {}", rejection.message));
+        // What was decided under this id is forgotten: nobody will ever say what it was.
+        if rejection.reason == "REQUEST_ID_EXPIRED" { Doubt::ForEver } else { Doubt::Stays }
     }
 
     /// Waits for leave to make an attempt.
@@ -150,7 +224,7 @@ impl<'a, F: Fn() -> pb::call::Op> Call<'a, F> {
             Entry::Probe(probe) => PROBE_TIMEOUT.saturating_mul(1 << probe.failures().min(6)).min(timeout),
         };
         let until = self.deadline.min(Instant::now() + limit);
-        let call = pb::Call { id: 0, group: self.group_number, op: Some((self.op)()) };
+        let call = pb::Call { id: 0, group: self.group_number, op: Some((self.op)(self.progress.in_doubt)) };
         let links = self.client.nodes.at(node);
         Ok(links.lane(self.lane).call(call, until).await?.result)
     }

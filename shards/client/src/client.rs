@@ -10,7 +10,8 @@ use tidewall_link::LinkOptions;
 use tidewall_proto::internal::v1 as pb;
 use tokio::time::{Instant, sleep_until};
 
-use crate::call::Call;
+use crate::call::{Answer, Call, ends_doubt};
+use crate::clock::ClusterClock;
 use crate::group::Group;
 use crate::nodes::{Lane, Nodes};
 use crate::{ClientError, Topology};
@@ -50,6 +51,7 @@ pub struct ShardClient {
     pub(crate) nodes: Nodes,
     /// By group number, from 1.
     pub(crate) groups: Vec<Group>,
+    pub(crate) clock: Arc<ClusterClock>,
 }
 
 impl std::fmt::Debug for ShardClient {
@@ -71,7 +73,12 @@ impl ShardClient {
                 Group::new(topology.nodes.len(), leader)
             })
             .collect();
-        Self { topology, options, nodes, groups }
+        Self { topology, options, nodes, groups, clock: Arc::default() }
+    }
+
+    /// The time by the clocks of the nodes, as far as they were asked.
+    pub fn clock(&self) -> &Arc<ClusterClock> {
+        &self.clock
     }
 
     /// The cluster that this client calls.
@@ -85,6 +92,7 @@ impl ShardClient {
         for group in &self.groups {
             group.set_nodes(present);
         }
+        self.clock.keep(|node| topology.node(node).is_some());
     }
 
     /// Ids and addresses of the nodes that belong to the cluster now.
@@ -108,8 +116,11 @@ impl ShardClient {
         command: pb::Command,
         deadline: Instant,
     ) -> Result<pb::Outcome, ClientError> {
-        let op = || pb::call::Op::Command(command.clone());
-        match self.call(group, Lane::Commands, op, false, deadline).await? {
+        // Once a copy may have been decided, only the log can say what became of the request.
+        let op = |in_doubt| {
+            pb::call::Op::Command(pb::Command { logged: command.logged || in_doubt, ..command.clone() })
+        };
+        match self.call(group, Lane::Commands, op, deadline).await?.result {
             pb::reply::Result::Outcome(outcome) => Ok(outcome),
             _ => Err(ClientError::Unknown { why: "the node answered a command with something else".into() }),
         }
@@ -125,8 +136,8 @@ impl ShardClient {
         query: pb::Query,
         deadline: Instant,
     ) -> Result<pb::QueryResult, ClientError> {
-        let op = || pb::call::Op::Query(query.clone());
-        match self.call(group, Lane::Queries, op, false, deadline).await {
+        let op = |_| pb::call::Op::Query(query.clone());
+        match self.call(group, Lane::Queries, op, deadline).await.map(|answer| answer.result) {
             Ok(pb::reply::Result::Query(result)) => Ok(result),
             Ok(_) => {
                 Err(ClientError::Unavailable { why: "the node answered a query with something else".into() })
@@ -154,43 +165,33 @@ impl ShardClient {
         let mut open: Vec<usize> = (0..commands.len()).collect();
         let mut pauses = 0;
         while !open.is_empty() {
-            let op = || {
+            let op = |_| {
                 let commands = open.iter().map(|position| commands[*position].clone()).collect();
                 pb::call::Op::Batch(pb::CommandBatch { commands })
             };
-            let doubted = open.iter().any(|position| in_doubt[*position]);
-            let answer = match self.call(group, Lane::Bulk, op, doubted, deadline).await {
-                Ok(pb::reply::Result::Batch(answer)) if answer.items.len() == open.len() => answer,
-                Ok(_) => {
-                    let why = "the node did not answer the batch item by item".to_owned();
-                    return finish(items, &ClientError::Unknown { why }, &in_doubt, true);
-                }
+            let answer = match self.call(group, Lane::Bulk, op, deadline).await {
+                Ok(answer) => answer,
                 Err(error) => {
-                    let all_in_doubt = matches!(error, ClientError::Unknown { .. });
-                    return finish(items, &error, &in_doubt, all_in_doubt);
+                    let doubted = matches!(error, ClientError::Unknown { .. });
+                    open.iter().for_each(|position| in_doubt[*position] |= doubted);
+                    return finish(items, &error, &in_doubt);
+                }
+            };
+            // An attempt before the one that was answered may have had any of them decided.
+            open.iter().for_each(|position| in_doubt[*position] |= answer.in_doubt);
+            let answered = match answer.result {
+                pb::reply::Result::Batch(batch) if batch.items.len() == open.len() => batch.items,
+                _ => {
+                    open.iter().for_each(|position| in_doubt[*position] = true);
+                    let why = "the node did not answer the batch item by item".to_owned();
+                    return finish(items, &ClientError::Unknown { why }, &in_doubt);
                 }
             };
             let mut again = Vec::new();
-            for (position, item) in open.iter().copied().zip(answer.items) {
-                match item.result {
-                    Some(result @ pb::batch_item::Result::Outcome(_)) => items[position] = Some(result),
-                    Some(pb::batch_item::Result::Refusal(refusal)) => match refusal.kind() {
-                        pb::RefusalKind::NotLeader | pb::RefusalKind::Halted => again.push(position),
-                        pb::RefusalKind::Overloaded if in_doubt[position] => again.push(position),
-                        pb::RefusalKind::Unknown => {
-                            in_doubt[position] = true;
-                            again.push(position);
-                        }
-                        pb::RefusalKind::Overloaded
-                        | pb::RefusalKind::Invalid
-                        | pb::RefusalKind::Unspecified => {
-                            items[position] = Some(pb::batch_item::Result::Refusal(refusal));
-                        }
-                    },
-                    None => {
-                        in_doubt[position] = true;
-                        again.push(position);
-                    }
+            for (position, item) in open.iter().copied().zip(answered) {
+                match settled(item, &mut in_doubt[position]) {
+                    Some(result) => items[position] = Some(result),
+                    None => again.push(position),
                 }
             }
             open = again;
@@ -202,17 +203,15 @@ impl ShardClient {
         Ok(pb::OutcomeBatch { items: items.into_iter().map(|result| pb::BatchItem { result }).collect() })
     }
 
-    /// One call until it has an answer that is not about who leads. `in_doubt` says that the same request may have been
-    /// decided before.
+    /// One call until it has an answer that is not about who leads.
     async fn call(
         &self,
         group: u32,
         lane: Lane,
-        op: impl Fn() -> pb::call::Op,
-        in_doubt: bool,
+        op: impl Fn(bool) -> pb::call::Op,
         deadline: Instant,
-    ) -> Result<pb::reply::Result, ClientError> {
-        Call::new(self, group, lane, op, in_doubt, deadline)?.run().await
+    ) -> Result<Answer, ClientError> {
+        Call::new(self, group, lane, op, deadline)?.run().await
     }
 
     pub(crate) fn group(&self, group: u32) -> Result<&Group, ClientError> {
@@ -249,20 +248,51 @@ impl ShardClient {
     }
 }
 
+/// What has become of an item of a batch; `None` when it must be asked again. `in_doubt` says, before and after, that a copy of
+/// it may have been decided without our knowledge.
+fn settled(item: pb::BatchItem, in_doubt: &mut bool) -> Option<pb::batch_item::Result> {
+    let refusal = match item.result {
+        Some(pb::batch_item::Result::Outcome(outcome)) => {
+            let known = !*in_doubt || ends_doubt(&outcome);
+            return known.then_some(pb::batch_item::Result::Outcome(outcome));
+        }
+        Some(pb::batch_item::Result::Refusal(refusal)) => refusal,
+        None => {
+            *in_doubt = true;
+            return None;
+        }
+    };
+    match refusal.kind() {
+        pb::RefusalKind::Unknown => {
+            *in_doubt = true;
+            None
+        }
+        pb::RefusalKind::NotLeader | pb::RefusalKind::Halted => None,
+        // Nothing was decided by this attempt: that is an answer only if no other one may have been.
+        pb::RefusalKind::Overloaded | pb::RefusalKind::Invalid | pb::RefusalKind::Unspecified
+            if *in_doubt =>
+        {
+            None
+        }
+        pb::RefusalKind::Overloaded | pb::RefusalKind::Invalid | pb::RefusalKind::Unspecified => {
+            Some(pb::batch_item::Result::Refusal(refusal))
+        }
+    }
+}
+
 /// Ends a batch with what is decided; what is not gets a refusal that says what is known of it.
 fn finish(
     items: Vec<Option<pb::batch_item::Result>>,
     error: &ClientError,
     in_doubt: &[bool],
-    all_in_doubt: bool,
 ) -> Result<pb::OutcomeBatch, ClientError> {
-    if !all_in_doubt && items.iter().all(Option::is_none) && !in_doubt.contains(&true) {
+    if items.iter().all(Option::is_none) && !in_doubt.contains(&true) {
         return Err(error.clone());
     }
     let items = items.into_iter().zip(in_doubt).map(|(item, in_doubt)| {
         let result = item.unwrap_or_else(|| {
             let (kind, retry_after) = match error {
-                _ if all_in_doubt || *in_doubt => (pb::RefusalKind::Unknown, Duration::ZERO),
+                _ if *in_doubt => (pb::RefusalKind::Unknown, Duration::ZERO),
                 ClientError::Overloaded { retry_after, .. } => (pb::RefusalKind::Overloaded, *retry_after),
                 ClientError::Invalid(_) => (pb::RefusalKind::Invalid, Duration::ZERO),
                 ClientError::Unavailable { .. } | ClientError::Unknown { .. } => {

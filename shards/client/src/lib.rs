@@ -11,6 +11,7 @@
 mod admin;
 mod call;
 mod client;
+mod clock;
 mod error;
 pub mod follow;
 mod group;
@@ -19,8 +20,11 @@ pub mod topology;
 
 pub use admin::Importer;
 pub use client::{ShardClient, ShardClientOptions};
+pub use clock::ClusterClock;
 pub use error::ClientError;
 pub use topology::Topology;
 
 /// The protocol of [`ShardClient`] and of the node's client port.
 pub use tidewall_link::ExchangeProtocol;
+/// How ports take connections in, the same for gateways and nodes.
+pub use tidewall_link::{AcceptLimits, Accepted, Connections, accept};

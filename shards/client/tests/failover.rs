@@ -28,6 +28,10 @@ enum Mode {
     SilentOnce,
     NotLeader(u64),
     Refuse(pb::RefusalKind),
+    /// Says "sold out": at once and without a receipt, unless the log is asked for.
+    SoldOut,
+    /// Decides the first half of a batch and loses the rest.
+    DecideHalf,
 }
 
 struct Fake {
@@ -40,29 +44,69 @@ impl Fake {
         Arc::new(Self { mode: Mutex::new(mode), calls: AtomicU64::new(0) })
     }
 
+    /// Answers as a node does: a batch item by item, whatever is the matter.
     fn answer(&self, call: pb::Call) -> Option<pb::Reply> {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        let refuse = |kind: pb::RefusalKind, leader_node| {
-            pb::reply::Result::Refusal(pb::Refusal { kind: kind.into(), leader_node, ..Default::default() })
+        let mode = {
+            let mut mode = self.mode.lock();
+            match *mode {
+                Mode::Silent => return None,
+                Mode::SilentOnce => {
+                    *mode = Mode::Decide;
+                    return None;
+                }
+                mode => mode,
+            }
         };
-        let mode = *self.mode.lock();
-        let result = match (mode, call.op) {
-            (Mode::Silent, _) => return None,
-            (Mode::SilentOnce, _) => {
-                *self.mode.lock() = Mode::Decide;
-                return None;
+        let result = match call.op {
+            Some(pb::call::Op::Command(command)) => match self.command(mode, command) {
+                Ok(outcome) => pb::reply::Result::Outcome(outcome),
+                Err(refusal) => pb::reply::Result::Refusal(refusal),
+            },
+            Some(pb::call::Op::Batch(batch)) => {
+                let half = batch.commands.len().div_ceil(2);
+                let item = |(at, command)| {
+                    let mode = match mode {
+                        Mode::DecideHalf if at < half => Mode::Decide,
+                        Mode::DecideHalf => Mode::Refuse(pb::RefusalKind::Unknown),
+                        mode => mode,
+                    };
+                    let result = match self.command(mode, pb::Command { logged: true, ..command }) {
+                        Ok(outcome) => pb::batch_item::Result::Outcome(outcome),
+                        Err(refusal) => pb::batch_item::Result::Refusal(refusal),
+                    };
+                    pb::BatchItem { result: Some(result) }
+                };
+                let items = batch.commands.into_iter().enumerate().map(item).collect();
+                pb::reply::Result::Batch(pb::OutcomeBatch { items })
             }
-            (Mode::NotLeader(hint), _) => refuse(pb::RefusalKind::NotLeader, hint),
-            (Mode::Refuse(kind), _) => refuse(kind, 0),
-            (Mode::Decide, Some(pb::call::Op::Command(command))) => {
-                // The outcome names the request that it answers.
-                let id = command.principal;
-                let result = Some(pb::outcome::Result::ReleasedHoldId(id));
-                pb::reply::Result::Outcome(pb::Outcome { result, ..Default::default() })
-            }
-            (Mode::Decide, _) => pb::reply::Result::Query(pb::QueryResult::default()),
+            _ => match self.command(mode, pb::Command::default()) {
+                Ok(_) => pb::reply::Result::Query(pb::QueryResult::default()),
+                Err(refusal) => pb::reply::Result::Refusal(refusal),
+            },
         };
         Some(pb::Reply { id: call.id, result: Some(result) })
+    }
+
+    fn command(&self, mode: Mode, command: pb::Command) -> Result<pb::Outcome, pb::Refusal> {
+        let refuse = |kind: pb::RefusalKind, leader_node| {
+            Err(pb::Refusal { kind: kind.into(), leader_node, ..Default::default() })
+        };
+        match mode {
+            Mode::NotLeader(hint) => refuse(pb::RefusalKind::NotLeader, hint),
+            Mode::Refuse(kind) => refuse(kind, 0),
+            Mode::SoldOut => {
+                let no = pb::RejectionView { reason: "SOLD_OUT".into(), ..Default::default() };
+                let receipt = command.logged.then(pb::Receipt::default);
+                let result = Some(pb::outcome::Result::Rejection(no));
+                Ok(pb::Outcome { receipt, result, ..Default::default() })
+            }
+            Mode::Decide | Mode::DecideHalf | Mode::Silent | Mode::SilentOnce => {
+                // The outcome names the request that it answers.
+                let result = Some(pb::outcome::Result::ReleasedHoldId(command.principal));
+                Ok(pb::Outcome { receipt: Some(pb::Receipt::default()), result, ..Default::default() })
+            }
+        }
     }
 }
 
@@ -240,6 +284,90 @@ async fn a_call_that_only_nonleaders_saw_is_unavailable() {
     assert!(outcomes.iter().any(refused), "nobody took it: {outcomes:?}");
     assert!(outcomes.iter().all(Result::is_err));
     assert!(first.calls.load(Ordering::Relaxed) + second.calls.load(Ordering::Relaxed) >= 2);
+}
+
+/// What became of each item.
+fn told(batch: pb::OutcomeBatch) -> Vec<String> {
+    let item = |item: pb::BatchItem| match item.result {
+        Some(pb::batch_item::Result::Outcome(outcome)) => decided_for(outcome),
+        Some(pb::batch_item::Result::Refusal(refusal)) => format!("{:?}", refusal.kind()),
+        None => "nothing".into(),
+    };
+    batch.items.into_iter().map(item).collect()
+}
+
+fn batch(names: &[&str]) -> pb::CommandBatch {
+    pb::CommandBatch { commands: names.iter().map(|name| command(name)).collect() }
+}
+
+/// A leader took the batch and fell silent, and a follower knows nothing of it: nobody may say that nothing was decided.
+#[tokio::test]
+async fn a_batch_that_may_have_been_decided_is_unknown_whatever_a_follower_says() {
+    for follower in
+        [Mode::NotLeader(1), Mode::Refuse(pb::RefusalKind::Halted), Mode::Refuse(pb::RefusalKind::Overloaded)]
+    {
+        let (first, second) = (Fake::new(Mode::Silent), Fake::new(follower));
+        let client = client(&[start(&first).await, start(&second).await]);
+        let answer = loop {
+            let before = [&first, &second].map(|fake| fake.calls.load(Ordering::Relaxed));
+            let answer = client.batch(1, batch(&["a", "b"]), after(1_000)).await;
+            let asked = [&first, &second].map(|fake| fake.calls.load(Ordering::Relaxed));
+            // On a busy machine the deadline may pass before both were asked.
+            if asked[0] > before[0] && asked[1] > before[1] {
+                break answer;
+            }
+        };
+        assert_eq!(told(answer.unwrap()), ["Unknown", "Unknown"], "{follower:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_follower_that_is_asked_for_a_batch_is_not_believed_to_lead() {
+    for follower in [Mode::NotLeader(2), Mode::NotLeader(0), Mode::Refuse(pb::RefusalKind::Halted)] {
+        let (first, second) = (Fake::new(follower), Fake::new(Mode::Decide));
+        let client = client(&[start(&first).await, start(&second).await]);
+        let answer = client.batch(1, batch(&["a", "b"]), after(20_000)).await.unwrap();
+        assert_eq!(told(answer), ["a", "b"]);
+        assert_eq!(client.believed_leader(1), Some(2), "{follower:?}");
+        // Single calls find the leader at once.
+        let before = first.calls.load(Ordering::Relaxed);
+        client.command(1, command("c"), after(20_000)).await.unwrap();
+        assert_eq!(first.calls.load(Ordering::Relaxed), before);
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_nobody_took_is_not_in_doubt_and_what_is_decided_stays_decided() {
+    let first = Fake::new(Mode::Refuse(pb::RefusalKind::Overloaded));
+    let options = ShardClientOptions { attempt_timeout: Duration::from_secs(60), ..Default::default() };
+    let client = client_with(&[start(&first).await], options);
+    let answer = client.batch(1, batch(&["a", "b"]), after(20_000)).await.unwrap();
+    assert_eq!(told(answer), ["Overloaded", "Overloaded"]);
+    // The leader decides one item and loses the other; then it is gone.
+    *first.mode.lock() = Mode::DecideHalf;
+    let asking = client.batch(1, batch(&["a", "b"]), after(2_000));
+    let gone = async {
+        while first.calls.load(Ordering::Relaxed) < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        *first.mode.lock() = Mode::NotLeader(0);
+    };
+    let (answer, ()) = tokio::join!(asking, gone);
+    let told = told(answer.unwrap());
+    // Where the leader goes before it was asked, nobody took anything.
+    assert!(told == ["a", "Unknown"] || told == ["NotLeader", "NotLeader"], "{told:?}");
+}
+
+/// The first copy may be under way to a leader that is about to decide it: only the log may say no.
+#[tokio::test]
+async fn a_quick_no_does_not_end_the_doubt_about_an_earlier_attempt() {
+    let (first, second) = (Fake::new(Mode::Silent), Fake::new(Mode::SoldOut));
+    let client = client(&[start(&first).await, start(&second).await]);
+    let outcome = client.command(1, command("a"), after(20_000)).await.unwrap();
+    assert!(outcome.receipt.is_some(), "a no that nobody remembers: {outcome:?}");
+    // Without such an attempt it is an answer.
+    let outcome = client.command(1, command("b"), after(20_000)).await.unwrap();
+    assert_eq!(outcome.receipt, None);
 }
 
 #[tokio::test]

@@ -256,7 +256,8 @@ mod tests {
 
     #[test]
     fn every_kind_of_entry_comes_back_from_its_bytes() {
-        let entry = tidewall_machine::Entry { stamp_ms: 7, commands: vec![] };
+        let entry =
+            tidewall_machine::Entry { stamp: tidewall_machine::Stamp::confirmed(7), commands: vec![] };
         let payloads = [
             EntryPayload::Blank,
             EntryPayload::Normal(Payload::new(&entry)),

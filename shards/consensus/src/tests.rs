@@ -152,7 +152,10 @@ impl Cluster {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let (_, group) = self.leader(number).await;
-            let payload = Payload::new(&Entry { stamp_ms: T0, commands: commands.clone() });
+            let payload = Payload::new(&Entry {
+                stamp: tidewall_machine::Stamp::confirmed(T0),
+                commands: commands.clone(),
+            });
             match tokio::time::timeout(Duration::from_secs(3), group.propose(payload)).await {
                 Ok(Ok(decisions)) => return decisions,
                 other => assert!(Instant::now() < deadline, "{other:?}"),
@@ -227,7 +230,7 @@ fn command(n: u64, op: tickets::Command) -> Command {
     Command {
         principal: "alice".into(),
         request_id: request_id(n),
-        expires_ms: u64::MAX,
+        expires_ms: T0 + 60_000,
         privileged: false,
         op: Op::Tickets(op),
     }

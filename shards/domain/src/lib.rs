@@ -19,8 +19,14 @@ pub mod tickets;
 /// Facts that the log entry carries for a command, the same on every replica.
 #[derive(Debug, Clone, Copy)]
 pub struct Context {
-    /// Log time of the entry, Unix milliseconds; never earlier than that of an earlier entry.
+    /// Log time of the entry, Unix milliseconds: what is compared with times that people and clocks of others set. It goes back
+    /// only when it was found to be wrong.
     pub now_ms: u64,
+    /// Steady time of the entry, milliseconds: what durations are kept in. It never goes back, and no correction of log time
+    /// changes it.
+    pub steady_ms: u64,
+    /// Life of the group's rows.
+    pub incarnation: u64,
     /// Request id of the command (UUIDv7 as a number).
     pub request_id: u128,
     /// Raft log index of the entry.

@@ -8,6 +8,7 @@
 //! This crate must never replay a call, choose another node or interpret an answer: whoever calls knows
 //! whether that is safe. It never says that a call failed when it may have arrived: see [`LinkError`].
 
+mod accept;
 mod client;
 mod error;
 mod options;
@@ -16,6 +17,7 @@ mod protocol;
 mod server;
 mod socket;
 
+pub use accept::{AcceptLimits, Accepted, Connections, Incoming, accept};
 pub use client::{CallStream, Link};
 pub use error::LinkError;
 pub use options::{LinkOptions, ServeOptions, connect, connect_lazy, server_builder};

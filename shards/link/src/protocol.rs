@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use prost::Message as _;
 use tidewall_proto::internal::v1 as pb;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -35,9 +36,9 @@ pub trait Protocol: Send + Sync + Sized + 'static {
     fn call_id(call: &Self::Call) -> u64;
     /// The id of the call that this replies to.
     fn reply_id(reply: &Self::Reply) -> u64;
-    /// About how many bytes a call takes on the wire. Called once per call: must be cheap.
+    /// How many bytes a call takes on the wire, at least. Called once per call: must be cheap.
     fn call_size(call: &Self::Call) -> usize;
-    /// About how many bytes a reply takes on the wire. Called once per reply: must be cheap.
+    /// How many bytes a reply takes on the wire, at least. Called once per reply: must be cheap.
     fn reply_size(reply: &Self::Reply) -> usize;
     /// Puts calls into a stream message.
     fn pack_calls(calls: Vec<Self::Call>) -> Self::Request;
@@ -58,9 +59,6 @@ pub trait Protocol: Send + Sync + Sized + 'static {
 #[derive(Debug, Clone, Copy)]
 pub struct ExchangeProtocol;
 
-/// About the size of one command or outcome.
-const COMMAND_BYTES: usize = 160;
-
 impl Protocol for ExchangeProtocol {
     type Call = pb::Call;
     type Reply = pb::Reply;
@@ -80,23 +78,11 @@ impl Protocol for ExchangeProtocol {
     }
 
     fn call_size(call: &Self::Call) -> usize {
-        match &call.op {
-            Some(pb::call::Op::Batch(batch)) => batch.commands.len() * COMMAND_BYTES,
-            Some(pb::call::Op::Command(_) | pb::call::Op::Query(_)) | None => COMMAND_BYTES,
-        }
+        call.encoded_len()
     }
 
     fn reply_size(reply: &Self::Reply) -> usize {
-        use pb::query_result::Result as Answer;
-        match &reply.result {
-            Some(pb::reply::Result::Batch(batch)) => batch.items.len() * COMMAND_BYTES,
-            Some(pb::reply::Result::Query(query)) => match &query.result {
-                Some(Answer::Events(list)) => list.events.len() * 4 * COMMAND_BYTES,
-                Some(Answer::Tickets(list)) => list.tickets.len() * COMMAND_BYTES,
-                _ => COMMAND_BYTES,
-            },
-            _ => COMMAND_BYTES,
-        }
+        reply.encoded_len()
     }
 
     fn pack_calls(calls: Vec<Self::Call>) -> Self::Request {

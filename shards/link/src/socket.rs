@@ -10,8 +10,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio_stream::wrappers::TcpListenerStream;
-use tokio_stream::{Stream, StreamExt as _};
+use tokio_stream::Stream;
+
+use crate::accept::{AcceptLimits, Accepted, Connections, accept};
 
 /// A connection breaks when what it has sent was not acknowledged for so long. The kernel acknowledges, not the process: a
 /// busy or stopped peer does not count, until it has left a whole window unread.
@@ -22,18 +23,28 @@ pub(crate) async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     tuned(TcpStream::connect(address).await?)
 }
 
-/// The connections that a port accepts, for [`serve_with_incoming`](tonic::transport::server::Router::serve_with_incoming).
-/// The server's own settings do not reach connections that it is handed: without these, Nagle's algorithm and delayed
-/// acknowledgements would hold replies back for 40 ms.
-pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> + Send + Unpin {
-    TcpListenerStream::new(listener).map(|accepted| tuned(accepted?))
+/// The connections that a node's port accepts, for
+/// [`serve_with_incoming`](tonic::transport::server::Router::serve_with_incoming). The server's own settings do not reach
+/// connections that it is handed: without these, Nagle's algorithm and delayed acknowledgements would hold replies back for
+/// 40 ms.
+pub fn incoming(
+    listener: TcpListener,
+    limits: AcceptLimits,
+    connections: Connections,
+) -> impl Stream<Item = io::Result<Accepted>> + Send + Unpin {
+    accept(listener, limits, connections, tune)
 }
 
 fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
+    tune(&stream)?;
+    Ok(stream)
+}
+
+fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let limit_ms = u32::try_from(UNACKNOWLEDGED_MAX.as_millis()).unwrap_or(u32::MAX);
-    rustix::net::sockopt::set_tcp_user_timeout(&stream, limit_ms)?;
-    Ok(stream)
+    rustix::net::sockopt::set_tcp_user_timeout(stream, limit_ms)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -45,9 +56,8 @@ mod tests {
     async fn both_ends_give_up_what_is_not_acknowledged_and_send_at_once() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut accepted = incoming(listener);
-        let (dialled, accepted) = tokio::join!(dial(address), accepted.next());
-        for stream in [dialled.unwrap(), accepted.unwrap().unwrap()] {
+        let (dialled, accepted) = tokio::join!(dial(address), listener.accept());
+        for stream in [dialled.unwrap(), tuned(accepted.unwrap().0).unwrap()] {
             assert!(stream.nodelay().unwrap());
             assert_eq!(rustix::net::sockopt::tcp_user_timeout(&stream).unwrap(), 1_500);
         }

@@ -5,6 +5,11 @@
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
 use tidewall_domain::tickets;
 
+use crate::EXPIRY_AHEAD_MS_MAX;
+
+/// Tag of [`Reject::Sealed`].
+pub(crate) const SEALED: u8 = 9;
+
 /// Where in the log a command was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receipt {
@@ -73,6 +78,17 @@ pub enum Reject {
     /// The request id is from the future; nothing is remembered.
     #[error("this request id carries a time in the future: set the clock of the machine that made it")]
     IdFromFuture,
+    /// The request id was sealed before anything was decided under it.
+    #[error("this request id was sealed: nothing was decided under it and nothing will be; make a new id")]
+    Sealed,
+    /// The command would be valid for longer than any deadline; nothing is remembered.
+    #[error(
+        "the request would be valid for {ahead_ms} ms by the region's time, at most {EXPIRY_AHEAD_MS_MAX} ms are          possible, and was not executed: the gateway's clock is ahead; set it"
+    )]
+    ExpiresTooLate {
+        /// How long, milliseconds.
+        ahead_ms: u64,
+    },
     /// An invariant broke; the changes were taken back.
     #[error("the command would have broken an invariant and was not executed ({0}): report this")]
     InternalInvariant(String),
@@ -114,6 +130,11 @@ impl Answer {
                 w.u8(8);
                 w.str(what);
             }
+            Self::Rejected(Reject::Sealed) => w.u8(SEALED),
+            Self::Rejected(Reject::ExpiresTooLate { ahead_ms }) => {
+                w.u8(10);
+                w.u64(*ahead_ms);
+            }
         }
     }
 
@@ -128,6 +149,8 @@ impl Answer {
             6 => Self::Rejected(Reject::IdFromFuture),
             7 => Self::Rejected(Reject::InternalInvariant(r.str()?.into())),
             8 => Self::Rejected(Reject::System(r.str()?.into())),
+            SEALED => Self::Rejected(Reject::Sealed),
+            10 => Self::Rejected(Reject::ExpiresTooLate { ahead_ms: r.u64()? }),
             tag => return Err(DecodeError::Tag { what: "answer", tag: tag.into() }),
         })
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
 use tidewall_domain::table::{Row, Table};
 
-use crate::answer::{Answer, Decision, Receipt};
+use crate::answer::{Answer, Decision, Receipt, SEALED};
 
 /// What was decided for a request id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct DedupeRow {
     pub payload_hash: u64,
     /// Where it was decided.
     pub receipt: Receipt,
+    /// Steady time of the decision, milliseconds.
+    pub steady_ms: u64,
     /// The encoded answer.
     pub answer: Box<[u8]>,
 }
@@ -29,7 +31,12 @@ pub struct DedupeRow {
 impl DedupeRow {
     /// About what the row costs in memory, bytes.
     pub fn cost(&self) -> u64 {
-        160 + self.principal.len() as u64 + self.answer.len() as u64
+        168 + self.principal.len() as u64 + self.answer.len() as u64
+    }
+
+    /// Whether nothing was decided, and nothing may be.
+    pub fn is_seal(&self) -> bool {
+        self.answer.first() == Some(&SEALED)
     }
 
     /// The decision as it was.
@@ -67,6 +74,7 @@ impl Row for DedupeRow {
         w.u128(self.request_id);
         w.u64(self.payload_hash);
         self.receipt.encode(w);
+        w.u64(self.steady_ms);
         w.bytes(&self.answer);
     }
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -75,6 +83,7 @@ impl Row for DedupeRow {
             request_id: r.u128()?,
             payload_hash: r.u64()?,
             receipt: Receipt::decode(r)?,
+            steady_ms: r.u64()?,
             answer: r.bytes()?.into(),
         })
     }

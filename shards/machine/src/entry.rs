@@ -1,13 +1,15 @@
 //! What a Raft entry of the state machine looks like: many commands under one time stamp.
 //!
-//! Format 1: version byte, stamp, count, then each command with its length. Decoding checks everything; an entry
+//! Format 2: version byte, stamp and whether it is confirmed, count, then each command. Decoding checks everything; an entry
 //! that does not decode is never skipped.
 
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
 use tidewall_domain::tickets;
 
+use crate::time::Stamp;
+
 /// Version of the entry format that this build writes, and the highest that it reads.
-pub const ENTRY_FORMAT: u8 = 1;
+pub const ENTRY_FORMAT: u8 = 2;
 
 /// A request as it stands in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub struct Command {
 pub enum Op {
     /// Events and tickets.
     Tickets(tickets::Command),
+    /// Nothing shall ever be decided under this request id, unless something was before. The answer is what was.
+    Seal,
     /// The shard group's own business.
     System(SystemCommand),
 }
@@ -60,13 +64,18 @@ pub enum SystemCommand {
     ImportAbort,
     /// Raises the apply version; proposed when every member supports it. A build that does not halts.
     RaiseVersion(u32),
+    /// Log time was ahead of the world: it is this one, Unix milliseconds.
+    Rebase {
+        /// The time by the clocks of a majority.
+        log_ms: u64,
+    },
 }
 
 /// The commands of one Raft entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Clock of the active when it made the entry, Unix milliseconds.
-    pub stamp_ms: u64,
+    /// Clock of the active when it made the entry.
+    pub stamp: Stamp,
     /// In the order in which they are decided.
     pub commands: Vec<Command>,
 }
@@ -77,16 +86,7 @@ impl Command {
         w.u128(self.request_id);
         w.u64(self.expires_ms);
         w.bool(self.privileged);
-        match &self.op {
-            Op::Tickets(command) => {
-                w.u8(1);
-                command.encode(w);
-            }
-            Op::System(command) => {
-                w.u8(0);
-                command.encode(w);
-            }
-        }
+        self.op.encode(w);
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -98,6 +98,7 @@ impl Command {
             op: match r.u8()? {
                 0 => Op::System(SystemCommand::decode(r)?),
                 1 => Op::Tickets(tickets::Command::decode(r)?),
+                2 => Op::Seal,
                 tag => return Err(DecodeError::Tag { what: "module", tag: tag.into() }),
             },
         })
@@ -107,23 +108,42 @@ impl Command {
     /// later expiry, so that is not part of it.
     pub fn payload_hash(&self, scratch: &mut Writer) -> u64 {
         scratch.clear();
-        match &self.op {
-            Op::Tickets(command) => {
-                scratch.u8(1);
-                command.encode(scratch);
-            }
-            Op::System(command) => {
-                scratch.u8(0);
-                command.encode(scratch);
-            }
-        }
+        self.op.encode(scratch);
         xxhash_rust::xxh3::xxh3_64(scratch.as_slice())
+    }
+
+    /// About the bytes of its encoded form.
+    pub fn bytes(&self) -> usize {
+        /// Envelope and numbers.
+        const FIXED: usize = 64;
+        let op = match &self.op {
+            Op::Tickets(command) => command.bytes(),
+            Op::System(SystemCommand::ImportChunk { bytes, .. }) => bytes.len(),
+            Op::System(_) | Op::Seal => 0,
+        };
+        FIXED + self.principal.len() + op
     }
 
     /// A command of the group itself.
     pub fn system(op: SystemCommand) -> Self {
         let op = Op::System(op);
         Self { principal: String::new(), request_id: 0, expires_ms: u64::MAX, privileged: true, op }
+    }
+}
+
+impl Op {
+    fn encode(&self, w: &mut Writer) {
+        match self {
+            Self::System(command) => {
+                w.u8(0);
+                command.encode(w);
+            }
+            Self::Tickets(command) => {
+                w.u8(1);
+                command.encode(w);
+            }
+            Self::Seal => w.u8(2),
+        }
     }
 }
 
@@ -148,6 +168,10 @@ impl SystemCommand {
                 w.u8(5);
                 w.u32(*version);
             }
+            Self::Rebase { log_ms } => {
+                w.u8(6);
+                w.u64(*log_ms);
+            }
         }
     }
 
@@ -158,6 +182,7 @@ impl SystemCommand {
             3 => Self::ImportCommit { import: r.u128()?, chunks: r.u32()?, replace: r.bool()? },
             4 => Self::ImportAbort,
             5 => Self::RaiseVersion(r.u32()?),
+            6 => Self::Rebase { log_ms: r.u64()? },
             tag => return Err(DecodeError::Tag { what: "system command", tag: tag.into() }),
         })
     }
@@ -168,7 +193,8 @@ impl Entry {
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::over(Vec::with_capacity(16 + self.commands.len() * 128));
         w.u8(ENTRY_FORMAT);
-        w.u64(self.stamp_ms);
+        w.u64(self.stamp.ms);
+        w.bool(self.stamp.confirmed);
         w.seq(&self.commands, |w, command| command.encode(w));
         w.into_bytes()
     }
@@ -189,7 +215,8 @@ impl Entry {
         if version != ENTRY_FORMAT {
             return Err(DecodeError::Tag { what: "entry format", tag: version.into() });
         }
-        let entry = Self { stamp_ms: r.u64()?, commands: r.seq(Command::decode)? };
+        let stamp = Stamp { ms: r.u64()?, confirmed: r.bool()? };
+        let entry = Self { stamp, commands: r.seq(Command::decode)? };
         r.finish()?;
         Ok(entry)
     }

@@ -18,12 +18,14 @@ mod meta;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;
+pub mod time;
 
 pub use answer::{Answer, Decision, Outcome, Receipt, Reject};
 pub use entry::{Command, Entry, Op, SystemCommand};
 pub use error::{ApplyError, LoadError};
 pub use machine::{Frozen, Head, Loader, Machine, Position, Replaced};
 pub use tidewall_domain as domain;
+pub use time::{GroupTime, Stamp};
 
 /// Latest behaviour of apply that this build has. The rows begin at 1 and are raised by a replicated command, when
 /// every member supports the next; the old behaviour stays in the code until then. A build that meets a higher one
@@ -43,6 +45,10 @@ pub const REMEMBERED_MS: u64 = 24 * 3_600_000;
 
 /// Outcomes of one group take at most about this many bytes; the oldest go first.
 pub const REMEMBERED_BYTES_MAX: u64 = 512 << 20;
+
+/// A command may expire this much later than log time, milliseconds: the longest deadline that gateways honour, and some room
+/// for clocks. What expires later comes from a clock that is wrong, and nobody could say when its copies are void.
+pub const EXPIRY_AHEAD_MS_MAX: u64 = 90_000;
 
 /// A request id may be this far ahead of log time, milliseconds. Small, because what is ahead cannot be forgotten.
 pub const ID_AHEAD_MS_MAX: u64 = 60_000;

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
 use tidewall_domain::table::Row;
 
+use crate::time::GroupTime;
+
 /// The one row about the group itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MetaRow {
-    /// Latest log time, Unix milliseconds.
-    pub log_time_ms: u64,
+    /// Where time stands.
+    pub time: GroupTime,
     /// Behaviour of apply.
     pub apply_version: u32,
     /// Raised by a restore or a forced recovery.
@@ -25,18 +27,21 @@ pub struct MetaRow {
     pub dedupe_bytes: u64,
     /// Request ids with an earlier time may have been forgotten.
     pub forgotten_before_ms: u64,
+    /// Latest time of a request id under which anything was decided or sealed.
+    pub latest_id_ms: u64,
 }
 
 impl Default for MetaRow {
     fn default() -> Self {
         Self {
-            log_time_ms: 0,
+            time: GroupTime::default(),
             apply_version: 1,
             incarnation: 1,
             dedupe_next: 1,
             dedupe_first: 1,
             dedupe_bytes: 0,
             forgotten_before_ms: 0,
+            latest_id_ms: 0,
         }
     }
 }
@@ -60,23 +65,25 @@ impl Row for MetaRow {
         Ok(MetaKey)
     }
     fn encode(&self, w: &mut Writer) {
-        w.u64(self.log_time_ms);
+        self.time.encode(w);
         w.u32(self.apply_version);
         w.u64(self.incarnation);
         w.u64(self.dedupe_next);
         w.u64(self.dedupe_first);
         w.u64(self.dedupe_bytes);
         w.u64(self.forgotten_before_ms);
+        w.u64(self.latest_id_ms);
     }
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
-            log_time_ms: r.u64()?,
+            time: GroupTime::decode(r)?,
             apply_version: r.u32()?,
             incarnation: r.u64()?,
             dedupe_next: r.u64()?,
             dedupe_first: r.u64()?,
             dedupe_bytes: r.u64()?,
             forgotten_before_ms: r.u64()?,
+            latest_id_ms: r.u64()?,
         })
     }
 }
@@ -115,11 +122,11 @@ impl Row for StagedRow {
 /// An import under way. Kept under apply version 2 and later only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImportRow {
-    /// Log time of its latest part, Unix milliseconds.
+    /// Steady time of its latest part, milliseconds.
     pub last_part_ms: u64,
 }
 
-/// (log time of the latest part, import) of all rows.
+/// (steady time of the latest part, import) of all rows.
 #[derive(Debug, Default, PartialEq)]
 pub struct ByLastPart(pub BTreeSet<(u64, u128)>);
 

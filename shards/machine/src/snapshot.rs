@@ -1,6 +1,6 @@
 //! The file form of a whole state at one log index: for new replicas, exports and imports.
 //!
-//! Format 1: magic, format number, header (checksummed), pages (each checksummed), end mark with a BLAKE3 hash
+//! Format 2: magic, format number, header (checksummed), pages (each checksummed), end mark with a BLAKE3 hash
 //! over everything before it. [`encode`] yields the file in parts and never holds it whole; [`Parser`] takes it in
 //! pieces and verifies the checksums, the hash, and at last the state digest. Nothing here touches a disk.
 
@@ -13,7 +13,7 @@ use crate::machine::{Frozen, Head, Loader, Machine, Position};
 
 const MAGIC: &[u8; 8] = b"TIDESNAP";
 /// Version of the file format that this build writes and reads.
-pub const SNAPSHOT_FORMAT: u32 = 1;
+pub const SNAPSHOT_FORMAT: u32 = 2;
 /// Longest header or page; more is damage.
 const PART_MAX: usize = 64 << 20;
 /// Length and checksum of a header or page.

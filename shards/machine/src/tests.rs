@@ -1,7 +1,9 @@
 //! Rules of the core: repeated requests, log time, digests, poison commands, snapshots, imports, versions.
 #![allow(clippy::unwrap_used)]
 
+mod ids;
 mod import;
+mod time;
 mod version;
 
 use proptest::prelude::*;
@@ -57,6 +59,10 @@ fn hold(quantity: u32, ttl_ms: u32) -> tickets::Command {
     tickets::Command::Hold { event: "gala".into(), tier: "ga".into(), quantity, seats: vec![], ttl_ms }
 }
 
+fn tick() -> Command {
+    Command::system(SystemCommand::Tick)
+}
+
 struct Log {
     machine: Machine,
     entries: Vec<Vec<u8>>,
@@ -70,7 +76,7 @@ impl Log {
     }
 
     fn entry(&mut self, stamp_ms: u64, commands: Vec<Command>) -> Vec<Decision> {
-        let payload = Entry { stamp_ms, commands }.encode();
+        let payload = Entry { stamp: Stamp::confirmed(stamp_ms), commands }.encode();
         let position = Position { term: 1, node: 1, index: self.entries.len() as u64 };
         self.entries.push(payload.clone());
         self.machine.apply(position, &payload).unwrap()
@@ -148,11 +154,15 @@ fn log_time_never_goes_back() {
 fn a_tick_ends_due_holds() {
     let mut log = Log::new();
     log.one(T0, command(1, hold(5, 50)));
-    let sweep = log.machine.tickets().next_sweep_ms().unwrap();
-    log.entry(sweep - 1, vec![Command::system(SystemCommand::Tick)]);
-    assert!(log.machine.tickets().next_sweep_ms().is_some());
-    log.entry(sweep, vec![Command::system(SystemCommand::Tick)]);
-    assert_eq!(log.machine.tickets().next_sweep_ms(), None);
+    let due = log.machine.next_due_ms().unwrap();
+    assert_eq!(due, T0 + 50);
+    log.entry(due - 1, vec![tick()]);
+    assert_eq!(log.machine.next_due_ms(), Some(due));
+    log.entry(due, vec![tick()]);
+    let forgotten = log.machine.next_due_ms().unwrap();
+    assert!(forgotten > due, "the row is kept for a while");
+    log.entry(forgotten, vec![tick()]);
+    assert_eq!(log.machine.next_due_ms(), None);
 }
 
 #[test]
@@ -174,7 +184,7 @@ fn a_delayed_copy_cannot_buy_after_a_refund() {
     log.one(T0, command(1, buy(5)));
     let refused = command(2, buy(1));
     assert!(matches!(
-        log.machine.tickets().sold_out("gala", "ga", 1, T0),
+        log.machine.tickets().sold_out("gala", "ga", 1, T0, T0),
         tickets::queries::QuickNo::Certain(_)
     ));
     let mut cancel =
@@ -189,7 +199,7 @@ fn old_ids_are_forgotten_and_then_refused() {
     let mut log = Log::new();
     log.one(T0, command(1, buy(1)));
     let later = T0 + REMEMBERED_MS + 6_000;
-    log.entry(later, vec![Command::system(SystemCommand::Tick)]);
+    log.entry(later, vec![tick()]);
     assert_eq!(log.machine.outcome("alice", id(T0, 1)), None);
     assert!(log.machine.forgotten(id(T0, 1)));
     let mut copy = command(1, buy(1));
@@ -210,7 +220,7 @@ fn an_id_ahead_of_time_shuts_nobody_out() {
     ahead.request_id = id(T0 + ID_AHEAD_MS_MAX, 1);
     assert_eq!(reason(&log.one(T0, ahead)), "done");
     // However old it gets by log time, it is not forgotten before its own time has come.
-    log.entry(T0 + 10_000, vec![Command::system(SystemCommand::Tick)]);
+    log.entry(T0 + 10_000, vec![tick()]);
     assert!(!log.machine.forgotten(id(T0 + 10_000, 2)));
 }
 
@@ -218,7 +228,7 @@ fn an_id_ahead_of_time_shuts_nobody_out() {
 fn the_settled_digest_is_that_of_whole_entries() {
     let mut log = Log::new();
     let before = log.machine.settled();
-    let payload = Entry { stamp_ms: T0 + 1, commands: vec![command(1, buy(1))] }.encode();
+    let payload = Entry { stamp: Stamp::confirmed(T0 + 1), commands: vec![command(1, buy(1))] }.encode();
     let entry = log.machine.begin(Position { term: 1, node: 1, index: 1 }, &payload).unwrap();
     assert_eq!(log.machine.settled(), before);
     log.machine.command(&entry, 0).unwrap();
@@ -233,7 +243,10 @@ fn an_entry_that_does_not_decode_or_follow_is_an_error() {
     let at = |index| Position { term: 1, node: 1, index };
     let error = log.machine.apply(at(1), &[ENTRY_OF_TOMORROW, 0, 0]).unwrap_err();
     assert!(matches!(error, ApplyError::Undecodable { index: 1, .. }), "{error}");
-    let error = log.machine.apply(at(5), &Entry { stamp_ms: 0, commands: vec![] }.encode()).unwrap_err();
+    let error = log
+        .machine
+        .apply(at(5), &Entry { stamp: Stamp::confirmed(0), commands: vec![] }.encode())
+        .unwrap_err();
     assert_eq!(error, ApplyError::Gap { index: 5, applied: 0 });
     assert_eq!((log.machine.digest(), log.machine.applied_index()), (before, 0));
 }
@@ -280,7 +293,7 @@ fn a_poison_command_is_taken_back_and_the_others_go_on() {
         expected_revision: 0,
     };
     let commands = vec![command(1, buy(1)), command(2, update)];
-    let payload = Entry { stamp_ms: T0, commands }.encode();
+    let payload = Entry { stamp: Stamp::confirmed(T0), commands }.encode();
     let position = Position { term: 1, node: 1, index: 1 };
     let entry = machine.begin(position, &payload).unwrap();
     let poison = machine.command(&entry, 0).unwrap();
@@ -315,7 +328,7 @@ fn a_snapshot_brings_back_the_state_and_every_flipped_byte_is_noticed() {
     assert_eq!(loaded.machine.head(), log.machine.head());
     assert_eq!(loaded.header.rows, log.machine.rows());
     let mut machine = loaded.machine;
-    let payload = Entry { stamp_ms: T0, commands: vec![command(1, buy(2))] }.encode();
+    let payload = Entry { stamp: Stamp::confirmed(T0), commands: vec![command(1, buy(2))] }.encode();
     let again = machine.apply(Position { term: 1, node: 1, index: 2 }, &payload).unwrap();
     assert!(again[0].replayed, "the remembered outcomes are part of the snapshot");
     for at in 0..file.len() {
@@ -334,9 +347,9 @@ fn a_snapshot_brings_back_the_state_and_every_flipped_byte_is_noticed() {
 #[test]
 fn a_snapshot_of_a_newer_format_is_refused_by_name() {
     let mut file = snapshot_of(&Log::new().machine);
-    file[8] = 2;
+    file[8] = 3;
     let error = snapshot::read(&mut file.as_slice()).unwrap_err().to_string();
-    assert!(error.contains("format 2") && error.contains("format 1"), "{error}");
+    assert!(error.contains("format 3") && error.contains("format 2"), "{error}");
 }
 
 #[derive(Debug, Clone)]
@@ -438,7 +451,7 @@ proptest! {
     ) {
         for step in steps {
             let Step::Entry(stamp_ms, commands) = step else { continue };
-            let entry = Entry { stamp_ms, commands };
+            let entry = Entry { stamp: Stamp::confirmed(stamp_ms), commands };
             prop_assert_eq!(Entry::decode(&entry.encode()).unwrap(), entry);
         }
     }

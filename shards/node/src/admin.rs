@@ -64,9 +64,11 @@ impl ShardServer {
         let hot_rows = served.hot.lock().clone();
         let status = group.status();
         let checkpoint = group.checkpoint_state();
-        let ((applied, digest), incarnation, rows, apply_version) = group.state().read(|machine| {
-            (machine.settled(), machine.incarnation(), machine.rows(), machine.apply_version())
+        let ((applied, digest), incarnation, rows, apply_version, time) = group.state().read(|machine| {
+            let (rows, version) = (machine.rows(), machine.apply_version());
+            (machine.settled(), machine.incarnation(), rows, version, machine.time())
         });
+        let clock_ms = self.shared.standing.now_ms();
         let (voters, learners) = group.members();
         let role = match status.role {
             Role::Leader => "leader",
@@ -94,6 +96,9 @@ impl ShardServer {
             learners: learners.into_iter().collect(),
             apply_version,
             hot_rows: if status.role == Role::Leader { hot_rows } else { Vec::new() },
+            log_time_ahead_ms: (i128::from(time.log_ms()) - i128::from(clock_ms)) as i64,
+            rebases: time.rebases,
+            leap_unconfirmed: time.is_leap_unconfirmed(),
         }
     }
 
@@ -209,6 +214,8 @@ impl ShardService for ShardServer {
             drained: standing.is_drained(),
             clock_offset_ms: standing.clock_offset_ms(),
             clock_far: standing.clock_is_far(),
+            clock_confirmed: standing.clock_is_confirmed(),
+            now_ms: standing.now_ms(),
             apply_version: standing.apply_version(),
         }))
     }

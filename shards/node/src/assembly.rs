@@ -31,7 +31,7 @@ pub use crate::data::load as load_rows;
 pub use crate::recovery::Orders;
 pub use crate::reports::Quarantine;
 pub use crate::space::Space;
-pub use crate::views::query as look;
+pub use crate::views::query_at_rest as look;
 
 /// Largest message on either port, bytes.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -192,7 +192,13 @@ impl Replicas {
         let groups = self.groups.iter().map(|(number, group)| (*number, served(group))).collect();
         let metrics = Arc::new(Metrics::new(&self.topology));
         Front {
-            serving: Arc::new(Serving::new(groups, self.faults.clone(), space, metrics)),
+            serving: Arc::new(Serving::new(
+                groups,
+                self.faults.clone(),
+                Arc::clone(&self.standing),
+                space,
+                metrics,
+            )),
             standing: Arc::clone(&self.standing),
             log: self.log.clone(),
             writer: self.writer.clone(),
@@ -228,6 +234,13 @@ impl Front {
     pub fn metrics(&self) -> impl Fn() -> String + Clone + Send + Sync + use<> {
         let (serving, log, writer) = (Arc::clone(&self.serving), self.log.clone(), self.writer.clone());
         move || serving.metrics.text(&serving, &log, writer.disk_bytes())
+    }
+
+    /// Ends the proposer of a group, as a defect of its would.
+    pub fn abandon_proposer(&self, group: u32) {
+        if let Some(served) = self.serving.groups.get(&group) {
+            served.rows.abandon_proposer();
+        }
     }
 
     /// Ends all row actors of a group at once, as defects of theirs would: whoever waits in them is told that the

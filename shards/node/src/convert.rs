@@ -5,6 +5,8 @@ use tidewall_domain::tickets::model::{SeatRowSpec, TierSpec};
 use tidewall_machine::{Command, Op};
 use tidewall_proto::internal::v1 as pb;
 
+/// Largest command, bytes: a thousand times a purchase, and more than any event needs.
+const COMMAND_BYTES_MAX: usize = 256 << 10;
 /// Longest principal, bytes.
 const PRINCIPAL_BYTES_MAX: usize = 128;
 
@@ -28,12 +30,31 @@ fn tier(spec: pb::TierSpec) -> TierSpec {
 
 /// A command from its wire form.
 pub fn command(message: pb::Command) -> Result<Command, String> {
-    use pb::command::Op as Wire;
-    use tickets::Command as C;
     if message.principal.is_empty() || message.principal.len() > PRINCIPAL_BYTES_MAX {
         return Err(format!("a principal has 1 to {PRINCIPAL_BYTES_MAX} bytes"));
     }
     let op = match message.op.ok_or("the command asks for nothing")? {
+        pb::command::Op::Seal(pb::Seal {}) => Op::Seal,
+        op => Op::Tickets(tickets_op(op)?),
+    };
+    let command = Command {
+        principal: message.principal,
+        request_id: request_id(&message.request_id)?,
+        expires_ms: message.expires_at_ms,
+        privileged: message.privileged,
+        op,
+    };
+    let bytes = command.bytes();
+    if bytes > COMMAND_BYTES_MAX {
+        return Err(format!("a command has at most {COMMAND_BYTES_MAX} bytes, not {bytes}"));
+    }
+    Ok(command)
+}
+
+fn tickets_op(op: pb::command::Op) -> Result<tickets::Command, String> {
+    use pb::command::Op as Wire;
+    use tickets::Command as C;
+    Ok(match op {
         Wire::CreateEvent(m) => C::CreateEvent {
             event: m.event_id,
             display_name: m.display_name,
@@ -68,12 +89,6 @@ pub fn command(message: pb::Command) -> Result<Command, String> {
             buyer: m.buyer,
         },
         Wire::CancelTicket(m) => C::CancelTicket { event: m.event_id, ticket: m.ticket_id },
-    };
-    Ok(Command {
-        principal: message.principal,
-        request_id: request_id(&message.request_id)?,
-        expires_ms: message.expires_at_ms,
-        privileged: message.privileged,
-        op: Op::Tickets(op),
+        Wire::Seal(_) => return Err("a seal is no command of tickets".into()),
     })
 }

@@ -20,8 +20,9 @@ use crate::config::{NodeConfig, NodeError};
 use crate::recovery::{Orders, Survivor};
 use crate::reports::Quarantine;
 
-/// Version of the layout of a node's data directory.
-const DATA_FORMAT: u32 = 1;
+/// Version of a node's data directory: its layout, and the form of what the log and the rows hold. 2: outcomes that say
+/// everything themselves, prices with their currency, steady time.
+const DATA_FORMAT: u32 = 2;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Identity {

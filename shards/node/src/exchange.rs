@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use tidewall_actors::{Directory, Refusal, Reply, Request};
 use tidewall_consensus::Group;
-use tidewall_domain::tickets;
 use tidewall_link::{ExchangeProtocol, Handler, ReplySender};
-use tidewall_machine::{Command, Op};
+use tidewall_machine::Op;
 use tidewall_proto::internal::v1 as pb;
 
 use crate::metrics::Metrics;
 use crate::space::Space;
+use crate::standing::Standing;
 use crate::{convert, shard, views};
 
 /// Refused work should come back after this when the disk is nearly full, ms.
@@ -40,6 +40,8 @@ pub struct Serving {
     pub groups: BTreeMap<u32, Served>,
     /// Why groups are not served.
     pub faults: BTreeMap<u32, String>,
+    /// What the node knows of its clock.
+    pub standing: Arc<Standing>,
     /// Free space.
     pub space: Space,
     /// Counters.
@@ -53,10 +55,11 @@ impl Serving {
     pub fn new(
         groups: BTreeMap<u32, Served>,
         faults: BTreeMap<u32, String>,
+        standing: Arc<Standing>,
         space: Space,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { groups, faults, space, metrics, replay_behind: AtomicBool::new(false) }
+        Self { groups, faults, standing, space, metrics, replay_behind: AtomicBool::new(false) }
     }
 
     /// Refuses new work while checkpoints lag so far that a restart would take too long, or takes it again.
@@ -118,34 +121,33 @@ impl ExchangeHandler {
             Ok(served) => served,
             Err(refusal) => return answer(Answered::Refused(refusal)),
         };
+        let logged = message.logged;
         let command = match convert::command(message) {
             Ok(command) => command,
             Err(why) => return answer(Answered::Refused(views::invalid(why))),
         };
-        let Op::Tickets(op) = &command.op else {
-            return answer(Answered::Refused(views::invalid("not a command of clients")));
+        let (row, finishes) = match &command.op {
+            Op::Tickets(op) => (op.event().to_owned(), op.finishes()),
+            Op::Seal => (String::new(), true),
+            Op::System(_) => return answer(Answered::Refused(views::invalid("not a command of clients"))),
         };
         // Only the active may speak for the region: a follower that is short of space sends callers on.
         if let Some((what, retry_after_ms)) = self.serving.pressure()
-            && !op.finishes()
+            && !finishes
             && served.group.believes_to_lead()
         {
             let refusal = Refusal::Overloaded { what, retry_after_ms };
             return answer(Answered::Refused(views::refusal(&refusal)));
         }
-        let row = op.event().to_owned();
-        let tier = hot_tier(&command);
-        let (metrics, state) = (Arc::clone(&self.serving.metrics), served.group.state().clone());
+        let metrics = Arc::clone(&self.serving.metrics);
         let request = Request::new(command, move |reply: Reply| {
             metrics.command(group, &reply);
             answer(match reply {
-                Ok(decision) => Answered::Decided(
-                    views::without_rows(&decision, &tier)
-                        .unwrap_or_else(|| state.read(|machine| views::outcome(machine, &decision))),
-                ),
+                Ok(decision) => Answered::Decided(views::outcome(decision)),
                 Err(refusal) => Answered::Refused(views::refusal(&refusal)),
             });
         });
+        let request = if logged { request.logged() } else { request };
         by_row.entry((group, row)).or_default().push(request);
     }
 
@@ -165,6 +167,8 @@ impl ExchangeHandler {
         let gathered = Arc::new(Mutex::new((vec![None; count], count)));
         for (at, command) in batch.commands.into_iter().enumerate() {
             let (gathered, replies) = (Arc::clone(&gathered), replies.clone());
+            // A seller repeats a whole batch because of one item: a "no" that nobody remembers would buy then.
+            let command = pb::Command { logged: true, ..command };
             self.sort(group, command, by_row, move |answered| {
                 let mut gathered = gathered.lock();
                 gathered.0[at] = Some(answered);
@@ -196,12 +200,14 @@ impl ExchangeHandler {
             }
         };
         let (replies, metrics) = (replies.clone(), Arc::clone(&self.serving.metrics));
+        let standing = Arc::clone(&self.serving.standing);
         tokio::spawn(async move {
             let confirmed = shard::confirm(&group).await;
             metrics.queries(number, queries.len() as u64, confirmed.is_ok());
+            let stamp = standing.stamp();
             for (id, query) in queries {
                 let result = match &confirmed {
-                    Ok(()) => match group.state().read(|machine| views::query(machine, &query)) {
+                    Ok(()) => match group.state().read(|machine| views::query(machine, stamp, &query)) {
                         Ok(result) => pb::reply::Result::Query(result),
                         Err(why) => pb::reply::Result::Refusal(views::invalid(why)),
                     },
@@ -222,14 +228,6 @@ impl ExchangeHandler {
 enum Answered {
     Decided(pb::Outcome),
     Refused(pb::Refusal),
-}
-
-/// Tier of a purchase whose outcome can be told without looking at the rows again.
-fn hot_tier(command: &Command) -> String {
-    match &command.op {
-        Op::Tickets(tickets::Command::Buy { tier, seats, .. }) if seats.is_empty() => tier.clone(),
-        _ => String::new(),
-    }
 }
 
 impl Handler<ExchangeProtocol> for ExchangeHandler {

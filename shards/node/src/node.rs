@@ -8,11 +8,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::Stream;
 use parking_lot::Mutex;
 use tidewall_actors::Home;
 use tidewall_client::follow::follow;
 use tidewall_client::topology::Topology;
 use tidewall_consensus::{FailStop, PeerServer, Peers, PeersConfig, StorageFault};
+use tidewall_link::{AcceptLimits, Accepted, Connections};
 use tidewall_proto::internal::v1::shard_service_server::ShardServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -104,7 +106,7 @@ async fn serve(
     let peer_task = tokio::spawn(
         tidewall_link::server_builder()
             .add_service(assembly::peer_service(peer_server.clone()))
-            .serve_with_incoming_shutdown(tidewall_link::incoming(peer_listener), until(stopped.clone())),
+            .serve_with_incoming_shutdown(incoming(peer_listener), until(stopped.clone())),
     );
     let parts = Parts {
         node: config.node,
@@ -216,6 +218,15 @@ fn listener(port: std::net::TcpListener) -> Result<TcpListener, NodeError> {
     TcpListener::from_std(port).map_err(NodeError::system("cannot use a port"))
 }
 
+/// The connections of a port. Gateways, operators and nodes may all come from one address.
+fn incoming(listener: TcpListener) -> impl Stream<Item = std::io::Result<Accepted>> + Send + Unpin {
+    const CONNECTIONS_MAX: usize = 4_096;
+    let defaults = AcceptLimits::default();
+    let connections_max = defaults.connections_max.min(CONNECTIONS_MAX);
+    let limits = AcceptLimits { connections_max, per_address_max: connections_max, ..defaults };
+    tidewall_link::incoming(listener, limits, Connections::default())
+}
+
 async fn until(mut stopped: watch::Receiver<bool>) {
     // A sender that is gone means stop, too.
     let _ = stopped.wait_for(|stop| *stop).await;
@@ -261,7 +272,7 @@ impl Edge {
         let served = tidewall_link::server_builder()
             .accept_http1(true)
             .add_routes(tonic::service::Routes::from(router))
-            .serve_with_incoming_shutdown(tidewall_link::incoming(listener(port)?), until(stopped.clone()));
+            .serve_with_incoming_shutdown(incoming(listener(port)?), until(stopped.clone()));
         // Streams of gateways never end by themselves: the stop waits for none of them.
         let result = tokio::select! {
             result = served => result,

@@ -150,17 +150,21 @@ impl Reports {
             group.state().note_settled();
         }
         let asked = self.standing.others().into_iter().map(|node| async move {
-            let (began, before_ms) = (Instant::now(), self.standing.now_ms());
+            let began = Instant::now();
             let answer = peers.report(node, self.own(), ANSWER_MAX).await;
-            (node, answer, began.elapsed(), before_ms)
+            if let Ok(report) = &answer
+                && report.node == node
+            {
+                let half_ms = began.elapsed().as_millis() as u64 / 2;
+                self.standing.measured(node, report.unix_ms.saturating_add(half_ms));
+            }
+            (node, answer)
         });
         let mut all = true;
-        for (node, answer, took, before_ms) in join_all(asked).await {
+        for (node, answer) in join_all(asked).await {
             match answer {
                 Ok(report) if report.node == node => {
                     self.hear(&report);
-                    let here_ms = before_ms as i64 + took.as_millis() as i64 / 2;
-                    self.standing.measured(node, report.unix_ms as i64 - here_ms);
                 }
                 Ok(_) => all = false,
                 Err(error) => {
@@ -196,6 +200,7 @@ impl Reports {
             self.standing.announced();
             for group in self.groups.values() {
                 self.raise_version(group).await;
+                self.correct_log_time(group).await;
             }
         }
     }
@@ -270,6 +275,39 @@ impl Reports {
             other => {
                 tracing::warn!(group = number, ?other, "the apply version was not raised; it is tried again")
             }
+        }
+    }
+}
+
+/// Log time that is ahead of the time by a majority's clocks by more than this is corrected, ms. Less passes by itself, and
+/// clocks of nodes differ as well.
+const REBASE_MS_MIN: u64 = 1_000;
+
+impl Reports {
+    /// Corrects the log time of a group that this node leads, when it is ahead of the clocks of a majority: every write would
+    /// be expired until they have caught up.
+    async fn correct_log_time(&self, group: &Group) {
+        let stamp = self.standing.stamp();
+        let log_ms = group.state().read(Machine::log_time_ms);
+        if !group.believes_to_lead() || !stamp.confirmed || log_ms <= stamp.ms.saturating_add(REBASE_MS_MIN) {
+            return;
+        }
+        let (number, ahead_ms) = (group.number(), log_ms - stamp.ms);
+        let command = Command::system(SystemCommand::Rebase { log_ms: stamp.ms });
+        let decided = shard::propose(group, &self.standing, vec![command]).await;
+        match decided.as_deref().map(|decisions| decisions.first().map(|decision| &decision.answer)) {
+            Ok(Some(Answer::Done(_))) => tracing::warn!(
+                group = number,
+                ahead_ms,
+                "log time was ahead of the clocks of a majority and was corrected: writes go on, holds last as long as they \
+                 should"
+            ),
+            other => tracing::error!(
+                group = number,
+                ahead_ms,
+                ?other,
+                "log time is ahead of the clocks of a majority and was not corrected: writes expire; it is tried again"
+            ),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tidewall_actors::{BoxFuture, Company, Refusal, Shard};
 use tidewall_consensus::{Group, Payload, ProposeError, ReadError};
-use tidewall_machine::{Command, Decision, Entry, Machine};
+use tidewall_machine::{Command, Decision, Entry, Machine, Stamp};
 
 use crate::neighbours::Neighbours;
 use crate::standing::Standing;
@@ -39,7 +39,7 @@ pub async fn propose(
         // Log time never goes back: a wrong clock must not stamp anything. Somebody else will lead soon.
         return Err(Refusal::NotLeader { leader: None });
     }
-    let payload = Payload::new(&Entry { stamp_ms: standing.now_ms(), commands });
+    let payload = Payload::new(&Entry { stamp: standing.stamp(), commands });
     match tokio::time::timeout(PROPOSE_TIMEOUT, group.propose(payload)).await {
         Ok(Ok(decisions)) => Ok(decisions),
         Ok(Err(ProposeError::NotLeader { leader })) => Err(Refusal::NotLeader { leader }),
@@ -86,7 +86,7 @@ impl Shard for GroupShard {
         self.neighbours.company(self.group.number())
     }
 
-    fn now_ms(&self) -> u64 {
-        self.standing.now_ms()
+    fn stamp(&self) -> Stamp {
+        self.standing.stamp()
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use tidewall_client::topology::Topology;
 use tidewall_env::clock::Clock as _;
+use tidewall_machine::Stamp;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -36,17 +37,25 @@ struct Heard {
     apply_version: u32,
 }
 
-/// A measured distance between clocks.
+/// What a clock showed at a moment.
 #[derive(Debug, Clone, Copy)]
-struct Offset {
+struct Reading {
     at: Instant,
-    ms: i64,
+    ms: u64,
+}
+
+impl Reading {
+    /// What it shows now, if nobody has set it since.
+    fn now_ms(&self) -> u64 {
+        self.ms.saturating_add(self.at.elapsed().as_millis() as u64)
+    }
 }
 
 #[derive(Debug, Default)]
 struct Known {
     heard: BTreeMap<u64, Heard>,
-    offsets: BTreeMap<u64, Offset>,
+    /// What the other nodes' clocks showed. Not how far they were from this one: that is another clock once it was set.
+    clocks: BTreeMap<u64, Reading>,
     /// Node and time of an operator's wish, by group.
     placements: BTreeMap<u32, (u64, u64)>,
 }
@@ -61,6 +70,8 @@ pub struct Standing {
     apply_version: u32,
     drained: AtomicBool,
     clock_far: AtomicBool,
+    /// What this node's clock showed when a majority agreed with it last.
+    clock_confirmed: Mutex<Option<Reading>>,
     clock_offset_ms: AtomicI64,
     /// Set when the node is to be started again.
     restart: Notify,
@@ -81,6 +92,7 @@ impl Standing {
             apply_version,
             drained: AtomicBool::new(false),
             clock_far: AtomicBool::new(false),
+            clock_confirmed: Mutex::new(None),
             clock_offset_ms: AtomicI64::new(0),
             restart: Notify::new(),
             tell: Notify::new(),
@@ -125,6 +137,26 @@ impl Standing {
     /// The time that stamps entries, Unix milliseconds.
     pub fn now_ms(&self) -> u64 {
         self.clock.unix_ms()
+    }
+
+    /// What this node's clock shows, and whether a majority of the nodes agrees.
+    pub fn stamp(&self) -> Stamp {
+        let ms = self.now_ms();
+        Stamp { ms, confirmed: self.confirms(ms) }
+    }
+
+    /// Whether the clocks of a majority of the nodes, this one among them, agree with it.
+    pub fn clock_is_confirmed(&self) -> bool {
+        self.confirms(self.now_ms())
+    }
+
+    /// Whether a reading of this node's clock is what a majority has confirmed lately and what has passed since: a clock that
+    /// was set in between is another one.
+    fn confirms(&self, now_ms: u64) -> bool {
+        let confirmed = *self.clock_confirmed.lock();
+        confirmed.is_some_and(|reading| {
+            reading.at.elapsed() < FRESH && now_ms.abs_diff(reading.now_ms()) <= CLOCK_FAR_MS.unsigned_abs()
+        })
     }
 
     /// Newest apply version that this node supports.
@@ -201,9 +233,9 @@ impl Standing {
         self.known.lock().heard.insert(node, heard);
     }
 
-    /// Takes in how far another node's clock is ahead of this one's, ms.
-    pub fn measured(&self, node: u64, ahead_ms: i64) {
-        self.known.lock().offsets.insert(node, Offset { at: Instant::now(), ms: ahead_ms });
+    /// Takes in what another node's clock shows now, Unix milliseconds.
+    pub fn measured(&self, node: u64, unix_ms: u64) {
+        self.known.lock().clocks.insert(node, Reading { at: Instant::now(), ms: unix_ms });
     }
 
     /// Whether another node has said lately that it takes leads; this node's own answer for itself.
@@ -233,11 +265,16 @@ impl Standing {
 
     /// Compares the clocks that were measured lately. Returns whether this node's standing has changed.
     pub fn judge_clock(&self) -> bool {
+        let now_ms = self.now_ms();
         let mut ahead: Vec<i64> = {
             let known = self.known.lock();
-            let fresh = known.offsets.values().filter(|offset| offset.at.elapsed() < FRESH);
-            std::iter::once(0).chain(fresh.map(|offset| offset.ms)).collect()
+            let fresh = known.clocks.values().filter(|reading| reading.at.elapsed() < FRESH);
+            let ahead = fresh.map(|reading| reading.now_ms() as i64 - now_ms as i64);
+            std::iter::once(0).chain(ahead).collect()
         };
+        let agreeing = ahead.iter().filter(|ms| ms.abs() <= CLOCK_FAR_MS).count();
+        let confirmed = agreeing * 2 > self.topology.read().nodes.len();
+        *self.clock_confirmed.lock() = confirmed.then(|| Reading { at: Instant::now(), ms: now_ms });
         let Some(offset) = distance(&mut ahead) else {
             // Too few clocks to accuse anybody: what was found before stands, unless this clock agrees with those of a
             // majority of all nodes, whatever the silent ones would say. Otherwise a clock that was set right could not
@@ -273,7 +310,7 @@ impl Standing {
 
     /// Whether enough clocks were measured to tell who is wrong.
     pub fn clocks_compared(&self) -> bool {
-        self.known.lock().offsets.len() + 1 >= CLOCKS_MIN.min(self.topology.read().nodes.len())
+        self.known.lock().clocks.len() + 1 >= CLOCKS_MIN.min(self.topology.read().nodes.len())
     }
 
     /// An operator's wish, made here.
@@ -326,6 +363,13 @@ mod tests {
     use std::sync::atomic::AtomicU64;
     use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT};
 
+    impl Standing {
+        /// Another clock is so far ahead of this one.
+        fn ahead(&self, node: u64, ahead_ms: i64) {
+            self.measured(node, self.now_ms().saturating_add_signed(ahead_ms));
+        }
+    }
+
     fn standing(node: u64) -> Standing {
         let address = "127.0.0.1:1".parse().unwrap();
         let region = |n: u32| Region { id: format!("r{n}"), display_name: format!("R{n}"), group: n };
@@ -344,57 +388,51 @@ mod tests {
     #[test]
     fn the_clock_that_is_alone_is_the_wrong_one() {
         let fast = standing(1);
-        fast.measured(2, -3_600_000);
+        fast.ahead(2, -3_600_000);
         assert!(!fast.judge_clock(), "two clocks cannot tell who is wrong");
-        fast.measured(3, -3_600_050);
+        fast.ahead(3, -3_600_050);
         assert!(fast.judge_clock() && fast.clock_is_far() && !fast.accepts_lead());
         assert_eq!(fast.clock_offset_ms(), 3_600_000);
 
         let right = standing(2);
-        right.measured(1, 3_600_000);
-        right.measured(3, -50);
+        right.ahead(1, 3_600_000);
+        right.ahead(3, -50);
         assert!(!right.judge_clock() && right.accepts_lead());
         assert_eq!(right.clock_offset_ms(), 0);
 
         // Set right again, and not flapping in between.
-        fast.measured(2, -400);
-        fast.measured(3, -400);
+        fast.ahead(2, -400);
+        fast.ahead(3, -400);
         assert!(!fast.judge_clock() && fast.clock_is_far());
-        fast.measured(2, -100);
-        fast.measured(3, -100);
+        fast.ahead(2, -100);
+        fast.ahead(3, -100);
         assert!(fast.judge_clock() && fast.accepts_lead());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_clock_that_was_set_right_is_cleared_by_a_majority_without_the_third() {
         let once_fast = standing(1);
-        once_fast.measured(2, -5_000);
-        once_fast.measured(3, -5_000);
+        once_fast.ahead(2, -5_000);
+        once_fast.ahead(3, -5_000);
         assert!(once_fast.judge_clock() && once_fast.clock_is_far());
         // Node 3 dies, so that only one other clock is left.
         tokio::time::advance(FRESH).await;
-        once_fast.measured(2, -300);
+        once_fast.ahead(2, -300);
         assert!(!once_fast.judge_clock() && once_fast.clock_is_far(), "not near enough");
-        once_fast.measured(2, -100);
+        once_fast.ahead(2, -100);
         assert!(once_fast.judge_clock() && once_fast.accepts_lead());
         assert!(!once_fast.judge_clock(), "nothing has changed");
     }
 
     #[test]
     fn a_slow_clock_that_was_set_right_is_believed_when_the_others_agree() {
-        struct Hand(AtomicU64);
-        impl tidewall_env::clock::Clock for Hand {
-            fn unix_ms(&self) -> u64 {
-                self.0.load(Ordering::Relaxed)
-            }
-        }
         let (then, hour) = (1_000_000, 3_600_000);
         let hand = Arc::new(Hand(then.into()));
         let mut slow = standing(1);
         slow.clock = Arc::new(SteadyClock::over(hand.clone()));
         let round = |others_ms: u64| {
             for other in [2, 3] {
-                slow.measured(other, others_ms as i64 - slow.now_ms() as i64);
+                slow.measured(other, others_ms);
             }
             slow.judge_clock();
             slow.clock_is_far()
@@ -407,6 +445,54 @@ mod tests {
         hand.0.store(then + hour, Ordering::Relaxed);
         assert!(round(then + hour), "found");
         assert!(!round(then + hour), "and believed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_is_confirmed_while_those_of_a_majority_agree_with_it() {
+        let one = standing(1);
+        assert!(!one.stamp().confirmed, "nobody was asked");
+        one.ahead(2, 100);
+        one.judge_clock();
+        assert!(one.stamp().confirmed, "two of three");
+        one.ahead(2, -600_000);
+        one.judge_clock();
+        assert!(!one.stamp().confirmed, "one of two is wrong, and nobody knows which");
+        one.ahead(3, -499);
+        one.judge_clock();
+        assert!(one.stamp().confirmed);
+        tokio::time::advance(FRESH).await;
+        one.judge_clock();
+        assert!(!one.stamp().confirmed, "long ago");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_since_is_not_the_one_that_was_confirmed() {
+        let hand = Arc::new(Hand(10_000_000.into()));
+        let mut one = standing(1);
+        one.clock = Arc::new(SteadyClock::over(hand.clone()));
+        one.ahead(2, 0);
+        one.judge_clock();
+        assert!(one.stamp().confirmed);
+        hand.0.store(10_000_000 - 3_600_000, Ordering::Relaxed);
+        assert!(!one.stamp().confirmed, "an hour behind, before anybody has noticed");
+        // What was measured before says nothing about the clock as it is now.
+        one.measured(3, 10_000_000);
+        one.judge_clock();
+        assert!(!one.stamp().confirmed && one.clock_is_far());
+        hand.0.store(10_000_000, Ordering::Relaxed);
+        one.judge_clock();
+        assert!(one.stamp().confirmed);
+        hand.0.store(10_001_500, Ordering::Relaxed);
+        assert!(!one.stamp().confirmed, "ahead, if only as far as a step is followed");
+    }
+
+    /// A clock that is set by hand.
+    struct Hand(AtomicU64);
+
+    impl tidewall_env::clock::Clock for Hand {
+        fn unix_ms(&self) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
     }
 
     #[test]

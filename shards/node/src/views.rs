@@ -2,9 +2,10 @@
 
 use tidewall_actors::Refusal;
 use tidewall_domain::tickets::commands::Class;
-use tidewall_domain::tickets::model::{EventRow, NumberKey, TicketRow, TierNo, TierSpec};
+use tidewall_domain::tickets::model::{EventRow, StockRow, TierSpec};
+use tidewall_domain::tickets::queries::TicketView;
 use tidewall_domain::tickets::{self, Rejection, State};
-use tidewall_machine::{Answer, Decision, Machine, Outcome, Receipt, Reject};
+use tidewall_machine::{Answer, Decision, Machine, Outcome, Receipt, Reject, Stamp};
 use tidewall_proto::internal::v1 as pb;
 
 const CODE_INVALID_ARGUMENT: i32 = 3;
@@ -15,6 +16,14 @@ const CODE_FAILED_PRECONDITION: i32 = 9;
 const CODE_ABORTED: i32 = 10;
 const CODE_INTERNAL: i32 = 13;
 const CODE_DEADLINE_EXCEEDED: i32 = 4;
+const CODE_UNAVAILABLE: i32 = 14;
+
+/// What an answer with many items has at most, bytes: with room in every message that carries it.
+const PAGE_BYTES_MAX: usize = 1 << 20;
+/// Most events in a page.
+const EVENTS_MAX: u32 = 1_000;
+/// Most tickets in a page.
+const TICKETS_MAX: u32 = 5_000;
 
 fn receipt(receipt: &Receipt) -> pb::Receipt {
     pb::Receipt {
@@ -52,6 +61,8 @@ fn reject(reject: &Reject) -> pb::RejectionView {
         Reject::IdReused => ("REQUEST_ID_REUSED", CODE_INVALID_ARGUMENT),
         Reject::IdForgotten => ("REQUEST_ID_EXPIRED", CODE_INVALID_ARGUMENT),
         Reject::IdFromFuture => ("REQUEST_ID_INVALID", CODE_INVALID_ARGUMENT),
+        Reject::Sealed => ("REQUEST_ID_SEALED", CODE_FAILED_PRECONDITION),
+        Reject::ExpiresTooLate { .. } => ("GATEWAY_CLOCK_AHEAD", CODE_UNAVAILABLE),
         Reject::InternalInvariant(_) => ("INTERNAL_INVARIANT", CODE_INTERNAL),
         Reject::System(_) => ("REFUSED", CODE_FAILED_PRECONDITION),
     };
@@ -77,13 +88,17 @@ fn tier_spec(spec: &TierSpec) -> pb::TierSpec {
     }
 }
 
-/// An event with its numbers.
-pub fn event(rows: &State, id: &str, row: &EventRow) -> pb::EventView {
-    let tiers = rows.tiers(row).map(|view| pb::TierView {
-        spec: Some(pb::TierSpec { capacity: view.stock.capacity, ..tier_spec(view.spec) }),
-        free: view.stock.free,
-        held: view.stock.held,
-        sold: view.stock.sold,
+/// An event with the numbers of its tiers.
+fn event<'a>(
+    id: &str,
+    row: &EventRow,
+    stock: impl IntoIterator<Item = (&'a TierSpec, StockRow)>,
+) -> pb::EventView {
+    let tiers = stock.into_iter().map(|(spec, stock)| pb::TierView {
+        spec: Some(pb::TierSpec { capacity: stock.capacity, ..tier_spec(spec) }),
+        free: stock.free,
+        held: stock.held,
+        sold: stock.sold,
     });
     pb::EventView {
         event_id: id.to_owned(),
@@ -98,69 +113,29 @@ pub fn event(rows: &State, id: &str, row: &EventRow) -> pb::EventView {
 }
 
 /// A ticket.
-pub fn ticket(event: &EventRow, key: &NumberKey, row: &TicketRow) -> pb::TicketView {
-    let spec = event.tiers.get(usize::from(key.1));
-    let tier_id = spec.map(|spec| spec.id.clone()).unwrap_or_default();
+fn ticket(ticket: TicketView) -> pb::TicketView {
     pb::TicketView {
-        ticket_id: format!("{tier_id}-{}", key.2),
-        owner: row.owner.to_string(),
-        seat: match (spec, row.seat) {
-            (Some(spec), Some(seat)) => spec.seat_name(seat),
-            _ => String::new(),
-        },
-        currency_code: spec.map(|spec| spec.currency.clone()).unwrap_or_default(),
-        price_minor_units: row.price,
-        cancelled: row.cancelled,
-        sold_at_ms: row.sold_ms,
-        request_id: row.request_id.to_be_bytes().to_vec(),
-        organiser: event.organiser.clone(),
-        tier_id,
+        ticket_id: ticket.id,
+        owner: ticket.owner,
+        seat: ticket.seat,
+        currency_code: ticket.price.currency.as_str().to_owned(),
+        price_minor_units: ticket.price.minor_units,
+        cancelled: ticket.cancelled,
+        sold_at_ms: ticket.sold_ms,
+        request_id: ticket.request_id.to_be_bytes().to_vec(),
+        organiser: ticket.organiser,
+        tier_id: ticket.tier,
     }
 }
 
-fn seat_names(event: &EventRow, tier: TierNo, seats: &[u32]) -> Vec<String> {
-    let Some(spec) = event.tiers.get(usize::from(tier)) else { return Vec::new() };
-    seats.iter().map(|seat| spec.seat_name(*seat)).collect()
-}
-
-/// Whether translating a decision needs the rows. A purchase of places without seats does not: it is what a hot row
-/// sees most, and its tier's name stands in the command.
-pub fn without_rows(decision: &Decision, tier_id: &str) -> Option<pb::Outcome> {
-    let (result, event_id) = match &decision.answer {
-        Answer::Rejected(why) => (pb::outcome::Result::Rejection(reject(why)), String::new()),
-        Answer::Done(Outcome::Tickets(tickets::Outcome::Purchased {
-            event, first, count, seats, ..
-        })) if seats.is_empty() && !tier_id.is_empty() => {
-            let purchase = pb::PurchaseView {
-                tier_id: tier_id.to_owned(),
-                first_number: *first,
-                count: *count,
-                seats: Vec::new(),
-            };
-            (pb::outcome::Result::Purchase(purchase), event.clone())
-        }
-        Answer::Done(_) => return None,
-    };
-    Some(pb::Outcome {
-        receipt: decision.receipt.as_ref().map(receipt),
-        result: Some(result),
-        event_id,
-        replayed: decision.replayed,
-    })
-}
-
-/// A decision, with the names that the rows know.
-pub fn outcome(machine: &Machine, decision: &Decision) -> pb::Outcome {
-    if let Some(outcome) = without_rows(decision, "") {
-        return outcome;
-    }
-    let rows = machine.tickets();
-    let (result, event_id) = match &decision.answer {
+/// A decision, as it was made: it says everything itself, so that a repeated request gets its first answer.
+pub fn outcome(decision: Decision) -> pb::Outcome {
+    let (result, event_id) = match decision.answer {
+        Answer::Rejected(why) => (Some(pb::outcome::Result::Rejection(reject(&why))), String::new()),
         Answer::Done(Outcome::Tickets(outcome)) => {
-            let id = outcome.event();
-            (rows.event(id).map(|row| done(rows, row, outcome)), id.to_owned())
+            let event_id = outcome.event().to_owned();
+            (Some(done(outcome)), event_id)
         }
-        Answer::Rejected(why) => (Some(pb::outcome::Result::Rejection(reject(why))), String::new()),
         Answer::Done(Outcome::System) => (None, String::new()),
     };
     pb::Outcome {
@@ -171,40 +146,26 @@ pub fn outcome(machine: &Machine, decision: &Decision) -> pb::Outcome {
     }
 }
 
-fn done(rows: &State, row: &EventRow, outcome: &tickets::Outcome) -> pb::outcome::Result {
+fn done(outcome: tickets::Outcome) -> pb::outcome::Result {
     use pb::outcome::Result as R;
-    let tier_id =
-        |tier: TierNo| row.tiers.get(usize::from(tier)).map(|spec| spec.id.clone()).unwrap_or_default();
     match outcome {
-        tickets::Outcome::EventSaved { event: id } => R::Event(event(rows, id, row)),
+        tickets::Outcome::EventSaved { event: id, row, stock } => {
+            R::Event(event(&id, &row, row.tiers.iter().zip(stock)))
+        }
         tickets::Outcome::Held { tier, hold, quantity, seats, expires_ms, .. } => R::Hold(pb::HoldView {
-            hold_id: format!("{}-h{hold}", tier_id(*tier)),
+            hold_id: format!("{tier}-h{hold}"),
             // The holder is who asked; the gateway knows it from the token.
             owner: String::new(),
-            tier_id: tier_id(*tier),
-            quantity: *quantity,
-            seats: seat_names(row, *tier, seats),
-            expires_at_ms: *expires_ms,
+            tier_id: tier,
+            quantity,
+            seats,
+            expires_at_ms: expires_ms,
         }),
-        tickets::Outcome::Purchased { tier, first, count, seats, .. } => R::Purchase(pb::PurchaseView {
-            tier_id: tier_id(*tier),
-            first_number: *first,
-            count: *count,
-            seats: seat_names(row, *tier, seats),
-        }),
-        tickets::Outcome::Released { hold, .. } => R::ReleasedHoldId(hold.clone()),
-        tickets::Outcome::Cancelled { tier, ticket: number, .. } => {
-            let key = (row.no, *tier, *number);
-            match rows.ticket(&key) {
-                Some(found) => R::Cancelled(ticket(row, &key, found)),
-                // It was cancelled, whatever an import has put in the place of the rows since.
-                None => {
-                    let tier_id = tier_id(*tier);
-                    let ticket_id = format!("{tier_id}-{number}");
-                    R::Cancelled(pb::TicketView { ticket_id, tier_id, cancelled: true, ..Default::default() })
-                }
-            }
+        tickets::Outcome::Purchased { tier, first, count, seats, .. } => {
+            R::Purchase(pb::PurchaseView { tier_id: tier, first_number: first, count, seats })
         }
+        tickets::Outcome::Released { hold, .. } => R::ReleasedHoldId(hold),
+        tickets::Outcome::Cancelled { ticket: view, .. } => R::Cancelled(ticket(*view)),
     }
 }
 
@@ -233,26 +194,42 @@ pub fn invalid(message: impl Into<String>) -> pb::Refusal {
     view
 }
 
+/// The rows of a group, as they are when this node's clock shows `stamp`.
+struct Look<'a> {
+    machine: &'a Machine,
+    rows: &'a State,
+    /// What is due by this steady time counts for nothing.
+    steady_ms: u64,
+}
+
+/// Takes items as long as they fit into a page: by count, and by bytes. Says whether there are more.
+fn page<T: prost::Message>(items: impl Iterator<Item = T>, limit: u32, max: u32) -> (Vec<T>, bool) {
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    for item in items {
+        bytes += item.encoded_len();
+        let full = page.len() >= limit.clamp(1, max) as usize || bytes > PAGE_BYTES_MAX;
+        if full && !page.is_empty() {
+            return (page, true);
+        }
+        page.push(item);
+    }
+    (page, false)
+}
+
 /// Answers a query from the rows.
-pub fn query(machine: &Machine, query: &pb::Query) -> Result<pb::QueryResult, String> {
+pub fn query(machine: &Machine, stamp: Stamp, query: &pb::Query) -> Result<pb::QueryResult, String> {
     use pb::query::Op;
     use pb::query_result::Result as R;
     let rows = machine.tickets();
-    let no_event = |id: &str| R::Rejection(rejection(&Rejection::EventNotFound(id.to_owned())));
+    let look = Look { machine, rows, steady_ms: machine.time().at(stamp).steady_ms };
     let result = match query.op.as_ref().ok_or("the query asks for nothing")? {
         Op::GetEvent(q) => match rows.event(&q.event_id) {
-            Some(row) => R::Event(event(rows, &q.event_id, row)),
+            Some(row) => R::Event(look.event(&q.event_id, row)),
             None => no_event(&q.event_id),
         },
         Op::ListEvents(q) => {
-            let limit = q.limit.clamp(1, 1_000) as usize;
-            let mut events: Vec<_> = rows
-                .events_after(&q.after_event_id)
-                .take(limit + 1)
-                .map(|(id, row)| event(rows, id, row))
-                .collect();
-            let more = events.len() > limit;
-            events.truncate(limit);
+            let events = rows.events_after(&q.after_event_id).map(|(id, row)| look.event(id, row));
+            let (events, more) = page(events, q.limit, EVENTS_MAX);
             R::Events(pb::EventList { events, more })
         }
         Op::GetTicket(q) => match rows.event(&q.event_id) {
@@ -260,45 +237,80 @@ pub fn query(machine: &Machine, query: &pb::Query) -> Result<pb::QueryResult, St
             Some(row) => {
                 let key = tickets::commands::parse_ticket_id(row, &q.ticket_id);
                 match key.and_then(|key| Some((key, rows.ticket(&key)?))) {
-                    Some((key, found)) => R::Ticket(ticket(row, &key, found)),
+                    Some((key, found)) => R::Ticket(ticket(TicketView::of(row, &key, found))),
                     None => R::Rejection(rejection(&Rejection::TicketNotFound(q.ticket_id.clone()))),
                 }
             }
         },
         Op::ListTickets(q) => match rows.event(&q.event_id) {
             None => no_event(&q.event_id),
-            Some(row) => list_tickets(rows, row, q)?,
+            Some(row) => look.tickets(row, q)?,
         },
-        Op::GetOutcome(q) => {
-            let id = crate::convert::request_id(&q.request_id)?;
-            let decided = machine.outcome(&q.principal, id);
-            R::Outcome(pb::OutcomeView {
-                forgotten: decided.is_none() && machine.forgotten(id),
-                outcome: decided.map(|decision| outcome(machine, &decision)),
-            })
-        }
+        Op::GetOutcome(q) => look.outcome(q)?,
     };
     Ok(pb::QueryResult { result: Some(result) })
 }
 
-fn list_tickets(
-    rows: &State,
-    row: &EventRow,
-    q: &pb::ListTickets,
-) -> Result<pb::query_result::Result, String> {
-    let limit = q.limit.clamp(1, 5_000) as usize;
-    let after = match q.after_ticket_id.as_str() {
-        "" => (0, 0),
-        id => {
-            let key = tickets::commands::parse_ticket_id(row, id);
-            let key = key.ok_or_else(|| format!("{id:?} is no ticket of the event"))?;
-            (key.1, key.2)
-        }
-    };
-    let owner = (!q.owner.is_empty()).then_some(q.owner.as_str());
-    let mut found = rows.tickets_after(row.no, owner, after, limit + 1);
-    let more = found.len() > limit;
-    found.truncate(limit);
-    let tickets = found.into_iter().map(|(key, found)| ticket(row, &key, found)).collect();
-    Ok(pb::query_result::Result::Tickets(pb::TicketList { tickets, more, organiser: row.organiser.clone() }))
+/// Answers a query from rows that nobody stamps any more, as of their own time: for simulation.
+pub fn query_at_rest(machine: &Machine, query: &pb::Query) -> Result<pb::QueryResult, String> {
+    self::query(machine, Stamp::unconfirmed(machine.log_time_ms()), query)
+}
+
+fn no_event(id: &str) -> pb::query_result::Result {
+    pb::query_result::Result::Rejection(rejection(&Rejection::EventNotFound(id.to_owned())))
+}
+
+impl Look<'_> {
+    fn event(&self, id: &str, row: &EventRow) -> pb::EventView {
+        let tiers = self.rows.tiers(row, self.steady_ms);
+        event(id, row, tiers.map(|view| (view.spec, view.stock)))
+    }
+
+    fn tickets(&self, row: &EventRow, q: &pb::ListTickets) -> Result<pb::query_result::Result, String> {
+        let after = match q.after_ticket_id.as_str() {
+            "" => (0, 0),
+            id => {
+                let key = tickets::commands::parse_ticket_id(row, id);
+                let key = key.ok_or_else(|| format!("{id:?} is no ticket of the event"))?;
+                (key.1, key.2)
+            }
+        };
+        let owner = (!q.owner.is_empty()).then_some(q.owner.as_str());
+        let found = self.rows.tickets_after(row.no, owner, after, q.limit.clamp(1, TICKETS_MAX) as usize + 1);
+        let found = found.into_iter().map(|(key, found)| ticket(TicketView::of(row, &key, found)));
+        let (tickets, more) = page(found, q.limit, TICKETS_MAX);
+        let organiser = row.organiser.clone();
+        Ok(pb::query_result::Result::Tickets(pb::TicketList { tickets, more, organiser }))
+    }
+
+    fn outcome(&self, q: &pb::GetOutcome) -> Result<pb::query_result::Result, String> {
+        let id = crate::convert::request_id(&q.request_id)?;
+        let decided = self.machine.outcome(&q.principal, id);
+        Ok(pb::query_result::Result::Outcome(pb::OutcomeView {
+            forgotten: decided.is_none() && self.machine.forgotten(id),
+            outcome: decided.map(outcome),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_ends_by_count_and_by_bytes_and_has_one_item_at_least() {
+        let item = |bytes: usize| pb::TicketView { owner: "x".repeat(bytes), ..Default::default() };
+        let of = |bytes: usize, count: usize, limit: u32| {
+            let (page, more) = page((0..count).map(|_| item(bytes)), limit, 1_000);
+            (page.len(), more)
+        };
+        assert_eq!(of(10, 5, 3), (3, true));
+        assert_eq!(of(10, 3, 3), (3, false));
+        assert_eq!(of(10, 2_000, 5_000), (1_000, true), "whatever is asked for");
+        assert_eq!(of(10, 5, 0), (1, true));
+        let (length, more) = of(PAGE_BYTES_MAX / 4, 50, 1_000);
+        assert!(more && (1..=4).contains(&length), "{length}");
+        assert_eq!(of(2 * PAGE_BYTES_MAX, 3, 1_000), (1, true));
+        assert_eq!(of(10, 0, 3), (0, false));
+    }
 }

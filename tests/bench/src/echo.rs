@@ -7,7 +7,9 @@ use anyhow::Context as _;
 use tidewall_proto::v1::get_outcome_response::Result as Decided;
 use tidewall_proto::v1::outcome_service_client::OutcomeServiceClient;
 use tidewall_proto::v1::outcome_service_server::{OutcomeService, OutcomeServiceServer};
-use tidewall_proto::v1::{GetOutcomeRequest, GetOutcomeResponse, Purchase};
+use tidewall_proto::v1::{
+    GetOutcomeRequest, GetOutcomeResponse, Purchase, SealRequestIdRequest, SealRequestIdResponse,
+};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
@@ -28,6 +30,13 @@ impl OutcomeService for Echo {
             result: Some(Decided::Purchase(purchase)),
             ..GetOutcomeResponse::default()
         }))
+    }
+
+    async fn seal_request_id(
+        &self,
+        _: Request<SealRequestIdRequest>,
+    ) -> Result<Response<SealRequestIdResponse>, Status> {
+        Err(Status::unimplemented("the echo decides nothing"))
     }
 }
 

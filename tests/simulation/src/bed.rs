@@ -50,6 +50,8 @@ pub enum Order {
     Transfer(u32, u64),
     /// End all row actors of a group.
     Actors(u32),
+    /// End the proposer of a group.
+    Proposer(u32),
     /// Propose an entry that no replica can decode.
     Poison(u32),
 }
@@ -353,6 +355,7 @@ async fn obey(groups: BTreeMap<u32, Group>, front: Front, mut inbox: mpsc::Unbou
                 }
             }
             Order::Actors(number) => front.abandon_rows(number),
+            Order::Proposer(number) => front.abandon_proposer(number),
             Order::Poison(number) => {
                 if let Some(group) = groups.get(&number).filter(|group| group.believes_to_lead()).cloned() {
                     // Nobody is told what comes of it.

@@ -47,6 +47,7 @@ pub fn command(principal: &str, request_id: u128, expires_at_ms: u64, ask: &Ask)
         expires_at_ms,
         op: Some(op),
         privileged: false,
+        logged: false,
     }
 }
 

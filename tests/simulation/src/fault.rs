@@ -153,6 +153,11 @@ pub enum Fault {
         /// The group.
         group: u32,
     },
+    /// The proposer of a group dies.
+    Proposer {
+        /// The group.
+        group: u32,
+    },
     /// A node is added.
     AddNode,
     /// A node is removed, if more than three would be left without it.
@@ -193,6 +198,7 @@ impl Fault {
             Self::TornCheckpoint { .. } => "torn-checkpoint",
             Self::DamagedCheckpoint { .. } => "damaged-checkpoint",
             Self::Actors { .. } => "dead-actors",
+            Self::Proposer { .. } => "dead-proposer",
             Self::AddNode => "node-add",
             Self::RemoveNode { .. } => "node-remove",
             Self::ReplaceNode { .. } => "node-replace",

@@ -236,9 +236,24 @@ pub struct History {
     pub reads: Vec<Read>,
     /// The end.
     pub at_end: Final,
+    /// When it began by right clocks, Unix ms.
+    pub began_ms: u64,
+    /// By group, how far log time is ahead of steady time behind each index at which it was corrected, ms.
+    pub rebases: BTreeMap<u32, BTreeMap<u64, i64>>,
 }
 
 impl History {
+    /// Steady time of a decision: its log time without what was corrected. What lasts, lasts in it.
+    pub fn steady_ms(&self, group: u32, receipt: &Receipt) -> u64 {
+        receipt.decided_ms.saturating_add_signed(-self.offset_ms(group, receipt.index))
+    }
+
+    /// How far log time is ahead of steady time at an index, ms.
+    pub fn offset_ms(&self, group: u32, index: u64) -> i64 {
+        let before = self.rebases.get(&group).and_then(|rebases| rebases.range(..index).next_back());
+        before.map_or(0, |(_, offset_ms)| *offset_ms)
+    }
+
     /// Group, principal and id of every request ever made, each once.
     pub fn keys(&self) -> Vec<(u32, String, u128)> {
         let key = |call: &Call| (call.group, call.principal.clone(), call.request_id);

@@ -208,6 +208,7 @@ impl Cluster {
                 self.up(node).map(|bed| bed.order(Order::Checkpoint(group))).is_some()
             }
             Fault::Actors { group } => self.order(&Order::Actors(group)),
+            Fault::Proposer { group } => self.order(&Order::Proposer(group)),
             Fault::Poison { group } => {
                 self.ground.poisoned.borrow_mut().insert(group);
                 self.order(&Order::Poison(group))

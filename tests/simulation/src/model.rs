@@ -18,6 +18,17 @@ struct Hold {
     expires_ms: u64,
 }
 
+impl Hold {
+    /// Whether this is what its owner must be told at this time: for a minute that it was late, and then that there is none.
+    fn is_told_to_be_late(&self, now_ms: u64, reason: &str) -> bool {
+        match now_ms.checked_sub(self.expires_ms) {
+            None => false,
+            Some(0..60_000) => reason == "HOLD_EXPIRED",
+            Some(_) => reason == "HOLD_NOT_FOUND",
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Ticket {
     owner: String,
@@ -48,23 +59,39 @@ pub struct Model {
     events: BTreeMap<String, Event>,
 }
 
+/// When something was decided.
+#[derive(Debug, Clone, Copy)]
+pub struct Time {
+    /// Log time, ms.
+    pub log_ms: u64,
+    /// Steady time, ms.
+    pub steady_ms: u64,
+}
+
 /// What can be told of a tier at a point of the history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Numbers {
     /// All places.
     pub capacity: u64,
     /// Places of valid tickets.
     pub sold: u64,
-    /// Places in holds that are not due.
-    pub held_live: u64,
-    /// Places in holds that nobody has confirmed or released, due or not.
-    pub held_ever: u64,
+    /// Places in holds that are not due, by when they will be, steady time.
+    pub held: Vec<(u64, u64)>,
 }
 
 impl Numbers {
     /// Places that a purchase can get.
     pub fn obtainable(&self) -> u64 {
-        self.capacity.saturating_sub(self.sold + self.held_live)
+        let held: u64 = self.held.iter().map(|(_, places)| places).sum();
+        self.capacity.saturating_sub(self.sold + held)
+    }
+
+    /// Whether so many places may be shown as held until this steady time: what is due by then is not, and nothing else.
+    pub fn may_show_held(&self, held: u64, until_ms: u64) -> bool {
+        let left_at =
+            |due_ms: u64| self.held.iter().filter(|(due, _)| *due > due_ms).map(|(_, n)| n).sum::<u64>();
+        let dues = self.held.iter().map(|(due, _)| *due).filter(|due| *due <= until_ms);
+        std::iter::once(0).chain(dues).any(|due_ms| left_at(due_ms) == held)
     }
 }
 
@@ -74,16 +101,9 @@ impl Tier {
     }
 
     fn numbers(&self, now_ms: u64) -> Numbers {
-        let places = |live: bool| {
-            let holds = self.holds.values().filter(|hold| !live || hold.expires_ms > now_ms);
-            holds.map(|hold| u64::from(hold.quantity)).sum()
-        };
-        Numbers {
-            capacity: self.capacity,
-            sold: self.sold(),
-            held_live: places(true),
-            held_ever: places(false),
-        }
+        let live = self.holds.values().filter(|hold| hold.expires_ms > now_ms);
+        let held = live.map(|hold| (hold.expires_ms, u64::from(hold.quantity))).collect();
+        Numbers { capacity: self.capacity, sold: self.sold(), held }
     }
 
     fn seat_is_taken(&self, seat: &str, now_ms: u64, except: Option<&str>) -> bool {
@@ -199,7 +219,8 @@ impl Model {
     ///
     /// # Errors
     /// What the group said is not what it could have said.
-    pub fn take(&mut self, now_ms: u64, principal: &str, ask: &Ask, said: &Said) -> Result<(), Objection> {
+    pub fn take(&mut self, time: Time, principal: &str, ask: &Ask, said: &Said) -> Result<(), Objection> {
+        let now_ms = time.steady_ms;
         if let Ask::Create { event, quota, tiers } = ask {
             return self.create(principal, event, *quota, tiers, ask, said);
         }
@@ -220,10 +241,10 @@ impl Model {
         match ask {
             Ask::Create { .. } => contradiction(ask, said),
             Ask::Buy { tier, quantity, seats, .. } => {
-                event.takes(now_ms, principal, tier, *quantity, seats, None, ask, said)
+                event.takes(time, principal, tier, *quantity, seats, None, ask, said)
             }
             Ask::Hold { tier, quantity, ttl_ms, .. } => {
-                event.takes(now_ms, principal, tier, *quantity, &[], Some(*ttl_ms), ask, said)
+                event.takes(time, principal, tier, *quantity, &[], Some(*ttl_ms), ask, said)
             }
             Ask::Confirm { hold, .. } => event.confirms(now_ms, principal, hold, ask, said),
             Ask::Release { hold, .. } => event.releases(now_ms, principal, hold, ask, said),
@@ -260,7 +281,7 @@ impl Event {
     #[expect(clippy::too_many_arguments, reason = "a purchase and a hold differ in one of them")]
     fn takes(
         &mut self,
-        now_ms: u64,
+        Time { log_ms, steady_ms: now_ms }: Time,
         principal: &str,
         tier_id: &str,
         quantity: u32,
@@ -300,13 +321,14 @@ impl Event {
             Said::Held { hold, quantity: got, seats, expires_ms } => {
                 let Some(ttl_ms) = ttl_ms else { return contradiction(ask, said) };
                 let next = format!("{tier_id}-h{}", tier.holds_made + 1);
-                if *got != quantity || *expires_ms != now_ms + u64::from(ttl_ms) || *hold != next {
+                if *got != quantity || *expires_ms != log_ms + u64::from(ttl_ms) || *hold != next {
                     return contradiction(ask, said);
                 }
                 tier.check_seats(seats, *got, now_ms, None)?;
                 tier.holds_made += 1;
                 let owner = principal.to_owned();
-                let row = Hold { owner, quantity, seats: seats.clone(), expires_ms: *expires_ms };
+                let row =
+                    Hold { owner, quantity, seats: seats.clone(), expires_ms: now_ms + u64::from(ttl_ms) };
                 tier.holds.insert(hold.clone(), row);
                 Ok(())
             }
@@ -328,12 +350,7 @@ impl Event {
             (Some((hold, _)), Said::Rejected(reason)) if reason == "NOT_OWNER" && hold.owner != principal => {
                 Ok(())
             }
-            // Who comes too late is told so for a while, and then that there is none.
-            (Some((hold, _)), Said::Rejected(reason))
-                if hold.expires_ms <= now_ms && (reason == "HOLD_EXPIRED" || reason == "HOLD_NOT_FOUND") =>
-            {
-                Ok(())
-            }
+            (Some((hold, _)), Said::Rejected(reason)) if hold.is_told_to_be_late(now_ms, reason) => Ok(()),
             (None, Said::Rejected(reason)) if reason == "HOLD_NOT_FOUND" => Ok(()),
             (Some((hold, _)), Said::Sold { .. }) if hold.expires_ms <= now_ms => {
                 Err(("expiry", format!("hold {id} was confirmed {} ms late", now_ms - hold.expires_ms)))
@@ -362,18 +379,14 @@ impl Event {
     ) -> Result<(), Objection> {
         let found = self.hold(id).map(|(tier, id)| (tier.holds[&id].clone(), tier));
         match (found, said) {
-            (Some((hold, tier)), Said::Released) if hold.owner == principal => {
+            (Some((hold, tier)), Said::Released) if hold.owner == principal && hold.expires_ms > now_ms => {
                 tier.holds.remove(id);
                 Ok(())
             }
             (Some((hold, _)), Said::Rejected(reason)) if reason == "NOT_OWNER" && hold.owner != principal => {
                 Ok(())
             }
-            (Some((hold, _)), Said::Rejected(reason))
-                if reason == "HOLD_NOT_FOUND" && hold.expires_ms <= now_ms =>
-            {
-                Ok(())
-            }
+            (Some((hold, _)), Said::Rejected(reason)) if hold.is_told_to_be_late(now_ms, reason) => Ok(()),
             (None, Said::Rejected(reason)) if reason == "HOLD_NOT_FOUND" => Ok(()),
             _ => contradiction(ask, said),
         }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::history::{Call, End, Final, History, Read, Receipt, RequestKey, Said, Saw, TierSeen, Told};
-use crate::model::{Model, Numbers};
+use crate::model::{Model, Numbers, Time};
 
 /// Refusals that need no decision: a quick no, and a deadline that had passed.
 const WITHOUT_LOG: [&str; 2] = ["SOLD_OUT", "EXPIRED"];
@@ -26,6 +26,9 @@ impl std::fmt::Display for Violation {
         write!(f, "{}: {}", self.check, self.what)
     }
 }
+
+/// Log time leaps no further than this by a clock that no majority confirms, and that one may be off by half a second. ms.
+const AHEAD_MS_MAX: u64 = 5_500;
 
 /// Finds what must not have happened.
 pub fn judge(history: &History) -> Vec<Violation> {
@@ -49,7 +52,15 @@ struct Request<'a> {
 }
 
 /// What was true after some decisions.
-type Moment = BTreeMap<(String, String), Numbers>;
+#[derive(Default)]
+struct Moment {
+    tiers: BTreeMap<(String, String), Numbers>,
+    /// Log time less steady time at the last of them, ms.
+    offset_ms: i64,
+}
+
+/// How far a group's time may be ahead of the world: a clock that is followed is so by 2 s at most until it is found out. ms.
+const CLOCKS_MS: u64 = 3_000;
 
 struct Judge<'a> {
     group: u32,
@@ -90,6 +101,7 @@ impl<'a> Judge<'a> {
         let count = self.requests.iter().filter(|request| request.decided.is_some()).count();
         self.receipts_are_of_one_log(count);
         self.receipts_agree_with_time(count);
+        self.log_time_is_not_ahead(count);
         let (model, moments) = self.replay(count);
         self.quick_refusals_were_true(count, &moments);
         self.reads_fit(count, &moments);
@@ -166,6 +178,15 @@ impl<'a> Judge<'a> {
         receipt.expect("sorted: the first requests are those with a receipt")
     }
 
+    /// The latest log time that somebody can have gone by who had an answer then, ms.
+    fn latest_ms(&self, returned_us: u64) -> u64 {
+        self.history.began_ms + returned_us / 1_000 + CLOCKS_MS
+    }
+
+    fn steady_ms(&self, receipt: &Receipt) -> u64 {
+        self.history.steady_ms(self.group, receipt)
+    }
+
     fn receipts_are_of_one_log(&mut self, count: usize) {
         for at in 1..count {
             let (before, this) = (self.receipt(at - 1), self.receipt(at));
@@ -175,7 +196,7 @@ impl<'a> Judge<'a> {
                 self.object("receipt", format!("two requests have the receipt {this:?}"));
             } else if same_entry && (before.term, before.chain) != (this.term, this.chain) {
                 self.object("receipt", format!("entry {} is two: {before:?} and {this:?}", this.index));
-            } else if before.term > this.term || before.decided_ms > this.decided_ms {
+            } else if before.term > this.term || self.steady_ms(&before) > self.steady_ms(&this) {
                 self.object("receipt", format!("term or log time go back from {before:?} to {this:?}"));
             }
         }
@@ -199,9 +220,24 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// A clock that is far ahead must not take log time along: holds would end early, and requests expire.
+    fn log_time_is_not_ahead(&mut self, count: usize) {
+        for at in 0..count {
+            let receipt = self.receipt(at);
+            let Some(known_us) = self.requests[at].known_us else { continue };
+            let latest_ms = self.history.began_ms + known_us / 1_000 + AHEAD_MS_MAX;
+            if receipt.decided_ms > latest_ms {
+                self.object(
+                    "log-time",
+                    format!("{receipt:?} is of the future: it was told at {known_us} us"),
+                );
+            }
+        }
+    }
+
     /// Replays all decisions; the second part is what was true after each number of them.
     fn replay(&mut self, count: usize) -> (Model, Vec<Moment>) {
-        let (mut model, mut moments) = (Model::default(), vec![Moment::new()]);
+        let (mut model, mut moments) = (Model::default(), vec![Moment::default()]);
         for at in 0..count {
             let (request, receipt) = (&self.requests[at], self.receipt(at));
             let (ask, principal) = (&request.calls[0].ask, &request.key.0);
@@ -213,10 +249,12 @@ impl<'a> Judge<'a> {
                 continue;
             }
             let said = &request.decided.as_ref().expect("has a receipt").said;
-            if let Err((check, what)) = model.take(receipt.decided_ms, principal, ask, said) {
+            let time = Time { log_ms: receipt.decided_ms, steady_ms: self.steady_ms(&receipt) };
+            if let Err((check, what)) = model.take(time, principal, ask, said) {
                 self.object(check, format!("at {receipt:?}: {what}"));
             }
-            moments.push(model.all_numbers(receipt.decided_ms));
+            let tiers = model.all_numbers(time.steady_ms);
+            moments.push(Moment { tiers, offset_ms: self.history.offset_ms(self.group, receipt.index) });
         }
         (model, moments)
     }
@@ -252,7 +290,7 @@ impl<'a> Judge<'a> {
             let (least, most) = self.window(count, call.invoked_us, *returned_us);
             let place = (event.clone(), tier.clone());
             let short = |moment: &Moment| {
-                moment.get(&place).is_none_or(|numbers| numbers.obtainable() < u64::from(*quantity))
+                moment.tiers.get(&place).is_none_or(|numbers| numbers.obtainable() < u64::from(*quantity))
             };
             if !moments[least..=most.max(least)].iter().any(short) {
                 objections.push(format!(
@@ -280,7 +318,9 @@ impl<'a> Judge<'a> {
             let seen = placed.iter().filter(|(returned_us, _)| *returned_us < read.invoked_us);
             let least = seen.map(|(_, at)| *at).fold(least, usize::max);
             let fits = |at: &usize| match &read.saw {
-                Saw::Event { event, tiers } => event_fits(&moments[*at], event, tiers),
+                Saw::Event { event, tiers } => {
+                    event_fits(&moments[*at], event, tiers, self.latest_ms(read.returned_us))
+                }
                 Saw::Outcome { key, told } => match (places.get(key), told) {
                     (Some(place), Some(told)) => {
                         *at > *place && self.requests[*place].decided.as_ref() == Some(told)
@@ -308,8 +348,11 @@ impl<'a> Judge<'a> {
             let place = (self.group, event.clone());
             let last = moments.last().expect("there is one before the first decision");
             match events.get(&place) {
-                Some(tiers) if event_fits(last, event, tiers) => {}
-                other => self.object("conservation", format!("{event} ends as {other:?}, expected {last:?}")),
+                Some(tiers) if event_fits(last, event, tiers, u64::MAX) => {}
+                other => {
+                    let expected = &last.tiers;
+                    self.object("conservation", format!("{event} ends as {other:?}, expected {expected:?}"));
+                }
             }
             let mut expected = model.tickets(event);
             let mut seen = tickets.get(&place).cloned().unwrap_or_default();
@@ -327,16 +370,18 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Whether a reader could have seen these numbers at this moment. Holds that are due may be tidied away or not.
-fn event_fits(moment: &Moment, event: &str, tiers: &[TierSeen]) -> bool {
-    let known = moment.keys().filter(|(id, _)| id == event).count();
+/// Whether a reader could have seen these numbers after these decisions, at a log time of `latest_ms` at most. Holds that have
+/// fallen due since are not shown any more.
+fn event_fits(moment: &Moment, event: &str, tiers: &[TierSeen], latest_ms: u64) -> bool {
+    let until_ms = latest_ms.saturating_add_signed(-moment.offset_ms);
+    let known = moment.tiers.keys().filter(|(id, _)| id == event).count();
     known == tiers.len()
         && tiers.iter().all(|seen| {
-            moment.get(&(event.to_owned(), seen.tier.clone())).is_some_and(|numbers| {
+            moment.tiers.get(&(event.to_owned(), seen.tier.clone())).is_some_and(|numbers| {
                 seen.capacity == numbers.capacity
                     && seen.sold == numbers.sold
                     && seen.free + seen.held + seen.sold == seen.capacity
-                    && seen.held <= numbers.held_ever
+                    && numbers.may_show_held(seen.held, until_ms)
             })
         })
 }

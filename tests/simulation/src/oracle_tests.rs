@@ -36,7 +36,8 @@ fn rejected(reason: &str) -> Said {
 impl Story {
     /// An event with `capacity` places and a quota of 3.
     fn new(capacity: u64) -> Self {
-        let mut story = Self { history: History::default(), index: 0, now_us: 0 };
+        let history = History { began_ms: T0, ..History::default() };
+        let mut story = Self { history, index: 0, now_us: 0 };
         let tiers = vec![("ga".into(), capacity, false), ("seat".into(), 5, true)];
         story.decides("organiser", Ask::Create { event: "gala".into(), quota: 3, tiers }, Said::Created);
         story
@@ -307,6 +308,63 @@ fn a_late_confirmation_is_found() {
     story.decides("eve", hold(1), said);
     story.decides("eve", Ask::Confirm { event: "gala".into(), hold: "ga-h1".into() }, sold(1, 1));
     assert!(checks(&story.ends(2, 0, &[("eve", false)])).contains(&"expiry"));
+}
+
+/// Once a hold was due and somebody could know it, it must not be shown; before that, it must.
+#[test]
+fn a_hold_that_is_shown_when_it_is_due_or_not_shown_before_is_found() {
+    let reads = |held: u64, later_us: u64| {
+        let mut story = Story::new(2);
+        let said =
+            Said::Held { hold: "ga-h1".into(), quantity: 1, seats: vec![], expires_ms: T0 + 2 + 5_000 };
+        story.decides("eve", hold(5_000), said);
+        story.now_us += later_us;
+        story.reads(event(2, held, 0));
+        checks(&story.ends(2, held.min(1), &[]))
+    };
+    assert_eq!(reads(1, 0), [""; 0]);
+    assert_eq!(reads(0, 0), ["stale-read"], "it is not due for seconds");
+    assert_eq!(reads(0, 5_000_000), [""; 0]);
+    assert_eq!(reads(2, 0), ["stale-read"], "more than there are");
+}
+
+/// Log time goes back where it was corrected, and nowhere else; what lasts is not cut short by it.
+#[test]
+fn log_time_goes_back_where_it_was_corrected_and_nowhere_else() {
+    let story = || {
+        let mut story = Story::new(2);
+        let said = Said::Held { hold: "ga-h1".into(), quantity: 1, seats: vec![], expires_ms: T0 + 2 + 50 };
+        story.decides("eve", hold(50), said);
+        let confirm = Ask::Confirm { event: "gala".into(), hold: "ga-h1".into() };
+        let at = story.decides("eve", confirm, sold(1, 1));
+        // An hour before, as the clock on the wall has it.
+        story.told(at).receipt.as_mut().unwrap().decided_ms = 3;
+        let told = story.told(at).clone();
+        story.remembers(at, Some(told));
+        story.ends(2, 0, &[("eve", false)])
+    };
+    assert!(checks(&story()).contains(&"receipt"));
+    let mut corrected = story();
+    corrected.rebases.entry(1).or_default().insert(2, -(T0 as i64));
+    assert_eq!(checks(&corrected), [""; 0]);
+    // Corrected so that the hold was over by steady time: it was confirmed too late.
+    let mut late = story();
+    late.rebases.entry(1).or_default().insert(2, -(T0 as i64) - 60);
+    assert!(checks(&late).contains(&"expiry"));
+}
+
+#[test]
+fn log_time_of_the_future_is_found() {
+    let of = |ahead_ms: u64| {
+        let mut story = Story::new(2);
+        let at = story.decides("ann", buy(1), sold(1, 1));
+        story.told(at).receipt.as_mut().unwrap().decided_ms = T0 + ahead_ms;
+        let told = story.told(at).clone();
+        story.remembers(at, Some(told));
+        checks(&story.ends(2, 0, &[("ann", false)]))
+    };
+    assert_eq!(of(5_000), [""; 0]);
+    assert_eq!(of(600_000), ["log-time"], "ten minutes");
 }
 
 #[test]

@@ -228,6 +228,7 @@ impl Plan {
                 2 => Fault::TornCheckpoint { node, group },
                 _ => Fault::Checkpoint { node, group },
             },
+            Kind::Actors if random.random_bool(0.3) => Fault::Proposer { group },
             Kind::Actors => Fault::Actors { group },
             Kind::Members => match random.random_range(0..4) {
                 0 => Fault::AddNode,

@@ -80,6 +80,8 @@ pub fn run(seed: u64, print: bool) -> Report {
     let tally = std::mem::take(&mut cluster.tally);
     let halted = cluster.control.halted.borrow().len();
     let history = Rc::clone(&cluster.history);
+    history.borrow_mut().rebases = std::mem::take(&mut cluster.watch.rebases);
+    history.borrow_mut().began_ms = world::EPOCH_SECONDS * 1_000;
     let history = history.borrow();
     if violations.is_empty() {
         violations = oracle::judge(&history);

@@ -17,6 +17,8 @@ pub struct Watch {
     leads: BTreeSet<(u32, u64, u64)>,
     /// Group and node that was objected to: once is enough.
     told: BTreeSet<(u32, u64)>,
+    /// By group and index, the corrections of log time and what it was ahead of steady time afterwards.
+    pub rebases: BTreeMap<u32, BTreeMap<u64, i64>>,
 }
 
 impl Watch {
@@ -40,9 +42,12 @@ impl Watch {
                     }
                     continue;
                 }
-                let ((index, digest), incarnation, faults) = group
-                    .state()
-                    .read(|machine| (machine.settled(), machine.incarnation(), machine.faults()));
+                let ((index, digest), incarnation, faults, time) = group.state().read(|machine| {
+                    (machine.settled(), machine.incarnation(), machine.faults(), machine.time())
+                });
+                if time.rebases > 0 {
+                    self.rebases.entry(*number).or_default().insert(time.rebased_at, time.offset_ms);
+                }
                 if faults > 0 {
                     object("invariant", format!("{faults} commands would have broken an invariant"));
                 }

@@ -7,7 +7,7 @@ use tidewall_simulation::run::run;
 fn the_same_seed_gives_the_same_trace_and_another_one_another() {
     // Between them: crashes of nodes and gateways, cuts, lost messages and resets, slow and failing disks, a replaced node,
     // a poison entry, and nothing at all.
-    let seeds = [1, 8, 18, 19];
+    let seeds = [33, 45, 48, 54];
     let mut traces = std::collections::BTreeSet::new();
     let (mut kinds, mut halted) = (std::collections::BTreeSet::new(), 0);
     for seed in seeds {

@@ -2,13 +2,14 @@
 //! tokens. Never asks another service and never trusts a request field.
 
 mod cache;
+mod claims;
+mod jws;
 mod token;
 
 use std::sync::Arc;
 
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use serde::Deserialize;
-use tidewall_env::clock::unix_ms;
+use parking_lot::Mutex;
+use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
 use crate::errors::ApiError;
@@ -23,7 +24,7 @@ pub const SUBJECT_BYTES_MAX: usize = 128;
 /// Longest token, bytes.
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
 /// How far the clocks of issuer and gateway may differ, seconds.
-const LEEWAY_S: u64 = 5;
+const LEEWAY_S: f64 = 5.0;
 
 /// What a principal may do beyond buying for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,12 +68,12 @@ pub fn valid_subject(subject: &str) -> bool {
 }
 
 /// A verified caller.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Principal {
     pub(crate) subject: String,
     roles: u8,
     /// Unix seconds; the token is void from then on.
-    expires_at_s: u64,
+    expires_at_s: f64,
 }
 
 impl Principal {
@@ -97,14 +98,6 @@ impl Principal {
     }
 }
 
-#[derive(Deserialize)]
-struct Claims {
-    sub: String,
-    exp: u64,
-    #[serde(default)]
-    roles: Vec<String>,
-}
-
 /// A caller as far as it is known without checking a signature.
 pub(crate) enum Caller<'a> {
     Known(Arc<Principal>),
@@ -114,35 +107,57 @@ pub(crate) enum Caller<'a> {
 
 /// Verifies tokens and remembers those it has verified.
 pub(crate) struct Authenticator {
-    keys: Vec<DecodingKey>,
-    validation: Validation,
+    keys: Vec<[u8; 32]>,
     cache: TokenCache,
+    early: Mutex<Early>,
 }
+
+/// How many signatures may be checked before their calls have waited for their turn.
+struct Early {
+    left: f64,
+    at: Option<Instant>,
+}
+
+/// So many signatures a second may be checked early, and so many at once: about a twentieth of a core.
+const EARLY_PER_SECOND: f64 = 1_000.0;
 
 impl Authenticator {
     pub(crate) fn new(public_keys: &[[u8; 32]], cache_entries: usize) -> Self {
-        let mut validation = Validation::new(Algorithm::EdDSA);
-        validation.set_audience(&[AUDIENCE]);
-        validation.set_required_spec_claims(&["exp", "sub", "aud"]);
-        validation.validate_nbf = true;
-        validation.leeway = LEEWAY_S;
-        Self {
-            keys: public_keys.iter().map(|key| DecodingKey::from_ed_der(key)).collect(),
-            validation,
-            cache: TokenCache::new(cache_entries),
+        let early = Mutex::new(Early { left: EARLY_PER_SECOND, at: None });
+        Self { keys: public_keys.to_vec(), cache: TokenCache::new(cache_entries), early }
+    }
+
+    /// Whether a signature may be checked now, before its call has waited for its turn.
+    pub(crate) fn may_verify_early(&self, now: Instant) -> bool {
+        let mut early = self.early.lock();
+        let passed = early.at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
+        early.left = (early.left + passed * EARLY_PER_SECOND).min(EARLY_PER_SECOND);
+        early.at = early.at.max(Some(now));
+        let may = early.left >= 1.0;
+        if may {
+            early.left -= 1.0;
         }
+        may
     }
 
     /// Finds the token. Cheap: a signature check costs more than the rest of a call, so it is left for
     /// [`Authenticator::verify`], after the call was admitted.
-    pub(crate) fn look_up<'a>(&self, metadata: &'a MetadataMap) -> Result<Caller<'a>, ApiError> {
-        let Some(value) = metadata.get("authorization") else {
+    pub(crate) fn look_up<'a>(&self, metadata: &'a MetadataMap, now_ms: u64) -> Result<Caller<'a>, ApiError> {
+        let mut values = metadata.get_all("authorization").iter();
+        let Some(value) = values.next() else {
             return Err(ApiError::unauthenticated(
                 "TOKEN_REQUIRED",
                 "the call carries no token: send metadata `authorization: Bearer <token>` (tidewall token \
                  --user NAME mints one for development)",
             ));
         };
+        if values.next().is_some() {
+            // Proxies and servers that pick different ones of two would see different callers.
+            return Err(ApiError::unauthenticated(
+                "TOKEN_MALFORMED",
+                "the call carries more than one authorization metadata: send one",
+            ));
+        }
         let token = value.to_str().ok().and_then(|text| {
             let (scheme, token) = text.split_once(' ')?;
             (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
@@ -156,7 +171,7 @@ impl Authenticator {
             )
         })?;
         Ok(match self.cache.get(token) {
-            Some(principal) if unix_ms() / 1000 < principal.expires_at_s.saturating_add(LEEWAY_S) => {
+            Some(principal) if (now_ms as f64) < (principal.expires_at_s + LEEWAY_S) * 1_000.0 => {
                 Caller::Known(principal)
             }
             _ => Caller::Unverified(token),
@@ -164,55 +179,20 @@ impl Authenticator {
     }
 
     /// Makes sure who the caller is.
-    pub(crate) fn verify(&self, caller: Caller<'_>) -> Result<Arc<Principal>, ApiError> {
+    pub(crate) fn verify(&self, caller: Caller<'_>, now_ms: u64) -> Result<Arc<Principal>, ApiError> {
         let token = match caller {
             Caller::Known(principal) => return Ok(principal),
             Caller::Unverified(token) => token,
         };
-        let claims = self.decode(token)?;
-        if !valid_subject(&claims.sub) {
-            return Err(ApiError::unauthenticated(
-                "TOKEN_INVALID",
-                format!(
-                    "the token's subject must be 1 to {SUBJECT_BYTES_MAX} bytes without control characters, \
-                     and not *"
-                ),
-            ));
-        }
-        let roles = Role::ALL
-            .into_iter()
-            .filter(|role| claims.roles.iter().any(|name| name == role.name()))
-            .fold(0, |bits, role| bits | role.bit());
-        let principal = Arc::new(Principal { subject: claims.sub, roles, expires_at_s: claims.exp });
+        let refused = |why: String| {
+            ApiError::unauthenticated("TOKEN_INVALID", format!("the token is not accepted: {why}"))
+        };
+        let payload = jws::verify(token, &self.keys).map_err(|error| refused(error.to_string()))?;
+        let claims = claims::check(&payload, now_ms).map_err(|error| refused(error.to_string()))?;
+        let claims::Claims { subject, roles, expires_at_s } = claims;
+        let principal = Arc::new(Principal { subject, roles, expires_at_s });
         self.cache.put(token, &principal);
         Ok(principal)
-    }
-
-    fn decode(&self, token: &str) -> Result<Claims, ApiError> {
-        use jsonwebtoken::errors::ErrorKind;
-        let mut why = "no public key is configured at this gateway".to_owned();
-        for key in &self.keys {
-            match jsonwebtoken::decode::<Claims>(token, key, &self.validation) {
-                Ok(data) => return Ok(data.claims),
-                Err(error) => {
-                    why = match error.kind() {
-                        ErrorKind::ExpiredSignature => "it has expired: get a new one".to_owned(),
-                        ErrorKind::ImmatureSignature => "it is not valid yet (nbf)".to_owned(),
-                        ErrorKind::InvalidAudience => format!("its audience (aud) is not {AUDIENCE:?}"),
-                        ErrorKind::InvalidSignature => {
-                            "it is not signed with a key that this cluster knows".to_owned()
-                        }
-                        ErrorKind::InvalidAlgorithm => "it is not signed with EdDSA".to_owned(),
-                        ErrorKind::MissingRequiredClaim(claim) => format!("it has no claim {claim:?}"),
-                        _ => "it is not a JWT of the expected form".to_owned(),
-                    };
-                    if !matches!(error.kind(), ErrorKind::InvalidSignature) {
-                        break;
-                    }
-                }
-            }
-        }
-        Err(ApiError::unauthenticated("TOKEN_INVALID", format!("the token is not accepted: {why}")))
     }
 }
 
@@ -221,10 +201,16 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::time::Duration;
 
-    use jsonwebtoken::{EncodingKey, Header, encode};
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use ring::signature::Ed25519KeyPair;
     use serde_json::{Value, json};
+    use tidewall_env::clock::unix_ms;
 
     use super::*;
+
+    /// The time of the table below, Unix seconds.
+    const NOW_S: u64 = 1_800_000_000;
 
     fn metadata(text: &str) -> MetadataMap {
         let mut metadata = MetadataMap::new();
@@ -232,18 +218,15 @@ mod tests {
         metadata
     }
 
-    fn check(authenticator: &Authenticator, token: &str) -> Result<Arc<Principal>, String> {
+    fn check_at(authenticator: &Authenticator, token: &str, now_ms: u64) -> Result<Arc<Principal>, String> {
         let metadata = metadata(&format!("Bearer {token}"));
-        let caller = authenticator.look_up(&metadata).map_err(|error| format!("{error:?}"))?;
-        authenticator.verify(caller).map_err(|error| format!("{error:?}"))
+        let caller = authenticator.look_up(&metadata, now_ms).map_err(|error| format!("{error:?}"))?;
+        authenticator.verify(caller, now_ms).map_err(|error| format!("{error:?}"))
     }
 
-    fn signed(key: &KeyPair, claims: &Value) -> String {
-        encode(&Header::new(Algorithm::EdDSA), claims, &EncodingKey::from_ed_der(&key.pkcs8)).unwrap()
-    }
-
-    fn now_s() -> u64 {
-        unix_ms() / 1000
+    fn signed(key: &KeyPair, header: &str, payload: &str) -> String {
+        let key = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&key.pkcs8).unwrap();
+        jws::sign(&key, header.as_bytes(), payload.as_bytes())
     }
 
     #[test]
@@ -251,61 +234,197 @@ mod tests {
         let key = generate_key().unwrap();
         let authenticator = Authenticator::new(&[generate_key().unwrap().public, key.public], 100);
         let token = mint(&key.pkcs8, "alice", &[Role::Seller], Duration::from_secs(60)).unwrap();
-        let alice = check(&authenticator, &token).unwrap();
+        let alice = check_at(&authenticator, &token, unix_ms()).unwrap();
         assert_eq!(alice.subject, "alice");
         assert!(alice.has(Role::Seller) && !alice.has(Role::Operator));
         assert!(alice.require(Role::Operator).is_err());
         let metadata = metadata(&format!("bearer {token}"));
-        assert!(matches!(authenticator.look_up(&metadata).unwrap(), Caller::Known(_)));
+        assert!(matches!(authenticator.look_up(&metadata, unix_ms()).unwrap(), Caller::Known(_)));
+    }
+
+    const HEADER: &str = r#"{"alg":"EdDSA"}"#;
+
+    fn with(changes: Value) -> String {
+        let mut claims = json!({"sub": "alice", "aud": "tidewall", "exp": NOW_S + 60});
+        for (name, value) in changes.as_object().unwrap() {
+            match value {
+                // "absent" takes a claim out, so that null can be a value.
+                Value::String(text) if text == "absent" => drop(claims.as_object_mut().unwrap().remove(name)),
+                value => claims[name] = value.clone(),
+            }
+        }
+        claims.to_string()
+    }
+
+    /// RFC 7515, 7519 and 8725, header by header and claim by claim: what must be accepted, and what must not, and why.
+    #[test]
+    fn tokens_are_accepted_and_refused_by_the_book() {
+        let accepted: &[(&str, String)] = &[
+            // The header.
+            (HEADER, with(json!({}))),
+            (r#"{"alg":"Ed25519"}"#, with(json!({}))),
+            (r#"{"alg":"EdDSA","typ":"JWT"}"#, with(json!({}))),
+            (r#"{"typ":"jwt","alg":"EdDSA"}"#, with(json!({}))),
+            (r#"{"alg":"EdDSA","typ":"at+jwt","kid":"2026-11"}"#, with(json!({}))),
+            (r#"{"alg":"EdDSA","typ":"application/at+JWT"}"#, with(json!({}))),
+            // What is not understood and not critical is ignored, and never followed.
+            (
+                r#"{"alg":"EdDSA","jku":"https://evil.example","x5u":"x","jwk":{"kty":"OKP"}}"#,
+                with(json!({})),
+            ),
+            (r#"{ "alg" : "EdDSA" , "private" : [1, {"a": null}] }"#, with(json!({}))),
+            // Dates, with the leeway for clocks.
+            (HEADER, with(json!({"exp": NOW_S - 4}))),
+            (HEADER, with(json!({"exp": NOW_S as f64 + 0.5}))),
+            (HEADER, with(json!({"exp": 1e30}))),
+            (HEADER, with(json!({"nbf": NOW_S + 5, "iat": NOW_S}))),
+            (HEADER, with(json!({"nbf": 0, "iat": 1.5}))),
+            (HEADER, with(json!({"nbf": -5}))),
+            // Others.
+            (HEADER, with(json!({"aud": ["other", "tidewall"]}))),
+            (HEADER, with(json!({"iss": "https://id.example", "jti": "7", "scope": {"any": "thing"}}))),
+            (HEADER, with(json!({"roles": []}))),
+            (HEADER, with(json!({"roles": ["organiser", "not-of-ours"]}))),
+            (HEADER, with(json!({"sub": "\u{1F3AB} Zo\u{eb}"}))),
+        ];
+        let refused: &[(&str, String, &str)] = &[
+            (r#"{"alg":"none"}"#, with(json!({})), "EdDSA"),
+            (r#"{"alg":"HS256"}"#, with(json!({})), "EdDSA"),
+            (r#"{"alg":"eddsa"}"#, with(json!({})), "EdDSA"),
+            (r#"{"alg":["EdDSA"]}"#, with(json!({})), "EdDSA"),
+            ("{}", with(json!({})), "EdDSA"),
+            (r#"{"alg":"EdDSA","crit":["exp"],"exp":1}"#, with(json!({})), "crit"),
+            (r#"{"alg":"EdDSA","crit":["tidewall"],"tidewall":1}"#, with(json!({})), "crit"),
+            (r#"{"alg":"EdDSA","crit":[]}"#, with(json!({})), "crit"),
+            (r#"{"alg":"EdDSA","crit":null}"#, with(json!({})), "crit"),
+            (r#"{"alg":"EdDSA","b64":false}"#, with(json!({})), "b64"),
+            (r#"{"alg":"EdDSA","zip":"DEF"}"#, with(json!({})), "zip"),
+            (r#"{"alg":"EdDSA","enc":"A128GCM"}"#, with(json!({})), "enc"),
+            (r#"{"alg":"EdDSA","cty":"JWT"}"#, with(json!({})), "cty"),
+            (r#"{"alg":"EdDSA","typ":"dpop+jwt"}"#, with(json!({})), "typ"),
+            (r#"{"alg":"EdDSA","typ":7}"#, with(json!({})), "typ"),
+            (r#"{"alg":"EdDSA","kid":7}"#, with(json!({})), "kid"),
+            (r#"{"alg":"none","alg":"EdDSA"}"#, with(json!({})), "unique"),
+            (r#"["EdDSA"]"#, with(json!({})), "object"),
+            ("not json", with(json!({})), "object"),
+            (HEADER, r#"{"sub":"alice","sub":"bob","aud":"tidewall","exp":1900000000}"#.into(), "unique"),
+            (HEADER, "[]".into(), "object"),
+            (HEADER, "{".into(), "object"),
+            (HEADER, with(json!({"exp": NOW_S - 5})), "expired"),
+            (HEADER, with(json!({"exp": -1})), "expired"),
+            (HEADER, with(json!({"exp": "absent"})), "exp"),
+            (HEADER, with(json!({"exp": (NOW_S + 60).to_string()})), "exp"),
+            (HEADER, with(json!({"exp": null})), "exp"),
+            (HEADER, with(json!({"exp": {}})), "exp"),
+            (HEADER, with(json!({"exp": [NOW_S + 60]})), "exp"),
+            (HEADER, with(json!({"exp": true})), "exp"),
+            (HEADER, with(json!({"nbf": NOW_S + 6})), "yet"),
+            (HEADER, with(json!({"nbf": 1e30})), "yet"),
+            (HEADER, with(json!({"nbf": (NOW_S - 60).to_string()})), "nbf"),
+            (HEADER, with(json!({"nbf": {}})), "nbf"),
+            (HEADER, with(json!({"nbf": null})), "nbf"),
+            (HEADER, with(json!({"iat": "today"})), "iat"),
+            (HEADER, with(json!({"aud": "absent"})), "aud"),
+            (HEADER, with(json!({"aud": "Tidewall"})), "audience"),
+            (HEADER, with(json!({"aud": []})), "audience"),
+            (HEADER, with(json!({"aud": ["tidewall", 7]})), "aud"),
+            (HEADER, with(json!({"aud": {"tidewall": true}})), "aud"),
+            (HEADER, with(json!({"aud": null})), "aud"),
+            (HEADER, with(json!({"iss": 7})), "iss"),
+            (HEADER, with(json!({"jti": 7})), "jti"),
+            (HEADER, with(json!({"sub": "absent"})), "sub"),
+            (HEADER, with(json!({"sub": 7})), "sub"),
+            (HEADER, with(json!({"sub": ""})), "subject"),
+            (HEADER, with(json!({"sub": "*"})), "subject"),
+            (HEADER, with(json!({"sub": "a\nb"})), "subject"),
+            (HEADER, with(json!({"sub": "x".repeat(129)})), "subject"),
+            (HEADER, with(json!({"roles": "operator"})), "roles"),
+            (HEADER, with(json!({"roles": ["seller", 7]})), "roles"),
+            (HEADER, with(json!({"roles": null})), "roles"),
+        ];
+        let key = generate_key().unwrap();
+        let authenticator = Authenticator::new(&[key.public], 100);
+        let check = |header: &str, payload: &str| {
+            check_at(&authenticator, &signed(&key, header, payload), NOW_S * 1_000)
+        };
+        for (header, payload) in accepted {
+            let checked = check(header, payload);
+            assert!(checked.is_ok(), "{header} {payload}: {checked:?}");
+        }
+        for (header, payload, why) in refused {
+            let checked = check(header, payload);
+            assert!(
+                checked.as_ref().is_err_and(|error| error.contains(why)),
+                "{header} {payload}: {checked:?}"
+            );
+        }
+        let organiser = check(HEADER, &with(json!({"roles": ["organiser"]}))).unwrap();
+        assert!(organiser.has(Role::Organiser) && !organiser.has(Role::Operator));
     }
 
     #[test]
-    fn tokens_that_prove_nothing_are_refused_with_the_reason() {
+    fn what_nobody_of_ours_has_signed_or_what_was_changed_since_is_refused() {
         let key = generate_key().unwrap();
         let authenticator = Authenticator::new(&[key.public], 100);
-        let refused = |claims: Value| check(&authenticator, &signed(&key, &claims)).unwrap_err();
-        let exp = now_s() + 60;
-        assert!(refused(json!({"sub": "a", "aud": "tidewall", "exp": now_s() - 60})).contains("expired"));
-        assert!(refused(json!({"sub": "a", "aud": "tidewall"})).contains("exp"));
-        assert!(refused(json!({"sub": "a", "aud": "other", "exp": exp})).contains("audience"));
-        assert!(refused(json!({"sub": "a", "exp": exp})).contains("aud"));
-        assert!(refused(json!({"aud": "tidewall", "exp": exp})).contains("form"));
-        assert!(
-            refused(json!({"sub": "a", "aud": "tidewall", "exp": exp, "nbf": now_s() + 50})).contains("yet")
-        );
-        for subject in ["", "*", "a\nb", &"x".repeat(129)] {
-            let claims = json!({"sub": subject, "aud": "tidewall", "exp": exp});
-            assert!(refused(claims).contains("subject"), "{subject:?}");
+        let now_ms = NOW_S * 1_000;
+        let token = signed(&key, HEADER, &with(json!({})));
+        let stranger = signed(&generate_key().unwrap(), HEADER, &with(json!({})));
+        assert!(check_at(&authenticator, &stranger, now_ms).unwrap_err().contains("signed with a key"));
+        let none = Authenticator::new(&[], 100);
+        assert!(check_at(&none, &token, now_ms).unwrap_err().contains("signed with a key"));
+        let parts: Vec<&str> = token.split('.').collect();
+        let other = URL_SAFE_NO_PAD.encode(with(json!({"sub": "mallory"})));
+        let changed = [
+            format!("{}.{}.{}", parts[0], other, parts[2]),
+            format!("{}.{}.", parts[0], parts[1]),
+            format!("{}.{}", parts[0], parts[1]),
+            format!("{token}.{}", parts[2]),
+            format!(".{token}"),
+            format!("{token}="),
+            format!("{}.{}.{}", parts[0], parts[1], &parts[2][..parts[2].len() - 2]),
+            format!("{}.{}.{}A", parts[0], parts[1], parts[2]),
+            format!("{} .{}.{}", parts[0], parts[1], parts[2]),
+            token.replace('.', ","),
+        ];
+        for token in changed {
+            assert!(check_at(&authenticator, &token, now_ms).is_err(), "{token}");
         }
-        let stranger = generate_key().unwrap();
-        let forged = signed(&stranger, &json!({"sub": "a", "aud": "tidewall", "exp": exp}));
-        assert!(check(&authenticator, &forged).unwrap_err().contains("signed with a key"));
-        let symmetric = encode(
-            &Header::new(Algorithm::HS256),
-            &json!({"sub": "a", "aud": "tidewall", "exp": exp}),
-            &EncodingKey::from_secret(&key.public),
-        )
-        .unwrap();
-        assert!(check(&authenticator, &symmetric).is_err(), "the public key is no secret");
+        assert!(check_at(&authenticator, &token, now_ms).is_ok());
     }
 
     #[test]
     fn a_remembered_token_expires_all_the_same() {
         let key = generate_key().unwrap();
         let authenticator = Authenticator::new(&[key.public], 100);
-        let old = Principal { subject: "a".into(), roles: 0, expires_at_s: now_s() - 60 };
-        authenticator.cache.put("old", &Arc::new(old));
-        assert!(check(&authenticator, "old").is_err());
+        let token = signed(&key, HEADER, &with(json!({})));
+        check_at(&authenticator, &token, NOW_S * 1_000).unwrap();
+        check_at(&authenticator, &token, (NOW_S + 64) * 1_000).unwrap();
+        assert!(check_at(&authenticator, &token, (NOW_S + 65) * 1_000).unwrap_err().contains("expired"));
     }
 
     #[test]
-    fn what_is_not_a_bearer_token_is_refused() {
+    fn signatures_are_checked_early_up_to_a_rate() {
         let authenticator = Authenticator::new(&[], 100);
-        assert!(authenticator.look_up(&MetadataMap::new()).is_err());
+        let now = Instant::now();
+        let checked = |now| (0..5_000).filter(|_| authenticator.may_verify_early(now)).count();
+        assert_eq!(checked(now), 1_000);
+        assert_eq!(checked(now + Duration::from_millis(100)), 100);
+        assert_eq!(checked(now + Duration::from_secs(60)), 1_000);
+        assert_eq!(checked(now), 0, "time that seems to go back gives nothing");
+    }
+
+    #[test]
+    fn what_is_not_one_bearer_token_is_refused() {
+        let authenticator = Authenticator::new(&[], 100);
+        assert!(authenticator.look_up(&MetadataMap::new(), 0).is_err());
         for text in ["Bearer", "Bearer ", "Basic abc"] {
-            assert!(authenticator.look_up(&metadata(text)).is_err(), "{text:?}");
+            assert!(authenticator.look_up(&metadata(text), 0).is_err(), "{text:?}");
         }
         let long = format!("Bearer {}", "x".repeat(TOKEN_BYTES_MAX + 1));
-        assert!(authenticator.look_up(&metadata(&long)).is_err());
+        assert!(authenticator.look_up(&metadata(&long), 0).is_err());
+        let mut two = metadata("Bearer a");
+        assert!(authenticator.look_up(&two, 0).is_ok());
+        two.append("authorization", "Bearer b".parse().unwrap());
+        assert!(authenticator.look_up(&two, 0).is_err());
     }
 }

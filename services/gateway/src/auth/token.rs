@@ -3,13 +3,15 @@
 
 use std::time::Duration;
 
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde::Serialize;
 use tidewall_env::clock::unix_ms;
 
-use super::{AUDIENCE, Role, valid_subject};
+use super::{AUDIENCE, Role, jws, valid_subject};
+
+/// Header of the tokens that are minted here.
+const HEADER: &[u8] = br#"{"typ":"JWT","alg":"EdDSA"}"#;
 
 /// Why a key or token could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -23,9 +25,9 @@ pub enum TokenError {
     /// The subject cannot be used.
     #[error("the user name {0:?} must be 1 to 128 bytes without control characters, and not *")]
     Subject(String),
-    /// The token could not be signed.
-    #[error("the token could not be signed: {0}")]
-    Sign(#[from] jsonwebtoken::errors::Error),
+    /// The claims could not be written.
+    #[error("the claims of the token could not be written: {0}")]
+    Claims(#[from] serde_json::Error),
 }
 
 /// A key pair for signing tokens.
@@ -52,8 +54,11 @@ pub fn generate_key() -> Result<KeyPair, TokenError> {
 
 /// The public key that belongs to a private one in PKCS#8 form.
 pub fn public_key_of(pkcs8: &[u8]) -> Result<[u8; 32], TokenError> {
-    let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8).map_err(|_| TokenError::Key)?;
-    pair.public_key().as_ref().try_into().map_err(|_| TokenError::Key)
+    pair(pkcs8)?.public_key().as_ref().try_into().map_err(|_| TokenError::Key)
+}
+
+fn pair(pkcs8: &[u8]) -> Result<Ed25519KeyPair, TokenError> {
+    Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8).map_err(|_| TokenError::Key)
 }
 
 /// Mints one token that is valid from now on for `lifetime`.
@@ -63,7 +68,7 @@ pub fn mint(pkcs8: &[u8], subject: &str, roles: &[Role], lifetime: Duration) -> 
 
 /// Mints many tokens with one key.
 pub struct Minter {
-    key: EncodingKey,
+    key: Ed25519KeyPair,
 }
 
 impl std::fmt::Debug for Minter {
@@ -84,8 +89,7 @@ struct Claims<'a> {
 impl Minter {
     /// A minter that signs with this private key, PKCS#8.
     pub fn new(pkcs8: &[u8]) -> Result<Self, TokenError> {
-        public_key_of(pkcs8)?;
-        Ok(Self { key: EncodingKey::from_ed_der(pkcs8) })
+        Ok(Self { key: pair(pkcs8)? })
     }
 
     /// Mints one token that is valid from now on for `lifetime`.
@@ -101,7 +105,7 @@ impl Minter {
             exp: iat.saturating_add(lifetime.as_secs()),
             roles: roles.iter().map(|role| role.name()).collect(),
         };
-        Ok(jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.key)?)
+        Ok(jws::sign(&self.key, HEADER, &serde_json::to_vec(&claims)?))
     }
 }
 

@@ -6,7 +6,7 @@ use tidewall_proto::v1::event_service_server::EventService;
 use tonic::{Request, Response, Status};
 
 use super::Services;
-use crate::edge::{Method, Target};
+use crate::edge::{Call, Method, Target};
 use crate::errors::ApiError;
 use crate::{convert, names, page, request_id, validate};
 
@@ -32,9 +32,9 @@ impl EventService for Services {
         &self,
         request: Request<v1::CreateEventRequest>,
     ) -> Result<Response<v1::CreateEventResponse>, Status> {
-        let handler = |call, message: v1::CreateEventRequest| async move {
+        let handler = |call: Call, message: v1::CreateEventRequest| async move {
             let region = names::parse_region("parent", &message.parent)?;
-            let id = request_id::parse("request_id", &message.request_id)?;
+            let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let create = validate::create_event(message.event_id, message.event.as_ref())?;
             let decided = self.command(&call, region, id, pb::command::Op::CreateEvent(create)).await?;
             let pb::outcome::Result::Event(view) = decided.result else {
@@ -54,7 +54,7 @@ impl EventService for Services {
         &self,
         request: Request<v1::GetEventRequest>,
     ) -> Result<Response<v1::GetEventResponse>, Status> {
-        let handler = |call, message: v1::GetEventRequest| async move {
+        let handler = |call: Call, message: v1::GetEventRequest| async move {
             check_consistency(message.consistency)?;
             let name = names::parse_event("name", &message.name)?;
             let query = pb::query::Op::GetEvent(pb::GetEvent { event_id: name.event.to_owned() });
@@ -72,7 +72,7 @@ impl EventService for Services {
         &self,
         request: Request<v1::ListEventsRequest>,
     ) -> Result<Response<v1::ListEventsResponse>, Status> {
-        let handler = |call, message: v1::ListEventsRequest| async move {
+        let handler = |call: Call, message: v1::ListEventsRequest| async move {
             let region = names::parse_region("parent", &message.parent)?;
             let limit = page::size(message.page_size, PAGE_DEFAULT, PAGE_MAX)?;
             let after_event_id = page::decode(&message.parent, &message.page_token)?;
@@ -96,10 +96,10 @@ impl EventService for Services {
         &self,
         request: Request<v1::UpdateEventRequest>,
     ) -> Result<Response<v1::UpdateEventResponse>, Status> {
-        let handler = |call, message: v1::UpdateEventRequest| async move {
+        let handler = |call: Call, message: v1::UpdateEventRequest| async move {
             let event = message.event.as_ref().ok_or_else(|| ApiError::field("event", "is missing"))?;
             let name = names::parse_event("event.name", &event.name)?;
-            let id = request_id::parse("request_id", &message.request_id)?;
+            let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let update = validate::update_event(name.event.to_owned(), event, message.update_mask.as_ref())?;
             let decided = self.command(&call, name.region, id, pb::command::Op::UpdateEvent(update)).await?;
             let pb::outcome::Result::Event(view) = decided.result else {

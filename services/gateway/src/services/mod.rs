@@ -30,19 +30,28 @@ impl Services {
         request_id: Vec<u8>,
         op: pb::command::Op,
     ) -> Result<Decided, ApiError> {
+        convert::decided(region, self.outcome(call, request_id, op).await?)
+    }
+
+    /// What the region of the call says to a command.
+    async fn outcome(
+        &self,
+        call: &Call,
+        request_id: Vec<u8>,
+        op: pb::command::Op,
+    ) -> Result<pb::Outcome, ApiError> {
         let command = pb::Command {
             principal: call.principal.subject.clone(),
             request_id,
             expires_at_ms: call.deadline.expires_at_ms,
             op: Some(op),
             privileged: call.principal.has(Role::Operator),
+            logged: false,
         };
         // The id is needed again only when something goes wrong; 16 bytes are copied cheaply.
         let id: Option<[u8; 16]> = command.request_id.as_slice().try_into().ok();
-        match self.0.client.command(call.group, command, call.deadline.at).await {
-            Ok(outcome) => convert::decided(region, outcome),
-            Err(error) => Err(ApiError::Client { error, request_id: id.map(|id| request_id::format(&id)) }),
-        }
+        let decided = self.0.client.command(call.group, command, call.deadline.at).await;
+        decided.map_err(|error| ApiError::Client { error, request_id: id.map(|id| request_id::format(&id)) })
     }
 
     /// Reads in the region of the call.

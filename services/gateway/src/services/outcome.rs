@@ -31,4 +31,20 @@ impl OutcomeService for Services {
             .run(Method::GetOutcome, request, |message| Some(Target::parent(&message.parent)), handler)
             .await
     }
+
+    async fn seal_request_id(
+        &self,
+        request: Request<v1::SealRequestIdRequest>,
+    ) -> Result<Response<v1::SealRequestIdResponse>, Status> {
+        let handler = |call: Call, message: v1::SealRequestIdRequest| async move {
+            let region = names::parse_region("parent", &message.parent)?;
+            let id = request_id::parse_any_age("request_id", &message.request_id)?;
+            let outcome = self.outcome(&call, id, pb::command::Op::Seal(pb::Seal {})).await?;
+            let outcome = convert::sealed(region, &call.principal.subject, outcome)?;
+            Ok(v1::SealRequestIdResponse { outcome: Some(outcome) })
+        };
+        self.0
+            .run(Method::SealRequestId, request, |message| Some(Target::parent(&message.parent)), handler)
+            .await
+    }
 }

@@ -42,7 +42,7 @@ fn batch_command(
 ) -> Result<pb::Command, ApiError> {
     let prefix = format!("purchases[{position}].");
     validate::buyer(&format!("{prefix}buyer"), &purchase.buyer)?;
-    let request_id = request_id::parse(&format!("{prefix}request_id"), &purchase.request_id)?;
+    let request_id = request_id::parse(&format!("{prefix}request_id"), &purchase.request_id, call.now_ms)?;
     let places = validate::places(&prefix, purchase.tier_id, purchase.quantity, Vec::new())?;
     let buy = pb::Buy {
         event_id: name.event.to_owned(),
@@ -57,6 +57,7 @@ fn batch_command(
         expires_at_ms: call.deadline.expires_at_ms,
         op: Some(pb::command::Op::Buy(buy)),
         privileged: call.principal.has(Role::Operator),
+        logged: true,
     })
 }
 
@@ -105,7 +106,7 @@ impl TicketService for Services {
     ) -> Result<Response<v1::HoldTicketsResponse>, Status> {
         let handler = |call: Call, message: v1::HoldTicketsRequest| async move {
             let name = names::parse_event("parent", &message.parent)?;
-            let id = request_id::parse("request_id", &message.request_id)?;
+            let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let places = validate::places("", message.tier_id, message.quantity, message.seats)?;
             let hold = pb::Hold {
                 event_id: name.event.to_owned(),
@@ -132,9 +133,9 @@ impl TicketService for Services {
         &self,
         request: Request<v1::ConfirmHoldRequest>,
     ) -> Result<Response<v1::ConfirmHoldResponse>, Status> {
-        let handler = |call, message: v1::ConfirmHoldRequest| async move {
+        let handler = |call: Call, message: v1::ConfirmHoldRequest| async move {
             let name = names::parse_hold("name", &message.name)?;
-            let id = request_id::parse("request_id", &message.request_id)?;
+            let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let EventName { region, event } = name.event;
             let confirm = pb::ConfirmHold { event_id: event.to_owned(), hold_id: name.id.to_owned() };
             let decided = self.command(&call, region, id, pb::command::Op::ConfirmHold(confirm)).await?;
@@ -153,9 +154,9 @@ impl TicketService for Services {
         &self,
         request: Request<v1::ReleaseHoldRequest>,
     ) -> Result<Response<v1::ReleaseHoldResponse>, Status> {
-        let handler = |call, message: v1::ReleaseHoldRequest| async move {
+        let handler = |call: Call, message: v1::ReleaseHoldRequest| async move {
             let name = names::parse_hold("name", &message.name)?;
-            let id = request_id::parse("request_id", &message.request_id)?;
+            let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let EventName { region, event } = name.event;
             let release = pb::ReleaseHold { event_id: event.to_owned(), hold_id: name.id.to_owned() };
             let decided = self.command(&call, region, id, pb::command::Op::ReleaseHold(release)).await?;
@@ -171,9 +172,9 @@ impl TicketService for Services {
         &self,
         request: Request<v1::BuyTicketsRequest>,
     ) -> Result<Response<v1::BuyTicketsResponse>, Status> {
-        let handler = |call, message: v1::BuyTicketsRequest| async move {
+        let handler = |call: Call, message: v1::BuyTicketsRequest| async move {
             let name = names::parse_event("parent", &message.parent)?;
-            let id = request_id::parse("request_id", &message.request_id)?;
+            let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let places = validate::places("", message.tier_id, message.quantity, message.seats)?;
             let buy = pb::Buy {
                 event_id: name.event.to_owned(),
@@ -228,9 +229,9 @@ impl TicketService for Services {
         &self,
         request: Request<v1::CancelTicketRequest>,
     ) -> Result<Response<v1::CancelTicketResponse>, Status> {
-        let handler = |call, message: v1::CancelTicketRequest| async move {
+        let handler = |call: Call, message: v1::CancelTicketRequest| async move {
             let name = names::parse_ticket("name", &message.name)?;
-            let id = request_id::parse("request_id", &message.request_id)?;
+            let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let EventName { region, event } = name.event;
             let cancel = pb::CancelTicket { event_id: event.to_owned(), ticket_id: name.id.to_owned() };
             let decided = self.command(&call, region, id, pb::command::Op::CancelTicket(cancel)).await?;

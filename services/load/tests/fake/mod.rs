@@ -501,6 +501,25 @@ impl OutcomeService for Fake {
         };
         Ok(Response::new(v1::GetOutcomeResponse { state: decided as i32, receipt, result }))
     }
+
+    async fn seal_request_id(
+        &self,
+        request: Request<v1::SealRequestIdRequest>,
+    ) -> Result<Response<v1::SealRequestIdResponse>, Status> {
+        let (subject, _) = caller(&request)?;
+        let mut asked = Request::new(v1::GetOutcomeRequest {
+            parent: request.get_ref().parent.clone(),
+            request_id: request.get_ref().request_id.clone(),
+        });
+        *asked.metadata_mut() = request.metadata().clone();
+        let mut outcome = self.get_outcome(asked).await?.into_inner();
+        if outcome.state() == v1::OutcomeState::Undecided {
+            let id = (subject, request.into_inner().request_id);
+            self.state.lock().decisions.insert(id, Decision::No("REQUEST_ID_SEALED"));
+            outcome.set_state(v1::OutcomeState::Sealed);
+        }
+        Ok(Response::new(v1::SealRequestIdResponse { outcome: Some(outcome) }))
+    }
 }
 
 /// A proxy that cuts its first connections after some bytes of answers, and counts the cuts.

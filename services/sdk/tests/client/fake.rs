@@ -57,6 +57,8 @@ pub struct Region {
     pub decided: Mutex<BTreeMap<String, Result<api::Purchase, api::Rejection>>>,
     /// How often something was executed.
     pub executed: Mutex<u32>,
+    /// Ids under which nothing may be decided any more.
+    pub sealed: Mutex<std::collections::BTreeSet<String>>,
     /// What GetOutcome says of ids that are not there.
     pub forgotten: Mutex<bool>,
     /// Woken when a call was swallowed or hangs.
@@ -74,10 +76,32 @@ impl Region {
         self.arrivals.lock().iter().map(|arrival| arrival.request_id.clone()).collect()
     }
 
+    fn outcome(&self, parent: &str, request_id: &str) -> Result<api::GetOutcomeResponse, Status> {
+        if parent != "regions/north" {
+            return Err(status(Code::NotFound, "REGION_NOT_FOUND", None));
+        }
+        let decided = self.decided.lock();
+        let (state, result) = match decided.get(request_id) {
+            Some(Ok(purchase)) => (api::OutcomeState::Decided, Some(Remembered::Purchase(purchase.clone()))),
+            Some(Err(no)) => (api::OutcomeState::Decided, Some(Remembered::Rejection(no.clone()))),
+            None if self.sealed.lock().contains(request_id) => (api::OutcomeState::Sealed, None),
+            None if *self.forgotten.lock() => (api::OutcomeState::Forgotten, None),
+            None => (api::OutcomeState::Undecided, None),
+        };
+        Ok(api::GetOutcomeResponse { state: state.into(), receipt: None, result })
+    }
+
     fn buy(&self, request_id: &str) -> Result<api::Purchase, api::Rejection> {
         let mut decided = self.decided.lock();
         if let Some(known) = decided.get(request_id) {
             return known.clone();
+        }
+        if self.sealed.lock().contains(request_id) {
+            return Err(api::Rejection {
+                code: Code::FailedPrecondition.into(),
+                reason: "REQUEST_ID_SEALED".into(),
+                message: "sealed".into(),
+            });
         }
         let mut executed = self.executed.lock();
         *executed += 1;
@@ -317,16 +341,22 @@ impl OutcomeService for Service {
         request: Request<api::GetOutcomeRequest>,
     ) -> Result<Response<api::GetOutcomeResponse>, Status> {
         let request = request.into_inner();
-        if request.parent != "regions/north" {
-            return Err(status(Code::NotFound, "REGION_NOT_FOUND", None));
-        }
-        let decided = self.region.decided.lock();
-        let (state, result) = match decided.get(&request.request_id) {
-            Some(Ok(purchase)) => (api::OutcomeState::Decided, Some(Remembered::Purchase(purchase.clone()))),
-            Some(Err(no)) => (api::OutcomeState::Decided, Some(Remembered::Rejection(no.clone()))),
-            None if *self.region.forgotten.lock() => (api::OutcomeState::Forgotten, None),
-            None => (api::OutcomeState::Undecided, None),
+        self.region.outcome(&request.parent, &request.request_id).map(Response::new)
+    }
+
+    async fn seal_request_id(
+        &self,
+        request: Request<api::SealRequestIdRequest>,
+    ) -> Result<Response<api::SealRequestIdResponse>, Status> {
+        let request = request.into_inner();
+        let known = self.region.outcome(&request.parent, &request.request_id)?;
+        let outcome = match known.state() {
+            api::OutcomeState::Undecided => {
+                self.region.sealed.lock().insert(request.request_id);
+                api::GetOutcomeResponse { state: api::OutcomeState::Sealed.into(), ..Default::default() }
+            }
+            _ => known,
         };
-        Ok(Response::new(api::GetOutcomeResponse { state: state.into(), receipt: None, result }))
+        Ok(Response::new(api::SealRequestIdResponse { outcome: Some(outcome) }))
     }
 }

@@ -53,8 +53,15 @@ async fn a_call_whose_future_is_dropped_stays_listed() {
     assert_eq!(open.iter().map(|sent| sent.request_id.to_string()).collect::<Vec<_>>(), region.ids());
     // A copy may still be under way: that nothing was decided so far is not final.
     let resolution = client.resolve(open[0].request_id).await.unwrap();
-    assert!(matches!(resolution, Resolution::Open { until } if until > SystemTime::now()), "{resolution:?}");
+    assert_eq!(resolution, Resolution::Open);
     assert_eq!(client.unfinished(), open);
+    // Sealed, it is: the copy that comes late is not executed.
+    assert_eq!(client.seal(open[0].request_id).await.unwrap(), Resolution::NeverDecided);
+    assert_eq!(client.unfinished(), []);
+    let late = api::BuyTicketsRequest { request_id: open[0].request_id.to_string(), ..buy() };
+    let refused = client.buy_tickets(late).await.unwrap_err();
+    assert_eq!(refused.reason(), Some(&Reason::RequestIdSealed));
+    assert_eq!(*region.executed.lock(), 0);
 }
 
 #[tokio::test]
@@ -78,7 +85,7 @@ async fn what_an_earlier_process_left_in_doubt_is_listed_and_resolved() {
 }
 
 #[tokio::test]
-async fn what_was_never_decided_is_final_once_its_deadline_has_passed() {
+async fn what_was_not_decided_is_final_when_it_is_sealed_and_not_when_time_has_passed() {
     let (region, gateway) = one();
     let options = patient();
     let journal = options.journal.clone();
@@ -92,8 +99,10 @@ async fn what_was_never_decided_is_final_once_its_deadline_has_passed() {
     };
     let (old, new) = (listed(now - 60_000), listed(now + 60_000));
     journal.begin(&[old.clone(), new.clone()]).await.unwrap();
-    assert_eq!(client.resolve(old.request_id).await.unwrap(), Resolution::NeverDecided);
-    assert!(matches!(client.resolve(new.request_id).await.unwrap(), Resolution::Open { .. }));
+    for sent in [&old, &new] {
+        assert_eq!(client.resolve(sent.request_id).await.unwrap(), Resolution::Open);
+    }
+    assert_eq!(client.seal(old.request_id).await.unwrap(), Resolution::NeverDecided);
     assert_eq!(client.unfinished(), std::slice::from_ref(&new));
 
     region.decided.lock().insert(new.request_id.to_string(), Err(sold_out()));
@@ -102,8 +111,9 @@ async fn what_was_never_decided_is_final_once_its_deadline_has_passed() {
     assert_eq!((no.reason, no.code), (Some(Reason::SoldOut), Code::FailedPrecondition));
 
     *region.forgotten.lock() = true;
-    journal.begin(std::slice::from_ref(&old)).await.unwrap();
-    assert_eq!(client.resolve(old.request_id).await.unwrap(), Resolution::Forgotten);
+    let forgotten = listed(now);
+    journal.begin(std::slice::from_ref(&forgotten)).await.unwrap();
+    assert_eq!(client.seal(forgotten.request_id).await.unwrap(), Resolution::Forgotten);
     assert_eq!(client.unfinished(), []);
 }
 
@@ -112,13 +122,13 @@ async fn a_quick_no_after_a_lost_attempt_is_not_taken_for_an_answer() {
     let (region, gateway) = one();
     let no = || Act::Fail(status(Code::FailedPrecondition, "SOLD_OUT", None));
     let lost = || Act::Fail(status(Code::DeadlineExceeded, "OUTCOME_UNKNOWN", None));
-    // The deadline comes before the lost copy is void.
+    // Sealed, the id is nobody's any more: the lost copy will not buy after the "no".
     region.will([lost(), no()]);
-    let client = client(&[&gateway], Options { deadline: Duration::from_secs(5), ..Options::default() });
+    let client = client(&[&gateway], patient());
     let error = client.buy_tickets(buy()).await.unwrap_err();
-    let Error::Unknown { request_id, .. } = &error else { panic!("{error:?}") };
+    assert!(matches!(&error, Error::Decided { .. }), "{error:?}");
     assert_eq!(error.reason(), Some(&Reason::SoldOut));
-    assert_eq!(client.unfinished()[0].request_id, *request_id);
+    assert_eq!((region.sealed.lock().len(), client.unfinished().len()), (1, 0));
 
     // A no that the region remembers is one.
     let request_id = RequestId::fresh();

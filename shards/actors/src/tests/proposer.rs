@@ -224,10 +224,10 @@ fn a_due_hold_is_ended_by_a_tick_when_nothing_flows() {
         fake.apply(&[command(1, hold)]);
         let _rows = started(&fake, limits());
         tokio::time::sleep(Duration::from_millis(600)).await;
-        let sweep = fake.machine.lock().tickets().next_sweep_ms().expect("ended before its time");
+        let sweep = fake.machine.lock().next_due_ms().expect("ended before its time");
         fake.now_ms.store(sweep, Ordering::SeqCst);
         timeout(PATIENCE, async {
-            while fake.machine.lock().tickets().next_sweep_ms().is_some() {
+            while fake.machine.lock().next_due_ms() == Some(sweep) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         })

@@ -36,7 +36,10 @@ async fn ticks_do_not_count_as_commands() {
     let (_, group) = cluster.leader(1).await;
     let before = group.state().commands_applied();
     for commands in [vec![Command::system(SystemCommand::Tick)], vec![purchase(1), purchase(2)]] {
-        group.propose(Payload::new(&Entry { stamp_ms: T0, commands })).await.unwrap();
+        group
+            .propose(Payload::new(&Entry { stamp: tidewall_machine::Stamp::confirmed(T0), commands }))
+            .await
+            .unwrap();
     }
     assert_eq!(group.state().commands_applied() - before, 2);
     cluster.stop().await;
@@ -93,7 +96,7 @@ async fn a_suspended_group_decides_nothing_until_it_may() {
     cluster.create(1).await;
     let (_, group) = cluster.leader(1).await;
     group.state().suspend(Some("replicas differ".into()));
-    let payload = Payload::new(&Entry { stamp_ms: T0, commands: vec![] });
+    let payload = Payload::new(&Entry { stamp: tidewall_machine::Stamp::confirmed(T0), commands: vec![] });
     assert_eq!(group.propose(payload).await, Err(ProposeError::Halted("replicas differ".into())));
     assert_eq!(group.confirm_leadership().await, Err(ReadError::Halted("replicas differ".into())));
     group.state().suspend(None);

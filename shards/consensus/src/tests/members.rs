@@ -120,7 +120,10 @@ async fn who_was_left_behind_by_a_recovery_is_not_listened_to() {
     let elected = |node: u64| cluster.running[&node].groups[&1].believes_to_lead();
     until("the others elect nobody: this tests nothing", || elected(2) || elected(3)).await;
     for n in 10..30 {
-        let payload = Payload::new(&Entry { stamp_ms: T0, commands: vec![purchase(n)] });
+        let payload = Payload::new(&Entry {
+            stamp: tidewall_machine::Stamp::confirmed(T0),
+            commands: vec![purchase(n)],
+        });
         let decided = tokio::time::timeout(PATIENCE, survivor.propose(payload)).await.unwrap();
         assert!(decided.is_ok(), "the survivor was deposed by those it has left behind: {decided:?}");
         sleep(Duration::from_millis(50)).await;

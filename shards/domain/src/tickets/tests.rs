@@ -37,6 +37,14 @@ fn create(quota: u32) -> Command {
     }
 }
 
+/// Log time and steady time differ, so that who takes one for the other is found out.
+const STEADY_AHEAD_MS: u64 = 777_000;
+
+fn context(now_ms: u64) -> Context {
+    let steady_ms = now_ms + STEADY_AHEAD_MS;
+    Context { now_ms, steady_ms, incarnation: 1, request_id: 0, index: 1, position: 0 }
+}
+
 struct World {
     state: State,
     context: Context,
@@ -44,7 +52,7 @@ struct World {
 
 impl World {
     fn new(quota: u32) -> Self {
-        let context = Context { now_ms: 1_000, request_id: 0, index: 1, position: 0 };
+        let context = context(1_000);
         let mut world = Self { state: State::default(), context };
         world.ask("organiser", &create(quota)).unwrap();
         world
@@ -61,7 +69,33 @@ impl World {
         }
         self.state.commit();
         self.check();
+        let mut w = Writer::new();
+        match &answer {
+            Ok(outcome) => outcome.encode(&mut w),
+            Err(rejection) => rejection.encode(&mut w),
+        }
+        let bytes = w.into_bytes();
+        let mut r = Reader::new(&bytes);
+        let read =
+            if answer.is_ok() { Outcome::decode(&mut r).map(Ok) } else { Rejection::decode(&mut r).map(Err) };
+        assert_eq!((read.unwrap(), r.finish()), (answer.clone(), Ok(())));
         answer
+    }
+
+    fn wait(&mut self, ms: u64) {
+        self.context.now_ms += ms;
+        self.context.steady_ms += ms;
+    }
+
+    /// Fires what is due, this many timers at most.
+    fn fire(&mut self, limit: usize) -> usize {
+        for fired in 0..limit {
+            let Some(timer) = next_timer(&self.state, &self.context) else { return fired };
+            fire(&mut self.state, &self.context, timer).unwrap();
+            self.state.commit();
+            self.check();
+        }
+        limit
     }
 
     fn buy(&mut self, who: &str, tier: &str, quantity: u32) -> Result<Outcome, Rejection> {
@@ -70,7 +104,25 @@ impl World {
 
     fn stock(&self, tier: &str) -> StockRow {
         let event = self.state.event("gala").unwrap();
-        self.state.tiers(event).find(|view| view.spec.id == tier).unwrap().stock
+        let at = event.tiers.iter().position(|spec| spec.id == tier).unwrap();
+        self.state.stock_of(event).nth(at).unwrap()
+    }
+
+    /// The seats that a purchase must get that names none: the lowest that nobody has, when no hold is due.
+    fn lowest(&self, command: &Command) -> Option<Vec<String>> {
+        let Command::Buy { tier, quantity, seats, .. } = command else { return None };
+        let event = self.state.event("gala")?;
+        let (no, spec) = event.tier(tier).filter(|(_, spec)| spec.numbered())?;
+        let due = self.state.holds.derived().due((event.no, no), self.context.steady_ms).next();
+        if !seats.is_empty() || due.is_some() {
+            return None;
+        }
+        let free = (0..).filter(|seat| self.state.seats.get(&(event.no, no, *seat)).is_none());
+        Some(spec.seat_names(&free.take(*quantity as usize).collect::<Vec<_>>()))
+    }
+
+    fn hold_state(&self, number: u64) -> Option<HoldState> {
+        self.state.holds.get(&(1, 0, number)).map(|hold| hold.state)
     }
 
     /// The invariants over everything, found by counting rows; shares no code with the checks in `commands`.
@@ -78,11 +130,16 @@ impl World {
         let Some(event) = self.state.event("gala") else { return };
         let mut places: BTreeMap<String, u64> = BTreeMap::new();
         let mut seats = BTreeSet::new();
-        for (no, view) in self.state.tiers(event).enumerate() {
+        let views = self.state.tiers(event, self.context.steady_ms).collect::<Vec<_>>();
+        for (no, (view, stock)) in views.iter().zip(self.state.stock_of(event)).enumerate() {
             let tickets =
                 self.state.tickets.iter().filter(|(key, row)| key.1 as usize == no && !row.cancelled);
-            let holds = self.state.holds.iter().filter(|(key, _)| key.1 as usize == no);
-            let (mut sold, mut held) = (0, 0);
+            let holds = self
+                .state
+                .holds
+                .iter()
+                .filter(|(key, hold)| key.1 as usize == no && hold.state == HoldState::Live);
+            let (mut sold, mut held, mut due) = (0, 0, 0);
             for (_, ticket) in tickets {
                 sold += 1;
                 *places.entry(ticket.owner.to_string()).or_default() += 1;
@@ -93,19 +150,23 @@ impl World {
             }
             for (_, hold) in holds {
                 held += u64::from(hold.quantity);
-                if hold.expires_ms > self.context.now_ms {
+                if hold.expires_ms > self.context.steady_ms {
                     *places.entry(hold.owner.to_string()).or_default() += u64::from(hold.quantity);
+                } else {
+                    due += u64::from(hold.quantity);
                 }
                 for seat in &hold.seats {
                     assert!(seats.insert((no, *seat)), "seat {seat} has two holders");
                 }
             }
-            assert_eq!((view.stock.sold, view.stock.held), (sold, held));
-            assert_eq!(view.stock.capacity, view.stock.free + sold + held);
-            assert_eq!(view.spec.capacity, view.stock.capacity);
-            for seat in 0..view.stock.seat_cursor {
-                assert!(seats.contains(&(no, seat)), "seat {seat} below the cursor is free");
-            }
+            assert_eq!((stock.sold, stock.held), (sold, held));
+            assert_eq!(stock.capacity, stock.free + sold + held);
+            assert_eq!(view.spec.capacity, stock.capacity);
+            // What is due counts for nothing in what is shown.
+            assert_eq!((view.stock.held, view.stock.free), (held - due, stock.free + due));
+            let free = self.state.seats.derived().free((event.no, no as TierNo)).take(8);
+            let expected = (0..).filter(|seat| !seats.contains(&(no, *seat))).take(8);
+            assert!(free.eq(expected), "the free seats of tier {no} are not those that nobody has");
         }
         for (who, places) in places {
             assert!(places <= event.quota.into(), "{who} has {places}");
@@ -129,7 +190,7 @@ fn hold(tier: &str, quantity: u32, seats: &[&str], ttl_ms: u32) -> Command {
 enum Step {
     Ask(usize, Command),
     Wait(u64),
-    Sweep(usize),
+    Fire(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -155,8 +216,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         10 => (who, ask).prop_map(|(who, command)| Step::Ask(who, command)),
         2 => (1..80u64).prop_map(Step::Wait),
-        1 => Just(Step::Wait(SWEEP_GRACE_MS)),
-        1 => (0..4usize).prop_map(Step::Sweep),
+        1 => Just(Step::Wait(EXPIRED_KEPT_MS)),
+        2 => (0..4usize).prop_map(Step::Fire),
     ]
 }
 
@@ -169,22 +230,23 @@ fn run(steps: &[Step]) -> World {
             Step::Ask(who, command) => {
                 let quick = match command {
                     Command::Buy { tier, quantity, seats, .. } if seats.is_empty() => {
-                        world.state.sold_out("gala", tier, *quantity, world.context.now_ms)
+                        let Context { now_ms, steady_ms, .. } = world.context;
+                        world.state.sold_out("gala", tier, *quantity, now_ms, steady_ms)
                     }
                     _ => QuickNo::AskTheLog,
                 };
+                let lowest = world.lowest(command);
                 let answer = world.ask(WHO[*who], command);
+                if let (Ok(Outcome::Purchased { seats, .. }), Some(lowest)) = (&answer, lowest) {
+                    assert_eq!(*seats, lowest, "not the lowest free seats");
+                }
                 assert!(
                     quick == QuickNo::AskTheLog || answer.is_err(),
                     "a quick no where the log said {answer:?} to {command:?}"
                 );
             }
-            Step::Wait(ms) => world.context.now_ms += ms,
-            Step::Sweep(limit) => {
-                sweep(&mut world.state, &world.context, *limit).unwrap();
-                world.state.commit();
-                world.check();
-            }
+            Step::Wait(ms) => world.wait(*ms),
+            Step::Fire(limit) => drop(world.fire(*limit)),
         }
     }
     world
@@ -208,6 +270,7 @@ proptest! {
         prop_assert_eq!(rebuilt.digest(), first.state.digest());
         prop_assert_eq!(rebuilt.tickets.derived(), first.state.tickets.derived());
         prop_assert_eq!(rebuilt.holds.derived(), first.state.holds.derived());
+        prop_assert_eq!(rebuilt.seats.derived(), first.state.seats.derived());
     }
 
     #[test]
@@ -248,17 +311,21 @@ fn a_cancelled_ticket_is_on_sale_again_under_a_new_number() {
 }
 
 #[test]
-fn a_due_hold_gives_way_to_a_purchase_before_any_sweep() {
+fn a_due_hold_gives_way_to_a_purchase_before_its_timer_fires() {
     let mut world = World::new(100);
+    let sold_out = |world: &World| {
+        let Context { now_ms, steady_ms, .. } = world.context;
+        world.state.sold_out("gala", "ga", 1, now_ms, steady_ms)
+    };
     world.ask("alice", &hold("ga", 12, &[], 50)).unwrap();
     assert_eq!(world.buy("bob", "ga", 1).unwrap_err().reason(), "SOLD_OUT");
-    assert!(matches!(world.state.sold_out("gala", "ga", 1, 1_000), QuickNo::Certain(_)));
-    world.context.now_ms += 50;
-    assert_eq!(world.state.sold_out("gala", "ga", 1, 1_050), QuickNo::AskTheLog);
+    assert!(matches!(sold_out(&world), QuickNo::Certain(_)));
+    world.wait(50);
+    assert_eq!(sold_out(&world), QuickNo::AskTheLog);
     world.buy("bob", "ga", 1).unwrap();
     assert_eq!((world.stock("ga").sold, world.stock("ga").free), (1, 11));
     let late = world.ask("alice", &Command::ConfirmHold { event: "gala".into(), hold: "ga-h1".into() });
-    assert_eq!(late.unwrap_err().reason(), "HOLD_NOT_FOUND");
+    assert_eq!(late.unwrap_err().reason(), "HOLD_EXPIRED");
 }
 
 #[test]
@@ -268,22 +335,191 @@ fn a_hold_is_confirmed_only_in_time_and_by_its_owner() {
     let confirm = Command::ConfirmHold { event: "gala".into(), hold: "vip-h1".into() };
     assert_eq!(world.ask("bob", &confirm).unwrap_err().reason(), "NOT_OWNER");
     assert_eq!(world.ask("bob", &buy("vip", 0, &["A-2"])).unwrap_err().reason(), "SEAT_TAKEN");
-    world.context.now_ms += 49;
+    world.wait(49);
     let Outcome::Purchased { seats, .. } = world.ask("alice", &confirm).unwrap() else { panic!() };
-    assert_eq!(seats, vec![1, 4]);
+    assert_eq!(seats, ["A-2", "B-1"]);
     assert_eq!(world.ask("alice", &confirm).unwrap_err().reason(), "HOLD_NOT_FOUND");
+}
 
-    world.ask("alice", &hold("vip", 1, &[], 50)).unwrap();
-    world.context.now_ms += 50;
-    let late = Command::ConfirmHold { event: "gala".into(), hold: "vip-h2".into() };
-    // Told why for a while, sweeps or not; then the hold is gone.
-    sweep(&mut world.state, &world.context, 10).unwrap();
-    assert_eq!(world.ask("alice", &late).unwrap_err().reason(), "HOLD_EXPIRED");
-    world.context.now_ms += SWEEP_GRACE_MS;
-    assert_eq!(sweep(&mut world.state, &world.context, 10), Ok(1));
-    world.state.commit();
-    world.check();
+/// At its due time a hold is over: its places are free, its owner is told why for a while, and then nobody knows of it.
+#[test]
+fn a_hold_ends_when_it_falls_due_and_is_remembered_for_a_while() {
+    let mut world = World::new(100);
+    world.ask("alice", &hold("ga", 12, &[], 50)).unwrap();
+    let late = Command::ConfirmHold { event: "gala".into(), hold: "ga-h1".into() };
+    let release = Command::ReleaseHold { event: "gala".into(), hold: "ga-h1".into() };
+    world.wait(49);
+    assert_eq!(world.fire(9), 0);
+    world.wait(1);
+    for command in [&late, &release] {
+        assert_eq!(world.ask("alice", command).unwrap_err().reason(), "HOLD_EXPIRED", "fired or not");
+    }
+    assert_eq!((world.fire(9), world.hold_state(1)), (1, Some(HoldState::Expired)));
+    assert_eq!((world.stock("ga").held, world.stock("ga").free), (0, 12));
+    world.wait(EXPIRED_KEPT_MS - 1);
+    for command in [&late, &release] {
+        assert_eq!(world.ask("alice", command).unwrap_err().reason(), "HOLD_EXPIRED");
+    }
+    assert_eq!(world.fire(9), 0);
+    world.wait(1);
+    assert_eq!((world.fire(9), world.hold_state(1)), (1, None));
     assert_eq!(world.ask("alice", &late).unwrap_err().reason(), "HOLD_NOT_FOUND");
+    assert_eq!(world.state.next_timer_ms(), None);
+}
+
+#[test]
+fn what_is_due_is_in_the_way_of_no_smaller_capacity_and_is_shown_as_free() {
+    let mut world = World::new(100);
+    world.ask("alice", &hold("ga", 5, &[], 50)).unwrap();
+    world.ask("bob", &hold("ga", 5, &[], 60)).unwrap();
+    let smaller = |capacity| Command::UpdateEvent {
+        event: "gala".into(),
+        display_name: None,
+        quota: None,
+        opens_ms: None,
+        closes_ms: None,
+        tiers: Some(vec![tier("ga", capacity, &[]), tier("vip", 6, &[("A", 4), ("B", 2)])]),
+        expected_revision: 0,
+    };
+    world.wait(50);
+    let event = world.state.event("gala").unwrap();
+    let shown = world.state.tiers(event, world.context.steady_ms).next().unwrap().stock;
+    assert_eq!((shown.held, shown.free), (5, 7));
+    let refused = world.ask("organiser", &smaller(4)).unwrap_err();
+    assert_eq!(refused, Rejection::CapacityTooSmall { tier: "ga".into(), taken: 5 });
+    assert_eq!(world.hold_state(1), Some(HoldState::Live), "a refusal changes nothing");
+    world.ask("organiser", &smaller(5)).unwrap();
+    assert_eq!((world.stock("ga").held, world.stock("ga").free), (5, 0));
+    assert_eq!(world.hold_state(1), Some(HoldState::Expired));
+}
+
+#[test]
+fn a_timer_that_breaks_an_invariant_delays_no_other() {
+    let mut world = World::new(100);
+    world.ask("alice", &hold("ga", 2, &[], 50)).unwrap();
+    world.ask("bob", &hold("ga", 3, &[], 60)).unwrap();
+    // A hold that says more than the stock has in holds.
+    let lie = HoldRow { quantity: 9, ..world.state.holds.get(&(1, 0, 1)).unwrap().clone() };
+    world.state.holds.set((1, 0, 1), Some(lie));
+    world.state.commit();
+    world.wait(60);
+    let timer = next_timer(&world.state, &world.context).unwrap();
+    let before = world.state.digest();
+    fire(&mut world.state, &world.context, timer).unwrap_err();
+    world.state.rollback();
+    assert_eq!(world.state.digest(), before);
+    shelve(&mut world.state, timer);
+    world.state.commit();
+    assert_eq!(world.hold_state(1), Some(HoldState::Stuck));
+    let next = next_timer(&world.state, &world.context).unwrap();
+    assert_ne!(next, timer);
+    fire(&mut world.state, &world.context, next).unwrap();
+    assert_eq!(world.hold_state(2), Some(HoldState::Expired));
+    assert_eq!(next_timer(&world.state, &world.context), None, "the stuck one has none any more");
+}
+
+#[test]
+fn nobody_collects_holds_without_end_and_a_due_one_gives_way() {
+    let mut world = World::new(QUOTA_MAX);
+    let roomy = Command::UpdateEvent {
+        event: "gala".into(),
+        display_name: None,
+        quota: None,
+        opens_ms: None,
+        closes_ms: None,
+        tiers: Some(vec![tier("ga", 5_000, &[]), tier("vip", 6, &[("A", 4), ("B", 2)])]),
+        expected_revision: 0,
+    };
+    world.ask("organiser", &roomy).unwrap();
+    let caller = Caller { principal: "alice", privileged: false };
+    for n in 0..HOLDS_MAX {
+        let hold = hold("ga", 1, &[], if n == 0 { 50 } else { 60 });
+        apply(&mut world.state, &world.context, caller, &hold).unwrap().unwrap();
+        world.state.commit();
+    }
+    let refused = world.ask("alice", &hold("ga", 1, &[], 50)).unwrap_err();
+    assert_eq!(refused, Rejection::TooManyHolds { holds: HOLDS_MAX as u32 });
+    world.ask("bob", &hold("ga", 1, &[], 50)).unwrap();
+    world.wait(50);
+    world.ask("alice", &hold("ga", 1, &[], 50)).unwrap();
+    assert_eq!(world.hold_state(1), Some(HoldState::Expired));
+    assert_eq!(world.ask("alice", &hold("ga", 1, &[], 50)).unwrap_err().reason(), "TOO_MANY_HOLDS");
+}
+
+/// What was decided is what is told for ever, and what was sold keeps its price, whatever becomes of the tier.
+#[test]
+fn what_was_decided_says_everything_and_keeps_its_price_and_currency() {
+    let mut world = World::new(9);
+    let Outcome::Purchased { tier: sold_in, first: 1, count: 1, seats, .. } =
+        world.buy("alice", "vip", 1).unwrap()
+    else {
+        panic!()
+    };
+    assert_eq!((sold_in.as_str(), seats), ("vip", vec!["A-1".to_owned()]));
+    world.ask("alice", &hold("ga", 1, &[], 1_000)).unwrap();
+    let yen = |id: &str, capacity, seat_rows: &[(&str, u32)]| TierSpec {
+        currency: "JPY".into(),
+        price: 7,
+        ..tier(id, capacity, seat_rows)
+    };
+    let dearer = Command::UpdateEvent {
+        event: "gala".into(),
+        display_name: None,
+        quota: None,
+        opens_ms: None,
+        closes_ms: None,
+        tiers: Some(vec![yen("ga", 10, &[]), yen("vip", 6, &[("A", 4), ("B", 2)])]),
+        expected_revision: 0,
+    };
+    let Outcome::EventSaved { row, stock, .. } = world.ask("organiser", &dearer).unwrap() else { panic!() };
+    assert_eq!((row.revision, row.tiers[1].currency.as_str()), (2, "JPY"));
+    assert_eq!(
+        stock.iter().map(|s| (s.capacity, s.free, s.held, s.sold)).collect::<Vec<_>>(),
+        [(10, 9, 1, 0), (6, 5, 0, 1)]
+    );
+    let confirm = Command::ConfirmHold { event: "gala".into(), hold: "ga-h1".into() };
+    world.ask("alice", &confirm).unwrap();
+    for id in ["vip-1", "ga-1"] {
+        let cancel = Command::CancelTicket { event: "gala".into(), ticket: id.into() };
+        let Outcome::Cancelled { ticket, .. } = world.ask("alice", &cancel).unwrap() else { panic!() };
+        assert_eq!((ticket.price.minor_units, ticket.price.currency.as_str()), (4_200, "EUR"), "{id}");
+        assert!(ticket.cancelled && ticket.owner == "alice" && ticket.organiser == "organiser");
+        assert_eq!((ticket.id.as_str(), ticket.seat.is_empty()), (id, id == "ga-1"));
+    }
+}
+
+/// An import begins a new incarnation with older rows: what comes afterwards must not be named like what was lost.
+#[test]
+fn ids_and_numbers_of_a_new_incarnation_were_never_given_before() {
+    let mut world = World::new(9);
+    let given = |world: &mut World| {
+        let mut create = create(9);
+        if let Command::CreateEvent { event, .. } = &mut create {
+            event.clear();
+        }
+        let Outcome::EventSaved { event, .. } = world.ask("organiser", &create).unwrap() else { panic!() };
+        event
+    };
+    assert_eq!(given(&mut world), "e1-2");
+    world.buy("alice", "ga", 1).unwrap();
+    world.context.incarnation = 2;
+    // The log begins anew: its places say nothing about what is taken.
+    world.context.index = 0;
+    assert_eq!(given(&mut world), "e2-3");
+    let Outcome::Purchased { first, .. } = world.buy("alice", "ga", 2).unwrap() else { panic!() };
+    assert_eq!(first, NUMBERS_PER_INCARNATION + 1);
+    let Outcome::Held { hold, .. } = world.ask("alice", &hold("ga", 1, &[], 50)).unwrap() else { panic!() };
+    assert_eq!(hold, NUMBERS_PER_INCARNATION + 1);
+    let confirm = Command::ConfirmHold { event: "gala".into(), hold: format!("ga-h{hold}") };
+    let Outcome::Purchased { first, .. } = world.ask("alice", &confirm).unwrap() else { panic!() };
+    assert_eq!(first, NUMBERS_PER_INCARNATION + 3);
+    for taken in ["e1-2", "e77-1"] {
+        let mut create = create(9);
+        if let Command::CreateEvent { event, .. } = &mut create {
+            *event = taken.into();
+        }
+        assert_eq!(world.ask("organiser", &create).unwrap_err().field(), "event_id", "{taken}");
+    }
 }
 
 #[test]
@@ -293,7 +529,7 @@ fn a_quota_counts_holds_and_tickets_but_not_void_holds() {
     world.ask("alice", &hold("ga", 2, &[], 50)).unwrap();
     let rejected = world.buy("alice", "ga", 1).unwrap_err();
     assert_eq!(rejected, Rejection::QuotaExceeded { quota: 3, have: 3, asked: 1 });
-    world.context.now_ms += 50;
+    world.wait(50);
     world.buy("alice", "ga", 2).unwrap();
 }
 
@@ -419,4 +655,9 @@ fn bad_fields_are_named() {
     assert_eq!(with!(tiers => tiers[0].capacity = 0), "event.tiers[0].capacity");
     assert_eq!(with!(tiers => tiers[1].capacity = 7), "event.tiers[1].seat_rows");
     assert_eq!(with!(tiers => tiers[0].currency = "euro".into()), "event.tiers[0].price.currency_code");
+    assert_eq!(with!(tiers => tiers[0].currency.clear()), "event.tiers[0].price.currency_code");
+    let row = |n| SeatRowSpec { label: format!("R{n}"), seats: 1 };
+    let rows = |count: usize| (0..count).map(row).collect();
+    assert_eq!(with!(tiers => tiers[1].seat_rows = rows(SEAT_ROWS_MAX + 1)), "event.tiers");
+    assert_eq!(with!(tiers => tiers[1].seat_rows[1].label = "A".into()), "event.tiers[1].seat_rows");
 }

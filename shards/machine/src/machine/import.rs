@@ -70,10 +70,10 @@ impl Machine {
         (!replaced.is_empty()).then_some(replaced)
     }
 
-    /// Log time at which something is to be tidied though nothing flows, Unix milliseconds: a tick is due then.
+    /// Steady time at which something is to be done though nothing flows, milliseconds: a tick is due then.
     pub fn next_due_ms(&self) -> Option<u64> {
         let idle = self.imports.derived().0.first().map(|(last, _)| last.saturating_add(IMPORT_IDLE_MS));
-        self.tickets.next_sweep_ms().into_iter().chain(idle).min()
+        self.tickets.next_timer_ms().into_iter().chain(idle).min()
     }
 
     /// Reads the parts of imports that stood in stored rows.
@@ -106,7 +106,7 @@ impl Machine {
         self.staged.set((import, number), Some(part));
         self.staged.commit();
         if row.apply_version >= GIVES_IMPORTS_UP {
-            self.imports.set(import, Some(ImportRow { last_part_ms: row.log_time_ms }));
+            self.imports.set(import, Some(ImportRow { last_part_ms: row.time.steady_ms }));
             self.imports.commit();
         }
         self.feed(import, PARTS_PER_ARRIVAL);
@@ -169,7 +169,7 @@ impl Machine {
         if row.apply_version < GIVES_IMPORTS_UP && version >= GIVES_IMPORTS_UP {
             // Nobody knows when their latest part came: their time begins now.
             for import in self.staged_imports() {
-                self.imports.set(import, Some(ImportRow { last_part_ms: row.log_time_ms }));
+                self.imports.set(import, Some(ImportRow { last_part_ms: row.time.steady_ms }));
             }
             self.imports.commit();
         }
@@ -220,10 +220,11 @@ impl Machine {
         let mut row = restored.row();
         row.apply_version = old.apply_version;
         row.incarnation = row.incarnation.max(old.incarnation) + 1;
-        row.log_time_ms = row.log_time_ms.max(old.log_time_ms);
-        // What was decided here and is not in the file must not be decided again: ids made before now are refused.
+        row.time = row.time.moved_to(old.time);
+        // What was decided here and is not in the file must not be decided again, however far its id was ahead of time.
         row.forgotten_before_ms =
-            row.forgotten_before_ms.max(old.forgotten_before_ms).max(old.log_time_ms + 1);
+            row.forgotten_before_ms.max(old.forgotten_before_ms).max(old.latest_id_ms + 1);
+        row.latest_id_ms = row.latest_id_ms.max(old.latest_id_ms);
         restored.meta.set(MetaKey, Some(row));
         restored.meta.commit();
         // An import that was under way where the file was made is nothing to go on with here. All pages are stored

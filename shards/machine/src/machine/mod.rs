@@ -22,16 +22,18 @@ use crate::dedupe::{self, DedupeRow};
 use crate::entry::{Command, Entry, Op, SystemCommand};
 use crate::error::ApplyError;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
+use crate::time::GroupTime;
 use crate::{
-    APPLY_VERSION, GIVES_IMPORTS_UP, ID_AHEAD_MS_MAX, REMEMBERED_BYTES_MAX, REMEMBERED_MS, id_time_ms,
+    APPLY_VERSION, EXPIRY_AHEAD_MS_MAX, GIVES_IMPORTS_UP, ID_AHEAD_MS_MAX, REMEMBERED_BYTES_MAX,
+    REMEMBERED_MS, id_time_ms,
 };
 
 pub use import::Replaced;
 pub use load::Loader;
 
-/// Due holds that an entry ends at most, beyond those that its commands need; twice its commands if that is more, so
-/// that tidying keeps up with filling.
-const SWEEP_MAX: usize = 64;
+/// What the timers change that an entry fires, rows, before no further one is fired; twice its commands if that is more, so
+/// that ending keeps up with filling.
+const FIRED_MAX: usize = 1_024;
 /// Remembered outcomes that an entry forgets at most; twice its commands if that is more.
 const FORGET_MAX: usize = 256;
 
@@ -145,9 +147,14 @@ impl Machine {
         &self.tickets
     }
 
-    /// Latest log time, Unix milliseconds.
+    /// Log time, Unix milliseconds.
     pub fn log_time_ms(&self) -> u64 {
-        self.row().log_time_ms
+        self.row().time.log_ms()
+    }
+
+    /// Where the group's time stands.
+    pub fn time(&self) -> GroupTime {
+        self.row().time
     }
 
     /// Incarnation of the group.
@@ -198,7 +205,7 @@ impl Machine {
             return None;
         }
         let row = dedupe::find(&self.dedupe, &command.principal, command.request_id)?;
-        if row.payload_hash != command.payload_hash(scratch) {
+        if !answers(row, command, scratch) {
             return Some(Decision::passing(Reject::IdReused));
         }
         row.decision().ok()
@@ -273,24 +280,35 @@ impl Machine {
         self.leftover = Replaced::default();
         self.advance(position, payload);
         let mut row = self.row();
-        row.log_time_ms = row.log_time_ms.max(entry.stamp_ms);
+        row.time = row.time.at(entry.stamp);
         self.forget(&mut row, FORGET_MAX.max(2 * entry.commands.len()));
         self.meta.set(MetaKey, Some(row));
         self.meta.commit();
         self.dedupe.commit();
         if row.apply_version >= GIVES_IMPORTS_UP {
-            self.give_imports_up(row.log_time_ms);
+            self.give_imports_up(row.time.steady_ms);
         }
-        let context = Context { now_ms: row.log_time_ms, request_id: 0, index: position.index, position: 0 };
-        let sweep_max = SWEEP_MAX.max(2 * entry.commands.len());
-        match tickets::commands::sweep(&mut self.tickets, &context, sweep_max) {
-            Ok(_) => self.tickets.commit(),
-            Err(_) => {
-                self.tickets.rollback();
-                self.faults += 1;
-            }
-        }
+        self.fire_timers(&context(&row, position), FIRED_MAX.max(2 * entry.commands.len()));
         Ok(entry)
+    }
+
+    /// Fires what is due, each timer as a transaction of its own: what is wrong with one delays no other.
+    fn fire_timers(&mut self, context: &Context, most: usize) {
+        let mut changed = 0;
+        while changed < most
+            && let Some(timer) = tickets::commands::next_timer(&self.tickets, context)
+        {
+            match tickets::commands::fire(&mut self.tickets, context, timer) {
+                Ok(rows) => changed += rows,
+                Err(_) => {
+                    self.tickets.rollback();
+                    self.faults += 1;
+                    tickets::commands::shelve(&mut self.tickets, timer);
+                    changed += 1;
+                }
+            }
+            self.tickets.commit();
+        }
     }
 
     fn forget(&mut self, row: &mut MetaRow, limit: usize) {
@@ -299,13 +317,19 @@ impl Machine {
                 break;
             }
             let Some(oldest) = self.dedupe.get(&row.dedupe_first) else { break };
-            let aged = oldest.receipt.decided_ms.saturating_add(REMEMBERED_MS) < row.log_time_ms;
+            let aged = oldest.steady_ms.saturating_add(REMEMBERED_MS) < row.time.steady_ms;
             if !aged && row.dedupe_bytes <= REMEMBERED_BYTES_MAX {
                 break;
             }
-            // One id from the future must not make the watermark refuse everybody of the present.
-            if id_time_ms(oldest.request_id) >= row.log_time_ms {
-                break;
+            // An id from the future must not make the watermark refuse everybody of the present, nor keep the others from being
+            // forgotten: it goes behind them.
+            if id_time_ms(oldest.request_id) >= row.time.log_ms() {
+                let later = DedupeRow { steady_ms: row.time.steady_ms, ..oldest.clone() };
+                self.dedupe.set(row.dedupe_first, None);
+                self.dedupe.set(row.dedupe_next, Some(later));
+                row.dedupe_first += 1;
+                row.dedupe_next += 1;
+                continue;
             }
             row.dedupe_bytes = row.dedupe_bytes.saturating_sub(oldest.cost());
             row.forgotten_before_ms = row.forgotten_before_ms.max(id_time_ms(oldest.request_id) + 1);
@@ -322,37 +346,79 @@ impl Machine {
         let command = &entry.commands[at];
         let position = self.head.applied.unwrap_or_default();
         let mut row = self.row();
-        let op = match &command.op {
-            Op::System(op) => return Ok(self.system(op, row)),
-            Op::Tickets(op) => op,
-        };
+        if let Op::System(op) = &command.op {
+            return Ok(self.system(op, row));
+        }
         let hash = command.payload_hash(&mut self.scratch);
         if let Some(known) = dedupe::find(&self.dedupe, &command.principal, command.request_id)
             && !active(Mutant::ReplayAppliedTwice)
         {
-            return if known.payload_hash == hash {
+            return if answers(known, command, &mut self.scratch) {
                 known.decision().map_err(ApplyError::Remembered)
             } else {
                 Ok(Decision::passing(Reject::IdReused))
             };
         }
-        if command.expires_ms < row.log_time_ms {
-            return Ok(Decision::passing(Reject::Expired));
+        let (now_ms, id_ms) = (row.time.log_ms(), id_time_ms(command.request_id));
+        let refused = if command.expires_ms < now_ms {
+            Some(Reject::Expired)
+        } else if command.expires_ms > now_ms.saturating_add(EXPIRY_AHEAD_MS_MAX) {
+            Some(Reject::ExpiresTooLate { ahead_ms: command.expires_ms - now_ms })
+        } else if id_ms < row.forgotten_before_ms {
+            Some(Reject::IdForgotten)
+        } else if id_ms > now_ms.saturating_add(ID_AHEAD_MS_MAX) {
+            Some(Reject::IdFromFuture)
+        } else {
+            None
+        };
+        if let Some(refused) = refused {
+            return Ok(Decision::passing(refused));
         }
-        if id_time_ms(command.request_id) < row.forgotten_before_ms {
-            return Ok(Decision::passing(Reject::IdForgotten));
-        }
-        if id_time_ms(command.request_id) > row.log_time_ms.saturating_add(ID_AHEAD_MS_MAX) {
-            return Ok(Decision::passing(Reject::IdFromFuture));
-        }
-        let context = Context {
-            now_ms: row.log_time_ms,
-            request_id: command.request_id,
+        let answer = match &command.op {
+            Op::Tickets(op) => {
+                let context = Context {
+                    request_id: command.request_id,
+                    position: at as u32,
+                    ..context(&row, position)
+                };
+                let caller = Caller { principal: &command.principal, privileged: command.privileged };
+                self.decide(&context, caller, op)
+            }
+            Op::Seal => Answer::Rejected(Reject::Sealed),
+            // Carried out above.
+            Op::System(_) => Answer::Done(Outcome::System),
+        };
+        let receipt = Receipt {
+            incarnation: row.incarnation,
+            term: position.term,
             index: position.index,
             position: at as u32,
+            chain: u64::from_be_bytes(first_8(&self.head.chain)),
+            decided_ms: now_ms,
         };
-        let caller = Caller { principal: &command.principal, privileged: command.privileged };
-        let answer = match tickets::apply(&mut self.tickets, &context, caller, op) {
+        self.scratch.clear();
+        answer.encode(&mut self.scratch);
+        let remembered = DedupeRow {
+            principal: command.principal.as_str().into(),
+            request_id: command.request_id,
+            payload_hash: hash,
+            receipt,
+            steady_ms: row.time.steady_ms,
+            answer: self.scratch.as_slice().into(),
+        };
+        row.dedupe_bytes += remembered.cost();
+        self.dedupe.set(row.dedupe_next, Some(remembered));
+        self.dedupe.commit();
+        row.dedupe_next += 1;
+        row.latest_id_ms = row.latest_id_ms.max(id_ms);
+        self.meta.set(MetaKey, Some(row));
+        self.meta.commit();
+        Ok(Decision { receipt: Some(receipt), answer, replayed: false })
+    }
+
+    /// Has the ticket module decide a command.
+    fn decide(&mut self, context: &Context, caller: Caller<'_>, op: &tickets::Command) -> Answer {
+        match tickets::apply(&mut self.tickets, context, caller, op) {
             Ok(result) => {
                 self.tickets.commit();
                 match result {
@@ -365,31 +431,7 @@ impl Machine {
                 self.faults += 1;
                 Answer::Rejected(Reject::InternalInvariant(fault.0))
             }
-        };
-        let receipt = Receipt {
-            incarnation: row.incarnation,
-            term: position.term,
-            index: position.index,
-            position: at as u32,
-            chain: u64::from_be_bytes(first_8(&self.head.chain)),
-            decided_ms: row.log_time_ms,
-        };
-        self.scratch.clear();
-        answer.encode(&mut self.scratch);
-        let remembered = DedupeRow {
-            principal: command.principal.as_str().into(),
-            request_id: command.request_id,
-            payload_hash: hash,
-            receipt,
-            answer: self.scratch.as_slice().into(),
-        };
-        row.dedupe_bytes += remembered.cost();
-        self.dedupe.set(row.dedupe_next, Some(remembered));
-        self.dedupe.commit();
-        row.dedupe_next += 1;
-        self.meta.set(MetaKey, Some(row));
-        self.meta.commit();
-        Ok(Decision { receipt: Some(receipt), answer, replayed: false })
+        }
     }
 
     /// Applies a whole entry: [`Machine::begin`] and then every command in order.
@@ -425,11 +467,22 @@ impl Machine {
                 self.import(*import, *chunks, *replace)
             }
             SystemCommand::RaiseVersion(version) => self.raise_version(*version, row),
+            SystemCommand::Rebase { log_ms } => self.rebase(*log_ms, row),
         };
         match result {
             Ok(()) => Decision { receipt: None, answer: Answer::Done(Outcome::System), replayed: false },
             Err(why) => Decision::passing(Reject::System(why)),
         }
+    }
+
+    /// Corrects log time that is ahead of the world.
+    fn rebase(&mut self, log_ms: u64, mut row: MetaRow) -> Result<(), String> {
+        let now_ms = row.time.log_ms();
+        let right = row.time.rebased(log_ms, self.applied_index());
+        row.time = right.ok_or_else(|| format!("log time {now_ms} is not ahead of {log_ms}"))?;
+        self.meta.set(MetaKey, Some(row));
+        self.meta.commit();
+        Ok(())
     }
 
     /// Pages that changed since the last freeze. Only between entries.
@@ -487,6 +540,23 @@ impl Machine {
         let frozen = mutants::frozen(frozen);
         frozen
     }
+}
+
+/// What the modules are told of an entry.
+fn context(row: &MetaRow, position: Position) -> Context {
+    Context {
+        now_ms: row.time.log_ms(),
+        steady_ms: row.time.steady_ms,
+        incarnation: row.incarnation,
+        request_id: 0,
+        index: position.index,
+        position: 0,
+    }
+}
+
+/// Whether what is remembered is the answer to this command: it was the same, or either of them is a seal.
+fn answers(known: &DedupeRow, command: &Command, scratch: &mut Writer) -> bool {
+    known.is_seal() || command.op == Op::Seal || known.payload_hash == command.payload_hash(scratch)
 }
 
 fn first_8(bytes: &[u8; 32]) -> [u8; 8] {

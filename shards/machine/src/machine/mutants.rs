@@ -10,11 +10,12 @@ use tidewall_mutant::{Mutant, active};
 use super::{Frozen, Head};
 use crate::dedupe::DedupeRow;
 use crate::entry::Entry;
+use crate::time::Stamp;
 
 /// An entry as a defective apply would see it.
 pub fn entry(mut entry: Entry) -> Entry {
     if active(Mutant::ExpiryByWallClock) {
-        entry.stamp_ms = tidewall_mutant::wall_clock_ms();
+        entry.stamp = Stamp::confirmed(tidewall_mutant::wall_clock_ms());
     }
     if active(Mutant::HashOrderInApply) {
         let shuffled: HashMap<usize, _> = entry.commands.drain(..).enumerate().collect();

@@ -5,6 +5,7 @@ use proptest::sample::Index;
 use super::*;
 use crate::meta::{ImportRow, MetaRow, StagedRow};
 use crate::snapshot::{Parser, SnapshotError};
+use crate::time::GroupTime;
 
 pub(super) fn chunk(import: u128, number: u32, bytes: &[u8]) -> Command {
     Command::system(SystemCommand::ImportChunk { import, number, bytes: bytes.to_vec() })
@@ -37,7 +38,7 @@ fn plain_read(file: &[u8]) -> Result<Machine, SnapshotError> {
         return Err(Foreign);
     }
     match r.raw(4).map_err(|_| CUT)? {
-        [1, 0, 0, 0] => {}
+        [2, 0, 0, 0] => {}
         other => return Err(Format(u32::from_le_bytes(other.try_into().unwrap()))),
     }
     let mut h = Reader::new(part(&mut r)?);
@@ -108,8 +109,13 @@ fn plain_import(
     }
     row.apply_version = old.apply_version;
     row.incarnation = row.incarnation.max(old.incarnation) + 1;
-    row.log_time_ms = row.log_time_ms.max(old.log_time_ms);
-    row.forgotten_before_ms = row.forgotten_before_ms.max(old.forgotten_before_ms).max(old.log_time_ms + 1);
+    // Log time goes on as it was; what lasts has lasted as long as log time says.
+    let passed_ms = old.time.log_ms().saturating_sub(row.time.log_ms());
+    let leap = GroupTime { steady_ms: row.time.steady_ms + passed_ms, ..old.time };
+    row.time = GroupTime { offset_ms: old.time.log_ms() as i64 - leap.steady_ms as i64, ..leap };
+    // No id of the old rows may be decided again: see `nothing_that_was_decided_before_an_import_is_decided_again`.
+    row.forgotten_before_ms = row.forgotten_before_ms.max(old.forgotten_before_ms).max(old.latest_id_ms + 1);
+    row.latest_id_ms = row.latest_id_ms.max(old.latest_id_ms);
     let mut w = Writer::new();
     w.u64(1);
     row.encode(&mut w);
@@ -287,7 +293,7 @@ proptest! {
         let mut stamp_ms = steady.log_time_ms();
         for (n, commands) in entries.into_iter().enumerate() {
             stamp_ms += waits[n % waits.len()];
-            let payload = Entry { stamp_ms, commands: commands.clone() }.encode();
+            let payload = Entry { stamp: Stamp::confirmed(stamp_ms), commands: commands.clone() }.encode();
             let position = Position { term: 3, node: 2, index: first + n as u64 };
             let settled = steady.settled();
             let begun = steady.begin(position, &payload).unwrap();

@@ -56,7 +56,9 @@ impl World {
     fn apply(&mut self, commands: Vec<Command>) {
         let position = Position { term: 1, node: 1, index: self.next };
         self.next += 1;
-        self.machine.apply(position, &Entry { stamp_ms: T0, commands }.encode()).unwrap();
+        self.machine
+            .apply(position, &Entry { stamp: tidewall_machine::Stamp::confirmed(T0), commands }.encode())
+            .unwrap();
     }
 
     fn buy(&mut self, count: u64) {

@@ -2,8 +2,10 @@
 //! the order of fields must never change their meaning.
 
 use crate::codec::{DecodeError, Reader, Writer};
+use crate::table::Row as _;
 
-use super::super::model::TierSpec;
+use super::super::model::{EventRow, Price, StockRow, TierSpec};
+use super::super::queries::TicketView;
 use super::{Command, Outcome, Rejection};
 
 impl Command {
@@ -118,65 +120,99 @@ impl Command {
 impl Outcome {
     /// Encodes the outcome.
     pub fn encode(&self, w: &mut Writer) {
+        let strings = |w: &mut Writer, list: &[String]| w.seq(list, |w, s| w.str(s));
         match self {
-            Self::EventSaved { event } => {
+            Self::EventSaved { event, row, stock } => {
                 w.u8(1);
                 w.str(event);
+                row.encode(w);
+                w.seq(stock, |w, stock| stock.encode(w));
             }
             Self::Held { event, tier, hold, quantity, seats, expires_ms } => {
                 w.u8(2);
                 w.str(event);
-                w.u32((*tier).into());
+                w.str(tier);
                 w.u64(*hold);
                 w.u32(*quantity);
-                w.seq(seats, |w, s| w.u32(*s));
+                strings(w, seats);
                 w.u64(*expires_ms);
             }
             Self::Purchased { event, tier, first, count, seats } => {
                 w.u8(3);
                 w.str(event);
-                w.u32((*tier).into());
+                w.str(tier);
                 w.u64(*first);
                 w.u32(*count);
-                w.seq(seats, |w, s| w.u32(*s));
+                strings(w, seats);
             }
             Self::Released { event, hold } => {
                 w.u8(4);
                 w.str(event);
                 w.str(hold);
             }
-            Self::Cancelled { event, tier, ticket } => {
+            Self::Cancelled { event, ticket } => {
                 w.u8(5);
                 w.str(event);
-                w.u32((*tier).into());
-                w.u64(*ticket);
+                ticket.encode(w);
             }
         }
     }
 
     /// Decodes an outcome.
     pub fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let event = |r: &mut Reader<'_>| r.str().map(str::to_owned);
+        let text = |r: &mut Reader<'_>| r.str().map(str::to_owned);
         Ok(match r.u8()? {
-            1 => Self::EventSaved { event: event(r)? },
+            1 => Self::EventSaved {
+                event: text(r)?,
+                row: Box::new(EventRow::decode(r)?),
+                stock: r.seq(StockRow::decode)?,
+            },
             2 => Self::Held {
-                event: event(r)?,
-                tier: r.u16()?,
+                event: text(r)?,
+                tier: text(r)?,
                 hold: r.u64()?,
                 quantity: r.u32()?,
-                seats: r.seq(Reader::u32)?,
+                seats: r.seq(text)?,
                 expires_ms: r.u64()?,
             },
             3 => Self::Purchased {
-                event: event(r)?,
-                tier: r.u16()?,
+                event: text(r)?,
+                tier: text(r)?,
                 first: r.u64()?,
                 count: r.u32()?,
-                seats: r.seq(Reader::u32)?,
+                seats: r.seq(text)?,
             },
-            4 => Self::Released { event: event(r)?, hold: event(r)? },
-            5 => Self::Cancelled { event: event(r)?, tier: r.u16()?, ticket: r.u64()? },
+            4 => Self::Released { event: text(r)?, hold: text(r)? },
+            5 => Self::Cancelled { event: text(r)?, ticket: Box::new(TicketView::decode(r)?) },
             tag => return Err(DecodeError::Tag { what: "ticket outcome", tag: tag.into() }),
+        })
+    }
+}
+
+impl TicketView {
+    fn encode(&self, w: &mut Writer) {
+        w.str(&self.id);
+        w.str(&self.tier);
+        w.str(&self.owner);
+        w.str(&self.seat);
+        self.price.encode(w);
+        w.bool(self.cancelled);
+        w.u64(self.sold_ms);
+        w.u128(self.request_id);
+        w.str(&self.organiser);
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            id: r.str()?.into(),
+            tier: r.str()?.into(),
+            owner: r.str()?.into(),
+            seat: r.str()?.into(),
+            price: Price::decode(r)?,
+            cancelled: r.bool()?,
+            sold_ms: r.u64()?,
+            request_id: r.u128()?,
+            organiser: r.str()?.into(),
         })
     }
 }
@@ -232,6 +268,10 @@ impl Rejection {
                 text(w, 18, field);
                 w.str(why);
             }
+            Self::TooManyHolds { holds } => {
+                w.u8(19);
+                w.u32(*holds);
+            }
         }
     }
 
@@ -257,6 +297,7 @@ impl Rejection {
             16 => Self::CapacityTooSmall { tier: text(r)?, taken: r.u64()? },
             17 => Self::TierFixed(text(r)?),
             18 => Self::Invalid { field: text(r)?, why: text(r)? },
+            19 => Self::TooManyHolds { holds: r.u32()? },
             tag => return Err(DecodeError::Tag { what: "ticket rejection", tag: tag.into() }),
         })
     }

@@ -3,10 +3,14 @@
 use crate::{Caller, Context};
 
 use super::super::model::*;
+use super::super::queries::TicketView;
 use super::{Command, Event, Outcome, Rejection, fields};
 
 /// What a command leads to.
 type Decision = Result<(Vec<Event>, Outcome), Rejection>;
+
+/// Due holds that must end, and then the capacities of tiers that are new or changed.
+type Capacities = (Vec<Event>, Vec<(TierNo, u64)>);
 
 /// Decides a command.
 pub(super) fn decide(state: &State, context: &Context, caller: Caller<'_>, command: &Command) -> Decision {
@@ -35,9 +39,9 @@ pub(super) fn decide(state: &State, context: &Context, caller: Caller<'_>, comma
             expected_revision,
         } => {
             let old = case.event_to_update(event, *expected_revision)?;
-            let stock = match tiers {
+            let (ended, stock) = match tiers {
                 Some(tiers) => case.changed_capacities(old, tiers)?,
-                None => Vec::new(),
+                None => (Vec::new(), Vec::new()),
             };
             let row = EventRow {
                 no: old.no,
@@ -50,7 +54,7 @@ pub(super) fn decide(state: &State, context: &Context, caller: Caller<'_>, comma
                 tiers: tiers.as_ref().unwrap_or(&old.tiers).clone(),
             };
             fields::check_event(event, &row)?;
-            Ok(saved(event.clone(), row, stock))
+            Ok(saved(event.clone(), row, ended, stock))
         }
         Command::Hold { event, tier, quantity, seats, ttl_ms } => {
             case.hold(event, tier, *quantity, seats, *ttl_ms)
@@ -73,10 +77,15 @@ pub(super) struct Case<'a> {
 }
 
 impl<'a> Case<'a> {
-    /// Makes an event; without an id of its own it gets one from its position in the log.
+    /// Makes an event; without an id of its own it gets one that no other event of the group has or has ever had.
     fn create(&self, id: &str, row: EventRow) -> Decision {
         let id = match id {
-            "" => format!("e{}-{}", self.context.index, self.context.position),
+            "" => format!("e{}-{}", self.context.incarnation, row.no),
+            id if is_given_id(id) => {
+                let why =
+                    format!("ids like {id:?} are given by the region: choose another one, or leave it empty");
+                return Err(Rejection::invalid("event_id", why));
+            }
             id => id.to_owned(),
         };
         fields::check_event(&id, &row)?;
@@ -84,7 +93,7 @@ impl<'a> Case<'a> {
             return Err(Rejection::EventExists(id));
         }
         let stock = row.tiers.iter().enumerate().map(|(no, tier)| (no as TierNo, tier.capacity)).collect();
-        Ok(saved(id, row, stock))
+        Ok(saved(id, row, Vec::new(), stock))
     }
 
     /// The event, if the caller may change it and has seen its last revision.
@@ -99,14 +108,10 @@ impl<'a> Case<'a> {
         Ok(old)
     }
 
-    /// Capacities of tiers that are new or changed. The old ones must stay where they are, with their seats and with
-    /// room for what is held and sold.
-    fn changed_capacities(
-        &self,
-        old: &EventRow,
-        tiers: &[TierSpec],
-    ) -> Result<Vec<(TierNo, u64)>, Rejection> {
-        let mut stock = Vec::new();
+    /// Capacities of tiers that are new or changed, and the due holds that must end for them. The old tiers must stay where
+    /// they are, with their seats and with room for what is held and sold.
+    fn changed_capacities(&self, old: &EventRow, tiers: &[TierSpec]) -> Result<Capacities, Rejection> {
+        let (mut ended, mut stock, mut cost) = (Vec::new(), Vec::new(), 0);
         for (at, tier) in old.tiers.iter().enumerate() {
             let fixed = || Rejection::TierFixed(tier.id.clone());
             let new = tiers.get(at).filter(|new| new.id == tier.id).ok_or_else(fixed)?;
@@ -115,9 +120,15 @@ impl<'a> Case<'a> {
             }
             let key = (old.no, at as TierNo);
             let numbers = self.stock(key)?;
-            let taken = numbers.held + numbers.sold;
-            if new.capacity < taken {
-                return Err(Rejection::CapacityTooSmall { tier: tier.id.clone(), taken });
+            let mut taken = numbers.held + numbers.sold;
+            let mut due = self.state.holds.derived().due(key, self.context.steady_ms);
+            while new.capacity < taken {
+                let next = due.next().filter(|_| cost < ENDED_MAX);
+                let (number, places) =
+                    next.ok_or_else(|| Rejection::CapacityTooSmall { tier: tier.id.clone(), taken })?;
+                cost += 1 + if tier.numbered() { places as usize } else { 0 };
+                taken = taken.saturating_sub(places.into());
+                ended.push(Event::HoldExpired { hold: (key.0, key.1, number) });
             }
             if new.capacity != numbers.capacity {
                 stock.push((key.1, new.capacity));
@@ -126,7 +137,7 @@ impl<'a> Case<'a> {
         for (at, tier) in tiers.iter().enumerate().skip(old.tiers.len()) {
             stock.push((at as TierNo, tier.capacity));
         }
-        Ok(stock)
+        Ok((ended, stock))
     }
 
     /// Takes places out of the stock until `ttl_ms` from now.
@@ -135,59 +146,82 @@ impl<'a> Case<'a> {
             return Err(Rejection::invalid("ttl_seconds", "a hold lasts 1 to 3600 seconds"));
         }
         let take = self.take(self.caller.principal, event, tier, quantity, seats)?;
-        let expires_ms = self.context.now_ms.saturating_add(ttl_ms.into());
+        let mut events = take.ended;
+        self.check_holds(take.tier.0, &mut events)?;
+        let number = self.number(take.stock.next_hold);
         let hold = HoldRow {
             owner: self.caller.principal.into(),
             quantity: take.quantity,
-            seats: take.seats.clone(),
-            expires_ms,
+            seats: take.seats,
+            expires_ms: self.context.steady_ms.saturating_add(ttl_ms.into()),
             price: take.price,
+            state: HoldState::Live,
         };
-        let mut events = take.ended;
-        events.push(Event::Held { tier: take.tier, number: take.stock.next_hold, hold });
         let outcome = Outcome::Held {
             event: event.to_owned(),
-            tier: take.tier.1,
-            hold: take.stock.next_hold,
+            tier: tier.to_owned(),
+            hold: number,
             quantity: take.quantity,
-            seats: take.seats,
-            expires_ms,
+            seats: take.spec.seat_names(&hold.seats),
+            expires_ms: self.context.now_ms.saturating_add(ttl_ms.into()),
         };
+        events.push(Event::Held { tier: take.tier, number, hold });
         Ok((events, outcome))
+    }
+
+    /// Whether the caller may have one hold more of an event. A due one of its own gives way.
+    fn check_holds(&self, event: EventNo, ended: &mut Vec<Event>) -> Result<(), Rejection> {
+        let (holds, first) = self.state.holds.derived().count(event, self.caller.principal);
+        if holds < HOLDS_MAX {
+            return Ok(());
+        }
+        match first {
+            Some((due, hold)) if due <= self.context.steady_ms => {
+                let event = Event::HoldExpired { hold };
+                if !ended.contains(&event) {
+                    ended.push(event);
+                }
+                Ok(())
+            }
+            _ => Err(Rejection::TooManyHolds { holds: holds as u32 }),
+        }
+    }
+
+    /// The next number of a ticket or hold: as the stock says, but never one that an earlier incarnation may have given.
+    fn number(&self, next: u64) -> u64 {
+        let before = self.context.incarnation.saturating_sub(1).saturating_mul(NUMBERS_PER_INCARNATION);
+        next.max(before.saturating_add(1))
     }
 
     /// Sells places out of the stock.
     fn buy(&self, owner: &str, event: &str, tier: &str, quantity: u32, seats: &[String]) -> Decision {
         let take = self.take(owner, event, tier, quantity, seats)?;
         let mut events = take.ended;
-        let first = take.stock.next_ticket;
+        let first = self.number(take.stock.next_ticket);
+        let outcome = Outcome::Purchased {
+            event: event.to_owned(),
+            tier: tier.to_owned(),
+            first,
+            count: take.quantity,
+            seats: take.spec.seat_names(&take.seats),
+        };
         events.push(Event::Sold {
             tier: take.tier,
             first,
             count: take.quantity,
-            seats: take.seats.clone(),
+            seats: take.seats,
             owner: owner.into(),
             price: take.price,
             from_hold: None,
         });
-        let outcome = Outcome::Purchased {
-            event: event.to_owned(),
-            tier: take.tier.1,
-            first,
-            count: take.quantity,
-            seats: take.seats,
-        };
         Ok((events, outcome))
     }
 
     /// Sells the places of a hold to its owner.
     fn confirm(&self, event: &str, id: &str) -> Decision {
-        let (key, hold) = self.hold_of_caller(event, id)?;
-        if hold.expires_ms <= self.context.now_ms {
-            return Err(Rejection::HoldExpired(id.to_owned()));
-        }
+        let (row, key, hold) = self.live_hold_of_caller(event, id)?;
         let tier = (key.0, key.1);
-        let first = self.stock(tier)?.next_ticket;
+        let first = self.number(self.stock(tier)?.next_ticket);
         let sold = Event::Sold {
             tier,
             first,
@@ -197,21 +231,22 @@ impl<'a> Case<'a> {
             price: hold.price,
             from_hold: Some(key.2),
         };
+        let spec = row.tiers.get(usize::from(key.1));
         let outcome = Outcome::Purchased {
             event: event.to_owned(),
-            tier: key.1,
+            tier: spec.map(|spec| spec.id.clone()).unwrap_or_default(),
             first,
             count: hold.quantity,
-            seats: hold.seats.clone(),
+            seats: spec.map(|spec| spec.seat_names(&hold.seats)).unwrap_or_default(),
         };
         Ok((vec![sold], outcome))
     }
 
     /// Gives the places of a hold back.
     fn release(&self, event: &str, id: &str) -> Decision {
-        let (key, _) = self.hold_of_caller(event, id)?;
+        let (_, key, _) = self.live_hold_of_caller(event, id)?;
         let outcome = Outcome::Released { event: event.to_owned(), hold: id.to_owned() };
-        Ok((vec![Event::HoldEnded { hold: key }], outcome))
+        Ok((vec![Event::HoldReleased { hold: key }], outcome))
     }
 
     /// Gives the place of a ticket back; its owner may, and the organiser of the event.
@@ -227,7 +262,9 @@ impl<'a> Case<'a> {
         if ticket.cancelled {
             return Err(Rejection::TicketCancelled(id.to_owned()));
         }
-        let outcome = Outcome::Cancelled { event: event.to_owned(), tier: key.1, ticket: key.2 };
+        let cancelled = TicketRow { cancelled: true, ..ticket.clone() };
+        let ticket = Box::new(TicketView::of(row, &key, &cancelled));
+        let outcome = Outcome::Cancelled { event: event.to_owned(), ticket };
         Ok((vec![Event::TicketCancelled { ticket: key }], outcome))
     }
 
@@ -242,8 +279,12 @@ impl<'a> Case<'a> {
         stock.ok_or_else(|| Rejection::TierNotFound(format!("number {}", tier.1)))
     }
 
-    /// The hold of this id, if it is the caller's.
-    fn hold_of_caller(&self, event: &str, id: &str) -> Result<(NumberKey, &'a HoldRow), Rejection> {
+    /// The hold of this id, if it is the caller's and not due.
+    fn live_hold_of_caller(
+        &self,
+        event: &str,
+        id: &str,
+    ) -> Result<(&'a EventRow, NumberKey, &'a HoldRow), Rejection> {
         let row = self.event(event)?;
         let missing = || Rejection::HoldNotFound(id.to_owned());
         let key = parse_hold_id(row, id).ok_or_else(missing)?;
@@ -251,13 +292,31 @@ impl<'a> Case<'a> {
         if !self.caller.privileged && &*hold.owner != self.caller.principal {
             return Err(Rejection::NotOwner(format!("hold {id:?}")));
         }
-        Ok((key, hold))
+        // Whether its timer has fired or not.
+        if hold.state != HoldState::Live || hold.expires_ms <= self.context.steady_ms {
+            return Err(Rejection::HoldExpired(id.to_owned()));
+        }
+        Ok((row, key, hold))
     }
 }
 
-/// What writing an event's row leads to.
-fn saved(id: String, row: EventRow, stock: Vec<(TierNo, u64)>) -> (Vec<Event>, Outcome) {
-    (vec![Event::EventSaved { id: id.clone(), row, stock }], Outcome::EventSaved { event: id })
+/// What writing an event's row leads to, once these due holds have ended.
+fn saved(
+    id: String,
+    row: EventRow,
+    mut events: Vec<Event>,
+    stock: Vec<(TierNo, u64)>,
+) -> (Vec<Event>, Outcome) {
+    let outcome = Outcome::EventSaved { event: id.clone(), row: Box::new(row.clone()), stock: Vec::new() };
+    events.push(Event::EventSaved { id, row, stock });
+    (events, outcome)
+}
+
+/// Whether an id has the form of those that the region gives: "e1-2".
+fn is_given_id(id: &str) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let numbers = id.strip_prefix('e').and_then(|numbers| numbers.split_once('-'));
+    numbers.is_some_and(|(incarnation, number)| digits(incarnation) && digits(number))
 }
 
 /// Key of a ticket by its id, for example "ga-12".

@@ -12,7 +12,12 @@ pub(super) fn evolve(state: &mut State, context: &Context, event: Event) -> Resu
     match event {
         Event::EventSaved { id, row, stock } => event_saved(state, id, row, stock),
         Event::Held { tier, number, hold } => held(state, tier, number, hold),
-        Event::HoldEnded { hold } => hold_ended(state, hold),
+        Event::HoldReleased { hold } => hold_ended(state, hold, None),
+        Event::HoldExpired { hold } => hold_ended(state, hold, Some(HoldState::Expired)),
+        Event::HoldForgotten { hold } => {
+            state.holds.set(hold, None);
+            Ok(())
+        }
         Event::Sold { tier, first, count, seats, owner, price, from_hold } => {
             let ticket = TicketRow {
                 owner,
@@ -53,7 +58,7 @@ fn held(state: &mut State, tier: TierKey, number: u64, hold: HoldRow) -> Result<
     change_stock(state, tier, |stock| {
         stock.free = take_off(stock.free, quantity, "free")?;
         stock.held += quantity;
-        stock.next_hold += 1;
+        stock.next_hold = number + 1;
         Ok(())
     })?;
     occupy(state, tier, &hold.seats, None, |_| SeatRow::Held(number))?;
@@ -61,8 +66,12 @@ fn held(state: &mut State, tier: TierKey, number: u64, hold: HoldRow) -> Result<
     Ok(())
 }
 
-fn hold_ended(state: &mut State, key: NumberKey) -> Result<(), Fault> {
+/// Puts the places of a live hold back; the row stays as `left`, or goes.
+fn hold_ended(state: &mut State, key: NumberKey, left: Option<HoldState>) -> Result<(), Fault> {
     let hold = state.holds.get(&key).ok_or_else(|| Fault(format!("hold {key:?} is missing")))?.clone();
+    if hold.state != HoldState::Live {
+        return Err(Fault(format!("hold {key:?} has ended before")));
+    }
     let tier = (key.0, key.1);
     change_stock(state, tier, |stock| {
         stock.held = take_off(stock.held, hold.quantity.into(), "held")?;
@@ -70,7 +79,7 @@ fn hold_ended(state: &mut State, key: NumberKey) -> Result<(), Fault> {
         Ok(())
     })?;
     vacate(state, tier, &hold.seats, SeatRow::Held(key.2))?;
-    state.holds.set(key, None);
+    state.holds.set(key, left.map(|state| HoldRow { seats: Vec::new(), state, ..hold }));
     Ok(())
 }
 
@@ -88,7 +97,7 @@ fn sold(
         let from = if from_hold.is_some() { &mut stock.held } else { &mut stock.free };
         *from = take_off(*from, count.into(), "stock")?;
         stock.sold += u64::from(count);
-        stock.next_ticket += u64::from(count);
+        stock.next_ticket = first + u64::from(count);
         Ok(())
     })?;
     if let Some(number) = from_hold {
@@ -157,19 +166,6 @@ fn occupy(
         }
         state.seats.set(key, Some(to(at)));
     }
-    // Everything below the first seat that was free stays taken.
-    if let (Some(first), None) = (seats.first(), from) {
-        let mut cursor = state.stock.get(&tier).map_or(0, |stock| stock.seat_cursor);
-        if *first == cursor {
-            cursor = seats.iter().zip(*first..).take_while(|(seat, expected)| *seat == expected).count()
-                as u32
-                + *first;
-            change_stock(state, tier, |stock| {
-                stock.seat_cursor = cursor;
-                Ok(())
-            })?;
-        }
-    }
     Ok(())
 }
 
@@ -181,12 +177,6 @@ fn vacate(state: &mut State, tier: TierKey, seats: &[u32], from: SeatRow) -> Res
             return Err(Fault(format!("T2: seat {key:?} is not with its holder")));
         }
         state.seats.set(key, None);
-    }
-    if let Some(lowest) = seats.iter().min() {
-        change_stock(state, tier, |stock| {
-            stock.seat_cursor = stock.seat_cursor.min(*lowest);
-            Ok(())
-        })?;
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Whether the fields of an event make sense. It must never look at other rows.
 
+use std::collections::BTreeSet;
+
 use super::super::model::*;
 use super::Rejection;
 
@@ -24,6 +26,13 @@ pub(super) fn check_event(id: &str, row: &EventRow) -> Result<(), Rejection> {
     if row.tiers.is_empty() || row.tiers.len() > TIERS_MAX {
         return bad("event.tiers", format!("an event has 1 to {TIERS_MAX} tiers"));
     }
+    let seat_rows: usize = row.tiers.iter().map(|tier| tier.seat_rows.len()).sum();
+    if seat_rows > SEAT_ROWS_MAX {
+        return bad(
+            "event.tiers",
+            format!("an event has at most {SEAT_ROWS_MAX} rows of seats, not {seat_rows}"),
+        );
+    }
     for (at, tier) in row.tiers.iter().enumerate() {
         let field = |name: &str| format!("event.tiers[{at}].{name}");
         let id_ok = (1..=32).contains(&tier.id.len())
@@ -41,9 +50,8 @@ pub(super) fn check_event(id: &str, row: &EventRow) -> Result<(), Rejection> {
         if tier.capacity == 0 || tier.capacity > CAPACITY_MAX {
             return bad(&field("capacity"), format!("must be 1 to {CAPACITY_MAX}"));
         }
-        let currency_ok = tier.currency.len() == 3 && tier.currency.bytes().all(|b| b.is_ascii_uppercase());
-        let free_of_charge = tier.currency.is_empty() && tier.price == 0;
-        if !currency_ok && !free_of_charge {
+        let currency = Currency::parse(&tier.currency);
+        if currency.is_none_or(|currency| currency == Currency::default() && tier.price > 0) {
             return bad(
                 &field("price.currency_code"),
                 "must be three capital letters, for example EUR".into(),
@@ -62,7 +70,8 @@ fn check_seat_rows(tier: &TierSpec) -> Result<(), String> {
     if !tier.numbered() {
         return Ok(());
     }
-    for (at, row) in tier.seat_rows.iter().enumerate() {
+    let mut labels = BTreeSet::new();
+    for row in &tier.seat_rows {
         let label_ok =
             (1..=8).contains(&row.label.len()) && row.label.bytes().all(|b| b.is_ascii_alphanumeric());
         if !label_ok {
@@ -71,7 +80,7 @@ fn check_seat_rows(tier: &TierSpec) -> Result<(), String> {
         if row.seats == 0 || row.seats > 10_000 {
             return Err(format!("row {:?} must have 1 to 10000 seats", row.label));
         }
-        if tier.seat_rows[..at].iter().any(|other| other.label == row.label) {
+        if !labels.insert(&row.label) {
             return Err(format!("row {:?} is listed twice", row.label));
         }
     }

@@ -17,6 +17,7 @@ mod take;
 use crate::{Caller, Context};
 
 use super::model::*;
+use super::queries::TicketView;
 
 pub use decide::{parse_hold_id, parse_ticket_id};
 pub use rejection::{Class, Rejection};
@@ -119,6 +120,23 @@ impl Command {
         }
     }
 
+    /// About the bytes of its encoded form: what its strings and lists take.
+    pub fn bytes(&self) -> usize {
+        let strings = |list: &[String]| list.iter().map(|text| text.len() + 1).sum::<usize>();
+        self.event().len()
+            + match self {
+                Self::CreateEvent { display_name, tiers, .. } => display_name.len() + TierSpec::bytes(tiers),
+                Self::UpdateEvent { display_name, tiers, .. } => {
+                    display_name.as_ref().map_or(0, String::len)
+                        + tiers.as_ref().map_or(0, |tiers| TierSpec::bytes(tiers))
+                }
+                Self::Hold { tier, seats, .. } => tier.len() + strings(seats),
+                Self::Buy { tier, seats, buyer, .. } => tier.len() + strings(seats) + buyer.len(),
+                Self::ConfirmHold { hold, .. } | Self::ReleaseHold { hold, .. } => hold.len(),
+                Self::CancelTicket { ticket, .. } => ticket.len(),
+            }
+    }
+
     /// Finishes or undoes what was started, rather than starting something new: goes on when a node is short
     /// of space.
     pub fn finishes(&self) -> bool {
@@ -126,41 +144,46 @@ impl Command {
     }
 }
 
-/// What a command achieved; compact, because it is remembered for its request id.
+/// What a command achieved, with all that an answer says: it is remembered for its request id, and a repeated request gets
+/// the same answer, whatever the rows say by then.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The event was created or changed.
     EventSaved {
         /// Its id.
         event: String,
+        /// The event as it was afterwards.
+        row: Box<EventRow>,
+        /// The numbers of its tiers, in their order.
+        stock: Vec<StockRow>,
     },
     /// Places are held.
     Held {
         /// The event.
         event: String,
-        /// The tier.
-        tier: TierNo,
+        /// Id of the tier.
+        tier: String,
         /// Number of the hold.
         hold: u64,
         /// Places.
         quantity: u32,
-        /// Seats, in a tier with numbers.
-        seats: Vec<u32>,
-        /// Void from this log time on.
+        /// Names of seats, in a tier with numbers.
+        seats: Vec<String>,
+        /// Void from this time on, by log time as it was when it was held.
         expires_ms: u64,
     },
     /// Places were sold.
     Purchased {
         /// The event.
         event: String,
-        /// The tier.
-        tier: TierNo,
+        /// Id of the tier.
+        tier: String,
         /// Number of the first ticket; the others follow.
         first: u64,
         /// Tickets.
         count: u32,
-        /// Seats, in a tier with numbers.
-        seats: Vec<u32>,
+        /// Names of seats, in a tier with numbers.
+        seats: Vec<String>,
     },
     /// A hold's places were given back.
     Released {
@@ -173,10 +196,8 @@ pub enum Outcome {
     Cancelled {
         /// The event.
         event: String,
-        /// The tier.
-        tier: TierNo,
-        /// Number of the ticket.
-        ticket: u64,
+        /// The ticket as it was afterwards.
+        ticket: Box<TicketView>,
     },
 }
 
@@ -184,7 +205,7 @@ impl Outcome {
     /// The event that it is about.
     pub fn event(&self) -> &str {
         match self {
-            Self::EventSaved { event }
+            Self::EventSaved { event, .. }
             | Self::Held { event, .. }
             | Self::Purchased { event, .. }
             | Self::Released { event, .. }
@@ -219,8 +240,18 @@ pub enum Event {
         /// The hold.
         hold: HoldRow,
     },
-    /// A hold ended without a sale: its places are free again.
-    HoldEnded {
+    /// A hold was given up: its places are free again.
+    HoldReleased {
+        /// The hold.
+        hold: NumberKey,
+    },
+    /// A hold fell due: its places are free again.
+    HoldExpired {
+        /// The hold.
+        hold: NumberKey,
+    },
+    /// What was kept of an expired hold is not needed any more.
+    HoldForgotten {
         /// The hold.
         hold: NumberKey,
     },
@@ -237,7 +268,7 @@ pub enum Event {
         /// Who has them.
         owner: Box<str>,
         /// Price of each.
-        price: u64,
+        price: Price,
         /// The hold that they come from.
         from_hold: Option<u64>,
     },
@@ -258,7 +289,7 @@ pub fn apply(
     caller: Caller<'_>,
     command: &Command,
 ) -> Result<Result<Outcome, Rejection>, Fault> {
-    let (events, outcome) = match decide::decide(state, context, caller, command) {
+    let (events, mut outcome) = match decide::decide(state, context, caller, command) {
         Ok(decision) => decision,
         Err(rejection) => return Ok(Err(rejection)),
     };
@@ -275,23 +306,42 @@ pub fn apply(
     if let Some((event, owner)) = gained {
         evolve::check_quota(state, context, event, &owner)?;
     }
+    if let Outcome::EventSaved { row, stock, .. } = &mut outcome {
+        *stock = state.stock_of(row).collect();
+    }
     Ok(Ok(outcome))
 }
 
-/// Ends at most `limit` holds that fell due [`SWEEP_GRACE_MS`] ago: tidying, not deciding. Returns how many.
-pub fn sweep(state: &mut State, context: &Context, limit: usize) -> Result<usize, Fault> {
-    let due: Vec<NumberKey> = state
-        .holds
-        .derived()
-        .due
-        .iter()
-        .take(limit)
-        .take_while(|(due, ..)| due.saturating_add(SWEEP_GRACE_MS) <= context.now_ms)
-        .map(|(_, event, tier, number)| (*event, *tier, *number))
-        .collect();
-    for hold in &due {
-        evolve::evolve(state, context, Event::HoldEnded { hold: *hold })?;
-    }
+/// Something that is to be done at a time that has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timer(NumberKey);
+
+/// The earliest timer that is due.
+pub fn next_timer(state: &State, context: &Context) -> Option<Timer> {
+    state.holds.derived().next_timer(context.steady_ms).map(Timer)
+}
+
+/// Does what a timer is for, and says about how much that was: rows that changed.
+///
+/// A fault is one of this timer alone: the caller must roll the state back and [`shelve`] the timer, so that it delays no other
+/// one. Changes are not committed here.
+pub fn fire(state: &mut State, context: &Context, Timer(hold): Timer) -> Result<usize, Fault> {
+    let row = state.holds.get(&hold).ok_or_else(|| Fault(format!("hold {hold:?} is missing")))?;
+    let cost = 1 + row.seats.len();
+    let event = match row.state {
+        HoldState::Live => Event::HoldExpired { hold },
+        HoldState::Expired => Event::HoldForgotten { hold },
+        HoldState::Stuck => return Err(Fault(format!("hold {hold:?} is stuck and has no timer"))),
+    };
+    evolve::evolve(state, context, event)?;
     evolve::check_stock(state)?;
-    Ok(due.len())
+    Ok(cost)
+}
+
+/// Takes a timer that cannot be carried out out of the way. Its hold keeps its places until somebody has looked at it.
+pub fn shelve(state: &mut State, Timer(hold): Timer) {
+    if let Some(row) = state.holds.get(&hold) {
+        let row = HoldRow { state: HoldState::Stuck, ..row.clone() };
+        state.holds.set(hold, Some(row));
+    }
 }

@@ -39,6 +39,12 @@ pub enum Rejection {
         /// Places asked for.
         asked: u32,
     },
+    /// The buyer has as many holds as anybody may have.
+    #[error("the buyer has {holds} holds of this event: confirm or release some first")]
+    TooManyHolds {
+        /// Holds of the buyer.
+        holds: u32,
+    },
     /// Too early.
     #[error("sales have not begun: they open at {0} ms since 1970")]
     SaleNotOpen(u64),
@@ -123,6 +129,7 @@ impl Rejection {
             Self::SeatTaken(_) => "SEAT_TAKEN",
             Self::SeatNotFound(_) => "SEAT_NOT_FOUND",
             Self::QuotaExceeded { .. } => "QUOTA_EXCEEDED",
+            Self::TooManyHolds { .. } => "TOO_MANY_HOLDS",
             Self::SaleNotOpen(_) => "SALE_NOT_OPEN",
             Self::SaleClosed(_) => "SALE_CLOSED",
             Self::HoldNotFound(_) => "HOLD_NOT_FOUND",
@@ -149,6 +156,7 @@ impl Rejection {
             Self::SoldOut { .. }
             | Self::SeatTaken(_)
             | Self::QuotaExceeded { .. }
+            | Self::TooManyHolds { .. }
             | Self::SaleNotOpen(_)
             | Self::SaleClosed(_)
             | Self::HoldExpired(_)

@@ -7,20 +7,22 @@ use super::decide::Case;
 use super::{Event, Rejection};
 
 /// Places that a hold or a purchase may take.
-pub(super) struct Take {
+pub(super) struct Take<'a> {
     pub(super) tier: TierKey,
+    /// What the tier is.
+    pub(super) spec: &'a TierSpec,
     /// The stock of the tier before anything is taken.
     pub(super) stock: StockRow,
     pub(super) quantity: u32,
     /// Seats, in a tier with numbers.
     pub(super) seats: Vec<u32>,
     /// Price of each place.
-    pub(super) price: u64,
+    pub(super) price: Price,
     /// Due holds that must end first, so that their places are free.
     pub(super) ended: Vec<Event>,
 }
 
-impl Case<'_> {
+impl<'a> Case<'a> {
     /// Chooses places for an owner: the seats that are named, or as many as asked for.
     pub(super) fn take(
         &self,
@@ -29,7 +31,7 @@ impl Case<'_> {
         tier: &str,
         quantity: u32,
         seat_names: &[String],
-    ) -> Result<Take, Rejection> {
+    ) -> Result<Take<'a>, Rejection> {
         let row = self.event_on_sale(event)?;
         let (tier_no, spec) = row.tier(tier).ok_or_else(|| Rejection::TierNotFound(tier.to_owned()))?;
         let quantity = if seat_names.is_empty() { quantity } else { seat_names.len() as u32 };
@@ -40,20 +42,17 @@ impl Case<'_> {
             self.named_seats(key, spec, seat_names)?
         } else {
             let ended = self.due_holds(key, &stock, quantity)?;
-            let seats = if spec.numbered() {
-                self.any_seats(key, &stock, spec, quantity, &ended)?
-            } else {
-                Vec::new()
-            };
+            let seats =
+                if spec.numbered() { self.any_seats(key, spec, quantity, &ended)? } else { Vec::new() };
             (ended, seats)
         };
         let ended =
-            ended.into_iter().map(|number| Event::HoldEnded { hold: (key.0, key.1, number) }).collect();
-        Ok(Take { tier: key, stock, quantity, seats, price: spec.price, ended })
+            ended.into_iter().map(|number| Event::HoldExpired { hold: (key.0, key.1, number) }).collect();
+        Ok(Take { tier: key, spec, stock, quantity, seats, price: spec.price(), ended })
     }
 
     /// The event, if log time is in its sale window.
-    fn event_on_sale(&self, id: &str) -> Result<&EventRow, Rejection> {
+    fn event_on_sale(&self, id: &str) -> Result<&'a EventRow, Rejection> {
         let row = self.event(id)?;
         if self.context.now_ms < row.opens_ms {
             return Err(Rejection::SaleNotOpen(row.opens_ms));
@@ -83,16 +82,14 @@ impl Case<'_> {
     /// Chooses as many due holds of a tier as must end for `quantity` places to be free.
     fn due_holds(&self, tier: TierKey, stock: &StockRow, quantity: u32) -> Result<Vec<u64>, Rejection> {
         let (mut free, mut ended) = (stock.free, Vec::new());
-        let due = self.state.holds.derived().due_by_tier.range((tier.0, tier.1, 0, 0)..);
-        let mut due = due.take_while(|(e, t, at, _)| (*e, *t) == tier && *at <= self.context.now_ms);
+        let mut due = self.state.holds.derived().due(tier, self.context.steady_ms);
         // Each hold has a place at least: this ends after `quantity` steps.
         while free < quantity.into() {
-            let Some((_, _, _, number)) = due.next() else {
+            let Some((number, places)) = due.next() else {
                 return Err(Rejection::SoldOut { asked: quantity, free });
             };
-            let hold = self.state.holds.get(&(tier.0, tier.1, *number));
-            free += hold.map_or(0, |hold| u64::from(hold.quantity));
-            ended.push(*number);
+            free += u64::from(places);
+            ended.push(number);
         }
         Ok(ended)
     }
@@ -114,7 +111,10 @@ impl Case<'_> {
                 None => {}
                 Some(SeatRow::Held(number)) => {
                     let hold = self.state.holds.get(&(tier.0, tier.1, *number));
-                    if hold.is_some_and(|hold| hold.expires_ms > self.context.now_ms) {
+                    let due = |hold: &HoldRow| {
+                        hold.state == HoldState::Live && hold.expires_ms <= self.context.steady_ms
+                    };
+                    if !hold.is_some_and(due) {
                         return Err(Rejection::SeatTaken(name.clone()));
                     }
                     if !ended.contains(number) {
@@ -132,7 +132,6 @@ impl Case<'_> {
     fn any_seats(
         &self,
         tier: TierKey,
-        stock: &StockRow,
         spec: &TierSpec,
         quantity: u32,
         ended: &[u64],
@@ -144,8 +143,7 @@ impl Case<'_> {
             .flat_map(|hold| hold.seats.iter().copied())
             .collect();
         let wanted = quantity as usize;
-        let taken = |seat: &u32| self.state.seats.get(&(tier.0, tier.1, *seat)).is_some();
-        let free = (stock.seat_cursor..all).filter(|seat| !taken(seat));
+        let free = self.state.seats.derived().free(tier).take_while(|seat| *seat < all);
         seats.extend(free.take(wanted));
         seats.sort_unstable();
         seats.truncate(wanted);
@@ -159,5 +157,5 @@ impl Case<'_> {
 /// Places that somebody has, not counting holds that are void but not yet swept.
 pub(super) fn held_and_owned(state: &State, context: &Context, event: EventNo, owner: &str) -> u32 {
     let owned = state.tickets.derived().of(event, owner).map_or(0, |tickets| tickets.valid);
-    owned + state.holds.derived().held(event, owner, context.now_ms)
+    owned + state.holds.derived().held(event, owner, context.steady_ms)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::table::Row;
 
-use super::{EventNo, TierNo};
+use super::{Currency, EventNo, Price, TierNo};
 
 /// A row of numbered seats.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,20 @@ impl TierSpec {
     /// Whether places have seats.
     pub fn numbered(&self) -> bool {
         !self.seat_rows.is_empty()
+    }
+
+    /// What a place costs.
+    pub fn price(&self) -> Price {
+        Price {
+            minor_units: self.price,
+            // Checked when the event was saved.
+            currency: Currency::parse(&self.currency).unwrap_or_default(),
+        }
+    }
+
+    /// Names of seats.
+    pub fn seat_names(&self, seats: &[u32]) -> Vec<String> {
+        seats.iter().map(|seat| self.seat_name(*seat)).collect()
     }
 
     /// Name of a seat, for example "A-12".
@@ -89,6 +103,13 @@ impl TierSpec {
             price: r.u64()?,
             seat_rows: r.seq(|r| Ok(SeatRowSpec { label: r.str()?.into(), seats: r.u32()? }))?,
         })
+    }
+
+    /// About the bytes of a list of tiers.
+    pub fn bytes(tiers: &[Self]) -> usize {
+        let rows = |tier: &Self| tier.seat_rows.iter().map(|row| row.label.len() + 4).sum::<usize>();
+        let tier = |tier: &Self| 24 + tier.id.len() + tier.display_name.len() + rows(tier);
+        tiers.iter().map(tier).sum()
     }
 
     /// Encodes a list of tiers.

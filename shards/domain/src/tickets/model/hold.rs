@@ -6,7 +6,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::table::Row;
 
-use super::{EventNo, NumberKey, TierKey, TierNo, decode_number_key, encode_number_key};
+use super::{
+    EXPIRED_KEPT_MS, EventNo, NumberKey, Price, TierKey, TierNo, decode_number_key, encode_number_key,
+};
+
+/// What became of a hold whose row is still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldState {
+    /// Its places are out of the stock.
+    Live,
+    /// It fell due and its places are in the stock again. Kept for [`EXPIRED_KEPT_MS`], so that who confirms too late is told
+    /// why.
+    Expired,
+    /// Ending it would have broken an invariant: it keeps its places until somebody has looked at it.
+    Stuck,
+}
 
 /// Places taken out of the stock for a while.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,38 +31,79 @@ pub struct HoldRow {
     pub quantity: u32,
     /// Seats, in a tier with numbers.
     pub seats: Vec<u32>,
-    /// Void from this log time on, milliseconds.
+    /// Void from this steady time on, milliseconds.
     pub expires_ms: u64,
-    /// Price of each place when it was held, in the smallest unit of the tier's currency.
-    pub price: u64,
+    /// Price of each place when it was held.
+    pub price: Price,
+    /// What became of it.
+    pub state: HoldState,
 }
 
-/// Holds by when they fall due, and places held by owner.
+/// The live holds of one owner in one event.
+#[derive(Debug, Default, PartialEq)]
+struct OwnerHolds {
+    places: u32,
+    /// Places by (due, tier, number).
+    by_due: BTreeMap<(u64, TierNo, u64), u32>,
+}
+
+/// Holds by when something is to be done about them, and places held by owner.
 #[derive(Debug, Default, PartialEq)]
 pub struct HoldIndex {
-    /// (due, event, tier, number) over all tiers.
-    pub due: BTreeSet<(u64, EventNo, TierNo, u64)>,
-    /// (event, tier, due, number).
-    pub due_by_tier: BTreeSet<(EventNo, TierNo, u64, u64)>,
-    held: BTreeMap<EventNo, BTreeMap<Box<str>, OwnerHolds>>,
+    /// (time, event, tier, number): when a live hold expires, and when the row of an expired one goes.
+    timers: BTreeSet<(u64, EventNo, TierNo, u64)>,
+    /// Places of live holds by (event, tier, due, number).
+    due_by_tier: BTreeMap<(EventNo, TierNo, u64, u64), u32>,
+    owners: BTreeMap<EventNo, BTreeMap<Box<str>, OwnerHolds>>,
 }
 
-/// The holds of one owner in one event: (due, tier, number) and places.
-type OwnerHolds = BTreeMap<(u64, TierNo, u64), u32>;
-
 impl HoldIndex {
-    /// Places that an owner holds in an event, not counting holds that are due by `now_ms`.
+    /// Places that an owner holds in an event, not counting holds that are due by `now_ms` of steady time.
     pub fn held(&self, event: EventNo, owner: &str, now_ms: u64) -> u32 {
-        let holds = self.held.get(&event).and_then(|owners| owners.get(owner));
-        holds.map_or(0, |holds| {
-            holds.range((now_ms.saturating_add(1), 0, 0)..).map(|(_, places)| places).sum()
+        self.of(event, owner).map_or(0, |holds| {
+            let due: u32 = holds.by_due.range(..=(now_ms, TierNo::MAX, u64::MAX)).map(|(_, n)| n).sum();
+            holds.places - due
         })
     }
 
-    /// The earliest hold of a tier: when it falls due, and its number.
-    pub fn earliest(&self, tier: TierKey) -> Option<(u64, u64)> {
-        let first = self.due_by_tier.range((tier.0, tier.1, 0, 0)..).next()?;
-        ((first.0, first.1) == tier).then_some((first.2, first.3))
+    /// Live holds of an owner in an event, due or not: how many, and the one that falls due first.
+    pub fn count(&self, event: EventNo, owner: &str) -> (usize, Option<(u64, NumberKey)>) {
+        self.of(event, owner).map_or((0, None), |holds| {
+            let first = holds.by_due.first_key_value();
+            (holds.by_due.len(), first.map(|((due, tier, number), _)| (*due, (event, *tier, *number))))
+        })
+    }
+
+    fn of(&self, event: EventNo, owner: &str) -> Option<&OwnerHolds> {
+        self.owners.get(&event)?.get(owner)
+    }
+
+    /// Live holds of a tier that are due by `now_ms` of steady time, the first first: their numbers and places.
+    pub fn due(&self, tier: TierKey, now_ms: u64) -> impl Iterator<Item = (u64, u32)> {
+        let due = self.due_by_tier.range((tier.0, tier.1, 0, 0)..=(tier.0, tier.1, now_ms, u64::MAX));
+        due.map(|((.., number), places)| (*number, *places))
+    }
+
+    /// The earliest timer, if it is due by `now_ms` of steady time.
+    pub fn next_timer(&self, now_ms: u64) -> Option<NumberKey> {
+        let (at, event, tier, number) = self.timers.first()?;
+        (*at <= now_ms).then_some((*event, *tier, *number))
+    }
+
+    /// Steady time of the earliest timer, milliseconds.
+    pub fn next_timer_ms(&self) -> Option<u64> {
+        self.timers.first().map(|(at, ..)| *at)
+    }
+}
+
+impl HoldRow {
+    /// When something is to be done about it.
+    fn timer_ms(&self) -> Option<u64> {
+        match self.state {
+            HoldState::Live => Some(self.expires_ms),
+            HoldState::Expired => Some(self.expires_ms.saturating_add(EXPIRED_KEPT_MS)),
+            HoldState::Stuck => None,
+        }
     }
 }
 
@@ -75,7 +130,12 @@ impl Row for HoldRow {
         w.u32(self.quantity);
         w.seq(&self.seats, |w, seat| w.u32(*seat));
         w.u64(self.expires_ms);
-        w.u64(self.price);
+        self.price.encode(w);
+        w.u8(match self.state {
+            HoldState::Live => 1,
+            HoldState::Expired => 2,
+            HoldState::Stuck => 3,
+        });
     }
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
@@ -83,25 +143,45 @@ impl Row for HoldRow {
             quantity: r.u32()?,
             seats: r.seq(Reader::u32)?,
             expires_ms: r.u64()?,
-            price: r.u64()?,
+            price: Price::decode(r)?,
+            state: match r.u8()? {
+                1 => HoldState::Live,
+                2 => HoldState::Expired,
+                3 => HoldState::Stuck,
+                tag => return Err(DecodeError::Tag { what: "hold state", tag: tag.into() }),
+            },
         })
     }
     fn index(index: &mut HoldIndex, key: &NumberKey, row: &Self) {
-        index.due.insert((row.expires_ms, key.0, key.1, key.2));
-        index.due_by_tier.insert((key.0, key.1, row.expires_ms, key.2));
-        let owners = index.held.entry(key.0).or_default();
-        owners.entry(row.owner.clone()).or_default().insert((row.expires_ms, key.1, key.2), row.quantity);
+        if let Some(at) = row.timer_ms() {
+            index.timers.insert((at, key.0, key.1, key.2));
+        }
+        if row.state != HoldState::Live {
+            return;
+        }
+        index.due_by_tier.insert((key.0, key.1, row.expires_ms, key.2), row.quantity);
+        let owners = index.owners.entry(key.0).or_default();
+        let holds = owners.entry(row.owner.clone()).or_default();
+        holds.by_due.insert((row.expires_ms, key.1, key.2), row.quantity);
+        holds.places += row.quantity;
     }
     fn unindex(index: &mut HoldIndex, key: &NumberKey, row: &Self) {
-        index.due.remove(&(row.expires_ms, key.0, key.1, key.2));
+        if let Some(at) = row.timer_ms() {
+            index.timers.remove(&(at, key.0, key.1, key.2));
+        }
+        if row.state != HoldState::Live {
+            return;
+        }
         index.due_by_tier.remove(&(key.0, key.1, row.expires_ms, key.2));
-        let Some(owners) = index.held.get_mut(&key.0) else { return };
+        let Some(owners) = index.owners.get_mut(&key.0) else { return };
         let Some(holds) = owners.get_mut(&row.owner) else { return };
-        holds.remove(&(row.expires_ms, key.1, key.2));
-        if holds.is_empty() {
+        if holds.by_due.remove(&(row.expires_ms, key.1, key.2)).is_some() {
+            holds.places -= row.quantity;
+        }
+        if holds.by_due.is_empty() {
             owners.remove(&row.owner);
             if owners.is_empty() {
-                index.held.remove(&key.0);
+                index.owners.remove(&key.0);
             }
         }
     }

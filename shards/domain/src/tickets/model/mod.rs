@@ -5,6 +5,7 @@
 
 mod event;
 mod hold;
+mod money;
 mod stock;
 mod ticket;
 
@@ -12,8 +13,9 @@ use crate::codec::{DecodeError, Reader, Writer};
 use crate::table::{FrozenPage, Row, Table};
 
 pub use event::{EventRow, SeatRowSpec, TierSpec};
-pub use hold::{HoldIndex, HoldRow};
-pub use stock::{COUNTER_EVENTS, CounterRow, SeatRow, StockRow};
+pub use hold::{HoldIndex, HoldRow, HoldState};
+pub use money::{Currency, Price};
+pub use stock::{COUNTER_EVENTS, CounterRow, SeatRow, StockRow, TakenSeats};
 pub use ticket::{OwnerTickets, TicketIndex, TicketRow};
 
 /// Most tiers an event can have.
@@ -22,12 +24,21 @@ pub const TIERS_MAX: usize = 32;
 pub const CAPACITY_MAX: u64 = 10_000_000;
 /// Most numbered seats a tier can have.
 pub const SEATS_MAX: u64 = 100_000;
+/// Most rows of numbered seats an event can have, over all tiers: what an event costs in apply and on the wire is bounded.
+pub const SEAT_ROWS_MAX: usize = 2_000;
 /// Most places that one command can take.
 pub const QUANTITY_MAX: u32 = 100;
 /// Longest hold, milliseconds.
 pub const HOLD_MS_MAX: u32 = 3_600_000;
-/// A hold is swept this long after it fell due, so that who confirms too late is told why. Milliseconds.
-pub const SWEEP_GRACE_MS: u64 = 5_000;
+/// The row of an expired hold is kept so long, so that who confirms too late is told why. Milliseconds of steady time.
+pub const EXPIRED_KEPT_MS: u64 = 60_000;
+/// Most holds that one buyer can have in an event at a time.
+pub const HOLDS_MAX: usize = 1_000;
+/// What one command ends of due holds at most to make room for itself: holds and their seats together.
+pub const ENDED_MAX: usize = 2_000;
+/// Tickets and holds are numbered anew from a multiple of this in each incarnation, so that what was sold in a life that was
+/// lost keeps its number for itself.
+pub const NUMBERS_PER_INCARNATION: u64 = 1_000_000_000_000;
 /// Highest quota per buyer.
 pub const QUOTA_MAX: u32 = 100_000;
 

@@ -1,5 +1,7 @@
 //! The numbers of tiers, who has which seat, and counters: what every sale changes. Nothing here decides.
 
+use std::collections::BTreeMap;
+
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::table::Row;
 
@@ -20,8 +22,6 @@ pub struct StockRow {
     pub next_ticket: u64,
     /// Number of the next hold, from 1.
     pub next_hold: u64,
-    /// No seat below this one is free.
-    pub seat_cursor: u32,
 }
 
 impl Row for StockRow {
@@ -47,7 +47,6 @@ impl Row for StockRow {
         for value in [self.capacity, self.free, self.held, self.sold, self.next_ticket, self.next_hold] {
             w.u64(value);
         }
-        w.u32(self.seat_cursor);
     }
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
@@ -57,7 +56,6 @@ impl Row for StockRow {
             sold: r.u64()?,
             next_ticket: r.u64()?,
             next_hold: r.u64()?,
-            seat_cursor: r.u32()?,
         })
     }
 }
@@ -71,11 +69,62 @@ pub enum SeatRow {
     Sold(u64),
 }
 
+/// Runs of neighbouring seats that somebody has, by tier: the free ones lie between them, so that the lowest of them are
+/// found in as many steps as are wanted, whatever was taken and given back before.
+#[derive(Debug, Default, PartialEq)]
+pub struct TakenSeats {
+    /// First seat of a run, and the first one behind it. No two runs touch.
+    runs: BTreeMap<TierKey, BTreeMap<u32, u32>>,
+}
+
+impl TakenSeats {
+    /// Seats of a tier that nobody has, the lowest first. Endless: the caller knows how many seats there are.
+    pub fn free(&self, tier: TierKey) -> impl Iterator<Item = u32> {
+        let mut runs = self.runs.get(&tier).into_iter().flatten().peekable();
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            if let Some((_, end)) = runs.next_if(|(start, _)| **start == next) {
+                next = *end;
+            }
+            let seat = next;
+            next = next.checked_add(1)?;
+            Some(seat)
+        })
+    }
+
+    fn take(&mut self, tier: TierKey, seat: u32) {
+        let runs = self.runs.entry(tier).or_default();
+        let end = runs.remove(&(seat + 1)).unwrap_or(seat + 1);
+        match runs.range_mut(..seat).next_back() {
+            Some((_, before)) if *before == seat => *before = end,
+            _ => {
+                runs.insert(seat, end);
+            }
+        }
+    }
+
+    fn give_back(&mut self, tier: TierKey, seat: u32) {
+        let Some(runs) = self.runs.get_mut(&tier) else { return };
+        let Some((&start, &end)) = runs.range(..=seat).next_back() else { return };
+        if start == seat {
+            runs.remove(&start);
+        } else {
+            runs.insert(start, seat);
+        }
+        if seat + 1 < end {
+            runs.insert(seat + 1, end);
+        }
+        if runs.is_empty() {
+            self.runs.remove(&tier);
+        }
+    }
+}
+
 impl Row for SeatRow {
     const TABLE: u8 = 5;
     type Key = (EventNo, TierNo, u32);
     type Page = (EventNo, TierNo, u32);
-    type Index = ();
+    type Index = TakenSeats;
 
     fn page(key: &Self::Key) -> Self::Page {
         (key.0, key.1, key.2 >> 8)
@@ -108,6 +157,12 @@ impl Row for SeatRow {
             2 => Ok(Self::Sold(r.u64()?)),
             tag => Err(DecodeError::Tag { what: "seat state", tag: tag.into() }),
         }
+    }
+    fn index(index: &mut TakenSeats, key: &Self::Key, _: &Self) {
+        index.take((key.0, key.1), key.2);
+    }
+    fn unindex(index: &mut TakenSeats, key: &Self::Key, _: &Self) {
+        index.give_back((key.0, key.1), key.2);
     }
 }
 

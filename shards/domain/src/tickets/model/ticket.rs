@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::table::Row;
 
-use super::{EventNo, NumberKey, TierNo, decode_number_key, encode_number_key};
+use super::{EventNo, NumberKey, Price, TierNo, decode_number_key, encode_number_key};
 
 /// A ticket: the right to one place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub struct TicketRow {
     pub owner: Box<str>,
     /// Seat, in a tier with numbers.
     pub seat: Option<u32>,
-    /// Price paid, in the smallest unit of the tier's currency.
-    pub price: u64,
+    /// Price paid.
+    pub price: Price,
     /// Log time of the sale, milliseconds.
     pub sold_ms: u64,
     /// Request id of the sale.
@@ -67,7 +67,7 @@ impl Row for TicketRow {
     fn encode(&self, w: &mut Writer) {
         w.str(&self.owner);
         w.option(self.seat.as_ref(), |w, seat| w.u32(*seat));
-        w.u64(self.price);
+        self.price.encode(w);
         w.u64(self.sold_ms);
         w.u128(self.request_id);
         w.bool(self.cancelled);
@@ -76,7 +76,7 @@ impl Row for TicketRow {
         Ok(Self {
             owner: r.str()?.into(),
             seat: r.option(Reader::u32)?,
-            price: r.u64()?,
+            price: Price::decode(r)?,
             sold_ms: r.u64()?,
             request_id: r.u128()?,
             cancelled: r.bool()?,

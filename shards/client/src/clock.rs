@@ -1,0 +1,126 @@
+//! The time of the cluster, as its nodes tell it. Gateways go by it: an expiry that a wrong clock made would give copies of a
+//! request an hour of life, or none.
+//!
+//! Each answer of a node bounds its clock between the question and the answer; in between, this process's monotonic clock
+//! counts. The median is believed, so that one wrong clock misleads nobody: of the nodes, and of this machine as one more witness,
+//! because of two nodes nobody else could say which one is wrong.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tidewall_env::clock::unix_ms;
+use tokio::time::Instant;
+
+/// What a node has said counts for so long: clocks that count by themselves part slowly.
+const FRESH: Duration = Duration::from_secs(60);
+/// An answer that took longer says too little about the clock.
+const ANSWER_MAX: Duration = Duration::from_millis(500);
+
+/// A node's clock at a moment.
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    at: Instant,
+    unix_ms: u64,
+}
+
+/// The clocks of the nodes, as they were read last.
+#[derive(Debug, Default)]
+pub struct ClusterClock {
+    readings: Mutex<BTreeMap<u64, Reading>>,
+}
+
+impl ClusterClock {
+    /// Takes in what a node said of its clock, in an answer to a question that was asked at `asked`.
+    pub(crate) fn read(&self, node: u64, node_ms: u64, asked: Instant) {
+        let now = Instant::now();
+        let took = now.saturating_duration_since(asked);
+        if took > ANSWER_MAX {
+            return;
+        }
+        // Whatever part of the way was the question's, it is off by half of the way at most.
+        let reading = Reading { at: now, unix_ms: node_ms + took.as_millis() as u64 / 2 };
+        self.readings.lock().insert(node, reading);
+    }
+
+    /// The nodes that belong to the cluster now.
+    pub(crate) fn keep(&self, present: impl Fn(u64) -> bool) {
+        self.readings.lock().retain(|node, _| present(*node));
+    }
+
+    /// The time by the clocks of the nodes, Unix milliseconds; by this machine's own while no node has told it.
+    pub fn unix_ms(&self) -> u64 {
+        self.told_ms().unwrap_or_else(unix_ms)
+    }
+
+    /// How far this machine's clock is ahead of those of the nodes, milliseconds; `None` while no node has told.
+    pub fn ahead_ms(&self) -> Option<i64> {
+        let told_ms = self.told_ms()?;
+        i64::try_from(i128::from(unix_ms()) - i128::from(told_ms)).ok()
+    }
+
+    fn told_ms(&self) -> Option<u64> {
+        let now = Instant::now();
+        let mut told: Vec<u64> = {
+            let readings = self.readings.lock();
+            let passed = |reading: &Reading| now.saturating_duration_since(reading.at);
+            let fresh = readings.values().filter(|reading| passed(reading) < FRESH);
+            fresh.map(|reading| reading.unix_ms + passed(reading).as_millis() as u64).collect()
+        };
+        if told.len() > 1 {
+            told.push(unix_ms());
+        }
+        told.sort_unstable();
+        // Of an even number the earlier one: a request that expires too early is asked again, one that expires too late haunts.
+        told.get(told.len().checked_sub(1)? / 2).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_median_is_believed_and_time_passes_by_itself() {
+        let clock = ClusterClock::default();
+        assert!(clock.ahead_ms().is_none());
+        assert!(clock.unix_ms().abs_diff(unix_ms()) < 60_000, "nobody has told: this machine's own");
+        // This machine's clock is of another year.
+        let (right, hour) = (1_700_000_000_000, 3_600_000);
+        clock.read(1, right, Instant::now());
+        assert_eq!(clock.unix_ms(), right, "of one, that one");
+        clock.read(2, right + 20, Instant::now());
+        assert_eq!(clock.unix_ms(), right + 20, "two against this machine");
+        clock.read(3, right - hour, Instant::now());
+        assert!(clock.unix_ms().abs_diff(right) <= 20);
+        tokio::time::advance(Duration::from_secs(7)).await;
+        assert!(clock.unix_ms().abs_diff(right + 7_000) <= 20);
+        assert!(clock.ahead_ms().is_some_and(|ahead| ahead > hour as i64));
+        clock.keep(|node| node == 3);
+        assert_eq!(clock.unix_ms(), right - hour + 7_000);
+        tokio::time::advance(FRESH).await;
+        assert!(clock.ahead_ms().is_none(), "long ago");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_nodes_the_one_that_agrees_with_this_machine_is_believed() {
+        for wrong in [-3_600_000, 3_600_000] {
+            let clock = ClusterClock::default();
+            clock.read(1, unix_ms().saturating_add_signed(wrong), Instant::now());
+            clock.read(2, unix_ms(), Instant::now());
+            assert!(clock.unix_ms().abs_diff(unix_ms()) < 60_000, "{wrong}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_took_long_says_nothing() {
+        let clock = ClusterClock::default();
+        let asked = Instant::now();
+        tokio::time::advance(Duration::from_millis(100)).await;
+        clock.read(1, 1_700_000_000_000, asked);
+        assert_eq!(clock.unix_ms(), 1_700_000_000_050);
+        tokio::time::advance(Duration::from_millis(500)).await;
+        clock.read(1, 1_800_000_000_000, asked);
+        assert_eq!(clock.unix_ms(), 1_700_000_000_550);
+    }
+}
