@@ -25,8 +25,10 @@ mod readiness;
 mod region;
 mod regions_file;
 mod serve;
+mod service_manager;
 mod signals;
 mod snapshot_file;
+mod stderr;
 mod supervisor;
 mod token;
 mod up;
@@ -38,6 +40,7 @@ use std::time::Instant;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use rustix::fs::Mode;
 use tracing_subscriber::EnvFilter;
 
 use exit::{Exit, Failure};
@@ -117,14 +120,20 @@ enum Command {
 
 fn main() -> ExitCode {
     let begun = Instant::now();
+    // Data, logs, keys and journals are nobody else's. A stricter mask stays.
+    let inherited = rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    rustix::process::umask(inherited | Mode::RWXG | Mode::RWXO);
+    stderr::tell_panics();
     let cli = parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    match set_up_logging(&cli).and_then(|()| run(cli, begun)) {
+    let code = match set_up_logging(&cli).and_then(|()| run(cli, begun)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output::note(&format!("error: {failure}"));
             ExitCode::from(failure.code())
         }
-    }
+    };
+    stderr::flush();
+    code
 }
 
 /// Reads the command line. Arguments of `up` may stand alone, but not in front of another command, which would
@@ -219,7 +228,7 @@ fn set_up_logging(cli: &Cli) -> Result<(), Failure> {
     })?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| stderr::Stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .try_init()
         .map_err(|e| Failure::new(Exit::Failed, format!("cannot set up logging: {e}")))

@@ -99,13 +99,14 @@ pub async fn add(arguments: &AddArgs, format: Format) -> Result<(), Failure> {
 /// Removes a node.
 pub async fn remove(arguments: &RemoveArgs, format: Format) -> Result<(), Failure> {
     let change = Change::begin(&arguments.target, &arguments.token).await?;
+    change.knows(arguments.node).await?;
     change.run(&[], &[arguments.node], format).await
 }
 
 /// Replaces a node by another one.
 pub async fn replace(arguments: &ReplaceArgs, format: Format) -> Result<(), Failure> {
     let change = Change::begin(&arguments.target, &arguments.token).await?;
-    change.knows(arguments.node)?;
+    change.knows(arguments.node).await?;
     let node = change.node_to_add(arguments.with)?;
     change.run(&[node], &[arguments.node], format).await
 }
@@ -134,16 +135,27 @@ impl Change {
         self.limit.saturating_sub(self.begun.elapsed())
     }
 
-    /// Refuses a node that the local topology does not have.
-    fn knows(&self, node: u64) -> Result<(), Failure> {
-        let Some(local) = &self.local else { return Ok(()) };
-        let topology = tidewall_client::Topology::load(&local.topology())
-            .map_err(|e| Failure::new(Exit::Environment, e))?;
-        if topology.node(node).is_some() {
+    /// Refuses a node that the cluster does not have.
+    async fn knows(&self, node: u64) -> Result<(), Failure> {
+        let known: Vec<u64> = match &self.local {
+            Some(local) => {
+                let topology = tidewall_client::Topology::load(&local.topology());
+                let topology = topology.map_err(|e| Failure::new(Exit::Environment, e))?;
+                topology.nodes.iter().map(|node| node.id).collect()
+            }
+            None => {
+                let request = self.caller.request(ListNodesRequest {}, self.left());
+                let listed = self.client().list_nodes(request).await;
+                let listed = listed.map_err(|e| Failure::from_status("list the nodes", &e))?;
+                listed.into_inner().nodes.into_iter().map(|node| node.node).collect()
+            }
+        };
+        if known.contains(&node) {
             return Ok(());
         }
-        let known: Vec<String> = topology.nodes.iter().map(|node| node.id.to_string()).collect();
-        let text = format!("this cluster has no node {node}; it has {}", known.join(", "));
+        let known: Vec<String> = known.iter().map(u64::to_string).collect();
+        let text =
+            format!("this cluster has no node {node}; it has {}. Nothing was changed", known.join(", "));
         Err(Failure::new(Exit::Usage, text))
     }
 

@@ -76,6 +76,7 @@ struct NodeView {
     drained: bool,
     clock_offset_ms: i64,
     clock_far: bool,
+    clock_confirmed: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -170,6 +171,7 @@ impl From<NodeStatus> for NodeView {
             drained: node.drained,
             clock_offset_ms: node.clock_offset_ms,
             clock_far: node.clock_far,
+            clock_confirmed: node.clock_confirmed,
         }
     }
 }
@@ -179,6 +181,8 @@ fn state(node: &NodeView) -> &'static str {
         NodeView { reachable: false, .. } => "UNREACHABLE",
         NodeView { clock_far: true, .. } => "WRONG CLOCK",
         NodeView { drained: true, .. } => "drained",
+        // As when it stands alone: it serves, but an ahead clock of its own moves nothing.
+        NodeView { clock_confirmed: false, .. } => "up, clock unconfirmed",
         _ => "up",
     }
 }
@@ -219,6 +223,7 @@ mod tests {
             replicas: 12,
             log_bytes: 2048,
             version: "0.1.0".into(),
+            clock_confirmed: true,
             ..Default::default()
         };
         let gone = NodeStatus { node: 2, fault: "refused".into(), ..Default::default() };

@@ -8,6 +8,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use crate::exit::{Exit, Failure};
+use crate::stderr::{self, Stderr};
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -21,6 +22,8 @@ pub enum Format {
 
 /// Prints text to standard output. A reader that has gone away (`| head`) is no error.
 pub fn text(text: &str) -> Result<(), Failure> {
+    // On a terminal both stand in one order.
+    stderr::flush();
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
@@ -37,16 +40,16 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
     text(&(json + "\n"))
 }
 
-/// Prints a value as JSON on a single line, for readers that wait for it while this process goes on.
-pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
+/// A value as JSON on a single line, for readers that wait for it while this process goes on.
+pub fn as_json_line(value: &impl Serialize) -> Result<String, Failure> {
     let json = serde_json::to_string(value)
         .map_err(|e| Failure::new(Exit::Failed, format!("cannot write the result as JSON: {e}")))?;
-    text(&(json + "\n"))
+    Ok(json + "\n")
 }
 
-/// Prints a line for people to standard error. A closed one is no reason to stop.
+/// Prints a line for people to standard error. A closed or full one is no reason to stop or wait.
 pub fn note(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = Stderr.write_all(format!("{line}\n").as_bytes());
 }
 
 /// Lays out rows under headings, as wide as the terminal allows.
@@ -106,19 +109,15 @@ impl ProgressLine {
         if line == self.shown {
             return;
         }
-        // Progress is a courtesy: a closed standard error is no reason to stop.
-        let _ = if self.terminal {
-            write!(io::stderr(), "\r\x1b[K{line}").and_then(|()| io::stderr().flush())
-        } else {
-            writeln!(io::stderr(), "{line}")
-        };
+        let text = if self.terminal { format!("\r\x1b[K{line}") } else { format!("{line}\n") };
+        let _ = Stderr.write_all(text.as_bytes());
         line.clone_into(&mut self.shown);
     }
 
     /// Removes the line from a terminal.
     pub fn clear(&mut self) {
         if self.terminal && !self.shown.is_empty() {
-            let _ = write!(io::stderr(), "\r\x1b[K").and_then(|()| io::stderr().flush());
+            let _ = Stderr.write_all(b"\r\x1b[K");
         }
         self.shown.clear();
     }

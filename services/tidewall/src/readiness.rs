@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tidewall_client::topology::Topology;
+use tidewall_client::{NodeChannel, node_channel};
 use tidewall_proto::internal::v1::GetNodeStateRequest;
 use tidewall_proto::internal::v1::shard_service_client::ShardServiceClient;
 use tidewall_proto::v1::ListRegionsRequest;
 use tidewall_proto::v1::region_service_client::RegionServiceClient;
 use tonic::Request;
-use tonic::transport::{Channel, Endpoint};
 
 use crate::gateway::Caller;
 
@@ -59,8 +59,8 @@ impl Progress {
 /// Asks nodes and gateways until the cluster serves, and tells how far it is. Never returns before; the
 /// caller bounds it. `callers` are one for each gateway.
 pub async fn wait(topology: &Topology, callers: &[Caller], mut told: impl FnMut(Progress)) {
-    let nodes: Vec<ShardServiceClient<Channel>> =
-        topology.nodes.iter().map(|node| ShardServiceClient::new(channel(node.address))).collect();
+    let node = |node| ShardServiceClient::new(node_channel(topology, node, ANSWER_WITHIN));
+    let nodes: Vec<ShardServiceClient<NodeChannel>> = topology.nodes.iter().map(node).collect();
     let mut progress = Progress {
         nodes: nodes.len(),
         regions: topology.regions.len(),
@@ -83,16 +83,8 @@ pub async fn wait(topology: &Topology, callers: &[Caller], mut told: impl FnMut(
     }
 }
 
-/// A channel that connects when it is used, and again when it must.
-fn channel(address: std::net::SocketAddr) -> Channel {
-    Endpoint::from_shared(format!("http://{address}"))
-        .expect("a socket address makes a valid URL")
-        .connect_timeout(ANSWER_WITHIN)
-        .connect_lazy()
-}
-
 /// The groups that a node says it leads; `None` when it does not answer.
-async fn led_by(mut node: ShardServiceClient<Channel>) -> Option<BTreeSet<u32>> {
+async fn led_by(mut node: ShardServiceClient<NodeChannel>) -> Option<BTreeSet<u32>> {
     let mut request = Request::new(GetNodeStateRequest {});
     request.set_timeout(ANSWER_WITHIN);
     let asked = tokio::time::timeout(ANSWER_WITHIN, node.get_node_state(request));

@@ -21,6 +21,7 @@ use crate::datadir::Lock;
 use crate::exit::{Exit, Failure};
 use crate::keys;
 use crate::signals::Signals;
+use crate::stderr;
 
 /// How long a node's previous process may take to let go of its data.
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
@@ -228,6 +229,7 @@ fn may_create(data: &Path) -> Result<bool, Failure> {
                     "cannot write {}: {error}; this node must not go on without it",
                     path.display()
                 );
+                stderr::flush();
                 std::process::exit(i32::from(Exit::Environment.code()));
             }
         })
@@ -282,6 +284,7 @@ fn watch_parent(wanted: bool) -> Result<(), Failure> {
         }
         std::thread::sleep(ORPHAN_GRACE);
         tracing::error!("this process did not stop in {ORPHAN_GRACE:?}; it ends now");
+        stderr::flush();
         std::process::exit(i32::from(Exit::Failed.code()));
     };
     std::thread::Builder::new()

@@ -15,6 +15,7 @@ use crate::exit::{Exit, Failure};
 use crate::output::{self, Format, ProgressLine};
 use crate::readiness::Progress;
 use crate::regions_file;
+use crate::service_manager;
 use crate::signals::Signals;
 
 /// Where the first gateway listens when nobody says otherwise.
@@ -94,6 +95,7 @@ pub async fn run(
         }
         Err(failure) => Err(failure),
     };
+    service_manager::stopping();
     let kept = (!arguments.ephemeral).then(|| cluster.directory().root().to_owned());
     cluster
         .stop(async {
@@ -121,8 +123,20 @@ async fn keep(
         if let Some(ending) = become_ready(cluster, signals, begun).await? {
             return Ok(ending);
         }
-        announce(cluster, arguments, format, begun.elapsed())?;
-        Ok(watch(cluster, signals).await)
+        service_manager::ready();
+        let text = announcement(cluster, arguments, format, begun.elapsed())?;
+        // Standard output may be a pipe that nobody reads: the cluster does not wait for it.
+        let printed = tokio::task::spawn_blocking(move || output::text(&text));
+        let told = async {
+            match printed.await {
+                Ok(Err(failure)) => failure,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            failure = told => Err(failure),
+            ending = watch(cluster, signals) => Ok(ending),
+        }
     };
     tokio::select! {
         ending = life => ending,
@@ -176,17 +190,22 @@ async fn watch(cluster: &Cluster, signals: &mut Signals) -> Ending {
     }
 }
 
-/// Prints where the cluster is and what to do with it.
-fn announce(cluster: &Cluster, arguments: &UpArgs, format: Format, took: Duration) -> Result<(), Failure> {
+/// Where the cluster is and what to do with it.
+fn announcement(
+    cluster: &Cluster,
+    arguments: &UpArgs,
+    format: Format,
+    took: Duration,
+) -> Result<String, Failure> {
     let endpoints = cluster.endpoints();
     let root = cluster.directory().root();
     match format {
-        Format::Json => output::json_line(&Ready {
+        Format::Json => output::as_json_line(&Ready {
             ready_in_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             data: root,
             endpoints: &endpoints,
         }),
-        Format::Table => output::text(&welcome(&Welcome {
+        Format::Table => Ok(welcome(&Welcome {
             endpoints: &endpoints,
             regions: cluster.topology().regions.len(),
             root,

@@ -9,15 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::future::{BoxFuture, join_all};
-use tidewall_link::connect_lazy;
+use tidewall_link::{NodeChannel, connect_lazy};
 use tidewall_proto::internal::v1 as pb;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use crate::{ClientError, ShardClient};
 
-type NodeClient = pb::shard_service_client::ShardServiceClient<Channel>;
+type NodeClient = pb::shard_service_client::ShardServiceClient<NodeChannel>;
 
 /// Time to ask all nodes who leads.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -31,8 +30,10 @@ const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 impl ShardClient {
     fn node_client(&self, position: usize) -> NodeClient {
         let node = self.nodes.at(position);
-        let channel =
-            node.channel.get_or_init(|| connect_lazy(node.address, self.options.link.connect_timeout));
+        let channel = node.channel.get_or_init(|| {
+            let channel = connect_lazy(node.address, self.options.link.connect_timeout);
+            NodeChannel::new(channel, node.address, node.parties)
+        });
         NodeClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)

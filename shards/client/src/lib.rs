@@ -22,9 +22,12 @@ pub use admin::Importer;
 pub use client::{ShardClient, ShardClientOptions};
 pub use clock::ClusterClock;
 pub use error::ClientError;
+pub use nodes::node_channel;
 pub use topology::Topology;
 
 /// The protocol of [`ShardClient`] and of the node's client port.
 pub use tidewall_link::ExchangeProtocol;
+/// What [`node_channel`] makes.
+pub use tidewall_link::NodeChannel;
 /// How ports take connections in, the same for gateways and nodes.
 pub use tidewall_link::{AcceptLimits, Accepted, Connections, accept};

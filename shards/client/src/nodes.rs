@@ -3,15 +3,22 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::RwLock;
-use tidewall_link::{ExchangeProtocol, Link, LinkOptions};
-use tonic::transport::Channel;
+use tidewall_link::{ExchangeProtocol, Link, LinkOptions, NodeChannel, Parties, connect_lazy};
 
-use crate::topology::Topology;
+use crate::topology::{Node, Topology};
 
 /// Positions that a client can tell apart over its life: as many bits as its groups remember.
 const POSITIONS_MAX: usize = 64;
+
+/// A channel to a node of this cluster and to nobody else. It connects when it is used, and again when it must.
+pub fn node_channel(topology: &Topology, node: &Node, connect_timeout: Duration) -> NodeChannel {
+    let cluster = topology.cluster_bytes().unwrap_or_default();
+    let parties = Parties { cluster, from: None, to: node.id };
+    NodeChannel::new(connect_lazy(node.address, connect_timeout), node.address, parties)
+}
 
 /// Streams to one node are kept apart by what they carry, so that none starves another.
 #[derive(Debug, Clone, Copy)]
@@ -28,19 +35,23 @@ pub(crate) enum Lane {
 pub(crate) struct NodeLinks {
     pub(crate) id: u64,
     pub(crate) address: SocketAddr,
+    /// Who calls whom over all of them.
+    pub(crate) parties: Parties,
     commands: Link<ExchangeProtocol>,
     queries: Link<ExchangeProtocol>,
     bulk: Link<ExchangeProtocol>,
     /// For the calls that are not multiplexed; made with the first of them.
-    pub(crate) channel: OnceLock<Channel>,
+    pub(crate) channel: OnceLock<NodeChannel>,
 }
 
 impl NodeLinks {
-    fn new(id: u64, address: SocketAddr, options: &LinkOptions) -> Arc<Self> {
-        let link = || Link::connect_lazy(address, options.clone());
+    fn new(cluster: [u8; 16], id: u64, address: SocketAddr, options: &LinkOptions) -> Arc<Self> {
+        let parties = Parties { cluster, from: None, to: id };
+        let link = || Link::connect_lazy(address, parties, options.clone());
         Arc::new(Self {
             id,
             address,
+            parties,
             commands: link(),
             queries: link(),
             bulk: link(),
@@ -79,6 +90,8 @@ impl Nodes {
 
     /// Takes over the nodes of a topology; returns which positions are present now.
     pub(crate) fn adopt(&self, topology: &Topology) -> u64 {
+        // A topology is checked before it comes here.
+        let cluster = topology.cluster_bytes().unwrap_or_default();
         let mut known = self.known.write();
         known.present = 0;
         for node in &topology.nodes {
@@ -87,12 +100,12 @@ impl Nodes {
                 Some(position) => {
                     if known.nodes[position].address != node.address {
                         // Calls under way keep the old connections until they end.
-                        known.nodes[position] = NodeLinks::new(node.id, node.address, &self.options);
+                        known.nodes[position] = NodeLinks::new(cluster, node.id, node.address, &self.options);
                     }
                     position
                 }
                 None if known.nodes.len() < POSITIONS_MAX => {
-                    known.nodes.push(NodeLinks::new(node.id, node.address, &self.options));
+                    known.nodes.push(NodeLinks::new(cluster, node.id, node.address, &self.options));
                     known.nodes.len() - 1
                 }
                 None => {

@@ -154,8 +154,11 @@ impl Topology {
 
     /// An id that no node has or had.
     pub fn next_node_id(&self) -> u64 {
-        let known = self.nodes.iter().map(|node| node.id).chain(self.retired.iter().copied());
-        known.max().unwrap_or(0) + 1
+        let known = || self.nodes.iter().map(|node| node.id).chain(self.retired.iter().copied());
+        let highest = known().max().unwrap_or(0);
+        // Somebody may have used up the largest one by hand.
+        let lowest_free = || (1..).find(|id| known().all(|other| other != *id));
+        highest.checked_add(1).or_else(lowest_free).unwrap_or(u64::MAX)
     }
 
     /// Whether `newer` is a later state of the same cluster: only nodes and fences may have changed.
@@ -260,6 +263,9 @@ mod tests {
         assert_eq!(topology.next_node_id(), 4);
         topology.retired.insert(7);
         assert_eq!(topology.next_node_id(), 8);
+        topology.retired.insert(u64::MAX);
+        assert_eq!(topology.next_node_id(), 4, "there is none above the largest");
+        topology.retired.remove(&u64::MAX);
         let mut newer = topology.clone();
         assert!(!topology.is_followed_by(&newer));
         newer.generation += 1;

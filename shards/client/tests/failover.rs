@@ -12,7 +12,7 @@ use futures_util::Stream;
 use parking_lot::Mutex;
 use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT};
 use tidewall_client::{ClientError, ExchangeProtocol, ShardClient, ShardClientOptions, Topology};
-use tidewall_link::{Handler, ReplySender, ReplyStream, ServeOptions, serve, server_builder};
+use tidewall_link::{Handler, NodeIdentity, ReplySender, ReplyStream, ServeOptions, serve, server_builder};
 use tidewall_proto::internal::v1 as pb;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -181,11 +181,20 @@ impl pb::shard_service_server::ShardService for Server {
     }
 }
 
-async fn start(fake: &Arc<Fake>) -> SocketAddr {
+/// The cluster of these tests.
+const CLUSTER: [u8; 16] = [7; 16];
+
+async fn start(fake: &Arc<Fake>, id: u64) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = pb::shard_service_server::ShardServiceServer::new(Server(Arc::clone(fake)));
-    tokio::spawn(server_builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)));
+    let identity = NodeIdentity::new(CLUSTER, id);
+    tokio::spawn(
+        server_builder()
+            .layer(identity)
+            .add_service(service)
+            .serve_with_incoming(TcpIncoming::from(listener)),
+    );
     address
 }
 
@@ -203,7 +212,7 @@ fn client(addresses: &[SocketAddr]) -> Arc<ShardClient> {
 fn client_with(addresses: &[SocketAddr], options: ShardClientOptions) -> Arc<ShardClient> {
     let topology = Topology {
         format: TOPOLOGY_FORMAT,
-        cluster: "00112233445566778899aabbccddeeff".into(),
+        cluster: format!("{:032x}", u128::from_be_bytes(CLUSTER)),
         generation: 0,
         retired: Default::default(),
         fences: Default::default(),
@@ -234,7 +243,7 @@ fn decided_for(outcome: pb::Outcome) -> String {
 #[tokio::test]
 async fn a_dead_node_does_not_stall_calls() {
     let second = Fake::new(Mode::Decide);
-    let client = client(&[nobody(), start(&second).await]);
+    let client = client(&[nobody(), start(&second, 2).await]);
     assert_eq!(decided_for(client.command(1, command("a"), after(20_000)).await.unwrap()), "a");
     assert_eq!(client.believed_leader(1), Some(2), "and it is remembered");
     client.command(1, command("b"), after(20_000)).await.unwrap();
@@ -244,7 +253,7 @@ async fn a_dead_node_does_not_stall_calls() {
 #[tokio::test]
 async fn a_silent_leader_is_replaced_by_the_one_that_answers() {
     let (first, second) = (Fake::new(Mode::Silent), Fake::new(Mode::Decide));
-    let client = client(&[start(&first).await, start(&second).await]);
+    let client = client(&[start(&first, 1).await, start(&second, 2).await]);
     assert_eq!(decided_for(client.command(1, command("a"), after(20_000)).await.unwrap()), "a");
     assert_eq!(client.believed_leader(1), Some(2));
 }
@@ -252,7 +261,7 @@ async fn a_silent_leader_is_replaced_by_the_one_that_answers() {
 #[tokio::test]
 async fn a_deadline_after_silence_is_unknown_and_after_refusals_it_is_not() {
     let (first, second) = (Fake::new(Mode::Silent), Fake::new(Mode::NotLeader(1)));
-    let client = client(&[start(&first).await, start(&second).await]);
+    let client = client(&[start(&first, 1).await, start(&second, 2).await]);
     let outcome = loop {
         let before = first.calls.load(Ordering::Relaxed);
         let outcome = client.command(1, command("a"), after(400)).await;
@@ -271,7 +280,7 @@ async fn a_call_that_only_nonleaders_saw_is_unavailable() {
     let (first, second) = (Fake::new(Mode::NotLeader(0)), Fake::new(Mode::NotLeader(1)));
     // Attempts must not time out here, however slow the machine: that would be a doubt of its own.
     let client = client_with(
-        &[start(&first).await, start(&second).await],
+        &[start(&first, 1).await, start(&second, 2).await],
         ShardClientOptions { attempt_timeout: Duration::from_secs(60), ..Default::default() },
     );
     // A deadline that falls into the moment between sending and the refusal leaves a doubt, rightly; that
@@ -307,7 +316,7 @@ async fn a_batch_that_may_have_been_decided_is_unknown_whatever_a_follower_says(
         [Mode::NotLeader(1), Mode::Refuse(pb::RefusalKind::Halted), Mode::Refuse(pb::RefusalKind::Overloaded)]
     {
         let (first, second) = (Fake::new(Mode::Silent), Fake::new(follower));
-        let client = client(&[start(&first).await, start(&second).await]);
+        let client = client(&[start(&first, 1).await, start(&second, 2).await]);
         let answer = loop {
             let before = [&first, &second].map(|fake| fake.calls.load(Ordering::Relaxed));
             let answer = client.batch(1, batch(&["a", "b"]), after(1_000)).await;
@@ -325,7 +334,7 @@ async fn a_batch_that_may_have_been_decided_is_unknown_whatever_a_follower_says(
 async fn a_follower_that_is_asked_for_a_batch_is_not_believed_to_lead() {
     for follower in [Mode::NotLeader(2), Mode::NotLeader(0), Mode::Refuse(pb::RefusalKind::Halted)] {
         let (first, second) = (Fake::new(follower), Fake::new(Mode::Decide));
-        let client = client(&[start(&first).await, start(&second).await]);
+        let client = client(&[start(&first, 1).await, start(&second, 2).await]);
         let answer = client.batch(1, batch(&["a", "b"]), after(20_000)).await.unwrap();
         assert_eq!(told(answer), ["a", "b"]);
         assert_eq!(client.believed_leader(1), Some(2), "{follower:?}");
@@ -340,7 +349,7 @@ async fn a_follower_that_is_asked_for_a_batch_is_not_believed_to_lead() {
 async fn a_batch_that_nobody_took_is_not_in_doubt_and_what_is_decided_stays_decided() {
     let first = Fake::new(Mode::Refuse(pb::RefusalKind::Overloaded));
     let options = ShardClientOptions { attempt_timeout: Duration::from_secs(60), ..Default::default() };
-    let client = client_with(&[start(&first).await], options);
+    let client = client_with(&[start(&first, 1).await], options);
     let answer = client.batch(1, batch(&["a", "b"]), after(20_000)).await.unwrap();
     assert_eq!(told(answer), ["Overloaded", "Overloaded"]);
     // The leader decides one item and loses the other; then it is gone.
@@ -362,7 +371,7 @@ async fn a_batch_that_nobody_took_is_not_in_doubt_and_what_is_decided_stays_deci
 #[tokio::test]
 async fn a_quick_no_does_not_end_the_doubt_about_an_earlier_attempt() {
     let (first, second) = (Fake::new(Mode::Silent), Fake::new(Mode::SoldOut));
-    let client = client(&[start(&first).await, start(&second).await]);
+    let client = client(&[start(&first, 1).await, start(&second, 2).await]);
     let outcome = client.command(1, command("a"), after(20_000)).await.unwrap();
     assert!(outcome.receipt.is_some(), "a no that nobody remembers: {outcome:?}");
     // Without such an attempt it is an answer.
@@ -373,7 +382,7 @@ async fn a_quick_no_does_not_end_the_doubt_about_an_earlier_attempt() {
 #[tokio::test]
 async fn a_halted_node_is_left_alone() {
     let (first, second) = (Fake::new(Mode::Refuse(pb::RefusalKind::Halted)), Fake::new(Mode::Decide));
-    let client = client(&[start(&first).await, start(&second).await]);
+    let client = client(&[start(&first, 1).await, start(&second, 2).await]);
     for name in ["a", "b", "c"] {
         assert_eq!(decided_for(client.command(1, command(name), after(20_000)).await.unwrap()), name);
     }
@@ -383,7 +392,7 @@ async fn a_halted_node_is_left_alone() {
 #[tokio::test]
 async fn a_halted_neighbour_of_a_slow_leader_is_not_asked_until_the_deadline() {
     let (first, second) = (Fake::new(Mode::SilentOnce), Fake::new(Mode::Refuse(pb::RefusalKind::Halted)));
-    let client = client(&[start(&first).await, start(&second).await]);
+    let client = client(&[start(&first, 1).await, start(&second, 2).await]);
     assert_eq!(decided_for(client.command(1, command("a"), after(20_000)).await.unwrap()), "a");
     assert_eq!(client.believed_leader(1), Some(1));
     // Each attempt at the leader in between takes 100 ms, or decides; it is silent for one more at most.
@@ -395,7 +404,7 @@ async fn a_halted_neighbour_of_a_slow_leader_is_not_asked_until_the_deadline() {
 async fn a_slow_leader_and_a_halted_node_do_not_hide_the_one_that_leads() {
     let (first, second) = (Fake::new(Mode::Silent), Fake::new(Mode::Refuse(pb::RefusalKind::Halted)));
     let third = Fake::new(Mode::Decide);
-    let client = client(&[start(&first).await, start(&second).await, start(&third).await]);
+    let client = client(&[start(&first, 1).await, start(&second, 2).await, start(&third, 3).await]);
     assert_eq!(decided_for(client.command(1, command("a"), after(20_000)).await.unwrap()), "a");
     assert_eq!(client.believed_leader(1), Some(3));
 }
@@ -403,7 +412,7 @@ async fn a_slow_leader_and_a_halted_node_do_not_hide_the_one_that_leads() {
 #[tokio::test]
 async fn an_overloaded_neighbour_is_not_taken_for_the_leader() {
     let (first, second) = (Fake::new(Mode::SilentOnce), Fake::new(Mode::Refuse(pb::RefusalKind::Overloaded)));
-    let client = client(&[start(&first).await, start(&second).await]);
+    let client = client(&[start(&first, 1).await, start(&second, 2).await]);
     // The first attempt may have been decided, so that the neighbour's "nothing was decided" is no answer.
     assert_eq!(decided_for(client.command(1, command("a"), after(20_000)).await.unwrap()), "a");
     assert_eq!(client.believed_leader(1), Some(1));
@@ -412,7 +421,7 @@ async fn an_overloaded_neighbour_is_not_taken_for_the_leader() {
 #[tokio::test]
 async fn an_overloaded_node_does_not_end_the_search_for_the_leader() {
     let (second, third) = (Fake::new(Mode::Refuse(pb::RefusalKind::Overloaded)), Fake::new(Mode::Decide));
-    let client = client(&[nobody(), start(&second).await, start(&third).await]);
+    let client = client(&[nobody(), start(&second, 2).await, start(&third, 3).await]);
     let mut outcomes = Vec::new();
     for _ in 0..10 {
         outcomes.push(client.command(1, command("a"), after(20_000)).await);
@@ -425,7 +434,7 @@ async fn an_overloaded_node_does_not_end_the_search_for_the_leader() {
 async fn nonsense_is_refused_without_asking_anybody_again() {
     let first = Fake::new(Mode::Refuse(pb::RefusalKind::Invalid));
     let options = ShardClientOptions { attempt_timeout: Duration::from_secs(60), ..Default::default() };
-    let client = client_with(&[start(&first).await], options);
+    let client = client_with(&[start(&first, 1).await], options);
     assert!(matches!(client.command(1, command("a"), after(20_000)).await, Err(ClientError::Invalid(_))));
     assert_eq!(first.calls.load(Ordering::Relaxed), 1);
     for group in [0, 2, u32::MAX] {
@@ -439,7 +448,7 @@ async fn a_crowd_waits_for_the_election_without_a_storm_and_then_gets_through() 
     const CROWD: u64 = 1000;
     let (first, second) = (Fake::new(Mode::NotLeader(0)), Fake::new(Mode::NotLeader(0)));
     let options = ShardClientOptions { attempt_timeout: Duration::from_secs(5), ..Default::default() };
-    let client = client_with(&[start(&first).await, start(&second).await], options);
+    let client = client_with(&[start(&first, 1).await, start(&second, 2).await], options);
     // The group is known to have no leader before the crowd comes.
     client.command(1, command("scout"), after(300)).await.unwrap_err();
     let asked = || first.calls.load(Ordering::Relaxed) + second.calls.load(Ordering::Relaxed);

@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::impls::BasicNode;
 use openraft::network::{RPCOption, RaftNetworkFactory};
@@ -20,7 +19,7 @@ use openraft::raft::{
 use openraft_multi::{GroupNetworkAdapter, GroupRouter};
 use parking_lot::{Mutex, RwLock};
 use tidewall_env::tasks;
-use tidewall_link::{Link, LinkOptions, PeerProtocol};
+use tidewall_link::{Link, LinkOptions, NodeChannel, Parties, PeerProtocol};
 use tidewall_machine::snapshot;
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::internal::v1::peer_service_client::PeerServiceClient;
@@ -39,6 +38,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct PeersConfig {
     /// The cluster: calls of another one are refused.
     pub cluster: [u8; 16],
+    /// This node.
+    pub node: u64,
     /// Peer ports by node id.
     pub addresses: BTreeMap<u64, SocketAddr>,
 }
@@ -57,14 +58,15 @@ type Links = BTreeMap<(u64, Lane), Link<PeerProtocol>>;
 pub struct Peers {
     addresses: Arc<RwLock<BTreeMap<u64, SocketAddr>>>,
     links: Arc<Mutex<Links>>,
-    cluster: Bytes,
+    cluster: [u8; 16],
+    node: u64,
 }
 
 impl Peers {
     /// No link is opened before it is used.
     pub fn new(config: PeersConfig) -> Self {
-        let cluster = Bytes::copy_from_slice(&config.cluster);
-        Self { addresses: Arc::new(RwLock::new(config.addresses)), links: Arc::default(), cluster }
+        let PeersConfig { cluster, node, addresses } = config;
+        Self { addresses: Arc::new(RwLock::new(addresses)), links: Arc::default(), cluster, node }
     }
 
     /// Nodes have joined, left or moved.
@@ -79,6 +81,10 @@ impl Peers {
         self.addresses.read().get(&node).copied()
     }
 
+    fn parties(&self, to: u64) -> Parties {
+        Parties { cluster: self.cluster, from: Some(self.node), to }
+    }
+
     fn link(&self, node: u64, lane: Lane) -> Option<Link<PeerProtocol>> {
         let address = self.address(node)?;
         let mut links = self.links.lock();
@@ -89,7 +95,7 @@ impl Peers {
             backoff_max: Duration::from_millis(200),
             ..LinkOptions::default()
         };
-        Some(link.or_insert_with(|| Link::connect_lazy(address, options)).clone())
+        Some(link.or_insert_with(|| Link::connect_lazy(address, self.parties(node), options)).clone())
     }
 
     /// Tells another node this one's report and hears that one's, in bounded time.
@@ -261,6 +267,7 @@ impl Router {
         let address =
             self.peers.address(target).ok_or_else(|| format!("node {target} is not in the topology"))?;
         let channel = tidewall_link::connect(address, CONNECT_TIMEOUT).await.map_err(|e| e.to_string())?;
+        let channel = NodeChannel::new(channel, address, self.peers.parties(target));
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         let cluster = self.peers.cluster.to_vec();
         let head =

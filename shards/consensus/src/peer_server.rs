@@ -116,6 +116,10 @@ impl PeerServer {
         let head = first.head.ok_or("the snapshot stream has no head")?;
         let group = self.group(head.group, &head.cluster)?;
         fenced(&group, head.incarnation)?;
+        // Before any of it is read: nothing would come of it, and it would be sent again and again.
+        if let Some(why) = group.status().fault {
+            return Err(format!("this replica has halted and takes no snapshot: {why}"));
+        }
         let vote = from_pb_vote(&head.vote.ok_or("the snapshot stream has no vote")?);
         let number = self.shared.received.fetch_add(1, Ordering::Relaxed);
         let loaded = match &self.shared.incoming {

@@ -74,7 +74,7 @@ impl Cluster {
     async fn start(&mut self, node: u64) {
         let disks = self.disks[&node].clone();
         let (log, _) = NodeLog::open(Arc::new(disks.log.clone()), LogOptions::new(CLUSTER, node)).unwrap();
-        let peers = Peers::new(PeersConfig { cluster: CLUSTER, addresses: self.addresses.clone() });
+        let peers = Peers::new(PeersConfig { cluster: CLUSTER, node, addresses: self.addresses.clone() });
         let incoming = self.incoming.path().join(format!("node-{node}"));
         std::fs::create_dir_all(&incoming).unwrap();
         let server = PeerServer::new(CLUSTER, Some(incoming));
@@ -116,6 +116,7 @@ impl Cluster {
         };
         runtime.spawn(async move {
             let served = tidewall_link::server_builder()
+                .layer(tidewall_link::NodeIdentity::new(CLUSTER, node))
                 .add_service(PeerServiceServer::new(server))
                 .serve_with_incoming(TcpListenerStream::new(listener));
             served.await.unwrap();

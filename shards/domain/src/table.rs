@@ -120,6 +120,9 @@ pub struct Table<R: Row> {
     rows: u64,
     undo: Vec<(R::Key, Option<R>)>,
     scratch: Writer,
+    /// Rows that were looked at or changed, for the tests that bound what commands cost.
+    #[cfg(test)]
+    looked_at: std::sync::atomic::AtomicU64,
 }
 
 impl<R: Row> Default for Table<R> {
@@ -132,6 +135,8 @@ impl<R: Row> Default for Table<R> {
             rows: 0,
             undo: Vec::new(),
             scratch: Writer::new(),
+            #[cfg(test)]
+            looked_at: std::sync::atomic::AtomicU64::new(0),
         }
     }
 }
@@ -139,6 +144,7 @@ impl<R: Row> Default for Table<R> {
 impl<R: Row> Table<R> {
     /// The row with this key.
     pub fn get(&self, key: &R::Key) -> Option<&R> {
+        self.look();
         let slots = self.pages.get(&R::page(key))?;
         let at = slots.binary_search_by(|slot| slot.key.cmp(key)).ok()?;
         Some(&slots[at].row)
@@ -173,17 +179,20 @@ impl<R: Row> Table<R> {
         self.pages
             .range(R::page(&start)..)
             .flat_map(|(_, slots)| slots.iter())
+            .inspect(|_| self.look())
             .skip_while(move |slot| slot.key < start)
             .map(|slot| (&slot.key, &slot.row))
     }
 
     /// All rows in key order.
     pub fn iter(&self) -> impl Iterator<Item = (&R::Key, &R)> {
-        self.pages.values().flat_map(|slots| slots.iter()).map(|slot| (&slot.key, &slot.row))
+        let slots = self.pages.values().flat_map(|slots| slots.iter());
+        slots.inspect(|_| self.look()).map(|slot| (&slot.key, &slot.row))
     }
 
     /// Sets or removes a row and remembers how to take that back.
     pub fn set(&mut self, key: R::Key, row: Option<R>) {
+        self.look();
         let old = self.replace(&key, row);
         self.undo.push((key, old));
     }
@@ -282,6 +291,18 @@ impl<R: Row> Table<R> {
             self.pages.remove(&page);
         }
         old.map(|slot| slot.row)
+    }
+
+    /// Counts a row that is looked at.
+    fn look(&self) {
+        #[cfg(test)]
+        self.looked_at.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// How many rows were looked at or changed.
+    #[cfg(test)]
+    pub(crate) fn looked_at(&self) -> u64 {
+        self.looked_at.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     fn hash(&mut self, key: &R::Key, row: &R) -> u128 {

@@ -22,7 +22,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tonic::Streaming;
 
 use crate::pending::{Pending, Waiter};
-use crate::{LinkError, LinkOptions, Protocol, connect};
+use crate::{LinkError, LinkOptions, NodeChannel, Parties, Protocol, connect};
 
 /// Deadlines are looked at no more often than this.
 const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(5);
@@ -57,6 +57,7 @@ struct State<P: Protocol> {
 struct Shared<P: Protocol> {
     state: Mutex<State<P>>,
     address: SocketAddr,
+    parties: Parties,
     options: LinkOptions,
     /// The link's task.
     driver: AtomicWaker,
@@ -97,8 +98,9 @@ impl<P: Protocol> std::fmt::Debug for Link<P> {
 }
 
 impl<P: Protocol> Link<P> {
-    /// A link that connects with its first call and stays connected from then on.
-    pub fn connect_lazy(address: SocketAddr, options: LinkOptions) -> Self {
+    /// A link that connects with its first call and stays connected from then on. Who answers there as anybody else is as good
+    /// as nobody.
+    pub fn connect_lazy(address: SocketAddr, parties: Parties, options: LinkOptions) -> Self {
         let state = State {
             phase: Phase::Connecting,
             epoch: 0,
@@ -112,6 +114,7 @@ impl<P: Protocol> Link<P> {
         let shared = Shared {
             state: Mutex::new(state),
             address,
+            parties,
             options,
             driver: AtomicWaker::new(),
             rearm: AtomicBool::new(false),
@@ -388,6 +391,7 @@ async fn open<P: Protocol>(shared: Arc<Shared<P>>, epoch: u64) -> Result<Streami
     let limit = shared.options.connect_timeout;
     let opening = async {
         let channel = connect(shared.address, limit).await.map_err(|error| describe(&error))?;
+        let channel = NodeChannel::new(channel, shared.address, shared.parties);
         P::open(channel, CallStream { shared, epoch }).await.map_err(|status| describe(&status))
     };
     match timeout(limit * 2, opening).await {

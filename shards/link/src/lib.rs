@@ -11,6 +11,7 @@
 mod accept;
 mod client;
 mod error;
+mod identity;
 mod options;
 mod pending;
 mod protocol;
@@ -20,6 +21,7 @@ mod socket;
 pub use accept::{AcceptLimits, Accepted, Connections, Incoming, accept};
 pub use client::{CallStream, Link};
 pub use error::LinkError;
+pub use identity::{Identified, NodeChannel, NodeIdentity, Parties};
 pub use options::{LinkOptions, ServeOptions, connect, connect_lazy, server_builder};
 pub use protocol::{ExchangeProtocol, PeerProtocol, Protocol};
 pub use server::{Handler, ReplySender, ReplyStream, serve};

@@ -7,10 +7,9 @@ use std::pin::Pin;
 
 use prost::Message as _;
 use tidewall_proto::internal::v1 as pb;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-use crate::CallStream;
+use crate::{CallStream, NodeChannel};
 
 /// Largest stream message that either side of our protocols accepts, bytes. Links pack far less into one
 /// message; this leaves room for one large call.
@@ -50,7 +49,7 @@ pub trait Protocol: Send + Sync + Sized + 'static {
     fn unpack_replies(response: Self::Response) -> Vec<Self::Reply>;
     /// Opens the stream. The server must answer with its response headers at once.
     fn open(
-        channel: Channel,
+        channel: NodeChannel,
         calls: CallStream<Self>,
     ) -> BoxFuture<Result<Streaming<Self::Response>, Status>>;
 }
@@ -102,7 +101,7 @@ impl Protocol for ExchangeProtocol {
     }
 
     fn open(
-        channel: Channel,
+        channel: NodeChannel,
         calls: CallStream<Self>,
     ) -> BoxFuture<Result<Streaming<Self::Response>, Status>> {
         Box::pin(async move {
@@ -172,7 +171,7 @@ impl Protocol for PeerProtocol {
     }
 
     fn open(
-        channel: Channel,
+        channel: NodeChannel,
         calls: CallStream<Self>,
     ) -> BoxFuture<Result<Streaming<Self::Response>, Status>> {
         Box::pin(async move {

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tidewall_link::{
-    Handler, Link, LinkError, LinkOptions, PeerProtocol, ReplySender, ReplyStream, ServeOptions, serve,
-    server_builder,
+    Handler, Link, LinkError, LinkOptions, NodeIdentity, Parties, PeerProtocol, ReplySender, ReplyStream,
+    ServeOptions, serve, server_builder,
 };
 use tidewall_proto::internal::v1 as pb;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -51,6 +51,9 @@ impl Handler<PeerProtocol> for Echo {
         reply(call.id, "refused".into())
     }
 }
+
+/// Who calls whom in these tests.
+const PARTIES: Parties = Parties { cluster: [7; 16], from: Some(1), to: 2 };
 
 struct Server {
     options: ServeOptions,
@@ -101,6 +104,7 @@ impl Running {
         runtime.spawn(async move {
             let incoming = TcpIncoming::from(TcpListener::from_std(listener).unwrap());
             server_builder()
+                .layer(NodeIdentity::new(PARTIES.cluster, PARTIES.to))
                 .add_service(pb::peer_service_server::PeerServiceServer::new(server))
                 .serve_with_incoming(incoming)
                 .await
@@ -158,7 +162,7 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replies_find_their_calls_in_any_order() {
     let server = Running::start("127.0.0.1:0", ServeOptions::default());
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, LinkOptions::default());
     let calls: Vec<_> = (1..=4000).map(|group| (group, spawn_call(&link, group, soon()))).collect();
     for (group, call) in calls {
         assert_eq!(text(call.await.unwrap().unwrap()), group.to_string());
@@ -169,7 +173,7 @@ async fn replies_find_their_calls_in_any_order() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_server_breaks_calls_at_once_and_a_new_one_is_found() {
     let mut server = Running::start("127.0.0.1:0", ServeOptions::default());
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, LinkOptions::default());
     assert_eq!(text(link.call(call(7), soon()).await.unwrap()), "7");
     let deadline = Instant::now() + Duration::from_secs(3600);
     let waiting: Vec<_> = (0..100).map(|_| spawn_call(&link, 0, deadline)).collect();
@@ -204,7 +208,7 @@ async fn a_killed_server_breaks_calls_at_once_and_a_new_one_is_found() {
 #[tokio::test]
 async fn a_deadline_ends_one_call_and_leaves_the_others() {
     let server = Running::start("127.0.0.1:0", ServeOptions::default());
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, LinkOptions::default());
     link.call(call(2), soon()).await.unwrap();
     let patient = spawn_call(&link, 0, soon());
     let short = Instant::now() + Duration::from_millis(300);
@@ -221,7 +225,7 @@ async fn a_deadline_ends_one_call_and_leaves_the_others() {
 async fn the_number_of_pending_calls_is_bounded() {
     let server = Running::start("127.0.0.1:0", ServeOptions::default());
     let options = LinkOptions { pending_max: 3, ..LinkOptions::default() };
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, options);
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, options);
     let short = Instant::now() + Duration::from_millis(300);
     let waiting: Vec<_> = (0..3).map(|_| spawn_call(&link, 0, short)).collect();
     tokio::task::yield_now().await;
@@ -236,7 +240,7 @@ async fn the_number_of_pending_calls_is_bounded() {
 async fn calls_beyond_the_servers_bound_are_refused_and_not_executed() {
     let server =
         Running::start("127.0.0.1:0", ServeOptions { outstanding_max: 2, ..ServeOptions::default() });
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, LinkOptions::default());
     let waiting: Vec<_> = (0..2).map(|_| spawn_call(&link, 0, soon())).collect();
     tokio::task::yield_now().await;
     assert_eq!(text(link.call(call(5), soon()).await.unwrap()), "refused");
@@ -246,11 +250,48 @@ async fn calls_beyond_the_servers_bound_are_refused_and_not_executed() {
 }
 
 #[tokio::test]
+async fn whoever_is_somebody_else_is_not_reached_and_hears_nothing() {
+    let server = Running::start("127.0.0.1:0", ServeOptions::default());
+    for (other, why) in [
+        (Parties { cluster: [8; 16], ..PARTIES }, "not node 2 of cluster 0808"),
+        (Parties { to: 3, ..PARTIES }, "not node 3"),
+        (Parties { from: Some(2), ..PARTIES }, "another process calls itself node 2"),
+    ] {
+        let link: Link<PeerProtocol> = Link::connect_lazy(server.address, other, LinkOptions::default());
+        assert_eq!(link.call(call(0), soon()).await.unwrap_err(), LinkError::Unreachable);
+        let error = link.last_error().unwrap();
+        assert!(error.contains(why), "{error}");
+    }
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, LinkOptions::default());
+    assert_eq!(text(link.call(call(2), soon()).await.unwrap()), "2");
+    assert_eq!((server.streams.load(Ordering::Relaxed), server.unanswered.load(Ordering::Relaxed)), (1, 0));
+}
+
+#[tokio::test]
+async fn who_does_not_say_who_it_is_is_not_reached() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let streams = Arc::new(AtomicU64::new(0));
+    let unanswered = Arc::new(AtomicU64::new(0));
+    let server = Server {
+        options: ServeOptions::default(),
+        streams: Arc::clone(&streams),
+        unanswered: Arc::clone(&unanswered),
+    };
+    let service = pb::peer_service_server::PeerServiceServer::new(server);
+    tokio::spawn(server_builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)));
+    let link: Link<PeerProtocol> = Link::connect_lazy(address, PARTIES, LinkOptions::default());
+    assert_eq!(link.call(call(0), soon()).await.unwrap_err(), LinkError::Unreachable);
+    assert!(link.last_error().unwrap().contains("node unknown of cluster unknown"));
+    assert_eq!(unanswered.load(Ordering::Relaxed), 0, "nothing was sent to it");
+}
+
+#[tokio::test]
 async fn nobody_listening_is_not_sent() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let link: Link<PeerProtocol> = Link::connect_lazy(address, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(address, PARTIES, LinkOptions::default());
     assert_eq!(link.call(call(2), soon()).await.unwrap_err(), LinkError::Unreachable);
     assert!(link.last_error().is_some());
 }
@@ -260,7 +301,7 @@ async fn a_server_that_never_answers_is_unreachable_not_unknown() {
     // The kernel accepts, nobody ever speaks: like a stopped process.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let options = LinkOptions { connect_timeout: Duration::from_millis(100), ..LinkOptions::default() };
-    let link: Link<PeerProtocol> = Link::connect_lazy(listener.local_addr().unwrap(), options);
+    let link: Link<PeerProtocol> = Link::connect_lazy(listener.local_addr().unwrap(), PARTIES, options);
     assert_eq!(link.call(call(2), soon()).await.unwrap_err(), LinkError::Unreachable);
     let late = Instant::now() + Duration::from_millis(20);
     assert!(!link.call(call(2), late).await.unwrap_err().may_have_arrived());
@@ -276,14 +317,14 @@ async fn garbage_on_the_port_harms_nobody() {
         let mut answer = Vec::new();
         let _ = timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await.expect("it hangs up");
     }
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, LinkOptions::default());
     assert_eq!(text(link.call(call(6), soon()).await.unwrap()), "6");
 }
 
 #[tokio::test]
 async fn dropping_the_last_clone_closes_the_connection() {
     let server = Running::start("127.0.0.1:0", ServeOptions::default());
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, LinkOptions::default());
     let other = link.clone();
     link.call(call(2), soon()).await.unwrap();
     drop(link);

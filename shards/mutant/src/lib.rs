@@ -36,11 +36,13 @@ pub enum Mutant {
     LostMailboxIsSuccess,
     /// A call that may have arrived is reported as one that did not.
     UnknownReportedAsFailed,
+    /// A seal is answered and not remembered: a late copy of the request is decided all the same.
+    SealForgotten,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -54,6 +56,7 @@ impl Mutant {
         Self::DigestMissesATable,
         Self::LostMailboxIsSuccess,
         Self::UnknownReportedAsFailed,
+        Self::SealForgotten,
     ];
 }
 

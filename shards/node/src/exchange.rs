@@ -1,7 +1,7 @@
 //! The client port: calls of gateways come in on streams, go to the actors or to the rows, and are answered on the
 //! same stream. Nothing here waits: what cannot be taken is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -60,6 +60,13 @@ impl Serving {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self { groups, faults, standing, space, metrics, replay_behind: AtomicBool::new(false) }
+    }
+
+    /// Groups whose replica here has halted, or was never started.
+    pub fn halted(&self) -> BTreeSet<u32> {
+        let halted =
+            |(number, served): (&u32, &Served)| served.group.state().halted().is_some().then_some(*number);
+        self.groups.iter().filter_map(halted).chain(self.faults.keys().copied()).collect()
     }
 
     /// Refuses new work while checkpoints lag so far that a restart would take too long, or takes it again.

@@ -29,6 +29,10 @@ const CHECKPOINT_BYTES: u64 = 16 << 20;
 const CHECKPOINT_AGE: Duration = Duration::from_secs(60);
 /// Groups that pin old segments are checkpointed when the log is larger than this.
 const LOG_BYTES_MAX: u64 = 192 << 20;
+/// How much of what halted replicas hold is moved at a time, bytes, so that nobody waits long behind it, and how often in a
+/// round.
+const RELOCATION_BYTES: usize = 256 << 10;
+const RELOCATIONS: usize = 8;
 /// A restart shall not have to apply more than this again, over all groups of the node, as apply is measured here: at half
 /// of it checkpoints are due, beyond it new work is refused.
 const REPLAY_MAX: Duration = Duration::from_secs(5);
@@ -65,6 +69,7 @@ pub async fn keep(standing: Arc<Standing>, serving: Arc<Serving>, log: NodeLog) 
             tracing::warn!(%error, "cannot see how much space is free");
         }
         checkpoints(&serving, &log, &mut memory).await;
+        make_room(&serving, &log);
         give_up_what_nobody_acknowledges(&standing, &serving, &mut memory.silences).await;
         give_up_what_is_stuck(&standing, &serving, &mut memory).await;
         if standing.accepts_lead() {
@@ -90,12 +95,15 @@ fn sample(serving: &Serving, seconds: f64) {
 
 async fn checkpoints(serving: &Serving, log: &NodeLog, memory: &mut Memory) {
     let pinning: BTreeMap<u32, u64> = log.purge_hints(LOG_BYTES_MAX).into_iter().collect();
+    let halted = serving.halted();
+    // A replica that has halted applies nothing at a restart either, and takes no checkpoint: it must not hold up the others.
+    let sound = || serving.groups.iter().filter(|(number, _)| !halted.contains(number));
     let replay = |served: &Served| served.group.state().replay_time();
-    let total: Duration = serving.groups.values().map(replay).sum();
+    let total: Duration = sound().map(|(_, served)| replay(served)).sum();
     serving.set_replay_behind(total > REPLAY_MAX);
     // The share of a group that is behind as much as the average when a checkpoint is due.
     let share = REPLAY_MAX / 2 / serving.groups.len().max(1) as u32;
-    for (number, served) in &serving.groups {
+    for (number, served) in sound() {
         let state = served.group.checkpoint_state();
         let (last, index) =
             memory.checkpoint_at.entry(*number).or_insert_with(|| (Instant::now(), state.index));
@@ -107,6 +115,30 @@ async fn checkpoints(serving: &Serving, log: &NodeLog, memory: &mut Memory) {
         let behind = total > REPLAY_MAX / 2 && replay(served) > share;
         if state.bytes > CHECKPOINT_BYTES || aged || pins || (behind && state.bytes > 0) {
             served.group.checkpoint().await;
+        }
+    }
+}
+
+/// A replica that has halted keeps its part of the log and purges nothing: it must not keep the other groups' segments, or the
+/// node would refuse all work in the end.
+fn make_room(serving: &Serving, log: &NodeLog) {
+    let halted = serving.halted();
+    if halted.is_empty() || log.disk_bytes() <= LOG_BYTES_MAX {
+        return;
+    }
+    // Moving what is most of the log would go on for ever and free nothing.
+    if log.live_bytes(&halted) > LOG_BYTES_MAX / 2 {
+        tracing::error!(?halted, "the log is full of what halted replicas hold: replace this node");
+        return;
+    }
+    for _ in 0..RELOCATIONS {
+        match log.relocate(&halted, RELOCATION_BYTES, Box::new(drop)) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::error!(%error, ?halted, "entries of a halted replica cannot be moved");
+                return;
+            }
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Changes the members of a group: a new replica first receives everything and only then votes; who is removed leaves in
 //! the same step.
 //!
-//! Every step may be repeated: what is asked for is a state of the group, not a change of it. A node that is to be removed
+//! Nothing is begun that cannot be finished: the voters that are asked for must have a majority that was heard lately. Every
+//! step may be repeated: what is asked for is a state of the group, not a change of it. A node that is to be removed
 //! and leads hands the lead over first.
 
 use std::collections::BTreeSet;
@@ -73,6 +74,15 @@ pub async fn change(
     if wanted.is_empty() {
         return Err(MembersError::Refused("the group would have no replica left".into()));
     }
+    // A node that was just added may not have been heard yet.
+    let heard_by = Instant::now() + TOPOLOGY_PATIENCE;
+    while let Some(why) = lacks_majority(&wanted, |node| standing.is_heard(node)) {
+        let may_come = add.iter().any(|node| !standing.is_heard(*node));
+        if !may_come || Instant::now() >= deadline.min(heard_by) {
+            return Err(MembersError::Refused(why));
+        }
+        sleep(LOOK_EVERY).await;
+    }
     for node in add.iter().filter(|node| !voters.contains(node) && !learners.contains(node)) {
         let known = Instant::now() + TOPOLOGY_PATIENCE;
         let address = loop {
@@ -108,6 +118,12 @@ pub async fn change(
     let (voters, _) = group.members();
     let wanted: BTreeSet<u64> = voters.union(add).filter(|node| !remove.contains(node)).copied().collect();
     if voters != wanted || group.is_changing() {
+        // One may have gone down since. A change that is under way already has to be finished.
+        if let Some(why) =
+            lacks_majority(&wanted, |node| standing.is_heard(node)).filter(|_| !group.is_changing())
+        {
+            return Err(MembersError::Refused(why));
+        }
         bounded(deadline, group.set_voters(wanted)).await?;
     }
     let (_, learners) = group.members();
@@ -116,6 +132,24 @@ pub async fn change(
         bounded(deadline, group.remove_learners(leaving)).await?;
     }
     Ok(())
+}
+
+/// Why a group of these voters could decide nothing now, and who is down.
+fn lacks_majority(wanted: &BTreeSet<u64>, is_heard: impl Fn(u64) -> bool) -> Option<String> {
+    let list = |nodes: &[u64]| nodes.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    let voters: Vec<u64> = wanted.iter().copied().collect();
+    let down: Vec<u64> = voters.iter().copied().filter(|node| !is_heard(*node)).collect();
+    if (voters.len() - down.len()) * 2 > voters.len() {
+        return None;
+    }
+    Some(format!(
+        "the group would have its replicas on {} {}, and {} {} down: without a majority it could sell nothing. Start {}, or          replace it, and ask again; nothing was changed",
+        if voters.len() == 1 { "node" } else { "nodes" },
+        list(&voters),
+        list(&down),
+        if down.len() == 1 { "is" } else { "are" },
+        if down.len() == 1 { "it" } else { "one of them" },
+    ))
 }
 
 /// The leader itself is to go: who takes over goes on with the change.
@@ -151,5 +185,26 @@ async fn bounded(
         Err(_) => Err(MembersError::Unfinished(
             "the change was proposed and not decided in time: a majority of the replicas must be up".into(),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_needs_a_majority_of_what_it_asks_for_and_names_who_is_down() {
+        let lacks = |wanted: &[u64], down: &[u64]| {
+            lacks_majority(&wanted.iter().copied().collect(), |node| !down.contains(&node))
+        };
+        // Node 2 is to be removed while node 3 is down: one of two is no majority.
+        let why = lacks(&[1, 3], &[3]);
+        assert!(why.as_ref().is_some_and(|why| why.contains("nodes 1, 3, and 3 is down")), "{why:?}");
+        let why = lacks(&[1, 2, 3, 4], &[3, 4]);
+        assert!(why.as_ref().is_some_and(|why| why.contains("3, 4 are down")), "{why:?}");
+        // Replacing the one that is down is what mends it.
+        assert_eq!(lacks(&[1, 2, 4], &[]), None);
+        assert_eq!(lacks(&[1, 3, 4], &[3]), None);
+        assert_eq!(lacks(&[1], &[]), None);
     }
 }

@@ -14,7 +14,7 @@ use tidewall_actors::Home;
 use tidewall_client::follow::follow;
 use tidewall_client::topology::Topology;
 use tidewall_consensus::{FailStop, PeerServer, Peers, PeersConfig, StorageFault};
-use tidewall_link::{AcceptLimits, Accepted, Connections};
+use tidewall_link::{AcceptLimits, Accepted, Connections, NodeIdentity};
 use tidewall_proto::internal::v1::shard_service_server::ShardServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -43,16 +43,13 @@ pub fn run(config: NodeConfig) -> Result<(), NodeError> {
         .node(config.node)
         .cloned()
         .ok_or_else(|| NodeError::Config(format!("the topology has no node {}", config.node)))?;
-    std::fs::create_dir_all(&config.data_dir).map_err(NodeError::system(format!(
-        "cannot create {}; choose a directory that can be written",
-        config.data_dir.display()
-    )))?;
     // Ports first: a second node on the same ports must not touch the data.
     let client_port = bind(me.address)?;
     let peer_port = bind(me.peer_address)?;
+    // Nothing is written into a directory before it is known to be this node's.
+    let data = data::open(&config)?;
     let space = Space::new(&config.data_dir)
         .map_err(NodeError::system(format!("cannot lay out space in {}", config.data_dir.display())))?;
-    let data = data::open(&config)?;
     tidewall_consensus::take_place(config.node);
     // One thread for all groups: no wake-ups between threads, which cost more than what a group does in between.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -98,6 +95,7 @@ async fn serve(
     let (fail_stop, mut failed) = fail_stop();
     let peers = Peers::new(PeersConfig {
         cluster,
+        node: config.node,
         addresses: topology.nodes.iter().map(|node| (node.id, node.peer_address)).collect(),
     });
     let peer_server = PeerServer::new(cluster, Some(data.incoming.clone()));
@@ -105,6 +103,7 @@ async fn serve(
     let peer_listener = listener(peer_port)?;
     let peer_task = tokio::spawn(
         tidewall_link::server_builder()
+            .layer(NodeIdentity::new(cluster, config.node))
             .add_service(assembly::peer_service(peer_server.clone()))
             .serve_with_incoming_shutdown(incoming(peer_listener), until(stopped.clone())),
     );
@@ -126,7 +125,7 @@ async fn serve(
     let following = tokio::spawn(following(&config, replicas.adopting(&peers)));
     let (groups, standing) = (replicas.groups.clone(), Arc::clone(&replicas.standing));
     let reports = Arc::clone(&replicas.reports);
-    let edge = Edge { replicas, space: space.clone() };
+    let edge = Edge { replicas, space: space.clone(), identity: NodeIdentity::new(cluster, config.node) };
     let edge_stopped = stopped.clone();
     let edge_thread = std::thread::Builder::new()
         .name("edge".into())
@@ -248,6 +247,7 @@ async fn signalled() -> Result<Stop, NodeError> {
 struct Edge {
     replicas: Replicas,
     space: Space,
+    identity: NodeIdentity,
 }
 
 impl Edge {
@@ -271,6 +271,7 @@ impl Edge {
         let router = routes.prepare().into_axum_router().route("/metrics", axum::routing::get(text));
         let served = tidewall_link::server_builder()
             .accept_http1(true)
+            .layer(self.identity)
             .add_routes(tonic::service::Routes::from(router))
             .serve_with_incoming_shutdown(incoming(listener(port)?), until(stopped.clone()));
         // Streams of gateways never end by themselves: the stop waits for none of them.
@@ -296,5 +297,38 @@ mod tests {
             sender.send(Some(fault)).unwrap();
             assert_eq!(failure(&mut receiver).await.exit_code(), code);
         }
+    }
+
+    #[test]
+    fn a_directory_that_is_refused_stays_as_it_was() {
+        use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT};
+        let directory = tempfile::tempdir().unwrap();
+        let notes = directory.path().join("notes.txt");
+        std::fs::write(&notes, "mine").unwrap();
+        let missing = directory.path().join("missing");
+        let any = "127.0.0.1:0".parse().unwrap();
+        let topology = Topology {
+            format: TOPOLOGY_FORMAT,
+            cluster: "00112233445566778899aabbccddeeff".into(),
+            generation: 0,
+            retired: Default::default(),
+            fences: Default::default(),
+            regions: vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
+            nodes: vec![Node { id: 1, address: any, peer_address: any }],
+        };
+        let config = |data_dir: &std::path::Path, create| NodeConfig {
+            node: 1,
+            data_dir: data_dir.to_owned(),
+            topology: topology.clone(),
+            topology_path: None,
+            ephemeral: false,
+            create,
+            apply_version: 1,
+        };
+        assert_eq!(run(config(directory.path(), true)).unwrap_err().exit_code(), 71);
+        assert_eq!(run(config(&missing, false)).unwrap_err().exit_code(), 71);
+        let left: Vec<_> =
+            std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [notes]);
     }
 }

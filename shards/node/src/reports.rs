@@ -342,7 +342,7 @@ mod tests {
     async fn lonely_replica() -> (Group, Peers, NodeLog, CheckpointWriter) {
         let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let addresses: BTreeMap<u64, _> = (1..=3).map(|node| (node, nowhere)).collect();
-        let peers = Peers::new(PeersConfig { cluster: [7; 16], addresses: addresses.clone() });
+        let peers = Peers::new(PeersConfig { cluster: [7; 16], node: 1, addresses: addresses.clone() });
         let (log, _) = NodeLog::open(Arc::new(MemoryDisk::new()), LogOptions::new([7; 16], 1)).unwrap();
         let writer = CheckpointWriter::start(Box::new(MemoryCheckpoints::new())).unwrap();
         let group = Group::start(GroupConfig {

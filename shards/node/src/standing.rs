@@ -134,6 +134,12 @@ impl Standing {
         }
     }
 
+    /// Whether a node was heard lately; this one always was.
+    pub fn is_heard(&self, node: u64) -> bool {
+        let fresh = |heard: &Heard| heard.at.elapsed() < FRESH;
+        node == self.node || self.known.lock().heard.get(&node).is_some_and(fresh)
+    }
+
     /// The time that stamps entries, Unix milliseconds.
     pub fn now_ms(&self) -> u64 {
         self.clock.unix_ms()

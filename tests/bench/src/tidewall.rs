@@ -38,7 +38,7 @@ impl Target {
     pub async fn start(base: &Path) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("tidewall-bench-").tempdir_in(base)?;
         let data = directory.path().join("data");
-        let cluster = Cluster::start(Options { gateways: 1, data: Some(data.clone()) }).await?;
+        let cluster = Cluster::start(Options { data: Some(data.clone()), ..Options::default() }).await?;
         Ok(Self { endpoints: cluster.endpoints().clone(), data, _own: Some((cluster, directory)) })
     }
 

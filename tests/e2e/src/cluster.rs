@@ -7,9 +7,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -34,11 +36,17 @@ pub struct Options {
     pub gateways: usize,
     /// Data directory; `None` makes a temporary one that is removed with the cluster.
     pub data: Option<PathBuf>,
+    /// Words in front of the command, which they must `exec`.
+    pub under: Vec<String>,
+    /// Added to the environment.
+    pub environment: Vec<(String, String)>,
+    /// Where standard output and error of the supervisor go; `None`: into a log that failed tests show.
+    pub output: Option<Arc<OwnedFd>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { gateways: 1, data: None }
+        Self { gateways: 1, data: None, under: Vec::new(), environment: Vec::new(), output: None }
     }
 }
 
@@ -208,6 +216,15 @@ impl Cluster {
         kill_process(pid(id), Signal::KILL).with_context(|| format!("cannot kill process {id}"))
     }
 
+    /// Sends SIGHUP to the supervisor, as a terminal that is closed does.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn hang_up(&self) -> anyhow::Result<()> {
+        let supervisor = self.supervisor();
+        kill_process(pid(supervisor), Signal::HUP).with_context(|| format!("cannot signal {supervisor}"))
+    }
+
     /// Stops the cluster as Ctrl-C or an init system would and returns how the supervisor ended.
     ///
     /// # Errors
@@ -286,8 +303,15 @@ impl Cluster {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
-        let log = File::options().create(true).append(true).open(self.log_path())?;
-        let mut supervisor = Command::new(binary)
+        let log: OwnedFd = match &self.options.output {
+            Some(output) => output.try_clone()?,
+            None => File::options().create(true).append(true).open(self.log_path())?.into(),
+        };
+        let mut words = self.options.under.iter().map(std::ffi::OsString::from).chain([binary.into()]);
+        let program = words.next().context("there is always the binary")?;
+        let mut supervisor = Command::new(program)
+            .args(words)
+            .envs(self.options.environment.iter().cloned())
             .arg("up")
             .arg("--data")
             .arg(&self.data)

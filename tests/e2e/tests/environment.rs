@@ -2,8 +2,10 @@
 //! its own and a message that says what to do, and leaves what it found as it was.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidewall_e2e::audit::{Answer, Attempt, audit};
@@ -254,4 +256,72 @@ async fn a_disk_that_fills_up_refuses_sales_and_loses_nothing() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     drop(cluster);
     drop(disk);
+}
+
+/// A pipe without room that nobody reads, as long as the reading end lives.
+fn full_pipe() -> (std::io::PipeReader, Arc<OwnedFd>) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let writer = OwnedFd::from(writer);
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while rustix::io::write(&writer, &[b'.'; 512]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    (reader, Arc::new(writer))
+}
+
+/// What a service manager, `nohup` or a careless script may do to a process before it runs: SIGHUP and SIGCHLD are ignored,
+/// and standard output and error are a pipe that nobody reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_runs_under_any_process_manager() {
+    let _alone = alone().await;
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let hears = |wanted: &str| {
+        let mut state = [0; 64];
+        let length = manager.recv(&mut state).unwrap();
+        assert_eq!(std::str::from_utf8(&state[..length]).unwrap(), wanted);
+    };
+    let (_reader, output) = full_pipe();
+    let script = "trap '' HUP CHLD; exec \"$@\"";
+    let mut cluster = Cluster::start(Options {
+        data: Some(directory.path().join("data")),
+        under: ["sh", "-c", script, "sh"].map(String::from).to_vec(),
+        environment: vec![("NOTIFY_SOCKET".into(), socket.display().to_string())],
+        output: Some(output),
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    hears("READY=1");
+    cluster.hang_up().unwrap();
+    let (_, node) = cluster.processes()[0];
+    cluster.kill(node).unwrap();
+    cluster.wait_settled(Duration::from_secs(60)).await.unwrap();
+    assert!(cluster.processes().iter().all(|(_, id)| *id != node), "the killed node was not started again");
+    let status = cluster.stop().unwrap();
+    assert!(status.success(), "{status}\n{}", cluster.log_tail());
+    hears("STOPPING=1");
+}
+
+/// Data, logs, keys and the topology are for the user who runs the cluster and nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_users_of_the_machine_can_read_nothing() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let _alone = alone().await;
+    let cluster = Cluster::start(Options::default()).await.unwrap();
+    let organiser = cluster.session("olga", &["organiser"]).unwrap();
+    let region = organiser.region_names().await.unwrap().swap_remove(0);
+    organiser.create_event(&region, event_of(vec![tier("ga", 5)])).await.unwrap();
+    let (mut left, mut looked_at) = (vec![cluster.data().to_owned()], 0);
+    while let Some(path) = left.pop() {
+        let Ok(found) = std::fs::metadata(&path) else { continue };
+        let mode = found.permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
+        looked_at += 1;
+        if found.is_dir() {
+            left.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+    }
+    assert!(looked_at > 20, "{looked_at} files and directories");
 }

@@ -261,3 +261,37 @@ async fn a_region_that_lost_its_majority_goes_on_by_force() {
     assert_eq!(records, [format!("group-1-incarnation-{began}.done")], "who did it is remembered");
     cluster.stop().unwrap();
 }
+
+/// The process of a shard node.
+fn process_of(cluster: &Cluster, node: u64) -> rustix::process::Pid {
+    let wanted = format!("--node\0{node}\0");
+    let runs = |(_, id): &(Kind, u32)| {
+        let command = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&command).contains(&wanted)
+    };
+    let (_, id) = cluster.processes().into_iter().find(runs).unwrap();
+    rustix::process::Pid::from_raw(id as i32).unwrap()
+}
+
+/// A change of members that could not be finished would leave the region without anybody who decides.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_not_removed_while_the_rest_has_no_majority() {
+    let _alone = alone().await;
+    let cluster = Cluster::start(Options::default()).await.unwrap();
+    let (code, _, err) = command(&cluster, &["node", "remove", "99"]);
+    assert!(code == 2 && err.contains("no node 99; it has 1, 2, 3"), "{code}: {err}");
+
+    let third = process_of(&cluster, 3);
+    rustix::process::kill_process(third, rustix::process::Signal::STOP).unwrap();
+    // Until the others take it for down, and have its leads.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    let refused = command(&cluster, &["node", "remove", "2", "--timeout", "30s"]);
+    let organiser = cluster.session("olga", &["organiser"]).unwrap();
+    let region = organiser.region_names().await.unwrap().swap_remove(0);
+    let created = organiser.create_event(&region, event_of(vec![tier("ga", 5)])).await;
+    rustix::process::kill_process(third, rustix::process::Signal::CONT).unwrap();
+    assert!(refused.0 == 4 && refused.2.contains("3 is down"), "{refused:?}");
+    created.expect("the region decides as before");
+    let nodes = done(&cluster, &["node", "list"]);
+    assert_eq!(nodes["nodes"].as_array().unwrap().len(), 3, "{nodes}");
+}

@@ -22,7 +22,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 
-use crate::history::{Ask, End, Receipt, Said, TicketSeen, TierSeen, Told};
+use crate::history::{Ask, End, Receipt, SEALED, Said, TicketSeen, TierSeen, Told};
 use crate::traffic::{ORGANISER, SEAT_ROWS};
 use crate::way;
 
@@ -165,6 +165,14 @@ impl Api {
                 let answer = tickets.cancel_ticket(self.request(principal, patience, message)).await?;
                 Ok((Said::Cancelled, answer.into_inner().receipt))
             }
+            Ask::Seal => {
+                let message = v1::SealRequestIdRequest { parent: region(group), request_id };
+                let mut outcomes = OutcomeServiceClient::new(self.channel.clone());
+                let answer = outcomes.seal_request_id(self.request(principal, patience, message)).await?;
+                let outcome = answer.into_inner().outcome.expect("a seal is answered with what is final");
+                let decided = decided(group, principal, outcome);
+                Ok(decided.expect("nothing is open behind a seal"))
+            }
         }
     }
 
@@ -190,30 +198,16 @@ impl Api {
 
     /// What is remembered of a request; `None` without an answer.
     pub async fn outcome(&self, request: way::Request<'_>, patience: Duration) -> Option<Option<Told>> {
-        use v1::get_outcome_response::Result as R;
         let way::Request { group, principal, id } = request;
         let message = v1::GetOutcomeRequest { parent: region(group), request_id: uuid(id) };
         let request = self.request(principal, patience, message);
         let answer = answered(OutcomeServiceClient::new(self.channel.clone()).get_outcome(request).await)?;
-        let answer = answer.ok()?;
-        let state = answer.state();
-        let Some(result) = answer.result else {
-            assert_eq!(state, v1::OutcomeState::Undecided, "{principal}/{id:032x}");
-            return Some(None);
+        let decided = decided(group, principal, answer.ok()?);
+        let told = |(said, receipt): Decided| Told {
+            receipt: receipt.map(|receipt| self::receipt(group, receipt)),
+            said,
         };
-        assert_eq!(state, v1::OutcomeState::Decided, "{principal}/{id:032x}");
-        let said = match result {
-            R::Event(_) => Said::Created,
-            R::Hold(hold) => held(&event_of(group, &hold.name), principal, hold),
-            R::Purchase(purchase) => {
-                let first = purchase.tickets.first().map(|name| event_of(group, name)).unwrap_or_default();
-                sold(&first, Some(purchase))
-            }
-            R::CancelledTicket(_) => Said::Cancelled,
-            R::ReleasedHold(_) => Said::Released,
-            R::Rejection(rejection) => Said::Rejected(rejection.reason),
-        };
-        Some(Some(Told { receipt: answer.receipt.map(|receipt| self::receipt(group, receipt)), said }))
+        Some(decided.map(told))
     }
 
     /// All tickets of an event, page by page; `None` without an answer.
@@ -242,6 +236,35 @@ impl Api {
             }
         }
     }
+}
+
+/// What an outcome says; `None` while nothing is decided.
+fn decided(group: u32, principal: &str, outcome: v1::GetOutcomeResponse) -> Option<Decided> {
+    use v1::get_outcome_response::Result as R;
+    let state = outcome.state();
+    let said = match outcome.result {
+        None if state == v1::OutcomeState::Sealed => Said::Rejected(SEALED.to_owned()),
+        None => {
+            assert_eq!(state, v1::OutcomeState::Undecided, "of a request of {principal}");
+            return None;
+        }
+        Some(result) => {
+            assert_eq!(state, v1::OutcomeState::Decided, "of a request of {principal}");
+            match result {
+                R::Event(_) => Said::Created,
+                R::Hold(hold) => held(&event_of(group, &hold.name), principal, hold),
+                R::Purchase(purchase) => {
+                    let first = purchase.tickets.first();
+                    let event = first.map(|name| event_of(group, name)).unwrap_or_default();
+                    sold(&event, Some(purchase))
+                }
+                R::CancelledTicket(_) => Said::Cancelled,
+                R::ReleasedHold(_) => Said::Released,
+                R::Rejection(rejection) => Said::Rejected(rejection.reason),
+            }
+        }
+    };
+    Some((said, outcome.receipt))
 }
 
 /// There is no such thing.

@@ -280,6 +280,7 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     let (peers, server) = (
         Peers::new(PeersConfig {
             cluster,
+            node: bed.id,
             addresses: topology.nodes.iter().map(|node| (node.id, node.peer_address)).collect(),
         }),
         PeerServer::new(cluster, None),
@@ -287,6 +288,7 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     tokio::spawn(
         tidewall_link::server_builder()
             .layer(MapResponseLayer::new(dated))
+            .layer(tidewall_link::NodeIdentity::new(cluster, bed.id))
             .add_service(peer_service(server.clone()))
             .serve_with_incoming(bed.ground.lines.listen(PEER_PORT).await?),
     );
@@ -319,6 +321,7 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     tokio::spawn(
         tidewall_link::server_builder()
             .layer(MapResponseLayer::new(dated))
+            .layer(tidewall_link::NodeIdentity::new(cluster, bed.id))
             .add_service(front.service())
             .serve_with_incoming(bed.ground.lines.listen(CLIENT_PORT).await?),
     );

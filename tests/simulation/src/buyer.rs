@@ -102,12 +102,18 @@ impl Buyer {
                 let patience = Duration::from_secs(3);
                 read_event(&self.desk, &self.way, group, &event, patience).await;
             }
-            93..96 => {
+            93..95 => {
                 let asked = self.asked();
                 if let Some((group, id, _)) = asked {
                     let patience = Duration::from_secs(3);
                     let request = Request { group, principal: &self.name, id };
                     read_outcome(&self.desk, &self.way, request, patience).await;
+                }
+            }
+            95..97 => {
+                let asked = self.asked();
+                if let Some((group, id, _)) = asked {
+                    self.ask(group, id, Ask::Seal).await;
                 }
             }
             _ => {
@@ -152,6 +158,8 @@ impl Buyer {
         let end = ask(&self.desk, &self.way, request, &what, patience).await;
         let End::Told(told) = end else { return };
         let event = match &what {
+            // What was decided before, whoever made it knows.
+            Ask::Seal => return,
             Ask::Create { event, .. }
             | Ask::Buy { event, .. }
             | Ask::Hold { event, .. }

@@ -40,6 +40,7 @@ pub fn command(principal: &str, request_id: u128, expires_at_ms: u64, ask: &Ask)
         Ask::Cancel { event, ticket } => {
             Op::CancelTicket(pb::CancelTicket { event_id: event, ticket_id: ticket })
         }
+        Ask::Seal => Op::Seal(pb::Seal {}),
     };
     pb::Command {
         principal: principal.to_owned(),

@@ -77,7 +77,12 @@ pub enum Ask {
         /// The ticket.
         ticket: String,
     },
+    /// Let nothing be decided under a request id that was used for something else before.
+    Seal,
 }
+
+/// What an id that was sealed is refused for.
+pub const SEALED: &str = "REQUEST_ID_SEALED";
 
 /// The answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -225,6 +225,7 @@ impl Model {
             return self.create(principal, event, *quota, tiers, ask, said);
         }
         let id = match ask {
+            Ask::Seal => return contradiction(ask, said),
             Ask::Create { event, .. }
             | Ask::Buy { event, .. }
             | Ask::Hold { event, .. }
@@ -239,7 +240,7 @@ impl Model {
             };
         };
         match ask {
-            Ask::Create { .. } => contradiction(ask, said),
+            Ask::Create { .. } | Ask::Seal => contradiction(ask, said),
             Ask::Buy { tier, quantity, seats, .. } => {
                 event.takes(time, principal, tier, *quantity, seats, None, ask, said)
             }

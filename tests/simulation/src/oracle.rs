@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::history::{Call, End, Final, History, Read, Receipt, RequestKey, Said, Saw, TierSeen, Told};
+use crate::history::{
+    Ask, Call, End, Final, History, Read, Receipt, RequestKey, SEALED, Said, Saw, TierSeen, Told,
+};
 use crate::model::{Model, Numbers, Time};
 
 /// Refusals that need no decision: a quick no, and a deadline that had passed.
@@ -240,8 +242,10 @@ impl<'a> Judge<'a> {
         let (mut model, mut moments) = (Model::default(), vec![Moment::default()]);
         for at in 0..count {
             let (request, receipt) = (&self.requests[at], self.receipt(at));
-            let (ask, principal) = (&request.calls[0].ask, &request.key.0);
-            if request.calls.iter().any(|call| call.ask != *ask) {
+            let sealed = request.calls.iter().any(|call| call.ask == Ask::Seal);
+            let mut asks = request.calls.iter().map(|call| &call.ask).filter(|ask| **ask != Ask::Seal);
+            let (ask, principal) = (asks.next().unwrap_or(&Ask::Seal), &request.key.0);
+            if asks.any(|other| other != ask) {
                 self.object(
                     "oracle",
                     format!("request {:032x} asks for two things", self.requests[at].key.1),
@@ -250,7 +254,15 @@ impl<'a> Judge<'a> {
             }
             let said = &request.decided.as_ref().expect("has a receipt").said;
             let time = Time { log_ms: receipt.decided_ms, steady_ms: self.steady_ms(&receipt) };
-            if let Err((check, what)) = model.take(time, principal, ask, said) {
+            let taken = match said {
+                // It changes nothing, and only who has used the id can have asked for it.
+                Said::Rejected(reason) if reason == SEALED && sealed => Ok(()),
+                Said::Rejected(reason) if reason == SEALED => {
+                    Err(("sealed", format!("nobody has sealed {:032x}", request.key.1)))
+                }
+                _ => model.take(time, principal, ask, said),
+            };
+            if let Err((check, what)) = taken {
                 self.object(check, format!("at {receipt:?}: {what}"));
             }
             let tiers = model.all_numbers(time.steady_ms);
@@ -278,7 +290,6 @@ impl<'a> Judge<'a> {
             else {
                 continue;
             };
-            use crate::history::Ask;
             let (Ask::Buy { event, tier, quantity, .. } | Ask::Hold { event, tier, quantity, .. }) =
                 &call.ask
             else {

@@ -1,7 +1,9 @@
 //! Hand-made histories: good ones that must pass, and each kind of bad one that must not.
 #![allow(clippy::unwrap_used)]
 
-use crate::history::{Ask, Call, End, Final, History, Read, Receipt, Said, Saw, TicketSeen, TierSeen, Told};
+use crate::history::{
+    Ask, Call, End, Final, History, Read, Receipt, SEALED, Said, Saw, TicketSeen, TierSeen, Told,
+};
 use crate::oracle::judge;
 
 const T0: u64 = 1_000_000;
@@ -197,6 +199,28 @@ fn two_outcomes_of_one_request_are_found() {
     };
     story.history.calls.push(again);
     assert!(checks(&story.ends(2, 0, &[("ann", false), ("bob", false)])).contains(&"one-outcome"));
+}
+
+#[test]
+fn an_id_is_sealed_only_by_who_asked_for_it_and_for_ever() {
+    let story = |seals: bool, end: Option<Said>| {
+        let mut story = Story::new(2);
+        let at = story.calls("ann", buy(1), End::Unknown);
+        let sealed = Told { receipt: Some(receipt(2)), said: rejected(SEALED) };
+        if seals {
+            story.repeats(at, End::Told(sealed.clone()));
+            story.history.calls.last_mut().unwrap().ask = Ask::Seal;
+        }
+        let said = end.map(|said| Told { receipt: Some(receipt(3)), said });
+        let sold = usize::from(said.is_some());
+        story.remembers(at, Some(said.unwrap_or(sealed)));
+        checks(&story.ends(2, 0, &[("ann", false)][..sold]))
+    };
+    assert_eq!(story(true, None), [""; 0]);
+    assert_eq!(story(false, None), ["sealed"]);
+    // A copy that was still on its way was decided behind the seal.
+    assert!(story(true, Some(sold(1, 1))).contains(&"one-outcome"));
+    assert_eq!(story(false, Some(sold(1, 1))), [""; 0]);
 }
 
 #[test]

@@ -283,6 +283,6 @@ mod tests {
             assert!(poisoned == 0 || count(Fault::changes_members) == 0, "seed {seed}");
             kinds.extend(plan.faults.iter().map(|(_, fault)| fault.kind()));
         }
-        assert_eq!(kinds.len(), 19, "{kinds:?}");
+        assert_eq!(kinds.len(), 20, "{kinds:?}");
     }
 }

@@ -91,6 +91,10 @@ fn region_status(region: &Region, reports: &Reports) -> v1::RegionStatus {
         replicas: reports.iter().filter_map(replica).collect(),
         hot_rows: reference.hot_rows.into_iter().map(hot_row).collect(),
         rows: reference.rows,
+        // An idle region's log time stands still, behind the clock: only ahead of it is anything to be told.
+        log_time_ahead_ms: leader.map_or(0, |(_, state)| u64::try_from(state.log_time_ahead_ms).unwrap_or(0)),
+        log_time_rebases: reference.rebases.into(),
+        leap_unconfirmed: reference.leap_unconfirmed,
     }
 }
 
@@ -131,6 +135,7 @@ fn node_status(edge: &Edge, node: u64, report: &Result<pb::GetNodeStateResponse,
             drained: state.drained,
             clock_offset_ms: state.clock_offset_ms,
             clock_far: state.clock_far,
+            clock_confirmed: state.clock_confirmed,
         },
         Err(why) => v1::NodeStatus { node, address, fault: why.clone(), ..Default::default() },
     }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tidewall_client::{ExchangeProtocol, Topology};
 use tidewall_gateway::auth::{KeyPair, Role, generate_key, mint};
 use tidewall_gateway::{Gateway, GatewayConfig};
-use tidewall_link::{Handler, ReplySender, ServeOptions, serve, server_builder};
+use tidewall_link::{Handler, NodeIdentity, ReplySender, ServeOptions, serve, server_builder};
 use tidewall_proto::internal::v1 as pb;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
@@ -186,11 +186,20 @@ impl pb::shard_service_server::ShardService for Server {
     }
 }
 
+/// The cluster of these tests.
+const CLUSTER: [u8; 16] = [7; 16];
+
 async fn serve_node(node: Arc<Node>, id: u64) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = pb::shard_service_server::ShardServiceServer::new(Server(node, id));
-    tokio::spawn(server_builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)));
+    let identity = NodeIdentity::new(CLUSTER, id);
+    tokio::spawn(
+        server_builder()
+            .layer(identity)
+            .add_service(service)
+            .serve_with_incoming(TcpIncoming::from(listener)),
+    );
     address
 }
 
@@ -237,7 +246,7 @@ pub async fn cluster_with(change: impl FnOnce(&mut GatewayConfig)) -> Cluster {
     };
     let topology = Topology {
         format: tidewall_client::topology::TOPOLOGY_FORMAT,
-        cluster: "00112233445566778899aabbccddeeff".into(),
+        cluster: format!("{:032x}", u128::from_be_bytes(CLUSTER)),
         generation: 0,
         retired: Default::default(),
         fences: Default::default(),

@@ -18,6 +18,9 @@ pub(super) struct RegionView {
     digest: String,
     incarnation: u64,
     rows: u64,
+    log_time_ahead_ms: u64,
+    log_time_rebases: u64,
+    leap_unconfirmed: bool,
     replicas: Vec<ReplicaView>,
     hot_rows: Vec<HotRowView>,
 }
@@ -81,6 +84,9 @@ impl From<RegionStatus> for RegionView {
             digest: region.digest,
             incarnation: region.incarnation,
             rows: region.rows,
+            log_time_ahead_ms: region.log_time_ahead_ms,
+            log_time_rebases: region.log_time_rebases,
+            leap_unconfirmed: region.leap_unconfirmed,
             replicas,
             hot_rows: region
                 .hot_rows
@@ -142,6 +148,26 @@ pub(super) fn list_table(regions: &[RegionView]) -> String {
     )
 }
 
+/// Below this log time is as good as the clock, ms.
+const AHEAD_MS_MIN: u64 = 1_000;
+
+/// What is wrong with a region's time, and the way out of it; nothing when all is well.
+fn time_text(region: &RegionView) -> String {
+    let mut text = String::new();
+    if region.log_time_ahead_ms >= AHEAD_MS_MIN {
+        text += &format!(
+            "LOG TIME is {:.1} s ahead of the leader's clock: writes expire. The leader corrects it by itself when the clocks \
+             of a majority agree: look at `tidewall node list`, and set the clocks that are off\n\n",
+            region.log_time_ahead_ms as f64 / 1_000.0
+        );
+    }
+    if region.leap_unconfirmed {
+        text += "LOG TIME waits: the leader's clock leapt ahead, and no majority of clocks agrees. No hold ends and nothing is \
+                 expired meanwhile: look at `tidewall node list`, and set the clocks that are off\n\n";
+    }
+    text
+}
+
 /// A region with its replicas and hot rows.
 pub(super) fn status_text(region: &RegionView) -> String {
     let leader = if region.leader_node == 0 {
@@ -159,6 +185,7 @@ pub(super) fn status_text(region: &RegionView) -> String {
         region.applied_index,
         region.digest
     );
+    text += &time_text(region);
     let replicas = region
         .replicas
         .iter()
@@ -272,5 +299,17 @@ mod tests {
         assert_eq!(region["lag_entries_max"], 5);
         assert_eq!(region["replicas"][1]["role"], "UNREACHABLE");
         assert_eq!(region["hot_rows"][0]["queued"], 3);
+    }
+
+    #[test]
+    fn a_time_that_is_wrong_is_shown_with_the_way_out() {
+        let mut region = sample();
+        assert!(!status_text(&region).contains("LOG TIME"));
+        region.log_time_ahead_ms = 600_000;
+        let text = status_text(&region);
+        assert!(text.contains("600.0 s ahead") && text.contains("set the clocks"), "{text}");
+        region.log_time_ahead_ms = 0;
+        region.leap_unconfirmed = true;
+        assert!(status_text(&region).contains("LOG TIME waits"));
     }
 }

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::exit::Exit;
+use crate::service_manager;
 use backoff::Backoff;
 
 /// How often a child's log is looked at, whether it has grown too long.
@@ -109,6 +110,7 @@ impl Crew {
 
     /// Starts one more child. Must be called in a tokio runtime.
     pub fn add(&self, spec: ChildSpec, report: &Report) {
+        expect_ends();
         let (order, orders) = watch::channel(Order::Run);
         self.orders.lock().insert(spec.name.clone(), order);
         self.keepers.lock().spawn(keep(spec, orders, Arc::clone(report)));
@@ -144,6 +146,15 @@ impl Crew {
         for order in self.orders.lock().values() {
             order.send_replace(Order::Kill);
         }
+    }
+}
+
+/// Takes the end of a child as news, also where this process was started with SIGCHLD ignored: the system would forget how
+/// a child ended before anybody could ask.
+fn expect_ends() {
+    use tokio::signal::unix::{SignalKind, signal};
+    if let Err(error) = signal(SignalKind::child()) {
+        tracing::warn!("cannot listen for the ends of processes: {error}");
     }
 }
 
@@ -222,6 +233,7 @@ fn spawn(spec: &ChildSpec) -> io::Result<(Child, ChildStdin)> {
         .args(&spec.arguments)
         // The allocator would touch its arenas at once: three times the memory of an idle node.
         .env("MIMALLOC_ARENA_EAGER_COMMIT", "0")
+        .env_remove(service_manager::SOCKET)
         .stdin(Stdio::piped())
         .stdout(log.try_clone()?)
         .stderr(log)

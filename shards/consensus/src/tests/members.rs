@@ -21,7 +21,10 @@ fn recover_first(cluster: &Cluster) -> (Machine, NodeLog) {
 
 /// Offers node 1 a snapshot of this incarnation of group 1, under a vote higher than any. Returns why it is refused.
 async fn offer_snapshot(cluster: &Cluster, incarnation: u64) -> String {
-    let channel = tidewall_link::connect(cluster.addresses[&1], PATIENCE).await.unwrap();
+    let address = cluster.addresses[&1];
+    let channel = tidewall_link::connect(address, PATIENCE).await.unwrap();
+    let parties = tidewall_link::Parties { cluster: CLUSTER, from: Some(2), to: 1 };
+    let channel = tidewall_link::NodeChannel::new(channel, address, parties);
     let vote = Some(pb::RaftVote { term: 1_000, node: 2, committed: true });
     let head = pb::SnapshotHead { group: 1, vote, cluster: CLUSTER.to_vec(), incarnation };
     let first = pb::InstallSnapshotRequest { head: Some(head), chunk: Vec::new().into() };
@@ -135,5 +138,16 @@ async fn who_was_left_behind_by_a_recovery_is_not_listened_to() {
     assert_eq!(survivor.members().0, [1].into());
     let refused = offer_snapshot(&cluster, 1).await;
     assert!(refused.contains("left behind by a forced recovery"), "{refused}");
+    cluster.stop().await;
+}
+
+/// Nothing would come of it, and the leader would send it again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_has_halted_takes_no_snapshot() {
+    let cluster = Cluster::new(&[1, 2, 3]).await;
+    cluster.create(1).await;
+    cluster.running[&1].groups[&1].state().quarantine("its rows are wrong".into());
+    let refused = offer_snapshot(&cluster, 1).await;
+    assert!(refused.contains("has halted") && refused.contains("its rows are wrong"), "{refused}");
     cluster.stop().await;
 }

@@ -2,6 +2,8 @@
 //! table, rejections change nothing, and the same commands give the same rows.
 #![allow(clippy::unwrap_used)]
 
+mod cost;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;

@@ -396,6 +396,9 @@ impl Machine {
             chain: u64::from_be_bytes(first_8(&self.head.chain)),
             decided_ms: now_ms,
         };
+        if command.op == Op::Seal && active(Mutant::SealForgotten) {
+            return Ok(Decision { receipt: Some(receipt), answer, replayed: false });
+        }
         self.scratch.clear();
         answer.encode(&mut self.scratch);
         let remembered = DedupeRow {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tidewall_env::disk::DiskFile;
 use tidewall_mutant::{Mutant, active};
 
-use super::memory::{GroupMemory, Operation, Place, Slot, What};
+use super::memory::{GroupMemory, MovedEntry, Operation, Place, Slot, What};
 use super::{Done, GroupLogState, Handle, LogEntry, LogError, LogPosition, PAYLOAD_BYTES_MAX, Vote, record};
 
 /// One group's part of the node's log. Clones are handles of the same part.
@@ -224,6 +224,56 @@ impl GroupLog {
                 Ok(LogEntry { position, payload })
             }
         }
+    }
+
+    /// Moves entries of this part, up to `max_bytes` of payload and at least one, from a segment to the newest one.
+    pub(super) fn move_from(&self, segment: u64, max_bytes: usize, done: Done) -> Result<(), LogError> {
+        let mut found = Vec::new();
+        {
+            let core = self.handle.shared.core.lock();
+            let (memory, file) = match (core.groups.get(&self.group), core.segments.get(&segment)) {
+                (Some(memory), Some(segment)) => (memory, &segment.file),
+                _ => return Ok(()),
+            };
+            let mut left = max_bytes;
+            for (index, slot) in (memory.state.first_index()..).zip(&memory.slots) {
+                if let Place::At { segment: in_segment, offset, length } = slot.place
+                    && in_segment == segment
+                {
+                    if !found.is_empty() && length as usize > left {
+                        break;
+                    }
+                    left = left.saturating_sub(length as usize);
+                    let position = LogPosition { term: slot.term, node: slot.node, index };
+                    found.push((
+                        position,
+                        slot.place,
+                        Source::Disk { file: Arc::clone(file), segment, offset, length },
+                    ));
+                }
+            }
+        }
+        let mut entries = Vec::with_capacity(found.len());
+        for (position, from, source) in found {
+            entries.push(MovedEntry { entry: self.load(position, source)?, from });
+        }
+        self.change(done, |memory, _| {
+            // Only what still is where it was read: what has been truncated or purged meanwhile must not come back.
+            let first = memory.state.first_index();
+            let place = |memory: &GroupMemory, index: u64| {
+                let at = index.checked_sub(first).and_then(|at| usize::try_from(at).ok())?;
+                memory.slots.get(at).map(|slot| slot.place)
+            };
+            entries.retain(|moved| place(memory, moved.entry.position.index) == Some(moved.from));
+            let last = entries.last().map(|moved| moved.entry.position.index);
+            let stays = |(index, slot): (u64, &Slot)| {
+                matches!(slot.place, Place::At { segment: other, .. } if other == segment)
+                    && last.is_none_or(|last| index > last)
+            };
+            let all = !(first..).zip(&memory.slots).any(stays);
+            What::Move { segment, entries, all }
+        });
+        Ok(())
     }
 
     /// What this part of the log holds, with all changes so far, durable or not.

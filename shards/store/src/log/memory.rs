@@ -104,8 +104,21 @@ pub(super) enum What {
     Truncate(Option<LogPosition>),
     Purge(LogPosition),
     Reset(LogPosition),
+    /// Entries of one segment to be written again, in the order of their indices.
+    Move {
+        segment: u64,
+        entries: Vec<MovedEntry>,
+        /// Nothing else of the group lives in that segment.
+        all: bool,
+    },
     /// Changes nothing, keeps its place in the order.
     Nothing,
+}
+
+/// An entry and where it was read.
+pub(super) struct MovedEntry {
+    pub(super) entry: LogEntry,
+    pub(super) from: Place,
 }
 
 /// A change that waits for the writer.

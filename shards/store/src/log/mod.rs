@@ -24,6 +24,9 @@
 //! faster (one writer, median: 0.19 ms instead of 0.33 ms), and filling a whole segment at once makes everybody
 //! wait at each new one (12 groups × 64 entries, p99 on a busy machine: 13–72 ms instead of 6–15 ms).
 //!
+//! Segments go from the front only. A group that has halted purges nothing any more and would pin all that follows: its
+//! entries are moved, record by record, to the newest segment ([`NodeLog::relocate`]).
+//!
 //! A new segment starts with a state record (votes, ends, committed positions of all groups), which lets
 //! older segments go as soon as none of their entries lives. It counts only once its predecessor's seal slot
 //! says that it exists, which is written after the new segment is durable and before it is used.
@@ -50,7 +53,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -61,7 +64,7 @@ use tidewall_mutant::{Mutant, active};
 
 pub use error::LogError;
 pub use group::GroupLog;
-use memory::{Core, Operation, What};
+use memory::{Core, Operation, Place, Slot, What};
 pub use model::{
     Done, GroupLogState, LogEntry, LogOptions, LogPosition, PAYLOAD_BYTES_MAX, RecoveryReport, TornTail, Vote,
 };
@@ -200,6 +203,37 @@ impl NodeLog {
     /// What had made the log fail, if anything had.
     pub fn close(self) -> Result<(), LogError> {
         self.handle.close()
+    }
+
+    /// Bytes of the live entries of these groups.
+    #[must_use]
+    pub fn live_bytes(&self, groups: &BTreeSet<u32>) -> u64 {
+        let core = self.handle.shared.core.lock();
+        let live = core.groups.iter().filter(|(group, _)| groups.contains(group));
+        let bytes = |slot: &Slot| match slot.place {
+            Place::At { length, .. } => u64::from(length),
+            Place::Waiting(_) => 0,
+        };
+        live.flat_map(|(_, memory)| &memory.slots).map(bytes).sum()
+    }
+
+    /// Helps the oldest segment to go that only groups of `stuck` pin, which will not purge: moves up to `max_bytes` of their
+    /// entries, at least one, to the newest segment. When the last of them was moved, the old segment is removed. `done` is
+    /// called once what was moved is durable. Returns whether there was anything to move.
+    ///
+    /// # Errors
+    /// [`LogError::Corrupt`] or [`LogError::Io`] if an entry cannot be read back; nothing was moved then.
+    pub fn relocate(&self, stuck: &BTreeSet<u32>, max_bytes: usize, done: Done) -> Result<bool, LogError> {
+        let pinned = {
+            let core = self.handle.shared.core.lock();
+            let oldest = core.segments.first_key_value().filter(|_| core.segments.len() > 1);
+            oldest.filter(|(_, oldest)| oldest.ranges.keys().all(|group| stuck.contains(group))).and_then(
+                |(number, oldest)| oldest.ranges.first_key_value().map(|(group, _)| (*number, *group)),
+            )
+        };
+        let Some((segment, group)) = pinned else { return Ok(false) };
+        self.group(group).move_from(segment, max_bytes, done)?;
+        Ok(true)
     }
 
     /// What keeps the log above `above_bytes`: groups with live entries in the oldest segments that have to go

@@ -47,6 +47,11 @@ pub(super) enum Body<'a> {
     Truncate(Option<LogPosition>),
     Purge(LogPosition),
     Reset(LogPosition),
+    /// An entry of an older segment again, so that the older one can go. It changes the place and nothing else.
+    Moved {
+        position: LogPosition,
+        payload: &'a [u8],
+    },
 }
 
 const MARK: u8 = 1;
@@ -57,6 +62,7 @@ const COMMITTED: u8 = 5;
 const TRUNCATE: u8 = 6;
 const PURGE: u8 = 7;
 const RESET: u8 = 8;
+const MOVED: u8 = 9;
 
 impl Body<'_> {
     fn kind(&self) -> u8 {
@@ -69,6 +75,7 @@ impl Body<'_> {
             Self::Truncate(_) => TRUNCATE,
             Self::Purge(_) => PURGE,
             Self::Reset(_) => RESET,
+            Self::Moved { .. } => MOVED,
         }
     }
 
@@ -84,7 +91,7 @@ impl Body<'_> {
                     put_optional(buffer, state.committed);
                 }
             }
-            Self::Entry { position, payload } => {
+            Self::Entry { position, payload } | Self::Moved { position, payload } => {
                 put_position(buffer, *position);
                 buffer.extend_from_slice(payload);
             }
@@ -177,6 +184,10 @@ impl<'a> Fields<'a> {
             TRUNCATE => Body::Truncate(self.optional()?),
             PURGE => Body::Purge(self.position()?),
             RESET => Body::Reset(self.position()?),
+            MOVED => {
+                let position = self.position()?;
+                Body::Moved { position, payload: std::mem::take(&mut self.0) }
+            }
             _ => return None,
         };
         self.0.is_empty().then_some(body)
@@ -308,7 +319,7 @@ pub(super) fn read_entry(
         LogError::corrupt(segment, offset, format!("{what} (entry {} of group {group})", position.index))
     })?;
     match record.body() {
-        Some(Body::Entry { position: found, payload })
+        Some(Body::Entry { position: found, payload } | Body::Moved { position: found, payload })
             if found == position && record.group == group && payload.len() == length as usize =>
         {
             Ok(Bytes::from(bytes).slice(start..start + length as usize))

@@ -214,6 +214,8 @@ struct ReplayedGroup {
     state: GroupLogState,
     /// The last entries up to `state.last`. While older segments are gone, it may lack some that died later.
     slots: VecDeque<Slot>,
+    /// Entries in front of these whose segments are gone, and that were moved before, by index.
+    moved: BTreeMap<u64, Slot>,
 }
 
 #[derive(Default)]
@@ -316,7 +318,7 @@ impl Replay {
         }
         if let Body::State(states) = body {
             if starts_the_log {
-                let group = |state| ReplayedGroup { state, slots: VecDeque::new() };
+                let group = |state| ReplayedGroup { state, ..ReplayedGroup::default() };
                 self.groups = states.into_iter().map(|(id, state)| (id, group(state))).collect();
             } else if !states.iter().copied().eq(self.groups.iter().map(|(id, group)| (*id, group.state))) {
                 return corrupt("its state record contradicts the segments before it".to_owned());
@@ -353,6 +355,7 @@ impl Replay {
                 };
                 let left = group.slots.len().saturating_sub(usize::try_from(cut).unwrap_or(usize::MAX));
                 group.slots.truncate(left);
+                group.moved.retain(|index, _| *index < keep);
                 group.state.last = last;
                 writer::truncate(&mut self.segments, id, last);
             }
@@ -362,22 +365,54 @@ impl Replay {
                 while group.slots.len() as u64 > live {
                     group.slots.pop_front();
                 }
+                group.moved.retain(|index, _| *index > upto.index);
                 writer::purge(&mut self.segments, id, upto);
             }
             Body::Reset(upto) => {
                 group.slots.clear();
+                group.moved.clear();
                 (group.state.last_purged, group.state.last) = (Some(upto), Some(upto));
                 writer::reset(&mut self.segments, id);
+            }
+            Body::Moved { position, payload } => {
+                let index = position.index;
+                if index < group.state.first_index() || index >= next {
+                    return corrupt(format!("entry {index} of group {id} is moved, and is none"));
+                }
+                let length = u32::try_from(payload.len()).expect("a record's length has 32 bits");
+                let place = Place::At { segment: number, offset, length };
+                let slot = Slot { term: position.term, node: position.node, place };
+                let before = match index.checked_sub(next - group.slots.len() as u64) {
+                    Some(at) => {
+                        group.slots.get_mut(to_usize(at)).map(|before| std::mem::replace(before, slot))
+                    }
+                    None => group.moved.insert(index, slot),
+                };
+                if let Some(before) = before {
+                    if (before.term, before.node) != (slot.term, slot.node) {
+                        return corrupt(format!("entry {index} of group {id} was moved, but is another one"));
+                    }
+                    if let Place::At { segment, .. } = before.place {
+                        writer::moved(&mut self.segments, segment, id, index);
+                    }
+                }
+                writer::add(&mut self.segments, number, id, index);
             }
         }
         Ok(())
     }
 
-    /// Every live entry was found.
-    fn check_complete(&self) -> Result<(), LogError> {
+    /// Every live entry was found: the moved ones in front of the others.
+    fn check_complete(&mut self) -> Result<(), LogError> {
         let oldest = self.segments.first_key_value().map_or(0, |(number, _)| *number);
-        for (id, group) in &self.groups {
+        for (id, group) in &mut self.groups {
             let (first, next) = (group.state.first_index(), group.state.next_index());
+            let mut moved = std::mem::take(&mut group.moved);
+            while let Some(before) = next.checked_sub(group.slots.len() as u64 + 1).filter(|at| *at >= first)
+                && let Some(slot) = moved.remove(&before)
+            {
+                group.slots.push_front(slot);
+            }
             let have = group.slots.len() as u64;
             if first > next || next - first != have {
                 return Err(LogError::corrupt(

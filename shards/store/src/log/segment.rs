@@ -11,7 +11,7 @@ use super::record::{Body, Encoder, Identity};
 use super::{GroupLogState, LogError, LogOptions};
 
 /// The format that this build reads and writes.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 /// Where records start.
 pub(super) const RECORDS_AT: u64 = 96;
 const MAGIC: [u8; 8] = *b"TWRAFTLG";
@@ -197,7 +197,7 @@ mod tests {
         ));
         let newer = header.encode(options.identity(), FORMAT + 1);
         let error = Header::decode(&newer, 5, &options).unwrap_err();
-        assert!(matches!(error, LogError::UnsupportedFormat { found: 2, supported: 1 }), "{error}");
+        assert!(matches!(error, LogError::UnsupportedFormat { found: 3, supported: 2 }), "{error}");
         assert_eq!(Header::decode(&bytes[..63], 5, &options).unwrap(), None);
     }
 }

@@ -12,7 +12,7 @@ use tidewall_env::disk::DiskFile;
 
 use super::memory::{Core, Operation, Place, Segment, What};
 use super::record::{self, Body, Encoder};
-use super::{Done, GroupLogState, LogError, LogPosition, Shared, segment};
+use super::{Done, GroupLogState, LogEntry, LogError, LogPosition, Shared, segment};
 
 /// A batch is closed at this size, so that one barrier does not wait for everything that a flood has queued.
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -83,6 +83,9 @@ impl Operation {
         match &self.what {
             What::Append { entries, .. } => {
                 entries.iter().map(|entry| record::entry_bytes(entry.payload.len())).sum()
+            }
+            What::Move { entries, .. } => {
+                entries.iter().map(|moved| record::entry_bytes(moved.entry.payload.len())).sum()
             }
             _ => SMALL_RECORD_BYTES,
         }
@@ -273,6 +276,25 @@ impl Shared {
                 What::Truncate(last) => truncate(&mut core.segments, group, *last),
                 What::Purge(upto) => purge(&mut core.segments, group, *upto),
                 What::Reset(_) => reset(&mut core.segments, group),
+                What::Move { segment, entries, all } => {
+                    let memory = core.groups.get_mut(&group).expect("what was moved had been appended");
+                    for (moved, offset) in entries.iter().zip(&mut offsets) {
+                        let index = moved.entry.position.index;
+                        let at = index.checked_sub(memory.state.first_index());
+                        let slot = at.and_then(|at| memory.slots.get_mut(usize::try_from(at).ok()?));
+                        // By now it may be truncated or purged.
+                        if let Some(slot) = slot.filter(|slot| slot.place == moved.from) {
+                            let length =
+                                u32::try_from(moved.entry.payload.len()).expect("payloads are bounded");
+                            slot.place = Place::At { segment: writer.active, offset: *offset, length };
+                        }
+                        self::moved(&mut core.segments, *segment, group, index);
+                        add(&mut core.segments, writer.active, group, index);
+                    }
+                    if *all && let Some(segment) = core.segments.get_mut(segment) {
+                        segment.ranges.remove(&group);
+                    }
+                }
                 What::Vote(_) | What::Nothing => {}
             }
         }
@@ -366,6 +388,12 @@ fn encode(writer: &mut Writer, batch: &Batch, seed: u32) -> Vec<u64> {
                 (state.last_purged, state.last) = (Some(*upto), Some(*upto));
                 encoder.add(group, &Body::Reset(*upto));
             }
+            What::Move { entries, .. } => {
+                for moved in entries {
+                    let LogEntry { position, payload } = &moved.entry;
+                    offsets.push(encoder.add(group, &Body::Moved { position: *position, payload }));
+                }
+            }
             What::Nothing => {}
         }
     }
@@ -392,6 +420,18 @@ pub(super) fn add(segments: &mut BTreeMap<u64, Segment>, number: u64, group: u32
     if let Some(segment) = segments.get_mut(&number) {
         let range = segment.ranges.entry(group).or_insert((index, index));
         *range = (range.0.min(index), range.1.max(index));
+    }
+}
+
+/// An entry, the lowest of its group there, lives in another segment now.
+pub(super) fn moved(segments: &mut BTreeMap<u64, Segment>, from: u64, group: u32, index: u64) {
+    if let Some(segment) = segments.get_mut(&from)
+        && let Some(range) = segment.ranges.get_mut(&group)
+    {
+        range.0 = range.0.max(index + 1);
+        if range.0 > range.1 {
+            segment.ranges.remove(&group);
+        }
     }
 }
 

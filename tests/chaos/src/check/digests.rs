@@ -1,11 +1,17 @@
 //! Replicas: at the end all of a region have applied the same and have the same rows; two of them never showed different
 //! rows at the same index.
 
+use std::collections::BTreeSet;
+
 use super::{Evidence, SeenReplica, Verdict};
 
 /// Checks.
 pub fn check(evidence: &Evidence) -> Verdict {
     let mut verdict = Verdict::new("replicas have the same rows");
+    let used: BTreeSet<&str> = evidence.planned.iter().map(|event| event.region.as_str()).collect();
+    for region in used.into_iter().filter(|region| !evidence.replicas.contains_key(*region)) {
+        verdict.add(|| format!("{region}: nobody looked at its replicas"));
+    }
     for (region, looks) in &evidence.replicas {
         for replicas in looks {
             for (position, one) in replicas.iter().enumerate() {
@@ -35,9 +41,15 @@ pub fn check(evidence: &Evidence) -> Verdict {
             .collect();
         for replica in &sound {
             verdict.looked_at += 1;
+            if replica.fault.is_empty() && replica.digest.is_empty() {
+                verdict.add(|| format!("{region}: node {} shows no digest", replica.node));
+            }
             if !replica.fault.is_empty() {
                 verdict.add(|| format!("{region}: node {} at the end: {}", replica.node, replica.fault));
             }
+        }
+        if sound.len() < 2 {
+            verdict.add(|| format!("{region}: there are no two replicas to compare at the end"));
         }
         if sound.windows(2).any(|pair| pair[0].applied != pair[1].applied) {
             verdict.add(|| format!("{region}: replicas did not reach the same index: {sound:?}"));
@@ -77,11 +89,25 @@ mod tests {
     #[test]
     fn laggards_faults_and_regions_that_nobody_saw_are_found() {
         assert_eq!(check(&evidence(vec![vec![replica(1, 9, "a"), replica(2, 8, "b")]])).violations, 1);
+        assert_eq!(check(&evidence(vec![vec![replica(1, 9, "a")]])).violations, 1, "one is no comparison");
+        assert_eq!(check(&evidence(vec![vec![replica(1, 9, ""), replica(2, 9, "")]])).violations, 2);
+        let unseen = Evidence {
+            planned: vec![crate::history::Planned {
+                name: "e".into(),
+                region: "r".into(),
+                tiers: Vec::new(),
+                traffic: crate::history::Traffic::Sale,
+            }],
+            ..Evidence::default()
+        };
+        assert_eq!(check(&unseen).violations, 1);
         assert_eq!(check(&evidence(Vec::new())).violations, 1);
         let mut halted = evidence(vec![vec![
             replica(1, 9, "a"),
             SeenReplica { fault: "quarantined".into(), ..replica(2, 9, "a") },
         ]]);
+        assert_eq!(check(&halted).violations, 1);
+        halted.replicas.get_mut("r").expect("it is there")[0].push(replica(3, 9, "a"));
         assert_eq!(check(&halted).violations, 1);
         halted.lost_replicas.insert(("r".into(), 2));
         assert!(check(&halted).ok(), "it was broken on purpose");

@@ -144,7 +144,7 @@ pub fn all(evidence: &Evidence) -> Vec<Verdict> {
             answers.add(|| format!("{:?} in {}: {what}", op.ask, op.region));
         }
     }
-    vec![
+    let mut verdicts = vec![
         sale::check(evidence),
         ledger::check(evidence),
         outcomes::check(evidence),
@@ -154,7 +154,12 @@ pub fn all(evidence: &Evidence) -> Vec<Verdict> {
         digests::check(evidence),
         answers,
         unread,
-    ]
+    ];
+    // Each cluster gets traffic of every kind: a checker that had nothing to look at has shown nothing.
+    for verdict in verdicts.iter_mut().filter(|verdict| verdict.looked_at == 0) {
+        verdict.add(|| "there was nothing to look at: nothing was shown".to_owned());
+    }
+    verdicts
 }
 
 #[cfg(test)]
@@ -221,6 +226,13 @@ mod tests {
         evidence.resolved.insert(id, Resolved::Done(Yes::Rejected("SOLD_OUT".into()), None));
         assert_eq!(evidence.fate(&unknown), Fate::Not);
         assert!(matches!(evidence.fate(&op(buy("e"), (0, 5), yes(ticket("t"), 3))), Fate::Done(..)));
+    }
+
+    #[test]
+    fn no_evidence_is_a_violation_of_every_promise() {
+        for verdict in all(&Evidence::default()) {
+            assert_eq!((verdict.looked_at, verdict.violations), (0, 1), "{verdict:?}");
+        }
     }
 
     #[test]

@@ -112,6 +112,11 @@ enum Step {
     Committed {
         group: u32,
     },
+    /// Groups below this number are stuck: what they have in the oldest segment is moved.
+    Relocate {
+        below: u32,
+        bytes: usize,
+    },
     /// The process is killed, the machine lives: the page cache survives.
     Kill,
     /// Stops at the `writes`-th write (or sync) from here on; the power is cut when it has failed.
@@ -136,6 +141,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (group.clone(), 0..20_u64).prop_map(|(group, ahead)| Step::Reset { group, ahead }),
         3 => group.clone().prop_map(|group| Step::Vote { group }),
         2 => group.prop_map(|group| Step::Committed { group }),
+        6 => (1..=GROUPS, 0..3_000_usize).prop_map(|(below, bytes)| Step::Relocate { below, bytes }),
         1 => Just(Step::Kill),
         3 => (0..12_u64, any::<bool>(), any::<u64>())
             .prop_map(|(after, syncs, seed)| Step::Break { after, syncs, seed }),
@@ -220,6 +226,12 @@ fn run(steps: &[Step], sync_lies: bool) -> Result<(), String> {
                 model.committed.entry(*group).or_insert_with(|| vec![None]).push(committed);
                 log.group(*group).save_committed(committed);
                 acknowledged.store(1, Ordering::SeqCst);
+            }
+            Step::Relocate { below, bytes } => {
+                let moved = log.relocate(&(0..*below).collect(), *bytes, done);
+                if !moved.map_err(|error| error.to_string())? {
+                    continue;
+                }
             }
             Step::Break { after, syncs, seed } => {
                 if *syncs {

@@ -189,6 +189,42 @@ fn purge_hints_name_who_pins_the_oldest_segments_and_purging_them_frees_room() {
 }
 
 #[test]
+fn a_group_that_purges_nothing_any_more_pins_no_segment_for_ever() {
+    let disk = MemoryDisk::new();
+    let (log, _) = open(&disk).unwrap();
+    let stuck = BTreeSet::from([1]);
+    log.group(1).append(entries(0..20), ok());
+    let mut moves = 0;
+    for index in 0..2_000 {
+        log.group(2).append(entries(index..index + 1), ok());
+        if index > 10 {
+            log.group(2).purge(position(index - 10), ok());
+        }
+        if log.disk_bytes() > 12_000 {
+            while log.disk_bytes() > 6_000 && log.relocate(&stuck, 300, ok()).unwrap() {
+                moves += 1;
+            }
+        }
+        assert!(log.disk_bytes() < 20_000, "{} bytes", log.disk_bytes());
+    }
+    assert!(moves > 20, "{moves}");
+    assert!(!log.relocate(&BTreeSet::new(), 300, ok()).unwrap(), "a sound group purges by itself");
+    assert_eq!(all(&log.group(1)), entries(0..20));
+    let live: u64 = entries(0..20).iter().map(|entry| entry.payload.len() as u64).sum();
+    assert_eq!(log.live_bytes(&stuck), live);
+    disk.crash(CrashMode::LoseUnsynced);
+    let (log, _) = open(&disk).unwrap();
+    assert_eq!(all(&log.group(1)), entries(0..20));
+    assert_eq!(all(&log.group(2)).len(), 10);
+    // It is an ordinary part of the log still.
+    log.group(1).truncate_after(Some(14), ok());
+    log.group(1).purge(position(4), ok());
+    disk.crash(CrashMode::LoseUnsynced);
+    let (log, _) = open(&disk).unwrap();
+    assert_eq!(all(&log.group(1)), entries(5..15));
+}
+
+#[test]
 fn a_closed_log_says_so_and_dropping_all_handles_closes() {
     let disk = MemoryDisk::new();
     let log = threaded(disk.clone(), 2_048);
@@ -259,12 +295,12 @@ fn the_log_of_another_cluster_node_or_format_is_refused_and_unchanged() {
 
     // A later build's header: same first 64 bytes, other number, valid checksum.
     let mut newer = before.clone();
-    newer[8..12].copy_from_slice(&2_u32.to_le_bytes());
+    newer[8..12].copy_from_slice(&3_u32.to_le_bytes());
     let checksum = crc32c::crc32c_append(crc32c::crc32c(&newer[..12]), &newer[16..64]);
     newer[12..16].copy_from_slice(&checksum.to_le_bytes());
     disk.open("log-0000000001.seg").unwrap().write_at(0, &newer).unwrap();
     let error = open(&disk).unwrap_err();
-    assert!(matches!(error, LogError::UnsupportedFormat { found: 2, supported: 1 }), "{error}");
+    assert!(matches!(error, LogError::UnsupportedFormat { found: 3, supported: 2 }), "{error}");
     assert_eq!(file_bytes(&disk, "log-0000000001.seg"), newer);
 }
 
