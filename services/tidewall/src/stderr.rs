@@ -129,6 +129,10 @@ pub fn tell_panics() {
             std::backtrace::Backtrace::capture()
         );
         let _ = Stderr.write_all(text.as_bytes());
+        // Nothing may come after it there.
+        if thread.name() == Some("main") {
+            flush();
+        }
     }));
 }
 

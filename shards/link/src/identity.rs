@@ -108,8 +108,8 @@ impl Expected {
             value.and_then(|value| value.to_str().ok()).unwrap_or("unknown").to_owned()
         };
         Some(format!(
-            "the process at {} is node {} of cluster {}, not node {} of cluster {}: nothing was sent to it; look at the \
-             topology and at who has that address now",
+            "the process at {} is node {} of cluster {}, not node {} of cluster {}: look at the topology and at who has that \
+             address now",
             self.address,
             word(found.1),
             word(found.0),
@@ -143,7 +143,11 @@ impl Service<http::Request<Body>> for NodeChannel {
                 None => answer,
                 Some(objection) => {
                     shared.said.say(&objection);
-                    Status::failed_precondition(objection).into_http()
+                    // Who names itself has refused the call as well; what somebody else has made of it nobody knows.
+                    match answer.headers().contains_key(NODE) {
+                        true => Status::failed_precondition(objection).into_http(),
+                        false => Status::unknown(objection).into_http(),
+                    }
                 }
             })
         })

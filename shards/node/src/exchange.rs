@@ -279,3 +279,45 @@ impl Handler<ExchangeProtocol> for ExchangeHandler {
         pb::Reply { id: call.id, result: Some(pb::reply::Result::Refusal(views::refusal(&refusal))) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::clock::SteadyClock;
+    use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT, Topology};
+
+    #[test]
+    fn a_node_says_why_it_takes_no_new_work() {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let topology = Topology {
+            format: TOPOLOGY_FORMAT,
+            cluster: "00112233445566778899aabbccddeeff".into(),
+            generation: 0,
+            retired: Default::default(),
+            fences: Default::default(),
+            regions: vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
+            nodes: vec![Node { id: 1, address, peer_address: address }],
+        };
+        let metrics = Arc::new(Metrics::new(&topology));
+        let standing = Arc::new(Standing::new(1, topology, Arc::new(SteadyClock::new()), 1));
+        let faults = BTreeMap::from([(1, "its rows are damaged".to_owned())]);
+        let space = Space::unlimited();
+        let serving = Serving::new(BTreeMap::new(), faults, standing, space.clone(), metrics);
+        assert_eq!(serving.halted(), BTreeSet::from([1]));
+        assert_eq!(serving.pressure(), None);
+        serving.set_replay_behind(true);
+        assert!(serving.pressure().unwrap().0.contains("checkpoints"));
+        // The disk comes first: it is what an operator can mend.
+        space.judge(0);
+        assert!(serving.pressure().unwrap().0.contains("disk"));
+        space.judge(u64::MAX);
+        serving.set_replay_behind(false);
+        assert_eq!(serving.pressure(), None);
+
+        let handler = ExchangeHandler::new(Arc::new(serving));
+        let refusal = |group| handler.served(group).err().unwrap();
+        assert!(refusal(1).message.contains("its rows are damaged"));
+        assert!(refusal(2).message.contains("no group 2"));
+    }
+}

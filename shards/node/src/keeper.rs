@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidewall_env::tasks;
 use tidewall_proto::internal::v1 as pb;
 use tidewall_store::log::NodeLog;
 use tokio::time::Instant;
@@ -69,7 +70,7 @@ pub async fn keep(standing: Arc<Standing>, serving: Arc<Serving>, log: NodeLog) 
             tracing::warn!(%error, "cannot see how much space is free");
         }
         checkpoints(&serving, &log, &mut memory).await;
-        make_room(&serving, &log);
+        make_room(&serving, &log).await;
         give_up_what_nobody_acknowledges(&standing, &serving, &mut memory.silences).await;
         give_up_what_is_stuck(&standing, &serving, &mut memory).await;
         if standing.accepts_lead() {
@@ -121,7 +122,7 @@ async fn checkpoints(serving: &Serving, log: &NodeLog, memory: &mut Memory) {
 
 /// A replica that has halted keeps its part of the log and purges nothing: it must not keep the other groups' segments, or the
 /// node would refuse all work in the end.
-fn make_room(serving: &Serving, log: &NodeLog) {
+async fn make_room(serving: &Serving, log: &NodeLog) {
     let halted = serving.halted();
     if halted.is_empty() || log.disk_bytes() <= LOG_BYTES_MAX {
         return;
@@ -132,13 +133,29 @@ fn make_room(serving: &Serving, log: &NodeLog) {
         return;
     }
     for _ in 0..RELOCATIONS {
-        match log.relocate(&halted, RELOCATION_BYTES, Box::new(drop)) {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => {
+        let (done, durable) = tokio::sync::oneshot::channel();
+        let (log, stuck) = (log.clone(), halted.clone());
+        let done = move |outcome| {
+            // Whoever waited may have gone.
+            let _ = done.send(outcome);
+        };
+        // It reads from the disk.
+        let moved = tasks::off_thread(move || log.relocate(&stuck, RELOCATION_BYTES, Box::new(done)));
+        match moved.await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => return,
+            Ok(Err(error)) => {
                 tracing::error!(%error, ?halted, "entries of a halted replica cannot be moved");
                 return;
             }
+            Err(error) => {
+                tracing::error!(%error, ?halted, "moving entries of a halted replica has failed");
+                return;
+            }
+        }
+        // Before it is durable, the same entries would be found and moved again.
+        if !matches!(durable.await, Ok(Ok(()))) {
+            return;
         }
     }
 }

@@ -76,10 +76,13 @@ pub async fn change(
     }
     // A node that was just added may not have been heard yet.
     let heard_by = Instant::now() + TOPOLOGY_PATIENCE;
-    while let Some(why) = lacks_majority(&wanted, |node| standing.is_heard(node)) {
+    // A change that is under way has to be finished, whoever is down.
+    while let Some(why) =
+        lacks_majority(&wanted, |node| standing.is_heard(node)).filter(|_| !group.is_changing())
+    {
         let may_come = add.iter().any(|node| !standing.is_heard(*node));
         if !may_come || Instant::now() >= deadline.min(heard_by) {
-            return Err(MembersError::Refused(why));
+            return Err(MembersError::Refused(format!("{why}; nothing was changed")));
         }
         sleep(LOOK_EVERY).await;
     }
@@ -118,7 +121,7 @@ pub async fn change(
     let (voters, _) = group.members();
     let wanted: BTreeSet<u64> = voters.union(add).filter(|node| !remove.contains(node)).copied().collect();
     if voters != wanted || group.is_changing() {
-        // One may have gone down since. A change that is under way already has to be finished.
+        // One may have gone down since.
         if let Some(why) =
             lacks_majority(&wanted, |node| standing.is_heard(node)).filter(|_| !group.is_changing())
         {
@@ -143,7 +146,8 @@ fn lacks_majority(wanted: &BTreeSet<u64>, is_heard: impl Fn(u64) -> bool) -> Opt
         return None;
     }
     Some(format!(
-        "the group would have its replicas on {} {}, and {} {} down: without a majority it could sell nothing. Start {}, or          replace it, and ask again; nothing was changed",
+        "the group would have its replicas on {} {}, and {} {} down: without a majority it could sell nothing. Start {}, \
+         or replace it, and ask again",
         if voters.len() == 1 { "node" } else { "nodes" },
         list(&voters),
         list(&down),

@@ -50,7 +50,12 @@ impl Space {
     pub fn check(&self) -> std::io::Result<()> {
         let Some(directory) = &self.directory else { return Ok(()) };
         let stat = rustix::fs::statvfs(directory)?;
-        let free = stat.f_bavail * stat.f_frsize;
+        self.judge(stat.f_bavail * stat.f_frsize);
+        Ok(())
+    }
+
+    /// Takes in how many bytes are free.
+    pub(crate) fn judge(&self, free: u64) {
         let low = free < LOW_WATER_BYTES;
         if self.low.swap(low, Ordering::Relaxed) != low {
             if low {
@@ -62,7 +67,6 @@ impl Space {
                 tracing::info!(free, "there is space again: new work is accepted");
             }
         }
-        Ok(())
     }
 
     /// Frees the ballast, for a node that could not write otherwise.
@@ -76,5 +80,45 @@ impl Space {
     /// Whether new work must be refused.
     pub fn is_low(&self) -> bool {
         self.low.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn new_work_stops_below_the_low_water_mark_and_goes_on_above_it() {
+        let space = Space::unlimited();
+        let of_its_keeper = space.clone();
+        for (free, low) in [
+            (LOW_WATER_BYTES, false),
+            (LOW_WATER_BYTES - 1, true),
+            (0, true),
+            (LOW_WATER_BYTES - 1, true),
+            (LOW_WATER_BYTES, false),
+        ] {
+            of_its_keeper.judge(free);
+            assert_eq!(space.is_low(), low, "{free} bytes free");
+        }
+    }
+
+    #[test]
+    fn the_ballast_is_laid_out_once_and_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let ballast = directory.path().join("ballast");
+        let space = Space::new(directory.path()).unwrap();
+        if space.is_low() {
+            // Nothing is taken from a disk that is short already.
+            return assert!(!ballast.exists());
+        }
+        assert_eq!(std::fs::metadata(&ballast).unwrap().len(), BALLAST_BYTES);
+        space.drop_ballast();
+        assert!(!ballast.exists());
+        space.drop_ballast();
+        Space::new(directory.path()).unwrap();
+        assert!(ballast.exists());
+        assert!(room_for_new_nodes(3) >= LOW_WATER_BYTES + 3 * BALLAST_BYTES);
     }
 }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidewall_e2e::audit::{Answer, Attempt, audit};
-use tidewall_e2e::client::{Session, buy_request, event_of, request_id, tier};
+use tidewall_e2e::client::{Session, buy_request, event_of, request_id, retried, tier};
 use tidewall_e2e::cluster::{Cluster, Kind, Options, run};
+use tidewall_proto::v1::ReleaseHoldRequest;
 use tonic::Code;
 
 use crate::{alone, skipped};
@@ -218,10 +219,38 @@ async fn a_disk_that_fills_up_refuses_sales_and_loses_nothing() {
         assert!(buy(&cluster, &alice).await.is_none());
     }
 
-    // Fill it to the last byte.
+    // Short of space, but not without: new work is refused, what was begun is finished, and nobody falls over.
+    let hold = alice.hold(&event, "ga", 1).await.unwrap().name;
+    let processes = cluster.processes();
     let filler = disk.path().join("filler");
-    let mut size = 64 << 20;
     let mut written = std::fs::File::create(&filler).unwrap();
+    let free = || {
+        let found = rustix::fs::statvfs(disk.path()).unwrap();
+        found.f_bavail * found.f_frsize
+    };
+    while free() > 60 << 20 {
+        std::io::Write::write_all(&mut written, &vec![1; 4 << 20]).unwrap();
+    }
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    let refusal = loop {
+        if let Some(refusal) = buy(&cluster, &alice).await {
+            break refusal;
+        }
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "60 MiB are enough for new work\n{}",
+            cluster.log_tail()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(refusal.code(), Code::ResourceExhausted, "{refusal:?}");
+    let release = ReleaseHoldRequest { name: hold, request_id: request_id() };
+    let released = retried(async || alice.tickets().release_hold(alice.request(release.clone())).await).await;
+    released.expect("what was begun is finished");
+    assert_eq!(cluster.processes(), processes, "a process has ended\n{}", cluster.log_tail());
+
+    // Fill it to the last byte.
+    let mut size = 64 << 20;
     while size >= 4096 {
         if std::io::Write::write_all(&mut written, &vec![1; size]).is_err() {
             size /= 2;

@@ -233,7 +233,11 @@ impl GroupLog {
             let core = self.handle.shared.core.lock();
             let (memory, file) = match (core.groups.get(&self.group), core.segments.get(&segment)) {
                 (Some(memory), Some(segment)) => (memory, &segment.file),
-                _ => return Ok(()),
+                _ => {
+                    drop(core);
+                    done(Ok(()));
+                    return Ok(());
+                }
             };
             let mut left = max_bytes;
             for (index, slot) in (memory.state.first_index()..).zip(&memory.slots) {

@@ -205,13 +205,13 @@ impl NodeLog {
         self.handle.close()
     }
 
-    /// Bytes of the live entries of these groups.
+    /// Bytes that the live entries of these groups take on the disk.
     #[must_use]
     pub fn live_bytes(&self, groups: &BTreeSet<u32>) -> u64 {
         let core = self.handle.shared.core.lock();
         let live = core.groups.iter().filter(|(group, _)| groups.contains(group));
         let bytes = |slot: &Slot| match slot.place {
-            Place::At { length, .. } => u64::from(length),
+            Place::At { length, .. } => record::entry_bytes(length as usize) as u64,
             Place::Waiting(_) => 0,
         };
         live.flat_map(|(_, memory)| &memory.slots).map(bytes).sum()

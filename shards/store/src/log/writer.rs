@@ -423,12 +423,15 @@ pub(super) fn add(segments: &mut BTreeMap<u64, Segment>, number: u64, group: u32
     }
 }
 
-/// An entry, the lowest of its group there, lives in another segment now.
+/// An entry lives in another segment now.
 pub(super) fn moved(segments: &mut BTreeMap<u64, Segment>, from: u64, group: u32, index: u64) {
     if let Some(segment) = segments.get_mut(&from)
         && let Some(range) = segment.ranges.get_mut(&group)
     {
-        range.0 = range.0.max(index + 1);
+        // Only the lowest: an entry may be moved twice, and then this is not where all below it were moved away from.
+        if range.0 == index {
+            range.0 += 1;
+        }
         if range.0 > range.1 {
             segment.ranges.remove(&group);
         }

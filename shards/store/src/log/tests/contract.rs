@@ -210,7 +210,7 @@ fn a_group_that_purges_nothing_any_more_pins_no_segment_for_ever() {
     assert!(moves > 20, "{moves}");
     assert!(!log.relocate(&BTreeSet::new(), 300, ok()).unwrap(), "a sound group purges by itself");
     assert_eq!(all(&log.group(1)), entries(0..20));
-    let live: u64 = entries(0..20).iter().map(|entry| entry.payload.len() as u64).sum();
+    let live: u64 = entries(0..20).iter().map(|entry| record::entry_bytes(entry.payload.len()) as u64).sum();
     assert_eq!(log.live_bytes(&stuck), live);
     disk.crash(CrashMode::LoseUnsynced);
     let (log, _) = open(&disk).unwrap();
@@ -222,6 +222,59 @@ fn a_group_that_purges_nothing_any_more_pins_no_segment_for_ever() {
     disk.crash(CrashMode::LoseUnsynced);
     let (log, _) = open(&disk).unwrap();
     assert_eq!(all(&log.group(1)), entries(5..15));
+}
+
+/// Whoever does not wait moves the same entries twice; the second copy must not make the segment of the first one look as if
+/// nothing of it were alive.
+#[test]
+fn entries_that_are_moved_twice_stay_alive() {
+    let disk = MemoryDisk::new();
+    let log = threaded(disk.clone(), 2_048);
+    let stuck = BTreeSet::from([1]);
+    let wait = |receiver: mpsc::Receiver<Result<(), LogError>>| receiver.recv().unwrap().unwrap();
+    let append = |group: u32, indices: std::ops::Range<u64>, bytes: usize| {
+        let (done, receiver) = outcome();
+        let payload = "x".repeat(bytes);
+        let added = indices.map(|index| entry(index, &payload)).collect();
+        log.group(group).append(added, done);
+        receiver
+    };
+    let relocate = || {
+        let (done, receiver) = outcome();
+        assert!(log.relocate(&stuck, 50, done).unwrap());
+        receiver
+    };
+    wait(append(1, 0..20, 10));
+    wait(append(2, 0..1, 1_500));
+    log.group(2).purge(position(0), ok());
+    // Five entries to the second segment, and five more, which stay unpublished.
+    wait(relocate());
+    disk.hold_syncs_after(0);
+    let first = relocate();
+    while disk.syncs_waiting() == 0 {
+        std::thread::yield_now();
+    }
+    // The same five again, in a segment of their own.
+    let filler = append(2, 1..2, 1_500);
+    let second = relocate();
+    disk.hold_syncs_after(1_000);
+    for receiver in [first, filler, second] {
+        wait(receiver);
+    }
+    log.close().unwrap();
+    let (log, report) = open(&disk).unwrap();
+    assert!(report.segments >= 3, "{report:?}: this tests nothing");
+    log.group(2).purge(position(1), ok());
+    // As far as it goes: each segment in turn is the oldest.
+    for index in 2..60 {
+        log.group(2).append(vec![entry(index, &"y".repeat(200))], ok());
+        log.group(2).purge(position(index), ok());
+        let _ = log.relocate(&stuck, 1, ok()).unwrap();
+        assert_eq!(all(&log.group(1)).len(), 20);
+    }
+    drop(log);
+    let (log, _) = open(&disk).unwrap();
+    assert_eq!(all(&log.group(1)).len(), 20);
 }
 
 #[test]
