@@ -181,8 +181,6 @@ fn state(node: &NodeView) -> &'static str {
         NodeView { reachable: false, .. } => "UNREACHABLE",
         NodeView { clock_far: true, .. } => "WRONG CLOCK",
         NodeView { drained: true, .. } => "drained",
-        // As when it stands alone: it serves, but an ahead clock of its own moves nothing.
-        NodeView { clock_confirmed: false, .. } => "up, clock unconfirmed",
         _ => "up",
     }
 }
@@ -223,7 +221,6 @@ mod tests {
             replicas: 12,
             log_bytes: 2048,
             version: "0.1.0".into(),
-            clock_confirmed: true,
             ..Default::default()
         };
         let gone = NodeStatus { node: 2, fault: "refused".into(), ..Default::default() };
