@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
-use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT, Topology};
+use tidewall_client::topology::{Node, Region, Topology};
 
 use crate::ports::{self, Reservation};
 use crate::regions_file;
@@ -366,17 +366,13 @@ impl Lock {
 /// A new cluster with ports still to be chosen.
 fn new_topology(wanted: &Wanted) -> Topology {
     let any: SocketAddr = ports::any_loopback();
-    Topology {
-        format: TOPOLOGY_FORMAT,
-        cluster: uuid::Uuid::now_v7().simple().to_string(),
-        generation: 0,
-        retired: Default::default(),
-        fences: Default::default(),
-        regions: wanted.regions.clone().unwrap_or_else(regions_file::default_regions),
-        nodes: (1..=wanted.nodes.unwrap_or(DEFAULT_NODES))
+    Topology::new(
+        uuid::Uuid::now_v7().into_bytes(),
+        wanted.regions.clone().unwrap_or_else(regions_file::default_regions),
+        (1..=wanted.nodes.unwrap_or(DEFAULT_NODES))
             .map(|id| Node { id, address: any, peer_address: any })
             .collect(),
-    }
+    )
 }
 
 /// The first difference between recorded and wanted regions.

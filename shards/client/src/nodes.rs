@@ -146,22 +146,14 @@ impl Nodes {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::topology::{Node, TOPOLOGY_FORMAT};
+    use crate::topology::Node;
 
     fn topology(nodes: &[(u64, u16)]) -> Topology {
         let node = |(id, port): &(u64, u16)| {
             let address = SocketAddr::from(([127, 0, 0, 1], *port));
             Node { id: *id, address, peer_address: address }
         };
-        Topology {
-            format: TOPOLOGY_FORMAT,
-            cluster: "a".repeat(32),
-            generation: 0,
-            retired: Default::default(),
-            fences: Default::default(),
-            regions: Vec::new(),
-            nodes: nodes.iter().map(node).collect(),
-        }
+        Topology::new([0xaa; 16], Vec::new(), nodes.iter().map(node).collect())
     }
 
     #[test]

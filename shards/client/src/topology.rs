@@ -109,6 +109,19 @@ impl Topology {
         Ok(())
     }
 
+    /// A new cluster, in which no node has joined or left yet.
+    pub fn new(cluster: [u8; 16], regions: Vec<Region>, nodes: Vec<Node>) -> Self {
+        Self {
+            format: TOPOLOGY_FORMAT,
+            cluster: format!("{:032x}", u128::from_be_bytes(cluster)),
+            generation: 0,
+            retired: BTreeSet::new(),
+            fences: BTreeMap::new(),
+            regions,
+            nodes,
+        }
+    }
+
     /// Refuses what no process could work with.
     pub fn check(&self) -> Result<(), TopologyError> {
         let invalid = |message: String| Err(TopologyError::Invalid(message));
@@ -214,15 +227,11 @@ mod tests {
             address: "127.0.0.1:1".parse().unwrap(),
             peer_address: "127.0.0.1:2".parse().unwrap(),
         };
-        Topology {
-            format: TOPOLOGY_FORMAT,
-            cluster: "00112233445566778899aabbccddeeff".into(),
-            generation: 0,
-            retired: BTreeSet::new(),
-            fences: BTreeMap::new(),
-            regions: (1..=12).map(region).collect(),
-            nodes: (1..=3).map(node).collect(),
-        }
+        Topology::new(
+            0x0011_2233_4455_6677_8899_aabb_ccdd_eeff_u128.to_be_bytes(),
+            (1..=12).map(region).collect(),
+            (1..=3).map(node).collect(),
+        )
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use parking_lot::Mutex;
-use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT};
+use tidewall_client::topology::{Node, Region};
 use tidewall_client::{ClientError, ExchangeProtocol, ShardClient, ShardClientOptions, Topology};
 use tidewall_link::{Handler, NodeIdentity, ReplySender, ReplyStream, ServeOptions, serve, server_builder};
 use tidewall_proto::internal::v1 as pb;
@@ -210,18 +210,14 @@ fn client(addresses: &[SocketAddr]) -> Arc<ShardClient> {
 }
 
 fn client_with(addresses: &[SocketAddr], options: ShardClientOptions) -> Arc<ShardClient> {
-    let topology = Topology {
-        format: TOPOLOGY_FORMAT,
-        cluster: format!("{:032x}", u128::from_be_bytes(CLUSTER)),
-        generation: 0,
-        retired: Default::default(),
-        fences: Default::default(),
-        regions: vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
-        nodes: (1..)
+    let topology = Topology::new(
+        CLUSTER,
+        vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
+        (1..)
             .zip(addresses)
             .map(|(id, address)| Node { id, address: *address, peer_address: *address })
             .collect(),
-    };
+    );
     Arc::new(ShardClient::new(Arc::new(topology), options))
 }
 

@@ -127,7 +127,7 @@ impl Peers {
         let Some(link) = self.link(node, lane) else {
             return Err(unreachable(&format!("node {node} is not in the topology")));
         };
-        let call = pb::PeerCall { id: 0, group, rpc: Some(rpc), cluster: self.cluster.to_vec(), incarnation };
+        let call = pb::PeerCall { id: 0, group, rpc: Some(rpc), incarnation };
         let reply = link
             .call(call, Instant::now() + timeout)
             .await
@@ -269,9 +269,7 @@ impl Router {
         let channel = tidewall_link::connect(address, CONNECT_TIMEOUT).await.map_err(|e| e.to_string())?;
         let channel = NodeChannel::new(channel, address, self.peers.parties(target));
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
-        let cluster = self.peers.cluster.to_vec();
-        let head =
-            pb::SnapshotHead { group, vote: Some(pb_vote(&vote)), cluster, incarnation: frozen.incarnation };
+        let head = pb::SnapshotHead { group, vote: Some(pb_vote(&vote)), incarnation: frozen.incarnation };
         // Encoding is CPU work that can take long: not on a thread that heartbeats need.
         tasks::produce(sender, move |send| {
             let mut head = Some(head);

@@ -1,8 +1,8 @@
 //! Answers the other replicas.
 //!
 //! Calls of all groups arrive on shared streams; each is handed to its group and answered when that is done. Snapshot
-//! files are received into a temporary file and verified before openraft hears of them. Calls of another
-//! cluster are refused: two clusters on one network must not mix.
+//! files are received into a temporary file and verified before openraft hears of them. Who calls was checked before
+//! ([`NodeIdentity`](tidewall_link::NodeIdentity)): this must never serve without it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,8 +23,6 @@ use crate::group::Group;
 use crate::state::SnapshotData;
 use crate::types::*;
 
-const ANOTHER_CLUSTER: &str = "this node belongs to another cluster";
-
 /// Serves the peer port of a node; clones share the groups.
 #[derive(Clone)]
 pub struct PeerServer {
@@ -35,7 +33,6 @@ pub struct PeerServer {
 type Reporter = Box<dyn Fn(pb::NodeReport) -> pb::NodeReport + Send + Sync>;
 
 struct Shared {
-    cluster: [u8; 16],
     groups: RwLock<BTreeMap<u32, Group>>,
     /// Takes another node's report and gives this one's.
     reporter: OnceLock<Reporter>,
@@ -47,9 +44,9 @@ struct Shared {
 impl PeerServer {
     /// Serves no group yet; `incoming` is an existing directory for files on their way. Without one they are received
     /// into memory, which is for simulation.
-    pub fn new(cluster: [u8; 16], incoming: Option<PathBuf>) -> Self {
+    pub fn new(incoming: Option<PathBuf>) -> Self {
         let (groups, reporter) = (RwLock::default(), OnceLock::new());
-        let shared = Shared { cluster, groups, reporter, incoming, received: AtomicU64::new(0) };
+        let shared = Shared { groups, reporter, incoming, received: AtomicU64::new(0) };
         Self { shared: Arc::new(shared) }
     }
 
@@ -63,10 +60,7 @@ impl PeerServer {
         let _ = self.shared.reporter.set(Box::new(reporter));
     }
 
-    fn group(&self, number: u32, cluster: &[u8]) -> Result<Group, String> {
-        if cluster != self.shared.cluster {
-            return Err(ANOTHER_CLUSTER.into());
-        }
+    fn group(&self, number: u32) -> Result<Group, String> {
         let groups = self.shared.groups.read();
         groups.get(&number).cloned().ok_or_else(|| format!("this node does not serve group {number}"))
     }
@@ -75,13 +69,10 @@ impl PeerServer {
         use pb::peer_call::Rpc;
         use pb::peer_reply::Result as Reply;
         if let Some(Rpc::Report(report)) = call.rpc {
-            if call.cluster != self.shared.cluster {
-                return Err(ANOTHER_CLUSTER.into());
-            }
             let reporter = self.shared.reporter.get().ok_or("this node is still starting")?;
             return Ok(Reply::Report(reporter(report)));
         }
-        let group = self.group(call.group, &call.cluster)?;
+        let group = self.group(call.group)?;
         fenced(&group, call.incarnation)?;
         let raft = group.raft();
         let failed = |error: &dyn std::fmt::Display| error.to_string();
@@ -114,7 +105,7 @@ impl PeerServer {
         let first =
             parts.message().await.map_err(|e| e.to_string())?.ok_or("the snapshot stream is empty")?;
         let head = first.head.ok_or("the snapshot stream has no head")?;
-        let group = self.group(head.group, &head.cluster)?;
+        let group = self.group(head.group)?;
         fenced(&group, head.incarnation)?;
         // Before any of it is read: nothing would come of it, and it would be sent again and again.
         if let Some(why) = group.status().fault {

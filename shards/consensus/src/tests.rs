@@ -77,7 +77,7 @@ impl Cluster {
         let peers = Peers::new(PeersConfig { cluster: CLUSTER, node, addresses: self.addresses.clone() });
         let incoming = self.incoming.path().join(format!("node-{node}"));
         std::fs::create_dir_all(&incoming).unwrap();
-        let server = PeerServer::new(CLUSTER, Some(incoming));
+        let server = PeerServer::new(Some(incoming));
         let mut store = disks.checkpoints.clone();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

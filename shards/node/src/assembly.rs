@@ -225,9 +225,10 @@ impl Front {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    /// Looks after checkpoints and leads until the node stops.
-    pub fn keeper(&self) -> impl Future<Output = ()> + Send + use<> {
-        keeper::keep(Arc::clone(&self.standing), Arc::clone(&self.serving), self.log.clone())
+    /// Looks after checkpoints, leads, and a log of `log_bytes_max`, until the node stops.
+    pub fn keeper(&self, log_bytes_max: u64) -> impl Future<Output = ()> + Send + use<> {
+        let (standing, serving) = (Arc::clone(&self.standing), Arc::clone(&self.serving));
+        keeper::keep(standing, serving, self.log.clone(), log_bytes_max)
     }
 
     /// The node's counters as text.

@@ -262,22 +262,18 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use bytes::Bytes;
-    use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT, Topology};
+    use tidewall_client::topology::{Node, Region, Topology};
 
     fn config(directory: &Path) -> NodeConfig {
         let address = "127.0.0.1:1".parse().unwrap();
-        let topology = Topology {
-            format: TOPOLOGY_FORMAT,
-            cluster: "00112233445566778899aabbccddeeff".into(),
-            generation: 0,
-            retired: Default::default(),
-            fences: Default::default(),
-            regions: vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
-            nodes: vec![
+        let topology = Topology::new(
+            0x0011_2233_4455_6677_8899_aabb_ccdd_eeff_u128.to_be_bytes(),
+            vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
+            vec![
                 Node { id: 1, address, peer_address: address },
                 Node { id: 2, address, peer_address: address },
             ],
-        };
+        );
         NodeConfig {
             node: 1,
             data_dir: directory.to_owned(),
@@ -372,5 +368,25 @@ mod tests {
         assert!(code == 71 && text.contains("format 9"), "{text}");
         std::fs::write(directory.path().join("node.json"), "{").unwrap();
         assert_eq!(refusal(&config).0, 71);
+    }
+
+    #[test]
+    fn a_directory_that_is_refused_stays_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let notes = directory.path().join("notes.txt");
+        std::fs::write(&notes, "mine").unwrap();
+        let run = |data_dir: &Path, create| {
+            let mut config = NodeConfig { create, ..config(data_dir) };
+            for node in &mut config.topology.nodes {
+                node.address.set_port(0);
+                node.peer_address.set_port(0);
+            }
+            crate::node::run(config).unwrap_err().exit_code()
+        };
+        assert_eq!(run(directory.path(), true), 71);
+        assert_eq!(run(&directory.path().join("missing"), false), 71);
+        let left: Vec<_> =
+            std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [notes]);
     }
 }

@@ -285,20 +285,16 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::clock::SteadyClock;
-    use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT, Topology};
+    use tidewall_client::topology::{Node, Region, Topology};
 
     #[test]
     fn a_node_says_why_it_takes_no_new_work() {
         let address = "127.0.0.1:1".parse().unwrap();
-        let topology = Topology {
-            format: TOPOLOGY_FORMAT,
-            cluster: "00112233445566778899aabbccddeeff".into(),
-            generation: 0,
-            retired: Default::default(),
-            fences: Default::default(),
-            regions: vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
-            nodes: vec![Node { id: 1, address, peer_address: address }],
-        };
+        let topology = Topology::new(
+            0x0011_2233_4455_6677_8899_aabb_ccdd_eeff_u128.to_be_bytes(),
+            vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
+            vec![Node { id: 1, address, peer_address: address }],
+        );
         let metrics = Arc::new(Metrics::new(&topology));
         let standing = Arc::new(Standing::new(1, topology, Arc::new(SteadyClock::new()), 1));
         let faults = BTreeMap::from([(1, "its rows are damaged".to_owned())]);

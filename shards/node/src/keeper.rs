@@ -28,8 +28,8 @@ const HOT_ROWS: usize = 5;
 const CHECKPOINT_BYTES: u64 = 16 << 20;
 /// Or after so long, when anything has changed.
 const CHECKPOINT_AGE: Duration = Duration::from_secs(60);
-/// Groups that pin old segments are checkpointed when the log is larger than this.
-const LOG_BYTES_MAX: u64 = 192 << 20;
+/// Groups that pin old segments are checkpointed when the log is larger than this, and entries of halted ones moved.
+pub const LOG_BYTES_MAX: u64 = 192 << 20;
 /// How much of what halted replicas hold is moved at a time, bytes, so that nobody waits long behind it, and how often in a
 /// round.
 const RELOCATION_BYTES: usize = 256 << 10;
@@ -57,7 +57,7 @@ struct Memory {
 }
 
 /// Runs until the node stops.
-pub async fn keep(standing: Arc<Standing>, serving: Arc<Serving>, log: NodeLog) {
+pub async fn keep(standing: Arc<Standing>, serving: Arc<Serving>, log: NodeLog, log_bytes_max: u64) {
     let mut memory = Memory::default();
     let mut sampled = Instant::now();
     loop {
@@ -69,8 +69,8 @@ pub async fn keep(standing: Arc<Standing>, serving: Arc<Serving>, log: NodeLog) 
         if let Err(error) = serving.space.check() {
             tracing::warn!(%error, "cannot see how much space is free");
         }
-        checkpoints(&serving, &log, &mut memory).await;
-        make_room(&serving, &log).await;
+        checkpoints(&serving, &log, log_bytes_max, &mut memory).await;
+        make_room(&serving, &log, log_bytes_max).await;
         give_up_what_nobody_acknowledges(&standing, &serving, &mut memory.silences).await;
         give_up_what_is_stuck(&standing, &serving, &mut memory).await;
         if standing.accepts_lead() {
@@ -94,8 +94,8 @@ fn sample(serving: &Serving, seconds: f64) {
     }
 }
 
-async fn checkpoints(serving: &Serving, log: &NodeLog, memory: &mut Memory) {
-    let pinning: BTreeMap<u32, u64> = log.purge_hints(LOG_BYTES_MAX).into_iter().collect();
+async fn checkpoints(serving: &Serving, log: &NodeLog, log_bytes_max: u64, memory: &mut Memory) {
+    let pinning: BTreeMap<u32, u64> = log.purge_hints(log_bytes_max).into_iter().collect();
     let halted = serving.halted();
     // A replica that has halted applies nothing at a restart either, and takes no checkpoint: it must not hold up the others.
     let sound = || serving.groups.iter().filter(|(number, _)| !halted.contains(number));
@@ -122,13 +122,13 @@ async fn checkpoints(serving: &Serving, log: &NodeLog, memory: &mut Memory) {
 
 /// A replica that has halted keeps its part of the log and purges nothing: it must not keep the other groups' segments, or the
 /// node would refuse all work in the end.
-async fn make_room(serving: &Serving, log: &NodeLog) {
+async fn make_room(serving: &Serving, log: &NodeLog, log_bytes_max: u64) {
     let halted = serving.halted();
-    if halted.is_empty() || log.disk_bytes() <= LOG_BYTES_MAX {
+    if halted.is_empty() || log.disk_bytes() <= log_bytes_max {
         return;
     }
     // Moving what is most of the log would go on for ever and free nothing.
-    if log.live_bytes(&halted) > LOG_BYTES_MAX / 2 {
+    if log.live_bytes(&halted) > log_bytes_max / 2 {
         tracing::error!(?halted, "the log is full of what halted replicas hold: replace this node");
         return;
     }

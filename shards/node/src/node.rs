@@ -24,8 +24,8 @@ use crate::assembly::{self, Parts, Replicas};
 use crate::clock::SteadyClock;
 use crate::config::{NodeConfig, NodeError};
 use crate::data::{self, Data};
-use crate::lead;
 use crate::space::Space;
+use crate::{keeper, lead};
 
 /// How long handing over leads may take before a stop.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
@@ -98,7 +98,7 @@ async fn serve(
         node: config.node,
         addresses: topology.nodes.iter().map(|node| (node.id, node.peer_address)).collect(),
     });
-    let peer_server = PeerServer::new(cluster, Some(data.incoming.clone()));
+    let peer_server = PeerServer::new(Some(data.incoming.clone()));
     let (stop, stopped) = watch::channel(false);
     let peer_listener = listener(peer_port)?;
     let peer_task = tokio::spawn(
@@ -262,7 +262,7 @@ impl Edge {
         stopped: watch::Receiver<bool>,
     ) -> Result<(), NodeError> {
         let front = self.replicas.front(self.space, Home::arbiter(actix::Arbiter::current()));
-        let keeper = tokio::spawn(front.keeper());
+        let keeper = tokio::spawn(front.keeper(keeper::LOG_BYTES_MAX));
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<ShardServiceServer<ShardServer>>().await;
         let routes = tonic::service::Routes::new(front.service()).add_service(health_service);
@@ -297,38 +297,5 @@ mod tests {
             sender.send(Some(fault)).unwrap();
             assert_eq!(failure(&mut receiver).await.exit_code(), code);
         }
-    }
-
-    #[test]
-    fn a_directory_that_is_refused_stays_as_it_was() {
-        use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT};
-        let directory = tempfile::tempdir().unwrap();
-        let notes = directory.path().join("notes.txt");
-        std::fs::write(&notes, "mine").unwrap();
-        let missing = directory.path().join("missing");
-        let any = "127.0.0.1:0".parse().unwrap();
-        let topology = Topology {
-            format: TOPOLOGY_FORMAT,
-            cluster: "00112233445566778899aabbccddeeff".into(),
-            generation: 0,
-            retired: Default::default(),
-            fences: Default::default(),
-            regions: vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
-            nodes: vec![Node { id: 1, address: any, peer_address: any }],
-        };
-        let config = |data_dir: &std::path::Path, create| NodeConfig {
-            node: 1,
-            data_dir: data_dir.to_owned(),
-            topology: topology.clone(),
-            topology_path: None,
-            ephemeral: false,
-            create,
-            apply_version: 1,
-        };
-        assert_eq!(run(config(directory.path(), true)).unwrap_err().exit_code(), 71);
-        assert_eq!(run(config(&missing, false)).unwrap_err().exit_code(), 71);
-        let left: Vec<_> =
-            std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert_eq!(left, [notes]);
     }
 }

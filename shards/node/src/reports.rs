@@ -316,7 +316,7 @@ impl Reports {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT, Topology};
+    use tidewall_client::topology::{Node, Region, Topology};
     use tidewall_consensus::{FailStop, GroupConfig, PeersConfig, StateHandle, Timing};
     use tidewall_env::disk::MemoryDisk;
     use tidewall_store::checkpoint::CheckpointWriter;
@@ -369,15 +369,11 @@ mod tests {
 
     fn standing() -> Arc<Standing> {
         let address = "127.0.0.1:1".parse().unwrap();
-        let topology = Topology {
-            format: TOPOLOGY_FORMAT,
-            cluster: "07".repeat(16),
-            generation: 0,
-            retired: Default::default(),
-            fences: Default::default(),
-            regions: vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
-            nodes: (1..=3).map(|id| Node { id, address, peer_address: address }).collect(),
-        };
+        let topology = Topology::new(
+            [7; 16],
+            vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
+            (1..=3).map(|id| Node { id, address, peer_address: address }).collect(),
+        );
         Arc::new(Standing::new(1, topology, Arc::new(crate::clock::SteadyClock::new()), 2))
     }
 

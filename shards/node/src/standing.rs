@@ -367,7 +367,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use std::sync::atomic::AtomicU64;
-    use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT};
+    use tidewall_client::topology::{Node, Region};
 
     impl Standing {
         /// Another clock is so far ahead of this one.
@@ -379,15 +379,11 @@ mod tests {
     fn standing(node: u64) -> Standing {
         let address = "127.0.0.1:1".parse().unwrap();
         let region = |n: u32| Region { id: format!("r{n}"), display_name: format!("R{n}"), group: n };
-        let topology = Topology {
-            format: TOPOLOGY_FORMAT,
-            cluster: "00112233445566778899aabbccddeeff".into(),
-            generation: 0,
-            retired: Default::default(),
-            fences: Default::default(),
-            regions: (1..=3).map(region).collect(),
-            nodes: (1..=3).map(|id| Node { id, address, peer_address: address }).collect(),
-        };
+        let topology = Topology::new(
+            0x0011_2233_4455_6677_8899_aabb_ccdd_eeff_u128.to_be_bytes(),
+            (1..=3).map(region).collect(),
+            (1..=3).map(|id| Node { id, address, peer_address: address }).collect(),
+        );
         Standing::new(node, topology, Arc::new(SteadyClock::new()), 2)
     }
 

@@ -162,10 +162,18 @@ impl Client {
                 let message = v1::GetOutcomeRequest { parent: region.to_owned(), request_id: of.to_string() };
                 let mut client = pool.outcomes(slot);
                 let answer = pool.bounded(client.get_outcome(pool.request(&self.token, message))).await?;
-                let decided = answer.state() == v1::OutcomeState::Decided;
-                let receipt = receipt(&answer.receipt);
-                let what = if decided { answer.result.map(outcome) } else { None };
-                Ok((Yes::Outcome(what.map(Box::new)), receipt))
+                Ok(decided(answer))
+            }
+            Ask::Seal { of } => {
+                let message =
+                    v1::SealRequestIdRequest { parent: region.to_owned(), request_id: of.to_string() };
+                let mut client = pool.outcomes(slot);
+                let answer = pool.bounded(client.seal_request_id(pool.request(&self.token, message))).await?;
+                let outcome = answer.outcome.ok_or_else(|| Status::data_loss("the seal has no outcome"))?;
+                match outcome.state() {
+                    v1::OutcomeState::Decided | v1::OutcomeState::Sealed => Ok(decided(outcome)),
+                    state => Err(Status::data_loss(format!("a seal left {state:?}"))),
+                }
             }
         }
     }
@@ -182,6 +190,14 @@ pub fn stock(event: &v1::Event) -> Vec<Stock> {
 
 fn tickets(purchase: Option<v1::Purchase>) -> Yes {
     Yes::Tickets(purchase.unwrap_or_default().tickets)
+}
+
+/// What was decided under a request id, if anything.
+fn decided(answer: v1::GetOutcomeResponse) -> (Yes, Option<Stamp>) {
+    let decided = answer.state() == v1::OutcomeState::Decided;
+    let receipt = answer.receipt.as_ref().map(stamp);
+    let what = if decided { answer.result.map(outcome) } else { None };
+    (Yes::Outcome(what.map(Box::new)), receipt)
 }
 
 fn outcome(outcome: Outcome) -> Yes {

@@ -181,6 +181,7 @@ fn place(op: &Op, blows: &[Blow]) -> String {
         Ask::Cancel { .. } => "cancellation",
         Ask::Read { .. } => "read",
         Ask::Outcome { .. } => "question for an outcome",
+        Ask::Seal { .. } => "seal",
     };
     let last = blows.iter().enumerate().rfind(|(_, blow)| blow.at <= op.end);
     let after = last.map_or_else(String::new, |(number, blow)| {

@@ -56,12 +56,17 @@ pub enum Ask {
         /// The request.
         of: Uuid,
     },
+    /// Let nothing be decided under a request id any more, and say what was.
+    Seal {
+        /// The request id.
+        of: Uuid,
+    },
 }
 
 impl Ask {
     /// Whether the call changes something.
     pub fn is_write(&self) -> bool {
-        !matches!(self, Self::Read { .. } | Self::Outcome { .. })
+        !matches!(self, Self::Read { .. } | Self::Outcome { .. } | Self::Seal { .. })
     }
 }
 

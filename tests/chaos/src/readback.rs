@@ -1,4 +1,4 @@
-//! After the load: asks what became of calls whose answer was lost, and reads everything back. Only queries.
+//! After the load: seals what nobody knows the outcome of, and reads everything back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -25,9 +25,10 @@ const TOGETHER_WITHIN: Duration = Duration::from_secs(60);
 /// Pause between two looks at replicas.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Asks for the outcomes of all requests that nobody knows about, and of a sample of the others.
+/// Seals all requests that nobody knows about: that alone is final, whatever is still on its way. Asks for the outcomes of a
+/// sample of the others.
 pub async fn resolve(ops: &[Op], people: &People, unread: &mut Vec<String>) -> BTreeMap<Uuid, Resolved> {
-    let open = |op: &&Op| matches!(op.answer, Answer::Unknown(_) | Answer::Nonsense(_));
+    let open = |op: &&Op| is_open(op);
     let writes = || ops.iter().filter(|op| op.request_id.is_some() && !op.again);
     let known: Vec<&Op> = writes().filter(|op| matches!(op.answer, Answer::Yes { .. })).collect();
     let step = known.len().div_ceil(SAMPLE).max(1);
@@ -48,13 +49,18 @@ pub async fn resolve(ops: &[Op], people: &People, unread: &mut Vec<String>) -> B
     resolved
 }
 
+fn is_open(op: &Op) -> bool {
+    matches!(op.answer, Answer::Unknown(_) | Answer::Nonsense(_))
+}
+
 async fn outcome(op: &Op, people: &People) -> Result<Resolved, String> {
     let of = op.request_id.ok_or("it has no request id")?;
     let caller = people.buyers.iter().find(|buyer| buyer.subject() == op.subject);
     let caller = caller.ok_or_else(|| format!("nobody is called {}", op.subject))?;
+    let ask = if is_open(op) { Ask::Seal { of } } else { Ask::Outcome { of } };
     let until = Instant::now() + PATIENCE;
     loop {
-        match caller.call(&Ask::Outcome { of }, None, &op.region, 0).await {
+        match caller.call(&ask, None, &op.region, 0).await {
             Answer::Yes { what: Yes::Outcome(Some(what)), receipt } => {
                 return Ok(Resolved::Done(*what, receipt));
             }

@@ -39,7 +39,9 @@ pub const CLIENT_PORT: u16 = 7_000;
 /// Port for the other nodes.
 pub const PEER_PORT: u16 = 7_001;
 /// Small, so that segments are begun and removed.
-const SEGMENT_BYTES: u64 = 192 << 10;
+const SEGMENT_BYTES: u64 = 64 << 10;
+/// So that what halted replicas hold is moved.
+const LOG_BYTES_MAX: u64 = 4 * SEGMENT_BYTES;
 
 /// Something that a running node is asked to do.
 #[derive(Debug, Clone, Copy)]
@@ -283,7 +285,7 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
             node: bed.id,
             addresses: topology.nodes.iter().map(|node| (node.id, node.peer_address)).collect(),
         }),
-        PeerServer::new(cluster, None),
+        PeerServer::new(None),
     );
     tokio::spawn(
         tidewall_link::server_builder()
@@ -317,7 +319,7 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     tokio::spawn(replicas.reporting(&peers));
     tokio::task::spawn_local(bed.ground.file.clone().follow(topology, replicas.adopting(&peers)));
     let front = replicas.front(Space::unlimited(), Home::local());
-    tokio::spawn(front.keeper());
+    tokio::spawn(front.keeper(LOG_BYTES_MAX));
     tokio::spawn(
         tidewall_link::server_builder()
             .layer(MapResponseLayer::new(dated))

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use tidewall_client::Topology;
-use tidewall_client::topology::{Node, Region, TOPOLOGY_FORMAT};
+use tidewall_client::topology::{Node, Region};
 use tidewall_node::assembly::look;
 use turmoil::Sim;
 
@@ -134,15 +134,11 @@ pub(crate) struct Cluster {
 
 fn topology(regions: u32) -> Topology {
     let region = |group: u32| Region { id: format!("r{group}"), display_name: format!("R{group}"), group };
-    Topology {
-        format: TOPOLOGY_FORMAT,
-        cluster: "00112233445566778899aabbccddeeff".to_owned(),
-        generation: 0,
-        retired: BTreeSet::new(),
-        fences: BTreeMap::new(),
-        regions: (1..=regions).map(region).collect(),
-        nodes: (1..=NODES).map(entry).collect(),
-    }
+    Topology::new(
+        0x0011_2233_4455_6677_8899_aabb_ccdd_eeff_u128.to_be_bytes(),
+        (1..=regions).map(region).collect(),
+        (1..=NODES).map(entry).collect(),
+    )
 }
 
 /// What a topology says of a node.

@@ -244,15 +244,7 @@ pub async fn cluster_with(change: impl FnOnce(&mut GatewayConfig)) -> Cluster {
         display_name: id.to_uppercase(),
         group,
     };
-    let topology = Topology {
-        format: tidewall_client::topology::TOPOLOGY_FORMAT,
-        cluster: format!("{:032x}", u128::from_be_bytes(CLUSTER)),
-        generation: 0,
-        retired: Default::default(),
-        fences: Default::default(),
-        regions: vec![region("north", 1), region("south", 2)],
-        nodes: listed,
-    };
+    let topology = Topology::new(CLUSTER, vec![region("north", 1), region("south", 2)], listed);
     topology.check().unwrap();
     let key = generate_key().unwrap();
     let listen = "127.0.0.1:0".parse().unwrap();

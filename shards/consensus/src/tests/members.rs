@@ -26,7 +26,7 @@ async fn offer_snapshot(cluster: &Cluster, incarnation: u64) -> String {
     let parties = tidewall_link::Parties { cluster: CLUSTER, from: Some(2), to: 1 };
     let channel = tidewall_link::NodeChannel::new(channel, address, parties);
     let vote = Some(pb::RaftVote { term: 1_000, node: 2, committed: true });
-    let head = pb::SnapshotHead { group: 1, vote, cluster: CLUSTER.to_vec(), incarnation };
+    let head = pb::SnapshotHead { group: 1, vote, incarnation };
     let first = pb::InstallSnapshotRequest { head: Some(head), chunk: Vec::new().into() };
     let mut client = pb::peer_service_client::PeerServiceClient::new(channel);
     let sent = client.install_snapshot(tokio_stream::once(first)).await.unwrap();

@@ -20,12 +20,12 @@ use crate::history::{Answer, Op, Planned, Yes};
 /// Examples that are kept of a checker's findings.
 const EXAMPLES_MAX: usize = 8;
 
-/// What `GetOutcome` said at the end.
+/// What `GetOutcome`, or the seal of a request that nobody knew about, said at the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolved {
     /// Decided so.
     Done(Yes, Option<Stamp>),
-    /// Never decided, and too late for it now.
+    /// Never decided, and sealed against it.
     Never,
 }
 
