@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidewall_client::{Connections, ShardClient, Topology};
+use tidewall_client::{ConnectedFrom, Connections, ShardClient, Topology};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
@@ -356,7 +356,7 @@ impl Edge {
     where
         Fut: Future<Output = Result<R, ApiError>>,
     {
-        let peer = request.remote_addr();
+        let peer = request.extensions().get::<ConnectedFrom>().and_then(ConnectedFrom::remote_addr);
         let (metadata, _, message) = request.into_parts();
         let began = Instant::now();
         let mut region = None;

@@ -18,6 +18,7 @@ use tidewall_chaos::run::{Kind, Options, run as run_chaos};
 use tidewall_chaos::scenario::Scenario;
 
 use crate::borrowed;
+use crate::certificates::Authority;
 use crate::datadir::{DataDir, Wanted};
 use crate::duration;
 use crate::exit::{Exit, Failure};
@@ -253,6 +254,11 @@ impl Site for Here {
                 node.peer_address = SocketAddr::new(*host, peer_port);
             }
             topology.save(&data.topology()).map_err(|e| refused(&e))?;
+        }
+        let cluster = topology.cluster_bytes().unwrap_or_default();
+        let authority = Authority::ensure(&data.certificates(), cluster).map_err(|e| refused(&e))?;
+        if let Some(authority) = authority {
+            authority.issue_all(&topology).map_err(|e| refused(&e))?;
         }
         let mut reservation = Reservation::default();
         let gateways = if hosts.gateways.is_empty() {

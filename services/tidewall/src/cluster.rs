@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tempfile::TempDir;
+use tidewall_client::Credentials;
 use tidewall_client::follow::follow;
 use tidewall_client::topology::{Node, Topology};
 use tidewall_gateway::auth::Role;
 use tokio::sync::watch;
 
+use crate::certificates::{self, Authority};
 use crate::datadir::{DataDir, Lock, Wanted};
 use crate::endpoints::{ENDPOINTS_FORMAT, Endpoints, GatewayEndpoint, NodeEndpoint};
 use crate::exit::{Exit, Failure};
@@ -61,6 +63,8 @@ pub struct Cluster {
     log: Option<String>,
     topology: Topology,
     key: PrivateKey,
+    authority: Option<Authority>,
+    credentials: Credentials,
     directory: DataDir,
     _lock: Lock,
     temporary: Option<TempDir>,
@@ -154,6 +158,13 @@ impl Cluster {
         let (lock, topology, node_ports) =
             directory.prepare(&plan.wanted, patience).map_err(|e| environment(&e))?;
         let key = keys::ensure(&directory.keys()).map_err(|e| environment(&e))?;
+        let cluster = topology.cluster_bytes().unwrap_or_default();
+        let authority = Authority::ensure(&directory.certificates(), cluster).map_err(|e| environment(&e))?;
+        if let Some(authority) = &authority {
+            authority.issue_all(&topology).map_err(|e| environment(&e))?;
+        }
+        let credentials = certificates::load(&directory.certificates(), certificates::OPERATOR, cluster)
+            .map_err(|e| environment(&e))?;
 
         let board = Board {
             path: directory.endpoints(),
@@ -190,6 +201,8 @@ impl Cluster {
             log,
             topology,
             key,
+            authority,
+            credentials,
             directory,
             _lock: lock,
             temporary,
@@ -202,7 +215,7 @@ impl Cluster {
         let token = token::mint(&self.key, "supervisor", &[Role::Operator], OWN_TOKEN_TTL)?;
         let callers =
             self.urls().iter().map(|url| Caller::lazy(url, &token)).collect::<Result<Vec<_>, _>>()?;
-        readiness::wait(&self.topology, &callers, told).await;
+        readiness::wait(&self.topology, &self.credentials, &callers, told).await;
         self.board.change(|endpoints| endpoints.ready = true);
         Ok(())
     }
@@ -237,6 +250,10 @@ impl Cluster {
             SpecMaker { program: self.program.clone(), directory: &self.directory, log: self.log.as_deref() };
         for node in new.nodes.iter().filter(|node| old.node(node.id).is_none()) {
             tracing::info!("{} was added: it is started", node_name(node.id));
+            let issued = self.authority.as_ref().map(|authority| authority.issue_to_node(node));
+            if let Some(Err(error)) = issued {
+                tracing::error!("{} cannot start: {error}", node_name(node.id));
+            }
             self.nodes.add(maker.node(node.id, node.address, self.temporary.is_some()), &self.report);
         }
     }

@@ -4,6 +4,7 @@
 //! DIR/topology.json    cluster id, regions, nodes and their ports: the authority
 //! DIR/endpoints.json   where the running cluster can be reached (see `endpoints`)
 //! DIR/keys/            development key pair that signs tokens (see `keys`)
+//! DIR/tls/             certificates of the processes (see `certificates`)
 //! DIR/node-N/          data of shard node N; only that node's process touches it
 //! DIR/node-N.made      that shard node N once had data; DIR/node-N.lock is held by its process
 //! DIR/logs/            output of the processes
@@ -34,7 +35,7 @@ pub const DEFAULT_NODES: u64 = 3;
 const TOPOLOGY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a first start that was cut short, or making a file system, may have left behind.
-const LEFT_BY_A_FIRST_START: [&str; 5] = ["lock", "logs", "keys", "topology.tmp", "lost+found"];
+const LEFT_BY_A_FIRST_START: [&str; 6] = ["lock", "logs", "keys", "tls", "topology.tmp", "lost+found"];
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -167,9 +168,19 @@ impl DataDir {
         self.root.join("keys")
     }
 
+    /// The directory of certificates.
+    pub fn certificates(&self) -> PathBuf {
+        self.root.join("tls")
+    }
+
     /// The data of a shard node.
     pub fn node(&self, id: u64) -> PathBuf {
         self.root.join(format!("node-{id}"))
+    }
+
+    /// The file that a shard node's process holds.
+    pub fn node_lock(&self, id: u64) -> PathBuf {
+        self.root.join(format!("node-{id}.lock"))
     }
 
     /// The directory of logs.

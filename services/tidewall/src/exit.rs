@@ -80,7 +80,7 @@ impl Exit {
             Self::Environment => "this machine does not allow it: port in use, directory, disk",
             Self::StorageFailed => "a node could not write or sync its disk; it is not restarted by itself",
             Self::DataUnusable => {
-                "a node's data are damaged, foreign or of another version; it is not restarted by itself"
+                "a node's data are damaged, older than the others have seen them, foreign or of another version; it is not restarted"
             }
             Self::StartAgain => "a node carries out an order when it is started again, which must happen now",
         }

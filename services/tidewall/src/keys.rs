@@ -73,9 +73,7 @@ pub fn ensure(directory: &Path) -> Result<PrivateKey, KeyError> {
         let path = path.display().to_string();
         move |source| KeyError::Io { path, source }
     };
-    if !directory.is_dir() {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io(directory))?;
-    }
+    make_directory(directory).map_err(io(directory))?;
     let key = match load_private(&private) {
         Err(KeyError::Missing(_)) => {
             let pair = auth::generate_key().map_err(|e| KeyError::Invalid {
@@ -129,8 +127,16 @@ fn verifying_key(path: &Path, key: &PrivateKey) -> Result<[u8; 32], KeyError> {
         .map_err(|e| KeyError::Invalid { path: path.display().to_string(), message: e.to_string() })
 }
 
+/// Makes a directory that only its owner can look into, unless it is there.
+pub(crate) fn make_directory(directory: &Path) -> std::io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
 /// Writes a file so that a crash leaves the old one or the new one.
-fn write(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
+pub(crate) fn write(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".tmp");
     let temporary = path.with_file_name(name);

@@ -4,6 +4,7 @@
 //! This file only says which commands there are. It never does any of their work.
 
 mod borrowed;
+mod certificates;
 mod chaos;
 mod cluster;
 mod completions;
@@ -15,6 +16,7 @@ mod endpoints;
 mod exit;
 mod failover;
 mod gateway;
+mod identity;
 mod keys;
 mod load;
 mod members;
@@ -104,6 +106,10 @@ enum Command {
     /// Look at shard nodes
     #[command(after_help = "Example:\n  tidewall node list")]
     Node(node::NodeCommand),
+    /// Give a cluster certificates, or make a copy of it another cluster
+    #[command(after_help = "Examples:\n  tidewall cluster fork --data ./copy\n  \
+                            tidewall cluster certify --topology topology.json")]
+    Cluster(identity::ClusterCommand),
     /// Do harm to clusters of its own, and check whether every promise was kept
     #[command(
         after_help = "Examples:\n  tidewall chaos list\n  tidewall chaos run --scenario leader-kill --count 5"
@@ -168,6 +174,7 @@ fn run(cli: Cli, begun: Instant) -> Result<(), Failure> {
         Command::Load(command) => block_on(Threads::All, load::run(&command, format, log)),
         Command::Region(command) => block_on(Threads::One, region::run(&command, format)),
         Command::Node(command) => block_on(Threads::One, node::run(&command, format)),
+        Command::Cluster(command) => identity::run(&command, format),
         Command::Chaos(command) => block_on(Threads::All, chaos::run(&command, format)),
         Command::Completions(command) => completions::run(&command, Cli::command()),
         Command::ExitCodes => output::text(&exit::table()),

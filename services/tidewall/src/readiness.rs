@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tidewall_client::topology::Topology;
-use tidewall_client::{NodeChannel, node_channel};
+use tidewall_client::{Credentials, NodeChannel, node_channel};
 use tidewall_proto::internal::v1::GetNodeStateRequest;
 use tidewall_proto::internal::v1::shard_service_client::ShardServiceClient;
 use tidewall_proto::v1::ListRegionsRequest;
@@ -58,8 +58,14 @@ impl Progress {
 
 /// Asks nodes and gateways until the cluster serves, and tells how far it is. Never returns before; the
 /// caller bounds it. `callers` are one for each gateway.
-pub async fn wait(topology: &Topology, callers: &[Caller], mut told: impl FnMut(Progress)) {
-    let node = |node| ShardServiceClient::new(node_channel(topology, node, ANSWER_WITHIN));
+pub async fn wait(
+    topology: &Topology,
+    credentials: &Credentials,
+    callers: &[Caller],
+    mut told: impl FnMut(Progress),
+) {
+    let channel = |node| node_channel(topology, node, ANSWER_WITHIN, Some(credentials));
+    let node = |node| ShardServiceClient::new(channel(node));
     let nodes: Vec<ShardServiceClient<NodeChannel>> = topology.nodes.iter().map(node).collect();
     let mut progress = Progress {
         nodes: nodes.len(),

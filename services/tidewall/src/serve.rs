@@ -15,8 +15,9 @@ use clap::{Args, Subcommand};
 use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
 use tidewall_client::topology::Topology;
 use tidewall_gateway::{Gateway, GatewayConfig, LimitOptions};
-use tidewall_node::{APPLY_VERSION, NodeConfig};
+use tidewall_node::{APPLY_VERSION, Credentials, NodeConfig};
 
+use crate::certificates;
 use crate::datadir::Lock;
 use crate::exit::{Exit, Failure};
 use crate::keys;
@@ -67,6 +68,9 @@ pub struct ShardArgs {
     /// Topology of the cluster
     #[arg(long, value_name = "FILE")]
     pub topology: PathBuf,
+    /// Directory of certificates: ca.pem, node-N.pem, node-N.key [default: tls beside the topology]
+    #[arg(long, value_name = "DIR")]
+    pub tls: Option<PathBuf>,
     /// The data need not outlive this run
     #[arg(long)]
     pub ephemeral: bool,
@@ -88,6 +92,9 @@ pub struct GatewayArgs {
     /// Topology of the cluster
     #[arg(long, value_name = "FILE")]
     pub topology: PathBuf,
+    /// Directory of certificates: ca.pem, gateway.pem, gateway.key [default: tls beside the topology]
+    #[arg(long, value_name = "DIR")]
+    pub tls: Option<PathBuf>,
     /// Public keys (PEM) that tokens are checked against; may be given several times
     #[arg(long, value_name = "FILE", required = true)]
     pub keys: Vec<PathBuf>,
@@ -135,6 +142,8 @@ fn shard(arguments: &ShardArgs) -> Result<(), Failure> {
             ),
         ));
     }
+    let name = certificates::node(arguments.node);
+    let credentials = credentials(arguments.tls.as_deref(), &arguments.topology, &name, &topology)?;
     watch_parent(arguments.parent_pipe)?;
     // Beside the data, not in them: the node alone decides what is in its directory.
     let _lock = Lock::take(&beside(&arguments.data, ".lock")?, PREDECESSOR_PATIENCE)
@@ -146,6 +155,7 @@ fn shard(arguments: &ShardArgs) -> Result<(), Failure> {
         topology_path: Some(arguments.topology.clone()),
         ephemeral: arguments.ephemeral,
         create: may_create(&arguments.data)?,
+        credentials: Some(credentials),
         apply_version: arguments.apply_version,
     };
     tidewall_node::run(config)
@@ -155,6 +165,8 @@ fn shard(arguments: &ShardArgs) -> Result<(), Failure> {
 fn gateway(arguments: &GatewayArgs) -> Result<(), Failure> {
     let environment = |error: &dyn std::fmt::Display| Failure::new(Exit::Environment, error);
     let topology = load_topology(&arguments.topology)?;
+    let credentials =
+        credentials(arguments.tls.as_deref(), &arguments.topology, certificates::GATEWAY, &topology)?;
     let mut public_keys = Vec::new();
     for path in &arguments.keys {
         public_keys.extend(keys::load_public(path).map_err(|e| environment(&e))?);
@@ -179,6 +191,7 @@ fn gateway(arguments: &GatewayArgs) -> Result<(), Failure> {
         let mut signals = Signals::new()?;
         let mut config = GatewayConfig::new(arguments.listen, Arc::new(topology), public_keys);
         config.topology_path = Some(arguments.topology.clone());
+        config.shard_client.link.credentials = Some(credentials);
         config.limit.floor = arguments.admission_floor;
         config.limit.ceiling = arguments.admission_ceiling;
         let gateway = Gateway::bind(config).await.map_err(|e| environment(&e))?;
@@ -200,6 +213,19 @@ pub fn half_the_cores() -> usize {
 
 fn load_topology(path: &Path) -> Result<Topology, Failure> {
     Topology::load(path).map_err(|e| Failure::new(Exit::Environment, e))
+}
+
+/// What a process proves itself with: from `directory`, or from `tls` beside the topology file.
+fn credentials(
+    directory: Option<&Path>,
+    topology_path: &Path,
+    name: &str,
+    topology: &Topology,
+) -> Result<Credentials, Failure> {
+    let beside = topology_path.with_file_name("tls");
+    let cluster = topology.cluster_bytes().unwrap_or_default();
+    certificates::load(directory.unwrap_or(&beside), name, cluster)
+        .map_err(|e| Failure::new(Exit::Environment, e))
 }
 
 /// Whether a node may make its directory: only once. A node that comes back with nothing has forgotten its votes
@@ -318,6 +344,7 @@ mod tests {
             node: 9,
             data: data.node(9),
             topology: data.topology(),
+            tls: None,
             ephemeral: false,
             apply_version: APPLY_VERSION,
             parent_pipe: false,
@@ -374,6 +401,7 @@ mod tests {
         let arguments = GatewayArgs {
             listen: "127.0.0.1:0".parse().unwrap(),
             topology: directory.path().join("none.json"),
+            tls: None,
             keys: vec![directory.path().join("none.pub")],
             threads: 1,
             admission_floor: 16,

@@ -31,8 +31,9 @@ impl ShardClient {
     fn node_client(&self, position: usize) -> NodeClient {
         let node = self.nodes.at(position);
         let channel = node.channel.get_or_init(|| {
-            let channel = connect_lazy(node.address, self.options.link.connect_timeout);
-            NodeChannel::new(channel, node.address, node.parties)
+            let link = &self.options.link;
+            let channel = connect_lazy(node.address, link.connect_timeout, link.credentials.as_ref());
+            NodeChannel::new(channel, node.address, node.parties.clone())
         });
         NodeClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)

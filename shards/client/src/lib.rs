@@ -30,4 +30,6 @@ pub use tidewall_link::ExchangeProtocol;
 /// What [`node_channel`] makes.
 pub use tidewall_link::NodeChannel;
 /// How ports take connections in, the same for gateways and nodes.
-pub use tidewall_link::{AcceptLimits, Accepted, Connections, accept};
+pub use tidewall_link::{AcceptLimits, Accepted, ConnectedFrom, Connections, accept};
+/// What processes prove themselves with.
+pub use tidewall_link::{Credentials, ProcessRole, TlsError};

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use tidewall_link::{ExchangeProtocol, Link, LinkOptions, NodeChannel, Parties, connect_lazy};
+use tidewall_link::{Credentials, ExchangeProtocol, Link, LinkOptions, NodeChannel, Parties, connect_lazy};
 
 use crate::topology::{Node, Topology};
 
@@ -14,10 +14,15 @@ use crate::topology::{Node, Topology};
 const POSITIONS_MAX: usize = 64;
 
 /// A channel to a node of this cluster and to nobody else. It connects when it is used, and again when it must.
-pub fn node_channel(topology: &Topology, node: &Node, connect_timeout: Duration) -> NodeChannel {
+pub fn node_channel(
+    topology: &Topology,
+    node: &Node,
+    connect_timeout: Duration,
+    credentials: Option<&Credentials>,
+) -> NodeChannel {
     let cluster = topology.cluster_bytes().unwrap_or_default();
-    let parties = Parties { cluster, from: None, to: node.id };
-    NodeChannel::new(connect_lazy(node.address, connect_timeout), node.address, parties)
+    let parties = Parties::new(cluster, None, node.id);
+    NodeChannel::new(connect_lazy(node.address, connect_timeout, credentials), node.address, parties)
 }
 
 /// Streams to one node are kept apart by what they carry, so that none starves another.
@@ -46,17 +51,10 @@ pub(crate) struct NodeLinks {
 
 impl NodeLinks {
     fn new(cluster: [u8; 16], id: u64, address: SocketAddr, options: &LinkOptions) -> Arc<Self> {
-        let parties = Parties { cluster, from: None, to: id };
-        let link = || Link::connect_lazy(address, parties, options.clone());
-        Arc::new(Self {
-            id,
-            address,
-            parties,
-            commands: link(),
-            queries: link(),
-            bulk: link(),
-            channel: OnceLock::new(),
-        })
+        let parties = Parties::new(cluster, None, id);
+        let link = || Link::connect_lazy(address, parties.clone(), options.clone());
+        let (commands, queries, bulk) = (link(), link(), link());
+        Arc::new(Self { id, address, parties, commands, queries, bulk, channel: OnceLock::new() })
     }
 
     pub(crate) fn lane(&self, lane: Lane) -> &Link<ExchangeProtocol> {

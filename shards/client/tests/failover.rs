@@ -188,7 +188,7 @@ async fn start(fake: &Arc<Fake>, id: u64) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = pb::shard_service_server::ShardServiceServer::new(Server(Arc::clone(fake)));
-    let identity = NodeIdentity::new(CLUSTER, id);
+    let identity = NodeIdentity::client_port(CLUSTER, id, false);
     tokio::spawn(
         server_builder()
             .layer(identity)

@@ -19,7 +19,7 @@ use openraft::raft::{
 use openraft_multi::{GroupNetworkAdapter, GroupRouter};
 use parking_lot::{Mutex, RwLock};
 use tidewall_env::tasks;
-use tidewall_link::{Link, LinkOptions, NodeChannel, Parties, PeerProtocol};
+use tidewall_link::{Credentials, Link, LinkOptions, Lives, NodeChannel, Parties, PeerProtocol};
 use tidewall_machine::snapshot;
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::internal::v1::peer_service_client::PeerServiceClient;
@@ -38,8 +38,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct PeersConfig {
     /// The cluster: calls of another one are refused.
     pub cluster: [u8; 16],
-    /// This node.
-    pub node: u64,
+    /// This node's life, and those of the others that it has met.
+    pub lives: Arc<Lives>,
+    /// What this node proves itself with; `None` where there is no TLS.
+    pub credentials: Option<Credentials>,
     /// Peer ports by node id.
     pub addresses: BTreeMap<u64, SocketAddr>,
 }
@@ -59,14 +61,16 @@ pub struct Peers {
     addresses: Arc<RwLock<BTreeMap<u64, SocketAddr>>>,
     links: Arc<Mutex<Links>>,
     cluster: [u8; 16],
-    node: u64,
+    lives: Arc<Lives>,
+    credentials: Option<Credentials>,
 }
 
 impl Peers {
     /// No link is opened before it is used.
     pub fn new(config: PeersConfig) -> Self {
-        let PeersConfig { cluster, node, addresses } = config;
-        Self { addresses: Arc::new(RwLock::new(addresses)), links: Arc::default(), cluster, node }
+        let PeersConfig { cluster, lives, credentials, addresses } = config;
+        let addresses = Arc::new(RwLock::new(addresses));
+        Self { addresses, links: Arc::default(), cluster, lives, credentials }
     }
 
     /// Nodes have joined, left or moved.
@@ -76,13 +80,18 @@ impl Peers {
         *known = addresses;
     }
 
+    /// This node's life, and those of the others.
+    pub fn lives(&self) -> &Arc<Lives> {
+        &self.lives
+    }
+
     /// Where a node's peer port is.
     pub fn address(&self, node: u64) -> Option<SocketAddr> {
         self.addresses.read().get(&node).copied()
     }
 
     fn parties(&self, to: u64) -> Parties {
-        Parties { cluster: self.cluster, from: Some(self.node), to }
+        Parties::new(self.cluster, Some(Arc::clone(&self.lives)), to)
     }
 
     fn link(&self, node: u64, lane: Lane) -> Option<Link<PeerProtocol>> {
@@ -93,9 +102,20 @@ impl Peers {
         let options = LinkOptions {
             backoff_min: Duration::from_millis(20),
             backoff_max: Duration::from_millis(200),
+            credentials: self.credentials.clone(),
             ..LinkOptions::default()
         };
         Some(link.or_insert_with(|| Link::connect_lazy(address, self.parties(node), options)).clone())
+    }
+
+    /// Lets another node and this one recognise, or refuse, each other.
+    ///
+    /// # Errors
+    /// Why the node did not answer.
+    pub async fn meet(&self, node: u64, timeout: Duration) -> Result<(), String> {
+        let rpc = pb::peer_call::Rpc::Meet(pb::Meet {});
+        let met = self.call(node, Lane::Control, 0, 0, rpc, timeout).await;
+        met.map(drop).map_err(|error| error.to_string())
     }
 
     /// Tells another node this one's report and hears that one's, in bounded time.
@@ -127,11 +147,13 @@ impl Peers {
         let Some(link) = self.link(node, lane) else {
             return Err(unreachable(&format!("node {node} is not in the topology")));
         };
-        let call = pb::PeerCall { id: 0, group, rpc: Some(rpc), incarnation };
+        let call = pb::PeerCall { id: 0, group, rpc: Some(rpc), incarnation, reached: self.lives.reached() };
         let reply = link
             .call(call, Instant::now() + timeout)
             .await
             .map_err(|error| unreachable(&error.to_string()))?;
+        // Before anybody counts what the peer has stored.
+        self.lives.hear(node, reply.reached);
         match reply.result {
             Some(pb::peer_reply::Result::Error(error)) => Err(unreachable(&error)),
             Some(result) => Ok(result),
@@ -266,7 +288,8 @@ impl Router {
         };
         let address =
             self.peers.address(target).ok_or_else(|| format!("node {target} is not in the topology"))?;
-        let channel = tidewall_link::connect(address, CONNECT_TIMEOUT).await.map_err(|e| e.to_string())?;
+        let channel = tidewall_link::connect(address, CONNECT_TIMEOUT, self.peers.credentials.as_ref()).await;
+        let channel = channel.map_err(|e| e.to_string())?;
         let channel = NodeChannel::new(channel, address, self.peers.parties(target));
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         let head = pb::SnapshotHead { group, vote: Some(pb_vote(&vote)), incarnation: frozen.incarnation };

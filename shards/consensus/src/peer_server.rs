@@ -11,7 +11,9 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
 use tidewall_env::tasks;
-use tidewall_link::{Handler, PeerProtocol, ReplySender, ReplyStream, ServeOptions, serve};
+use tidewall_link::{
+    Handler, Lives, PeerProtocol, ReplySender, ReplyStream, ServeOptions, calling_node, serve,
+};
 use tidewall_machine::snapshot;
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::internal::v1::peer_service_server::PeerService;
@@ -39,14 +41,15 @@ struct Shared {
     /// Where snapshot files are received; `None`: in memory.
     incoming: Option<PathBuf>,
     received: AtomicU64,
+    lives: Arc<Lives>,
 }
 
 impl PeerServer {
     /// Serves no group yet; `incoming` is an existing directory for files on their way. Without one they are received
     /// into memory, which is for simulation.
-    pub fn new(incoming: Option<PathBuf>) -> Self {
+    pub fn new(incoming: Option<PathBuf>, lives: Arc<Lives>) -> Self {
         let (groups, reporter) = (RwLock::default(), OnceLock::new());
-        let shared = Shared { groups, reporter, incoming, received: AtomicU64::new(0) };
+        let shared = Shared { groups, reporter, incoming, received: AtomicU64::new(0), lives };
         Self { shared: Arc::new(shared) }
     }
 
@@ -71,6 +74,9 @@ impl PeerServer {
         if let Some(Rpc::Report(report)) = call.rpc {
             let reporter = self.shared.reporter.get().ok_or("this node is still starting")?;
             return Ok(Reply::Report(reporter(report)));
+        }
+        if let Some(Rpc::Meet(_)) = call.rpc {
+            return Ok(Reply::Meet(pb::Meet {}));
         }
         let group = self.group(call.group)?;
         fenced(&group, call.incarnation)?;
@@ -97,7 +103,7 @@ impl PeerServer {
                 };
                 Ok(Reply::Transfer(pb::TransferReply { error }))
             }
-            Rpc::Report(_) => Err("a report concerns no group".into()),
+            Rpc::Report(_) | Rpc::Meet(_) => Err("this call concerns no group".into()),
         }
     }
 
@@ -188,22 +194,30 @@ impl Drop for Incoming {
     }
 }
 
-struct PeerHandler(PeerServer);
+struct PeerHandler {
+    server: PeerServer,
+    /// The node that calls.
+    from: u64,
+}
 
 impl Handler<PeerProtocol> for PeerHandler {
     fn on_calls(&mut self, calls: Vec<pb::PeerCall>, replies: &ReplySender<PeerProtocol>) {
         for call in calls {
-            let (server, replies, id) = (self.0.clone(), replies.clone(), call.id);
+            // Before anybody counts what the caller has stored.
+            self.server.shared.lives.hear(self.from, call.reached);
+            let (server, replies, id) = (self.server.clone(), replies.clone(), call.id);
             tokio::spawn(async move {
                 let result = server.answer(call).await.unwrap_or_else(pb::peer_reply::Result::Error);
-                replies.send(pb::PeerReply { id, result: Some(result) });
+                let reached = server.shared.lives.reached();
+                replies.send(pb::PeerReply { id, result: Some(result), reached });
             });
         }
     }
 
     fn refuse(&mut self, call: pb::PeerCall) -> pb::PeerReply {
         let error = "too many calls of this peer are without an answer".to_owned();
-        pb::PeerReply { id: call.id, result: Some(pb::peer_reply::Result::Error(error)) }
+        let reached = self.server.shared.lives.reached();
+        pb::PeerReply { id: call.id, result: Some(pb::peer_reply::Result::Error(error)), reached }
     }
 }
 
@@ -220,8 +234,10 @@ impl PeerService for PeerServer {
         &self,
         request: Request<Streaming<pb::ConverseRequest>>,
     ) -> Result<Response<Self::ConverseStream>, Status> {
-        let replies: Replies =
-            serve(request.into_inner(), ServeOptions::default(), PeerHandler(self.clone()));
+        let from = calling_node(request.metadata().as_ref());
+        let from = from.ok_or_else(|| Status::invalid_argument("a node has to say which one it is"))?;
+        let handler = PeerHandler { server: self.clone(), from };
+        let replies: Replies = serve(request.into_inner(), ServeOptions::default(), handler);
         Ok(Response::new(Box::pin(replies)))
     }
 

@@ -38,8 +38,21 @@ const PACE_BYTES_MIN: usize = 512;
 pub enum StorageFault {
     /// The disk answered with an error: what it holds is unknown until it was checked and read anew.
     Disk(String),
-    /// What was read back is not what had been written: nothing in it can be trusted, however often it is read.
+    /// What was read back is not what had been written, or not the last of it: nothing in it can be trusted, however often it
+    /// is read.
     Damage(String),
+    /// Another process runs on the same data, or on a copy of them.
+    InUse(String),
+}
+
+impl std::fmt::Display for StorageFault {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Disk(what) => write!(formatter, "storage has failed: {what}"),
+            Self::Damage(what) => write!(formatter, "the data cannot be used: {what}"),
+            Self::InUse(what) => formatter.write_str(what),
+        }
+    }
 }
 
 /// What to do when storage has failed under the whole node: the process ends with a code of its own. The first
@@ -53,6 +66,11 @@ impl FailStop {
     /// Calls `report` with what has failed.
     pub fn new(report: impl Fn(StorageFault) + Send + Sync + 'static) -> Self {
         Self { report: Arc::new(report) }
+    }
+
+    /// Reports what is wrong from outside of log and checkpoints.
+    pub fn report(&self, fault: StorageFault) {
+        (self.report)(fault);
     }
 
     pub(crate) fn log_failed(&self, error: &LogError) {

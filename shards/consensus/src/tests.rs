@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidewall_env::disk::{CrashMode, MemoryDisk};
+use tidewall_link::{Life, Lives};
 use tidewall_machine::domain::tickets;
 use tidewall_machine::domain::tickets::model::TierSpec;
 use tidewall_machine::{Answer, Command, Decision, Entry, Op, SystemCommand};
@@ -39,6 +40,7 @@ struct Running {
     groups: BTreeMap<u32, Group>,
     log: NodeLog,
     writer: CheckpointWriter,
+    lives: Arc<Lives>,
     /// All tasks of the node: they end with it, connections included.
     runtime: tokio::runtime::Runtime,
 }
@@ -74,10 +76,20 @@ impl Cluster {
     async fn start(&mut self, node: u64) {
         let disks = self.disks[&node].clone();
         let (log, _) = NodeLog::open(Arc::new(disks.log.clone()), LogOptions::new(CLUSTER, node)).unwrap();
-        let peers = Peers::new(PeersConfig { cluster: CLUSTER, node, addresses: self.addresses.clone() });
+        let own = Life { id: tidewall_env::random::number(), began_at: log.opened_at() };
+        let progress = log.clone();
+        let reached = move || progress.reached();
+        let lives = Arc::new(Lives::new(node, own, BTreeMap::new(), reached, |why| panic!("{why}")));
+        let addresses = self.addresses.clone();
+        let peers = Peers::new(PeersConfig {
+            cluster: CLUSTER,
+            lives: Arc::clone(&lives),
+            credentials: None,
+            addresses,
+        });
         let incoming = self.incoming.path().join(format!("node-{node}"));
         std::fs::create_dir_all(&incoming).unwrap();
-        let server = PeerServer::new(Some(incoming));
+        let server = PeerServer::new(Some(incoming), Arc::clone(&lives));
         let mut store = disks.checkpoints.clone();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -114,14 +126,15 @@ impl Cluster {
             }
             sleep(Duration::from_millis(20)).await;
         };
+        let port_lives = Arc::clone(&lives);
         runtime.spawn(async move {
             let served = tidewall_link::server_builder()
-                .layer(tidewall_link::NodeIdentity::new(CLUSTER, node))
+                .layer(tidewall_link::NodeIdentity::peer_port(CLUSTER, port_lives, false))
                 .add_service(PeerServiceServer::new(server))
                 .serve_with_incoming(TcpListenerStream::new(listener));
             served.await.unwrap();
         });
-        self.running.insert(node, Running { groups, log, writer, runtime });
+        self.running.insert(node, Running { groups, log, writer, lives, runtime });
     }
 
     /// Stops a node as a power cut does: what was not synced is gone.

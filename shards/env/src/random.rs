@@ -15,6 +15,11 @@ pub fn rng() -> Chance {
     Chance(())
 }
 
+/// One number.
+pub fn number() -> u64 {
+    rng().next_u64()
+}
+
 impl RngCore for Chance {
     fn next_u32(&mut self) -> u32 {
         simulation::draw(RngCore::next_u32).unwrap_or_else(|| rand::rng().next_u32())

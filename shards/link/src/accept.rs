@@ -6,10 +6,10 @@
 use std::collections::HashMap;
 use std::future::Future as _;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,7 +18,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_stream::Stream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
+
+use crate::said::Said;
+use crate::tls::{Credentials, ProcessRole};
+use crate::wire::Wire;
 
 /// With which an HTTP/2 connection begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -27,8 +31,6 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// First and longest pause after accepting has failed for lack of something.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Refused connections and failures are told no more often than this.
-const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Bounds of a port.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +82,8 @@ pub struct Connections {
 struct Shared {
     open: Mutex<Open>,
     refused: AtomicU64,
+    /// Of refusals and failures.
+    said: Said,
 }
 
 #[derive(Debug, Default)]
@@ -173,20 +177,59 @@ impl Speech {
     }
 }
 
+/// Who is at the other end of a connection, as far as that is known. Every request that came over it carries this.
+#[derive(Debug, Clone)]
+pub struct ConnectedFrom {
+    remote: Option<SocketAddr>,
+    proven: Arc<OnceLock<ProcessRole>>,
+}
+
+impl ConnectedFrom {
+    /// Its address.
+    pub fn remote_addr(&self) -> Option<SocketAddr> {
+        self.remote
+    }
+
+    /// The role that its certificate has proven.
+    pub fn role(&self) -> Option<ProcessRole> {
+        self.proven.get().copied()
+    }
+}
+
 /// A connection that was accepted.
-#[derive(Debug)]
 pub struct Accepted {
-    stream: TcpStream,
+    wire: Wire,
+    from: ConnectedFrom,
     speech: Speech,
     idle_max: Duration,
-    _place: Place,
+    place: Place,
+}
+
+impl Accepted {
+    /// Whether it is known what the connection is. It may not take for ever to say so.
+    fn poll_opened(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.wire.poll_opened(context) {
+            Poll::Pending if self.speech.is_late(context) => Poll::Ready(Err(late())),
+            Poll::Ready(Err(error)) => {
+                if error.kind() == io::ErrorKind::InvalidData && self.place.shared.said.is_due() {
+                    tracing::error!(address = %self.place.address, %error, "a TLS handshake has failed");
+                }
+                Poll::Ready(Err(error))
+            }
+            polled => polled,
+        }
+    }
+}
+
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the connection said nothing")
 }
 
 impl Connected for Accepted {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = ConnectedFrom;
 
     fn connect_info(&self) -> Self::ConnectInfo {
-        self.stream.connect_info()
+        self.from.clone()
     }
 }
 
@@ -197,8 +240,9 @@ impl AsyncRead for Accepted {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        ready!(this.poll_opened(context))?;
         let before = buffer.filled().len();
-        match Pin::new(&mut this.stream).poll_read(context, buffer) {
+        match Pin::new(&mut this.wire).poll_read(context, buffer) {
             Poll::Ready(read) => {
                 let bytes = &buffer.filled()[before..];
                 if !bytes.is_empty() {
@@ -206,9 +250,7 @@ impl AsyncRead for Accepted {
                 }
                 Poll::Ready(read)
             }
-            Poll::Pending if this.speech.is_late(context) => {
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the connection said nothing")))
-            }
+            Poll::Pending if this.speech.is_late(context) => Poll::Ready(Err(late())),
             Poll::Pending => Poll::Pending,
         }
     }
@@ -220,15 +262,17 @@ impl AsyncWrite for Accepted {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        ready!(self.poll_opened(context))?;
+        Pin::new(&mut self.wire).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        ready!(self.poll_opened(context))?;
+        Pin::new(&mut self.wire).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        Pin::new(&mut self.wire).poll_shutdown(context)
     }
 
     fn poll_write_vectored(
@@ -236,11 +280,12 @@ impl AsyncWrite for Accepted {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+        ready!(self.poll_opened(context))?;
+        Pin::new(&mut self.wire).poll_write_vectored(context, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.wire.is_write_vectored()
     }
 }
 
@@ -250,10 +295,11 @@ pub struct Incoming<T> {
     tune: T,
     limits: AcceptLimits,
     connections: Connections,
+    credentials: Option<Credentials>,
+    tls_only: bool,
     /// While accepting waits for something to be free again.
     pause: Option<Pin<Box<Sleep>>>,
     failures: u32,
-    told: Option<Instant>,
 }
 
 /// Accepts connections within `limits`, counts them, and sets them up with `tune`.
@@ -263,18 +309,25 @@ pub fn accept<T: Fn(&TcpStream) -> io::Result<()> + Unpin>(
     connections: Connections,
     tune: T,
 ) -> Incoming<T> {
-    Incoming { listener, tune, limits, connections, pause: None, failures: 0, told: None }
+    Incoming {
+        listener,
+        tune,
+        limits,
+        connections,
+        credentials: None,
+        tls_only: false,
+        pause: None,
+        failures: 0,
+    }
 }
 
 impl<T> Incoming<T> {
-    /// Whether it is time to tell of something that may happen very often.
-    fn tells(&mut self) -> bool {
-        let now = Instant::now();
-        let tells = self.told.is_none_or(|told| now.saturating_duration_since(told) >= TELL_EVERY);
-        if tells {
-            self.told = Some(now);
-        }
-        tells
+    /// Connections may be TLS from now on, if there are credentials; with `only`, all others are closed.
+    #[must_use]
+    pub fn with_tls(mut self, credentials: Option<&Credentials>, only: bool) -> Self {
+        self.credentials = credentials.cloned();
+        self.tls_only = only;
+        self
     }
 }
 
@@ -292,7 +345,7 @@ impl<T: Fn(&TcpStream) -> io::Result<()> + Unpin> Stream for Incoming<T> {
                 Err(error) if is_lack(&error) => {
                     let pause = PAUSE_MIN.saturating_mul(1 << self.failures.min(10)).min(PAUSE_MAX);
                     self.failures += 1;
-                    if self.tells() {
+                    if self.connections.shared.said.is_due() {
                         let open = self.connections.open();
                         tracing::error!(%error, open, "no connection can be accepted: raise the limit of open files");
                     }
@@ -304,7 +357,7 @@ impl<T: Fn(&TcpStream) -> io::Result<()> + Unpin> Stream for Incoming<T> {
             };
             self.failures = 0;
             let Some(place) = self.connections.enter(peer.ip(), &self.limits) else {
-                if self.tells() {
+                if self.connections.shared.said.is_due() {
                     let (address, open) = (peer.ip(), self.connections.open());
                     tracing::warn!(%address, open, "too many connections: new ones are closed at once");
                 }
@@ -316,7 +369,9 @@ impl<T: Fn(&TcpStream) -> io::Result<()> + Unpin> Stream for Incoming<T> {
             let until = Box::pin(sleep(self.limits.opening_max));
             let speech = Speech::Beginning { head: Vec::new(), until };
             let idle_max = self.limits.idle_max;
-            return Poll::Ready(Some(Ok(Accepted { stream, speech, idle_max, _place: place })));
+            let from = ConnectedFrom { remote: Some(peer), proven: Arc::default() };
+            let wire = Wire::new(stream, self.credentials.as_ref(), &from.proven, self.tls_only);
+            return Poll::Ready(Some(Ok(Accepted { wire, from, speech, idle_max, place })));
         }
     }
 }
@@ -332,7 +387,6 @@ fn is_lack(error: &io::Error) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::net::SocketAddr;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio_stream::StreamExt as _;
 

@@ -390,8 +390,9 @@ impl<P: Protocol> Driver<P> {
 async fn open<P: Protocol>(shared: Arc<Shared<P>>, epoch: u64) -> Result<Streaming<P::Response>, String> {
     let limit = shared.options.connect_timeout;
     let opening = async {
-        let channel = connect(shared.address, limit).await.map_err(|error| describe(&error))?;
-        let channel = NodeChannel::new(channel, shared.address, shared.parties);
+        let channel = connect(shared.address, limit, shared.options.credentials.as_ref()).await;
+        let channel = channel.map_err(|error| describe(&error))?;
+        let channel = NodeChannel::new(channel, shared.address, shared.parties.clone());
         P::open(channel, CallStream { shared, epoch }).await.map_err(|status| describe(&status))
     };
     match timeout(limit * 2, opening).await {

@@ -11,18 +11,25 @@
 mod accept;
 mod client;
 mod error;
+mod guarded;
 mod identity;
+mod lives;
 mod options;
 mod pending;
 mod protocol;
+mod said;
 mod server;
 mod socket;
+mod tls;
+mod wire;
 
-pub use accept::{AcceptLimits, Accepted, Connections, Incoming, accept};
+pub use accept::{AcceptLimits, Accepted, ConnectedFrom, Connections, Incoming, accept};
 pub use client::{CallStream, Link};
 pub use error::LinkError;
-pub use identity::{Identified, NodeChannel, NodeIdentity, Parties};
+pub use identity::{Identified, NodeChannel, NodeIdentity, Parties, calling_node};
+pub use lives::{Claim, Life, Lives, Met, OpenStream, Refusal};
 pub use options::{LinkOptions, ServeOptions, connect, connect_lazy, server_builder};
 pub use protocol::{ExchangeProtocol, PeerProtocol, Protocol};
 pub use server::{Handler, ReplySender, ReplyStream, serve};
 pub use socket::incoming;
+pub use tls::{Credentials, ProcessRole, TlsError};

@@ -1,13 +1,16 @@
 //! Limits and timeouts of links, and the transport settings that both ends share. No policy lives here.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tidewall_env::simulation;
+use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Server};
 
-use crate::socket::dial;
+use crate::socket::{Dialled, dial};
+use crate::tls::{Credentials, host};
 
 /// HTTP/2 window of one stream, bytes.
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
@@ -37,6 +40,8 @@ pub struct LinkOptions {
     pub backoff_min: Duration,
     /// Longest pause between two attempts to connect.
     pub backoff_max: Duration,
+    /// What this process proves itself with; `None` where there is no TLS, as in a simulation.
+    pub credentials: Option<Credentials>,
 }
 
 impl Default for LinkOptions {
@@ -48,6 +53,7 @@ impl Default for LinkOptions {
             message_bytes_max: 256 * 1024,
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(1),
+            credentials: None,
         }
     }
 }
@@ -87,31 +93,40 @@ fn endpoint(address: SocketAddr, connect_timeout: Duration) -> Endpoint {
         .keep_alive_while_idle(true)
 }
 
-/// Connects as [`endpoint`] says; in a simulation, over its network.
+/// Connects as [`endpoint`] says, with TLS if there are credentials; in a simulation, over its network and without.
 ///
 /// # Errors
-/// When nobody answers there in time.
+/// When nobody answers there in time, or somebody who is not certified as a node of the cluster.
 pub async fn connect(
     address: SocketAddr,
     connect_timeout: Duration,
+    credentials: Option<&Credentials>,
 ) -> Result<Channel, tonic::transport::Error> {
     let endpoint = endpoint(address, connect_timeout);
     match simulation::is_active() {
         true => endpoint.connect_with_connector(simulated(address)).await,
-        false => endpoint.connect_with_connector(dialled(address)).await,
+        false => endpoint.connect_with_connector(dialled(address, credentials)).await,
     }
 }
 
 /// Connects over the real network.
 fn dialled(
     address: SocketAddr,
-) -> impl tower::Service<
-    tonic::transport::Uri,
-    Response = TokioIo<tokio::net::TcpStream>,
-    Error = std::io::Error,
-    Future: Send,
-> + Clone {
-    tower::service_fn(move |_| async move { dial(address).await.map(TokioIo::new) })
+    credentials: Option<&Credentials>,
+) -> impl tower::Service<tonic::transport::Uri, Response = TokioIo<Dialled>, Error = std::io::Error, Future: Send>
++ Clone
++ use<> {
+    let connector = credentials.map(|credentials| TlsConnector::from(Arc::clone(&credentials.client)));
+    tower::service_fn(move |_| {
+        let connector = connector.clone();
+        async move {
+            let stream = dial(address).await?;
+            Ok(TokioIo::new(match connector {
+                None => Dialled::Plain(stream),
+                Some(connector) => Dialled::Secure(Box::new(connector.connect(host(address), stream).await?)),
+            }))
+        }
+    })
 }
 
 /// Connects over the network of the simulation.
@@ -130,11 +145,15 @@ fn simulated(
 }
 
 /// The same with the first call, and again whenever the connection is lost.
-pub fn connect_lazy(address: SocketAddr, connect_timeout: Duration) -> Channel {
+pub fn connect_lazy(
+    address: SocketAddr,
+    connect_timeout: Duration,
+    credentials: Option<&Credentials>,
+) -> Channel {
     let endpoint = endpoint(address, connect_timeout);
     match simulation::is_active() {
         true => endpoint.connect_with_connector_lazy(simulated(address)),
-        false => endpoint.connect_with_connector_lazy(dialled(address)),
+        false => endpoint.connect_with_connector_lazy(dialled(address, credentials)),
     }
 }
 

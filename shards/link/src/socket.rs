@@ -7,16 +7,80 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
 use tokio_stream::Stream;
 
 use crate::accept::{AcceptLimits, Accepted, Connections, accept};
+use crate::tls::Credentials;
 
 /// A connection breaks when what it has sent was not acknowledged for so long. The kernel acknowledges, not the process: a
 /// busy or stopped peer does not count, until it has left a whole window unread.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_millis(1_500);
+
+/// A connection that was made.
+#[derive(Debug)]
+pub(crate) enum Dialled {
+    /// Without TLS.
+    Plain(TcpStream),
+    /// With it.
+    Secure(Box<TlsStream<TcpStream>>),
+}
+
+/// What is the same for both.
+macro_rules! either {
+    ($stream:expr, $inner:ident => $do:expr) => {
+        match $stream {
+            Dialled::Plain($inner) => $do,
+            Dialled::Secure($inner) => $do,
+        }
+    };
+}
+
+impl AsyncRead for Dialled {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        either!(&mut *self, stream => Pin::new(stream).poll_read(context, buffer))
+    }
+}
+
+impl AsyncWrite for Dialled {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        either!(&mut *self, stream => Pin::new(stream).poll_write(context, bytes))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(&mut *self, stream => Pin::new(stream).poll_flush(context))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(&mut *self, stream => Pin::new(stream).poll_shutdown(context))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        either!(&mut *self, stream => Pin::new(stream).poll_write_vectored(context, parts))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        either!(self, stream => stream.is_write_vectored())
+    }
+}
 
 /// Connects.
 pub(crate) async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
@@ -26,13 +90,15 @@ pub(crate) async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
 /// The connections that a node's port accepts, for
 /// [`serve_with_incoming`](tonic::transport::server::Router::serve_with_incoming). The server's own settings do not reach
 /// connections that it is handed: without these, Nagle's algorithm and delayed acknowledgements would hold replies back for
-/// 40 ms.
+/// 40 ms. With credentials they may be TLS, and with `tls_only` they must be.
 pub fn incoming(
     listener: TcpListener,
     limits: AcceptLimits,
     connections: Connections,
-) -> impl Stream<Item = io::Result<Accepted>> + Send + Unpin {
-    accept(listener, limits, connections, tune)
+    credentials: Option<&Credentials>,
+    tls_only: bool,
+) -> impl Stream<Item = io::Result<Accepted>> + Send + Unpin + use<> {
+    accept(listener, limits, connections, tune).with_tls(credentials, tls_only)
 }
 
 fn tuned(stream: TcpStream) -> io::Result<TcpStream> {

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tidewall_link::{
-    Handler, Link, LinkError, LinkOptions, NodeIdentity, Parties, PeerProtocol, ReplySender, ReplyStream,
-    ServeOptions, serve, server_builder,
+    Handler, Link, LinkError, LinkOptions, Lives, NodeIdentity, Parties, PeerProtocol, ReplySender,
+    ReplyStream, ServeOptions, serve, server_builder,
 };
 use tidewall_proto::internal::v1 as pb;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -25,7 +25,7 @@ struct Echo {
 }
 
 fn reply(id: u64, text: String) -> pb::PeerReply {
-    pb::PeerReply { id, result: Some(pb::peer_reply::Result::Error(text)) }
+    pb::PeerReply { id, result: Some(pb::peer_reply::Result::Error(text)), reached: 0 }
 }
 
 impl Handler<PeerProtocol> for Echo {
@@ -52,8 +52,18 @@ impl Handler<PeerProtocol> for Echo {
     }
 }
 
+/// The cluster of these tests.
+const CLUSTER: [u8; 16] = [7; 16];
+
+/// A node at its first start.
+fn lives(node: u64) -> Arc<Lives> {
+    Arc::new(Lives::idle(node))
+}
+
 /// Who calls whom in these tests.
-const PARTIES: Parties = Parties { cluster: [7; 16], from: Some(1), to: 2 };
+fn parties() -> Parties {
+    Parties::new(CLUSTER, Some(lives(1)), 2)
+}
 
 struct Server {
     options: ServeOptions,
@@ -104,7 +114,7 @@ impl Running {
         runtime.spawn(async move {
             let incoming = TcpIncoming::from(TcpListener::from_std(listener).unwrap());
             server_builder()
-                .layer(NodeIdentity::new(PARTIES.cluster, PARTIES.to))
+                .layer(NodeIdentity::peer_port(CLUSTER, lives(2), false))
                 .add_service(pb::peer_service_server::PeerServiceServer::new(server))
                 .serve_with_incoming(incoming)
                 .await
@@ -162,7 +172,7 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replies_find_their_calls_in_any_order() {
     let server = Running::start("127.0.0.1:0", ServeOptions::default());
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, parties(), LinkOptions::default());
     let calls: Vec<_> = (1..=4000).map(|group| (group, spawn_call(&link, group, soon()))).collect();
     for (group, call) in calls {
         assert_eq!(text(call.await.unwrap().unwrap()), group.to_string());
@@ -173,7 +183,7 @@ async fn replies_find_their_calls_in_any_order() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_server_breaks_calls_at_once_and_a_new_one_is_found() {
     let mut server = Running::start("127.0.0.1:0", ServeOptions::default());
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, parties(), LinkOptions::default());
     assert_eq!(text(link.call(call(7), soon()).await.unwrap()), "7");
     let deadline = Instant::now() + Duration::from_secs(3600);
     let waiting: Vec<_> = (0..100).map(|_| spawn_call(&link, 0, deadline)).collect();
@@ -208,7 +218,7 @@ async fn a_killed_server_breaks_calls_at_once_and_a_new_one_is_found() {
 #[tokio::test]
 async fn a_deadline_ends_one_call_and_leaves_the_others() {
     let server = Running::start("127.0.0.1:0", ServeOptions::default());
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, parties(), LinkOptions::default());
     link.call(call(2), soon()).await.unwrap();
     let patient = spawn_call(&link, 0, soon());
     let short = Instant::now() + Duration::from_millis(300);
@@ -225,7 +235,7 @@ async fn a_deadline_ends_one_call_and_leaves_the_others() {
 async fn the_number_of_pending_calls_is_bounded() {
     let server = Running::start("127.0.0.1:0", ServeOptions::default());
     let options = LinkOptions { pending_max: 3, ..LinkOptions::default() };
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, options);
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, parties(), options);
     let short = Instant::now() + Duration::from_millis(300);
     let waiting: Vec<_> = (0..3).map(|_| spawn_call(&link, 0, short)).collect();
     tokio::task::yield_now().await;
@@ -240,7 +250,7 @@ async fn the_number_of_pending_calls_is_bounded() {
 async fn calls_beyond_the_servers_bound_are_refused_and_not_executed() {
     let server =
         Running::start("127.0.0.1:0", ServeOptions { outstanding_max: 2, ..ServeOptions::default() });
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, parties(), LinkOptions::default());
     let waiting: Vec<_> = (0..2).map(|_| spawn_call(&link, 0, soon())).collect();
     tokio::task::yield_now().await;
     assert_eq!(text(link.call(call(5), soon()).await.unwrap()), "refused");
@@ -253,16 +263,16 @@ async fn calls_beyond_the_servers_bound_are_refused_and_not_executed() {
 async fn whoever_is_somebody_else_is_not_reached_and_hears_nothing() {
     let server = Running::start("127.0.0.1:0", ServeOptions::default());
     for (other, why) in [
-        (Parties { cluster: [8; 16], ..PARTIES }, "not node 2 of cluster 0808"),
-        (Parties { to: 3, ..PARTIES }, "not node 3"),
-        (Parties { from: Some(2), ..PARTIES }, "another process calls itself node 2"),
+        (Parties::new([8; 16], Some(lives(1)), 2), "not node 2 of cluster 0808"),
+        (Parties::new(CLUSTER, Some(lives(1)), 3), "not node 3"),
+        (Parties::new(CLUSTER, Some(lives(2)), 2), "another process calls itself node 2"),
     ] {
         let link: Link<PeerProtocol> = Link::connect_lazy(server.address, other, LinkOptions::default());
         assert_eq!(link.call(call(0), soon()).await.unwrap_err(), LinkError::Unreachable);
         let error = link.last_error().unwrap();
         assert!(error.contains(why), "{error}");
     }
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, parties(), LinkOptions::default());
     assert_eq!(text(link.call(call(2), soon()).await.unwrap()), "2");
     assert_eq!((server.streams.load(Ordering::Relaxed), server.unanswered.load(Ordering::Relaxed)), (1, 0));
 }
@@ -280,7 +290,7 @@ async fn who_does_not_say_who_it_is_is_not_reached() {
     };
     let service = pb::peer_service_server::PeerServiceServer::new(server);
     tokio::spawn(server_builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)));
-    let link: Link<PeerProtocol> = Link::connect_lazy(address, PARTIES, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(address, parties(), LinkOptions::default());
     assert_eq!(link.call(call(0), soon()).await.unwrap_err(), LinkError::Unreachable);
     assert!(link.last_error().unwrap().contains("node unknown of cluster unknown"));
     assert_eq!(unanswered.load(Ordering::Relaxed), 0, "nothing was sent to it");
@@ -291,7 +301,7 @@ async fn nobody_listening_is_not_sent() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let link: Link<PeerProtocol> = Link::connect_lazy(address, PARTIES, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(address, parties(), LinkOptions::default());
     assert_eq!(link.call(call(2), soon()).await.unwrap_err(), LinkError::Unreachable);
     assert!(link.last_error().is_some());
 }
@@ -301,7 +311,7 @@ async fn a_server_that_never_answers_is_unreachable_not_unknown() {
     // The kernel accepts, nobody ever speaks: like a stopped process.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let options = LinkOptions { connect_timeout: Duration::from_millis(100), ..LinkOptions::default() };
-    let link: Link<PeerProtocol> = Link::connect_lazy(listener.local_addr().unwrap(), PARTIES, options);
+    let link: Link<PeerProtocol> = Link::connect_lazy(listener.local_addr().unwrap(), parties(), options);
     assert_eq!(link.call(call(2), soon()).await.unwrap_err(), LinkError::Unreachable);
     let late = Instant::now() + Duration::from_millis(20);
     assert!(!link.call(call(2), late).await.unwrap_err().may_have_arrived());
@@ -317,14 +327,14 @@ async fn garbage_on_the_port_harms_nobody() {
         let mut answer = Vec::new();
         let _ = timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await.expect("it hangs up");
     }
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, parties(), LinkOptions::default());
     assert_eq!(text(link.call(call(6), soon()).await.unwrap()), "6");
 }
 
 #[tokio::test]
 async fn dropping_the_last_clone_closes_the_connection() {
     let server = Running::start("127.0.0.1:0", ServeOptions::default());
-    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, PARTIES, LinkOptions::default());
+    let link: Link<PeerProtocol> = Link::connect_lazy(server.address, parties(), LinkOptions::default());
     let other = link.clone();
     link.call(call(2), soon()).await.unwrap();
     drop(link);

@@ -38,11 +38,13 @@ pub enum Mutant {
     UnknownReportedAsFailed,
     /// A seal is answered and not remembered: a late copy of the request is decided all the same.
     SealForgotten,
+    /// A node is believed whatever state of its data it comes with.
+    StaleDataBelieved,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -57,6 +59,7 @@ impl Mutant {
         Self::LostMailboxIsSuccess,
         Self::UnknownReportedAsFailed,
         Self::SealForgotten,
+        Self::StaleDataBelieved,
     ];
 }
 

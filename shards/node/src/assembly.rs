@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use tidewall_actors::{Directory, Home, Limits};
 use tidewall_client::topology::Topology;
-use tidewall_consensus::{FailStop, Group, GroupConfig, PeerServer, Peers, StateHandle, Timing};
+use tidewall_consensus::{
+    FailStop, Group, GroupConfig, PeerServer, Peers, StateHandle, StorageFault, Timing,
+};
 use tidewall_machine::Machine;
 use tidewall_proto::internal::v1::peer_service_server::PeerServiceServer;
 use tidewall_proto::internal::v1::shard_service_server::ShardServiceServer;
 use tidewall_store::checkpoint::CheckpointWriter;
 use tidewall_store::log::NodeLog;
+use tokio::time::Instant;
 
 use crate::admin::ShardServer;
 use crate::exchange::{Served, Serving};
@@ -28,6 +31,7 @@ use crate::standing::Standing;
 
 pub use crate::clock::SteadyClock;
 pub use crate::data::load as load_rows;
+pub use crate::lives::{LifeOfNode, LivesStore};
 pub use crate::recovery::Orders;
 pub use crate::reports::Quarantine;
 pub use crate::space::Space;
@@ -35,6 +39,8 @@ pub use crate::views::query_at_rest as look;
 
 /// Largest message on either port, bytes.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// How long the end of an earlier life of this node is waited for: longer than others need to notice it.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a node that has served before compares its clock with the others before it stamps anything.
 const CLOCK_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -60,6 +66,8 @@ pub struct Parts {
     pub orders: Orders,
     /// The node has never run before.
     pub fresh: bool,
+    /// Its life on its data.
+    pub life: LifeOfNode,
     /// Told when the disk fails.
     pub fail_stop: FailStop,
 }
@@ -87,15 +95,55 @@ pub fn peer_service(server: PeerServer) -> PeerServiceServer<PeerServer> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
+/// Lets the other nodes get to see which life of its data this is, as far as they can be reached within `patience`; longer
+/// while one of them is still connected to an earlier life. Always in the same order, so that of two copies that start at
+/// once the same one is first everywhere.
+async fn meet_all(peers: &Peers, mut others: Vec<u64>, patience: Duration) {
+    const AGAIN_AFTER: Duration = Duration::from_millis(20);
+    const ANSWER_MAX: Duration = Duration::from_millis(200);
+    others.sort_unstable();
+    let began = Instant::now();
+    loop {
+        let mut left = Vec::new();
+        for node in others {
+            if peers.meet(node, ANSWER_MAX).await.is_err() {
+                left.push(node);
+            }
+        }
+        let awaited = left.iter().any(|node| peers.lives().is_awaited_by(*node));
+        let patience = if awaited { PREDECESSOR_PATIENCE } else { patience };
+        if left.is_empty() || began.elapsed() >= patience {
+            return;
+        }
+        others = left;
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
+}
+
 impl Replicas {
-    /// Starts the replicas from what log and checkpoints hold. What is wrong with one of them is no error: see `faults`.
+    /// Starts the replicas from what log and checkpoints hold. What is wrong with one of them is no error: see `faults`. It
+    /// never returns once the other nodes have refused the data, which the fail-stop then tells.
     pub async fn start(parts: Parts, peers: &Peers, server: &PeerServer) -> Self {
-        let Parts { node, topology, log, writer, fail_stop, .. } = parts;
+        let (node, topology, log) = (parts.node, parts.topology, parts.log);
+        let (writer, fail_stop) = (parts.writer, parts.fail_stop);
         let standing = Arc::new(Standing::new(node, topology.clone(), parts.clock, parts.apply_version));
         if !parts.fresh {
             // This node's last process may have granted somebody a lease that it knows nothing of: no vote before that
-            // is over.
-            tokio::time::sleep(Duration::from_millis(Timing::default().election_max_ms)).await;
+            // is over. Meanwhile the others get to see which life of its data this is.
+            let quiet = Duration::from_millis(Timing::default().election_max_ms);
+            tokio::join!(tokio::time::sleep(quiet), meet_all(peers, standing.others(), quiet));
+            if let Some(other) =
+                standing.others().into_iter().find(|other| peers.lives().is_awaited_by(*other))
+            {
+                fail_stop.report(StorageFault::InUse(format!(
+                    "another process runs as this node on the same data, and is connected to node {other}: stop one of the two"
+                )));
+                std::future::pending::<()>().await;
+            }
+        }
+        if parts.life.is_stale() {
+            // The fail-stop has been told: nothing of these data may take part in anything meanwhile.
+            std::future::pending::<()>().await;
         }
         let (mut groups, mut virgins, mut faults) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
         let mut rows = BTreeMap::new();
@@ -141,7 +189,8 @@ impl Replicas {
             }
             groups.insert(number, group);
         }
-        let reports = Arc::new(Reports::new(Arc::clone(&standing), groups.clone(), parts.quarantine));
+        let reports =
+            Arc::new(Reports::new(Arc::clone(&standing), groups.clone(), parts.quarantine, parts.life));
         let answering = Arc::clone(&reports);
         server.on_report(move |report| {
             answering.hear(&report);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use tidewall_client::topology::Topology;
+use tidewall_link::Credentials;
 
 /// How to run a node.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct NodeConfig {
     /// The directory may be new. A node that has served before must never start on an empty one: its votes
     /// would be forgotten.
     pub create: bool,
+    /// What the node proves itself with; `None` in tests without TLS.
+    pub credentials: Option<Credentials>,
     /// Newest apply version to support; lower than the build's own to play an older build in tests of upgrades.
     pub apply_version: u32,
 }
@@ -43,7 +46,10 @@ pub enum NodeError {
         "storage has failed, this node has stopped and must not be restarted before the disk was checked: {0}"
     )]
     Storage(String),
-    /// The data are damaged, of another cluster, or of another format.
+    /// Another process runs on the same data, or on a copy of them.
+    #[error("{0}")]
+    InUse(String),
+    /// The data are damaged, stale, of another cluster, or of another format.
     #[error("{0}")]
     Data(String),
     /// Something was ordered that can be done at a start only.
@@ -59,7 +65,7 @@ impl NodeError {
     pub fn exit_code(&self) -> i32 {
         match self {
             Self::Config(_) => 2,
-            Self::System { .. } => 5,
+            Self::System { .. } | Self::InUse(_) => 5,
             Self::Storage(_) => 70,
             Self::Data(_) => 71,
             Self::Internal(_) => 1,

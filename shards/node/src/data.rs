@@ -11,12 +11,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tidewall_consensus::recovery::RecoveryError;
 use tidewall_env::disk::RealDisk;
+use tidewall_link::Met;
 use tidewall_machine::Machine;
 use tidewall_store::checkpoint::sled_store::SledCheckpoints;
 use tidewall_store::checkpoint::{CheckpointError, CheckpointStore, CheckpointWriter};
 use tidewall_store::log::{LogError, LogOptions, NodeLog};
 
 use crate::config::{NodeConfig, NodeError};
+use crate::lives::LivesStore;
 use crate::recovery::{Orders, Survivor};
 use crate::reports::Quarantine;
 
@@ -24,11 +26,20 @@ use crate::reports::Quarantine;
 /// everything themselves, prices with their currency, steady time.
 const DATA_FORMAT: u32 = 2;
 
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Identity {
     format: u32,
     cluster: String,
     node: u64,
+    /// The cluster that the log and the checkpoints name, when it was forked since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    written_as: Option<String>,
+}
+
+impl Identity {
+    fn written_as(&self) -> &str {
+        self.written_as.as_deref().unwrap_or(&self.cluster)
+    }
 }
 
 /// The opened data of a node.
@@ -41,6 +52,8 @@ pub struct Data {
     pub machines: BTreeMap<u32, Result<Machine, String>>,
     /// Which replicas must not serve.
     pub quarantine: Quarantine,
+    /// Which lives of the other nodes were met.
+    pub lives: LivesStore,
     /// Where orders to recover a group are kept.
     pub orders: Orders,
     /// Where snapshot files are received.
@@ -54,19 +67,26 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
     let directory = &config.data_dir;
     let place = directory.display();
     let system = |what: String| NodeError::system(format!("{what}; check that the directory is writable"));
-    let identity =
-        Identity { format: DATA_FORMAT, cluster: config.topology.cluster.clone(), node: config.node };
-    let fresh = check_identity(directory, &identity, config.create)?;
+    let new = Identity {
+        format: DATA_FORMAT,
+        cluster: config.topology.cluster.clone(),
+        node: config.node,
+        written_as: None,
+    };
+    let found = check_identity(directory, &new, config.create)?;
+    let fresh = found.is_none();
+    let identity = found.unwrap_or(new);
+    if let Some(why) = LivesStore::new(directory).why_stale() {
+        return Err(NodeError::Data(format!("{place} must not be used again: {why}")));
+    }
     let incoming = directory.join("incoming");
     if incoming.exists() {
         std::fs::remove_dir_all(&incoming).map_err(system(format!("cannot empty {}", incoming.display())))?;
     }
     std::fs::create_dir_all(&incoming).map_err(system(format!("cannot create {}", incoming.display())))?;
-    let cluster = config.topology.cluster_bytes().ok_or_else(|| {
-        NodeError::Config(format!(
-            "the cluster id {:?} is not 32 hexadecimal digits",
-            config.topology.cluster
-        ))
+    let written_as = identity.written_as();
+    let cluster = id_bytes(written_as).ok_or_else(|| {
+        NodeError::Config(format!("the cluster id {written_as:?} is not 32 hexadecimal digits"))
     })?;
     let disk =
         RealDisk::open(directory.join("log")).map_err(system(format!("cannot open the log in {place}")))?;
@@ -82,6 +102,7 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
     let mut store = SledCheckpoints::open(&directory.join("checkpoint"), cluster, config.node)
         .map_err(checkpoint_error)?;
     let mut machines = BTreeMap::new();
+    let lives = LivesStore::new(directory);
     let quarantine = Quarantine::new(directory);
     let orders = Orders::new(directory);
     let address = config.topology.node(config.node).map(|node| node.peer_address.to_string());
@@ -103,7 +124,7 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
     if fresh {
         write_identity(directory, &identity).map_err(system(format!("cannot write to {place}")))?;
     }
-    Ok(Data { log, writer, machines, quarantine, orders, incoming, fresh })
+    Ok(Data { log, writer, machines, quarantine, lives, orders, incoming, fresh })
 }
 
 /// Carries out a recovery that was ordered, and refuses a replica that another one's recovery has left behind.
@@ -193,28 +214,97 @@ fn log_error(error: LogError) -> NodeError {
     }
 }
 
-/// Whether the directory is new. Refuses what belongs to something else.
-fn check_identity(directory: &Path, expected: &Identity, create: bool) -> Result<bool, NodeError> {
-    let place = directory.display();
+/// Makes the data of a node those of another cluster: a copy that is to live on beside its original. What the node has met
+/// is forgotten; everything else stays.
+///
+/// # Errors
+/// That it is no directory of this node, or cannot be written.
+pub fn fork(directory: &Path, node: u64, cluster: &str) -> Result<(), NodeError> {
+    let system = |what: String| NodeError::system(format!("cannot write {what} in {}", directory.display()));
     let path = directory.join("node.json");
-    let found: Identity = match std::fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
-            NodeError::Data(format!("{} is damaged or of another program: {error}", path.display()))
-        })?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            if !create {
-                return Err(NodeError::Data(format!(
-                    "{place} holds no data of node {}, which has served in this cluster before: its votes are lost, so \
-                     it must not come back under its id. Put its directory back, or let it rejoin under a new id",
-                    expected.node
-                )));
+    let found = read_identity(&path)?.filter(|found| found.format == DATA_FORMAT && found.node == node);
+    let Some(found) = found else {
+        let place = directory.display();
+        return Err(NodeError::Data(format!(
+            "{place} holds no data of node {node} of this format: nothing was forked"
+        )));
+    };
+    for name in ["lives.json", "stale"] {
+        match std::fs::remove_file(directory.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(system(name.into())(error));
             }
-            refuse_foreign_files(directory)?;
-            return Ok(true);
+            _ => {}
         }
-        Err(source) => {
-            return Err(NodeError::System { what: format!("cannot read {}", path.display()), source });
+    }
+    let written_as = Some(found.written_as().to_owned()).filter(|written_as| written_as != cluster);
+    let forked = Identity { cluster: cluster.to_owned(), written_as, ..found };
+    write_identity(directory, &forked).map_err(system("node.json".into()))
+}
+
+/// How old the data of a node are, as far as that can be seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Age {
+    /// How far its log has come.
+    pub reached: u64,
+    /// How far the node knows the logs of the others to have come.
+    pub met: BTreeMap<u64, Met>,
+}
+
+/// Looks how old the data of a stopped node are. Its log is opened, and repaired if a crash has torn it, as at a start.
+///
+/// # Errors
+/// That it is no directory of this node, or cannot be read.
+pub fn age(directory: &Path, node: u64) -> Result<Age, NodeError> {
+    let place = directory.display();
+    let identity = read_identity(&directory.join("node.json"))?;
+    let cluster = identity.filter(|found| found.format == DATA_FORMAT && found.node == node);
+    let cluster = cluster.and_then(|found| id_bytes(found.written_as()));
+    let cluster = cluster
+        .ok_or_else(|| NodeError::Data(format!("{place} holds no data of node {node} of this format")))?;
+    let met = LivesStore::new(directory).load().map_err(NodeError::Data)?;
+    let failed = NodeError::system(format!("cannot open the log in {place}"));
+    let disk = RealDisk::open(directory.join("log")).map_err(failed)?;
+    let (log, _) = NodeLog::open(Arc::new(disk), LogOptions::new(cluster, node)).map_err(log_error)?;
+    let reached = log.opened_at();
+    log.close().map_err(log_error)?;
+    Ok(Age { reached, met })
+}
+
+/// The bytes of a cluster id.
+fn id_bytes(id: &str) -> Option<[u8; 16]> {
+    let number = u128::from_str_radix(id, 16).ok().filter(|_| id.len() == 32)?;
+    Some(number.to_be_bytes())
+}
+
+/// What `node.json` says, if there is one.
+fn read_identity(path: &Path) -> Result<Option<Identity>, NodeError> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+            NodeError::Data(format!("{} is damaged or of another program: {error}", path.display()))
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(NodeError::System { what: format!("cannot read {}", path.display()), source }),
+    }
+}
+
+/// Whose the directory is; `None` when it is new. Refuses what belongs to something else.
+fn check_identity(
+    directory: &Path,
+    expected: &Identity,
+    create: bool,
+) -> Result<Option<Identity>, NodeError> {
+    let place = directory.display();
+    let Some(found) = read_identity(&directory.join("node.json"))? else {
+        if !create {
+            return Err(NodeError::Data(format!(
+                "{place} holds no data of node {}, which has served in this cluster before: its votes are lost, so \
+                 it must not come back under its id. Put its directory back, or let it rejoin under a new id",
+                expected.node
+            )));
         }
+        refuse_foreign_files(directory)?;
+        return Ok(None);
     };
     if found.format != DATA_FORMAT {
         return Err(NodeError::Data(format!(
@@ -222,13 +312,13 @@ fn check_identity(directory: &Path, expected: &Identity, create: bool) -> Result
             found.format
         )));
     }
-    if found != *expected {
+    if (&found.cluster, found.node) != (&expected.cluster, expected.node) {
         return Err(NodeError::Data(format!(
             "{place} belongs to node {} of cluster {}, not to node {} of cluster {}: use its own directory",
             found.node, found.cluster, expected.node, expected.cluster
         )));
     }
-    Ok(false)
+    Ok(Some(found))
 }
 
 /// A start that was cut short leaves its own directories; anything else belongs to somebody.
@@ -281,6 +371,7 @@ mod tests {
             topology_path: None,
             ephemeral: false,
             create: true,
+            credentials: None,
             apply_version: 1,
         }
     }
@@ -309,6 +400,41 @@ mod tests {
         config.topology.cluster = "ff112233445566778899aabbccddeeff".into();
         let (code, text) = refusal(&config);
         assert!(code == 71 && text.contains("cluster ff11"), "{text}");
+    }
+
+    #[test]
+    fn forked_data_belong_to_another_cluster_and_hold_what_they_held() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = config(directory.path());
+        let close = |data: Data| {
+            data.writer.stop();
+            data.log.close().unwrap();
+        };
+        let data = open(&config).unwrap();
+        let vote = tidewall_store::log::Vote { term: 7, node: 1, committed: false };
+        data.log.group(1).save_vote(vote, Box::new(|done| done.unwrap()));
+        close(data);
+        std::fs::write(directory.path().join("lives.json"), "{}").unwrap();
+        std::fs::write(directory.path().join("stale"), "node 2 says so").unwrap();
+        let (code, text) = refusal(&config);
+        assert!(code == 71 && text.contains("node 2 says so"), "{text}");
+        assert_eq!(fork(directory.path(), 2, "1").unwrap_err().exit_code(), 71);
+
+        let original =
+            std::mem::replace(&mut config.topology.cluster, "0f112233445566778899aabbccddeeff".into());
+        // Twice, and back: as often as somebody likes.
+        for cluster in ["1f112233445566778899aabbccddeeff", config.topology.cluster.as_str()] {
+            fork(directory.path(), 1, cluster).unwrap();
+        }
+        config.create = false;
+        let data = open(&config).unwrap();
+        assert_eq!(data.log.group(1).state().vote, Some(vote));
+        assert_eq!(data.lives.load(), Ok(BTreeMap::new()));
+        close(data);
+        config.topology.cluster = original;
+        assert_eq!(refusal(&config).0, 71);
+        fork(directory.path(), 1, &config.topology.cluster).unwrap();
+        close(open(&config).unwrap());
     }
 
     #[test]
@@ -362,7 +488,8 @@ mod tests {
         let (code, text) = refusal(&config);
         assert!(code == 71 && text.contains("diary.txt"), "{text}");
         std::fs::remove_file(directory.path().join("diary.txt")).unwrap();
-        let identity = Identity { format: 9, cluster: config.topology.cluster.clone(), node: 1 };
+        let cluster = config.topology.cluster.clone();
+        let identity = Identity { format: 9, cluster, node: 1, written_as: None };
         write_identity(directory.path(), &identity).unwrap();
         let (code, text) = refusal(&config);
         assert!(code == 71 && text.contains("format 9"), "{text}");

@@ -15,6 +15,7 @@ mod data;
 mod exchange;
 mod keeper;
 mod lead;
+mod lives;
 mod members;
 mod metrics;
 mod neighbours;
@@ -28,6 +29,8 @@ mod standing;
 mod views;
 
 pub use config::{NodeConfig, NodeError};
+pub use data::{Age, age, fork};
 pub use node::run;
 pub use space::room_for_new_nodes;
+pub use tidewall_link::Credentials;
 pub use tidewall_machine::APPLY_VERSION;

@@ -14,13 +14,13 @@ use tidewall_actors::Home;
 use tidewall_client::follow::follow;
 use tidewall_client::topology::Topology;
 use tidewall_consensus::{FailStop, PeerServer, Peers, PeersConfig, StorageFault};
-use tidewall_link::{AcceptLimits, Accepted, Connections, NodeIdentity};
+use tidewall_link::{AcceptLimits, Accepted, Connections, Credentials, NodeIdentity};
 use tidewall_proto::internal::v1::shard_service_server::ShardServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::admin::ShardServer;
-use crate::assembly::{self, Parts, Replicas};
+use crate::assembly::{self, LifeOfNode, Parts, Replicas};
 use crate::clock::SteadyClock;
 use crate::config::{NodeConfig, NodeError};
 use crate::data::{self, Data};
@@ -75,7 +75,7 @@ fn fail_stop() -> (FailStop, watch::Receiver<Option<StorageFault>>) {
     let first = Mutex::new(Some(sender));
     let report = move |fault: StorageFault| {
         if let Some(sender) = first.lock().take() {
-            tracing::error!(?fault, "storage has failed: this node stops at once");
+            tracing::error!(%fault, "this node stops at once");
             // The receiver lives as long as the node.
             let _ = sender.send(Some(fault));
         }
@@ -93,19 +93,22 @@ async fn serve(
     let topology = &config.topology;
     let cluster = topology.cluster_bytes().unwrap_or_default();
     let (fail_stop, mut failed) = fail_stop();
+    let life = LifeOfNode::begin(config.node, &data.log, data.lives, &fail_stop).map_err(NodeError::Data)?;
+    let credentials = config.credentials.as_ref();
     let peers = Peers::new(PeersConfig {
         cluster,
-        node: config.node,
+        lives: Arc::clone(life.lives()),
+        credentials: credentials.cloned(),
         addresses: topology.nodes.iter().map(|node| (node.id, node.peer_address)).collect(),
     });
-    let peer_server = PeerServer::new(Some(data.incoming.clone()));
+    let peer_server = PeerServer::new(Some(data.incoming.clone()), Arc::clone(life.lives()));
     let (stop, stopped) = watch::channel(false);
     let peer_listener = listener(peer_port)?;
     let peer_task = tokio::spawn(
         tidewall_link::server_builder()
-            .layer(NodeIdentity::new(cluster, config.node))
+            .layer(NodeIdentity::peer_port(cluster, Arc::clone(life.lives()), credentials.is_some()))
             .add_service(assembly::peer_service(peer_server.clone()))
-            .serve_with_incoming_shutdown(incoming(peer_listener), until(stopped.clone())),
+            .serve_with_incoming_shutdown(incoming(peer_listener, credentials, true), until(stopped.clone())),
     );
     let parts = Parts {
         node: config.node,
@@ -118,14 +121,21 @@ async fn serve(
         quarantine: data.quarantine,
         orders: data.orders,
         fresh: data.fresh,
+        life: life.clone(),
         fail_stop,
     };
-    let replicas = Replicas::start(parts, &peers, &peer_server).await;
+    let replicas = tokio::select! {
+        biased;
+        // Nothing was begun yet that would have to be ended.
+        error = failure(&mut failed) => return Err(error),
+        replicas = Replicas::start(parts, &peers, &peer_server) => replicas,
+    };
     let reporting = tokio::spawn(replicas.reporting(&peers));
     let following = tokio::spawn(following(&config, replicas.adopting(&peers)));
     let (groups, standing) = (replicas.groups.clone(), Arc::clone(&replicas.standing));
     let reports = Arc::clone(&replicas.reports);
-    let edge = Edge { replicas, space: space.clone(), identity: NodeIdentity::new(cluster, config.node) };
+    let identity = NodeIdentity::client_port(cluster, config.node, credentials.is_some());
+    let edge = Edge { replicas, space: space.clone(), identity, credentials: credentials.cloned() };
     let edge_stopped = stopped.clone();
     let edge_thread = std::thread::Builder::new()
         .name("edge".into())
@@ -165,6 +175,7 @@ async fn serve(
     for group in groups.values() {
         group.stop().await;
     }
+    life.save().await;
     // Streams of other nodes never end by themselves, and there is nothing left that could answer them.
     peer_task.abort();
     let joined = tokio::task::spawn_blocking(move || edge_thread.join());
@@ -207,6 +218,7 @@ enum Stop {
 async fn failure(failed: &mut watch::Receiver<Option<StorageFault>>) -> NodeError {
     match failed.wait_for(Option::is_some).await.map(|fault| fault.clone()) {
         Ok(Some(StorageFault::Damage(what))) => NodeError::Data(what),
+        Ok(Some(StorageFault::InUse(what))) => NodeError::InUse(what),
         Ok(Some(StorageFault::Disk(what))) => NodeError::Storage(what),
         // Nobody is left who could report: the node is being taken apart.
         Ok(None) | Err(_) => std::future::pending().await,
@@ -218,12 +230,16 @@ fn listener(port: std::net::TcpListener) -> Result<TcpListener, NodeError> {
 }
 
 /// The connections of a port. Gateways, operators and nodes may all come from one address.
-fn incoming(listener: TcpListener) -> impl Stream<Item = std::io::Result<Accepted>> + Send + Unpin {
+fn incoming(
+    listener: TcpListener,
+    credentials: Option<&Credentials>,
+    tls_only: bool,
+) -> impl Stream<Item = std::io::Result<Accepted>> + Send + Unpin + use<> {
     const CONNECTIONS_MAX: usize = 4_096;
     let defaults = AcceptLimits::default();
     let connections_max = defaults.connections_max.min(CONNECTIONS_MAX);
     let limits = AcceptLimits { connections_max, per_address_max: connections_max, ..defaults };
-    tidewall_link::incoming(listener, limits, Connections::default())
+    tidewall_link::incoming(listener, limits, Connections::default(), credentials, tls_only)
 }
 
 async fn until(mut stopped: watch::Receiver<bool>) {
@@ -248,6 +264,7 @@ struct Edge {
     replicas: Replicas,
     space: Space,
     identity: NodeIdentity,
+    credentials: Option<Credentials>,
 }
 
 impl Edge {
@@ -273,7 +290,10 @@ impl Edge {
             .accept_http1(true)
             .layer(self.identity)
             .add_routes(tonic::service::Routes::from(router))
-            .serve_with_incoming_shutdown(incoming(listener(port)?), until(stopped.clone()));
+            .serve_with_incoming_shutdown(
+                incoming(listener(port)?, self.credentials.as_ref(), false),
+                until(stopped.clone()),
+            );
         // Streams of gateways never end by themselves: the stop waits for none of them.
         let result = tokio::select! {
             result = served => result,
@@ -291,7 +311,11 @@ mod tests {
 
     #[tokio::test]
     async fn damage_and_a_failing_disk_end_a_node_with_codes_of_their_own() {
-        let faults = [(StorageFault::Disk("x".into()), 70), (StorageFault::Damage("x".into()), 71)];
+        let faults = [
+            (StorageFault::Disk("x".into()), 70),
+            (StorageFault::Damage("x".into()), 71),
+            (StorageFault::InUse("x".into()), 5),
+        ];
         for (fault, code) in faults {
             let (sender, mut receiver) = watch::channel(None);
             sender.send(Some(fault)).unwrap();

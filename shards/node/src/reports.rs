@@ -18,6 +18,7 @@ use tidewall_machine::{Answer, Command, Machine, SystemCommand};
 use tidewall_proto::internal::v1 as pb;
 use tokio::time::Instant;
 
+use crate::lives::LifeOfNode;
 use crate::shard;
 use crate::standing::Standing;
 
@@ -92,12 +93,18 @@ pub struct Reports {
     standing: Arc<Standing>,
     groups: BTreeMap<u32, Group>,
     quarantine: Quarantine,
+    life: LifeOfNode,
 }
 
 impl Reports {
     /// For these replicas.
-    pub fn new(standing: Arc<Standing>, groups: BTreeMap<u32, Group>, quarantine: Quarantine) -> Self {
-        Self { standing, groups, quarantine }
+    pub fn new(
+        standing: Arc<Standing>,
+        groups: BTreeMap<u32, Group>,
+        quarantine: Quarantine,
+        life: LifeOfNode,
+    ) -> Self {
+        Self { standing, groups, quarantine, life }
     }
 
     /// What this node tells now.
@@ -197,6 +204,7 @@ impl Reports {
                 () = tokio::time::sleep(ROUND) => {}
             }
             self.round(peers).await;
+            self.life.save_if_due().await;
             self.standing.announced();
             for group in self.groups.values() {
                 self.raise_version(group).await;
@@ -316,6 +324,7 @@ impl Reports {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::lives::LivesStore;
     use tidewall_client::topology::{Node, Region, Topology};
     use tidewall_consensus::{FailStop, GroupConfig, PeersConfig, StateHandle, Timing};
     use tidewall_env::disk::MemoryDisk;
@@ -339,11 +348,19 @@ mod tests {
     }
 
     /// A replica of group 1 on node 1 whose peers, nodes 2 and 3, cannot be reached.
-    async fn lonely_replica() -> (Group, Peers, NodeLog, CheckpointWriter) {
+    async fn lonely_replica() -> (Group, Peers, NodeLog, CheckpointWriter, LifeOfNode) {
         let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let addresses: BTreeMap<u64, _> = (1..=3).map(|node| (node, nowhere)).collect();
-        let peers = Peers::new(PeersConfig { cluster: [7; 16], node: 1, addresses: addresses.clone() });
         let (log, _) = NodeLog::open(Arc::new(MemoryDisk::new()), LogOptions::new([7; 16], 1)).unwrap();
+        let fail_stop = FailStop::new(|what| panic!("a disk in memory failed: {what:?}"));
+        let life = LifeOfNode::begin(1, &log, LivesStore::in_memory(), &fail_stop).unwrap();
+        let lives = Arc::clone(life.lives());
+        let peers = Peers::new(PeersConfig {
+            cluster: [7; 16],
+            lives,
+            credentials: None,
+            addresses: addresses.clone(),
+        });
         let writer = CheckpointWriter::start(Box::new(MemoryCheckpoints::new())).unwrap();
         let group = Group::start(GroupConfig {
             number: 1,
@@ -354,7 +371,7 @@ mod tests {
             state: StateHandle::new(1, Machine::new()),
             writer: writer.clone(),
             peers: peers.clone(),
-            fail_stop: FailStop::new(|what| panic!("a disk in memory failed: {what:?}")),
+            fail_stop,
         });
         let group = group.await.unwrap();
         group.initialize().await.unwrap();
@@ -364,7 +381,7 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(20), known).await.unwrap();
-        (group, peers, log, writer)
+        (group, peers, log, writer, life)
     }
 
     fn standing() -> Arc<Standing> {
@@ -379,11 +396,11 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn who_differs_from_a_majority_is_quarantined_and_without_one_nobody_decides() {
-        let (group, peers, log, writer) = lonely_replica().await;
+        let (group, peers, log, writer, life) = lonely_replica().await;
         let directory = tempfile::tempdir().unwrap();
         let quarantine = Quarantine::new(directory.path());
         let groups = BTreeMap::from([(1, group.clone())]);
-        let reports = Reports::new(standing(), groups, quarantine.clone());
+        let reports = Reports::new(standing(), groups, quarantine.clone(), life);
         let incarnation = group.state().read(Machine::incarnation);
         let note = |index, digest| group.state().ledger().note(incarnation, (index, digest));
         let hear = |node, index, digest: u128| {

@@ -4,6 +4,7 @@
 mod backup;
 mod chaos;
 mod environment;
+mod identity;
 mod kills;
 mod operators;
 mod purchase;

@@ -11,7 +11,7 @@ use tidewall_proto::v1::OutcomeState;
 use crate::alone;
 
 /// Some purchases in several regions, so that more than one group has something to lose.
-async fn sell(cluster: &Cluster) -> Vec<(String, Vec<Attempt>)> {
+pub async fn sell(cluster: &Cluster) -> Vec<(String, Vec<Attempt>)> {
     let organiser = cluster.session("olga", &["organiser"]).unwrap();
     let alice = cluster.session("alice", &[]).unwrap();
     let mut sales = Vec::new();
@@ -38,7 +38,7 @@ async fn sell(cluster: &Cluster) -> Vec<(String, Vec<Attempt>)> {
     sales
 }
 
-async fn verify(cluster: &Cluster, sales: &[(String, Vec<Attempt>)]) {
+pub async fn verify(cluster: &Cluster, sales: &[(String, Vec<Attempt>)]) {
     let organiser = cluster.session("olga", &["organiser"]).unwrap();
     let alice = cluster.session("alice", &[]).unwrap();
     for (name, history) in sales {

@@ -63,7 +63,7 @@ impl Api {
     /// A client of the gateway that listens there.
     pub fn new(address: SocketAddr) -> Self {
         let minter = Minter::new(&PKCS8).expect("a key as it should be");
-        let channel = tidewall_link::connect_lazy(address, CONNECT_TIMEOUT);
+        let channel = tidewall_link::connect_lazy(address, CONNECT_TIMEOUT, None);
         Self { channel, minter, tokens: RefCell::default() }
     }
 

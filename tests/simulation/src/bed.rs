@@ -18,7 +18,8 @@ use tidewall_consensus::{
 };
 use tidewall_env::disk::{CrashMode, MemoryDisk};
 use tidewall_node::assembly::{
-    Front, Orders, Parts, Quarantine, Replicas, Space, SteadyClock, load_rows, peer_service,
+    Front, LifeOfNode, LivesStore, Orders, Parts, Quarantine, Replicas, Space, SteadyClock, load_rows,
+    peer_service,
 };
 use tidewall_store::checkpoint::memory::{Faults, MemoryCheckpoints};
 use tidewall_store::checkpoint::{CheckpointStore as _, CheckpointWriter};
@@ -39,9 +40,9 @@ pub const CLIENT_PORT: u16 = 7_000;
 /// Port for the other nodes.
 pub const PEER_PORT: u16 = 7_001;
 /// Small, so that segments are begun and removed.
-const SEGMENT_BYTES: u64 = 64 << 10;
+const SEGMENT_BYTES: u64 = 16 << 10;
 /// So that what halted replicas hold is moved.
-const LOG_BYTES_MAX: u64 = 4 * SEGMENT_BYTES;
+const LOG_BYTES_MAX: u64 = 3 * SEGMENT_BYTES;
 
 /// Something that a running node is asked to do.
 #[derive(Debug, Clone, Copy)]
@@ -93,6 +94,21 @@ impl Ground {
     }
 }
 
+/// What a node stores.
+#[derive(Clone)]
+struct Media {
+    disk: MemoryDisk,
+    checkpoints: MemoryCheckpoints,
+    lives: LivesStore,
+}
+
+impl Media {
+    fn new() -> Self {
+        let (disk, checkpoints) = (MemoryDisk::new(), MemoryCheckpoints::new());
+        Self { disk, checkpoints, lives: LivesStore::in_memory() }
+    }
+}
+
 /// A node: what outlives its process.
 pub struct Bed {
     /// Its number.
@@ -101,8 +117,11 @@ pub struct Bed {
     pub slot: Slot,
     /// What it shares with the others.
     pub ground: Ground,
-    disk: MemoryDisk,
-    checkpoints: MemoryCheckpoints,
+    media: RefCell<Media>,
+    /// A copy of them that was made a while ago.
+    older: RefCell<Option<Media>>,
+    /// What they really are, while the node runs on such a copy.
+    aside: RefCell<Option<Media>>,
     quarantine: Quarantine,
     clock: SkewedClock,
     pace: Pace,
@@ -127,8 +146,9 @@ impl Bed {
         Self {
             id,
             slot,
-            disk: MemoryDisk::new(),
-            checkpoints: MemoryCheckpoints::new(),
+            media: RefCell::new(Media::new()),
+            older: RefCell::default(),
+            aside: RefCell::default(),
             quarantine: Quarantine::in_memory(),
             clock: SkewedClock::default(),
             pace: Pace::new(ground.sync_us),
@@ -141,6 +161,51 @@ impl Bed {
             gone: Cell::new(false),
             ground,
         }
+    }
+
+    /// Copies what it has stored. What it has met is left out: that recognises others.
+    pub fn copy_media(&self) {
+        let media = self.media.borrow();
+        let (disk, checkpoints) = (media.disk.copy(), media.checkpoints.copy());
+        *self.older.borrow_mut() = Some(Media { disk, checkpoints, lives: LivesStore::in_memory() });
+    }
+
+    /// Whether it would know, also after a restart, that the copy of another node's log is not its last state.
+    pub fn would_recognise(&self, other: &Self) -> bool {
+        let met = self.media.borrow().lives.load().unwrap_or_default();
+        met.get(&other.id).is_some_and(|met| other.has_copy_before(met.reached))
+    }
+
+    fn has_copy_before(&self, reached: u64) -> bool {
+        self.older.borrow().as_ref().is_some_and(|copy| {
+            let options = LogOptions { inline: true, ..self.log_options() };
+            NodeLog::open(Arc::new(copy.disk.copy()), options).is_ok_and(|(log, _)| log.opened_at() < reached)
+        })
+    }
+
+    /// Puts the copy in the place of what is stored, while the process is down.
+    pub fn go_back(&self) {
+        if let Some(older) = self.older.borrow_mut().take() {
+            *self.aside.borrow_mut() = Some(self.media.replace(older));
+        }
+    }
+
+    /// Whether it runs on such a copy.
+    pub fn is_stale(&self) -> bool {
+        self.aside.borrow().is_some()
+    }
+
+    /// Puts back what is really stored, once the copy was refused.
+    pub fn come_forward(&self) {
+        if let Some(media) = self.aside.borrow_mut().take() {
+            *self.media.borrow_mut() = media;
+        }
+        *self.failed.lock() = None;
+    }
+
+    fn log_options(&self) -> LogOptions {
+        let cluster = self.ground.file.read().cluster_bytes().unwrap_or_default();
+        LogOptions { segment_bytes: SEGMENT_BYTES, ..LogOptions::new(cluster, self.id) }
     }
 
     fn name(&self) -> String {
@@ -181,7 +246,7 @@ impl Bed {
     /// The next sync of its log fails.
     pub fn fail_disk(&self) {
         self.disk_fails.set(true);
-        self.disk.fail_syncs_after(0);
+        self.media.borrow().disk.fail_syncs_after(0);
     }
 
     /// Whether its disk was made to fail.
@@ -191,7 +256,7 @@ impl Bed {
 
     /// Loses a part of a group's checkpoint, while the process is down.
     pub fn damage_checkpoint(&self, group: u32) -> bool {
-        let lost = self.checkpoints.lose_a_page(group);
+        let lost = self.media.borrow().checkpoints.lose_a_page(group);
         if lost {
             self.damaged.borrow_mut().insert(group);
         }
@@ -201,10 +266,11 @@ impl Bed {
     /// The power fails: what was under way is lost, or half of it. The host must be crashed right after.
     pub fn lose_power(&self, loss: Loss) {
         let Some(life) = self.life.borrow_mut().take() else { return };
+        let Media { disk, checkpoints, .. } = self.media.borrow().clone();
         let work: Vec<_> = life.log.lock().drain(..).collect();
         if loss != Loss::Everything && tidewall_env::random::rng().random_bool(0.7) {
             // Written, and on its way to the disk when the power fails: nobody will hear of it.
-            self.disk.lose_power_at_syncs();
+            disk.lose_power_at_syncs();
             for write in work {
                 write();
             }
@@ -213,12 +279,12 @@ impl Bed {
         self.torn.set(!unfinished.is_empty());
         for write in unfinished {
             // Begun, and left in the middle.
-            self.checkpoints.set_faults(Faults { tear_next_write: true, ..Faults::default() });
+            checkpoints.set_faults(Faults { tear_next_write: true, ..Faults::default() });
             write();
         }
-        self.checkpoints.set_faults(Faults::default());
+        checkpoints.set_faults(Faults::default());
         self.disk_fails.set(false);
-        self.disk.crash(match loss {
+        disk.crash(match loss {
             Loss::Everything => CrashMode::LoseUnsynced,
             Loss::Torn(seed) => CrashMode::TornPrefix { seed },
             Loss::Scattered(seed) => CrashMode::ScatteredSectors { seed },
@@ -234,13 +300,9 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     let topology = bed.ground.file.read();
     let cluster = topology.cluster_bytes().unwrap_or_default();
     let (later, backlog) = device(bed.pace.clone());
-    let options = LogOptions {
-        inline: true,
-        later: Some(later),
-        segment_bytes: SEGMENT_BYTES,
-        ..LogOptions::new(cluster, bed.id)
-    };
-    let log = match NodeLog::open(Arc::new(bed.disk.clone()), options) {
+    let options = LogOptions { inline: true, later: Some(later), ..bed.log_options() };
+    let media = bed.media.borrow().clone();
+    let log = match NodeLog::open(Arc::new(media.disk), options) {
         Ok((log, report)) => {
             bed.ground.trace.note(now_us(), &bed.name(), format_args!("starts: {report:?}"));
             log
@@ -251,7 +313,7 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
         }
     };
     let fresh = bed.fresh.replace(false);
-    let mut store = bed.checkpoints.clone();
+    let mut store = media.checkpoints;
     let mut machines = BTreeMap::new();
     for region in &topology.regions {
         let number = region.group;
@@ -279,18 +341,23 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     let (later, checkpoint_backlog) = device(Pace::new(20_000));
     let writer = CheckpointWriter::without_thread(Box::new(store), later);
     let failed = Arc::clone(&bed.failed);
+    let fail_stop = FailStop::new(move |fault| {
+        failed.lock().get_or_insert(fault);
+    });
+    let life = LifeOfNode::begin(bed.id, &log, media.lives, &fail_stop)?;
     let (peers, server) = (
         Peers::new(PeersConfig {
             cluster,
-            node: bed.id,
+            lives: Arc::clone(life.lives()),
+            credentials: None,
             addresses: topology.nodes.iter().map(|node| (node.id, node.peer_address)).collect(),
         }),
-        PeerServer::new(None),
+        PeerServer::new(None, Arc::clone(life.lives())),
     );
     tokio::spawn(
         tidewall_link::server_builder()
             .layer(MapResponseLayer::new(dated))
-            .layer(tidewall_link::NodeIdentity::new(cluster, bed.id))
+            .layer(tidewall_link::NodeIdentity::peer_port(cluster, Arc::clone(life.lives()), false))
             .add_service(peer_service(server.clone()))
             .serve_with_incoming(bed.ground.lines.listen(PEER_PORT).await?),
     );
@@ -306,13 +373,12 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
         // Nobody orders a recovery here: nothing is ever written there.
         orders: Orders::new(Path::new("/nonexistent")),
         fresh,
-        fail_stop: FailStop::new(move |fault| {
-            failed.lock().get_or_insert(fault);
-        }),
+        life,
+        fail_stop,
     };
     let replicas = Replicas::start(parts, &peers, &server).await;
     for (group, why) in &replicas.faults {
-        if !bed.damaged.borrow().contains(group) && !bed.ground.explains(*group, why) {
+        if !bed.damaged.borrow().contains(group) && !bed.ground.explains(*group, why) && !bed.is_stale() {
             bed.object("quarantine", format!("the replica of group {group} refuses to serve: {why}"));
         }
     }
@@ -323,7 +389,7 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     tokio::spawn(
         tidewall_link::server_builder()
             .layer(MapResponseLayer::new(dated))
-            .layer(tidewall_link::NodeIdentity::new(cluster, bed.id))
+            .layer(tidewall_link::NodeIdentity::client_port(cluster, bed.id, false))
             .add_service(front.service())
             .serve_with_incoming(bed.ground.lines.listen(CLIENT_PORT).await?),
     );

@@ -120,6 +120,13 @@ pub enum Fault {
         /// The node.
         node: Slot,
     },
+    /// A node dies and comes back with an older state of its disk.
+    OldState {
+        /// The node.
+        node: Slot,
+        /// How much older, ms.
+        older_ms: u64,
+    },
     /// A lead is handed over.
     Transfer {
         /// The group.
@@ -193,6 +200,7 @@ impl Fault {
             Self::Clock { .. } => "clock",
             Self::SlowDisk { .. } => "slow-disk",
             Self::FailingDisk { .. } => "failing-disk",
+            Self::OldState { .. } => "old-state",
             Self::Transfer { .. } => "transfer",
             Self::Checkpoint { .. } => "checkpoint",
             Self::TornCheckpoint { .. } => "torn-checkpoint",

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::time::Duration;
 
+use tidewall_consensus::StorageFault;
 use turmoil::Sim;
 
 use crate::bed::{Bed, Order};
@@ -52,6 +53,8 @@ pub enum Then {
     Damage(u64, u32),
     /// A node dies.
     Die(u64, Loss, u64),
+    /// A node dies and comes back with an older state of its disk.
+    GoBack(u64),
 }
 
 impl Cluster {
@@ -84,6 +87,27 @@ impl Cluster {
         self.sim.crash(node_ip(node));
         self.later(down_ms, Then::Start(node));
         true
+    }
+
+    /// A node dies and comes back with a copy of its disk that was made before, if all others can know that it is one.
+    fn go_back(&mut self, node: u64) {
+        let bed = self.bed(node);
+        let others = || self.beds.iter().filter(|other| other.id != node && !other.gone.get());
+        let known = others().count() > 0 && others().all(|other| other.would_recognise(&bed));
+        if known && self.kill(node, Loss::Everything, 200) {
+            self.note(format_args!("n{node} goes back to an older state of its disk"));
+            bed.go_back();
+        }
+    }
+
+    /// A node was told that its disk is stale: it stops, and gets its real one back.
+    pub(crate) fn come_forward(&mut self, bed: &Bed, fault: &StorageFault) {
+        self.note(format_args!("n{} was refused: {fault:?}", bed.id));
+        *self.tally.entry("old-state-refused").or_default() += 1;
+        bed.lose_power(Loss::Everything);
+        self.sim.crash(node_ip(bed.id));
+        bed.come_forward();
+        self.later(200, Then::Start(bed.id));
     }
 
     /// A node goes for good, and its disk with it.
@@ -125,6 +149,7 @@ impl Cluster {
             Then::Die(node, loss, down_ms) => {
                 self.kill(node, loss, down_ms);
             }
+            Then::GoBack(node) => self.go_back(node),
             Then::Damage(node, group) => {
                 if self.kill(node, Loss::Everything, 300) {
                     let lost = self.bed(node).damage_checkpoint(group);
@@ -201,6 +226,13 @@ impl Cluster {
             }),
             Fault::Clock { node, by_ms } => self.at(node).map(|bed| bed.shift_clock(by_ms)).is_some(),
             Fault::FailingDisk { node } => self.up(node).map(|bed| bed.fail_disk()).is_some(),
+            Fault::OldState { node, older_ms } => {
+                self.up(node).filter(|bed| !bed.is_stale()).is_some_and(|bed| {
+                    bed.copy_media();
+                    self.later(older_ms, Then::GoBack(bed.id));
+                    true
+                })
+            }
             Fault::Transfer { group, to } => {
                 self.at(to).is_some_and(|to| self.order(&Order::Transfer(group, to.id)))
             }

@@ -130,6 +130,11 @@ impl Operator {
                         }
                         break;
                     }
+                    // True while it is cut off; once all is healed it must not be any more.
+                    Err(ClientError::Invalid(why)) if why.contains("down: without a majority") => {
+                        self.note(format_args!("group {group}: {why}"));
+                        sleep(AGAIN_AFTER).await;
+                    }
                     Err(ClientError::Invalid(why)) => {
                         return self.object(format!("group {group} was to {change:?} and refuses it: {why}"));
                     }

@@ -9,6 +9,8 @@ use rand::{Rng as _, SeedableRng as _};
 
 use crate::fault::{Cut, Fault, Host, Loss, Slot};
 
+/// A clock that is off by no more is near, ms.
+const CLOCK_NEAR_MS: u64 = 300;
 /// Nodes of the cluster when it begins.
 pub const NODES: u64 = 3;
 /// Gateways of the cluster.
@@ -53,6 +55,7 @@ enum Kind {
     Slow,
     Clock,
     Disk,
+    OldState,
     Transfer,
     Checkpoint,
     Actors,
@@ -61,7 +64,7 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Crash,
         Self::CrashAll,
         Self::CrashGateway,
@@ -73,6 +76,7 @@ impl Kind {
         Self::Slow,
         Self::Clock,
         Self::Disk,
+        Self::OldState,
         Self::Transfer,
         Self::Checkpoint,
         Self::Actors,
@@ -85,7 +89,7 @@ impl Kind {
         match self {
             // Ends one of two or three groups: most seeds need them all.
             Self::Poison => 0.15,
-            Self::Members | Self::CrashGateway | Self::Connections => 0.3,
+            Self::Members | Self::CrashGateway | Self::Connections | Self::OldState => 0.3,
             _ => 0.45,
         }
     }
@@ -133,6 +137,7 @@ impl Plan {
         }
         plan.faults.sort_by_key(|(at_ms, _)| *at_ms);
         plan.keep_majorities();
+        plan.keep_most_clocks();
         plan.one_cut_at_a_time();
         let damaged = plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::DamagedCheckpoint { .. }));
         if !damaged && random.random_bool(0.25) {
@@ -152,6 +157,18 @@ impl Plan {
         for (_, fault) in &mut self.faults {
             if let Fault::ReplaceNode { dead, .. } = fault {
                 *dead &= !damaged;
+            }
+        }
+    }
+
+    /// Lets only one node's clock be far off: what most clocks say is the time.
+    fn keep_most_clocks(&mut self) {
+        let mut far = None;
+        for (_, fault) in &mut self.faults {
+            if let Fault::Clock { node, by_ms } = fault
+                && by_ms.unsigned_abs() > CLOCK_NEAR_MS
+            {
+                *node = *far.get_or_insert(*node);
             }
         }
     }
@@ -214,7 +231,8 @@ impl Plan {
             }
             Kind::Slow => Fault::Slow { latency_ms: random.random_range(20..=120), lasts_ms },
             Kind::Clock => {
-                let far = *[300, 5_000, 3_600_000].choose(random).unwrap_or(&300);
+                let near = CLOCK_NEAR_MS as i64;
+                let far = *[near, 5_000, 3_600_000].choose(random).unwrap_or(&near);
                 let by_ms = if random.random_bool(0.5) { far } else { -far };
                 Fault::Clock { node, by_ms }
             }
@@ -222,6 +240,7 @@ impl Plan {
                 Fault::SlowDisk { node, sync_ms: random.random_range(20..=250), lasts_ms }
             }
             Kind::Disk => Fault::FailingDisk { node },
+            Kind::OldState => Fault::OldState { node, older_ms: random.random_range(1_500..=4_000) },
             Kind::Transfer => Fault::Transfer { group, to: node },
             Kind::Checkpoint => match random.random_range(0..6) {
                 0 | 1 => Fault::DamagedCheckpoint { node, group },

@@ -295,6 +295,13 @@ impl Cluster {
     /// Replicas at the same index have the same rows, and all agree about the members. Of a group that has halted the
     /// rows before the poison entry are gathered: they are its end.
     fn compare_the_end(&mut self) {
+        let believed = self.beds.iter().filter(|bed| bed.is_stale() && !bed.gone.get()).map(|bed| bed.id);
+        for node in believed.collect::<Vec<_>>() {
+            self.object(
+                "stale",
+                format!("n{node} runs on an older state of its disk, and nobody has refused it"),
+            );
+        }
         let halted = self.control.halted.borrow().clone();
         let members: BTreeSet<u64> = self.ground.file.read().nodes.iter().map(|node| node.id).collect();
         for (group, mut replicas) in contents(&self.beds) {
@@ -416,6 +423,10 @@ impl Cluster {
         for bed in self.beds.clone() {
             let failed = bed.failed.lock().clone();
             if let Some(fault) = failed {
+                if bed.is_stale() {
+                    self.come_forward(&bed, &fault);
+                    continue;
+                }
                 if !bed.disk_was_made_to_fail() {
                     self.object("fail-stop", format!("n{} stopped: {fault:?}", bed.id));
                     return false;

@@ -193,7 +193,7 @@ async fn serve_node(node: Arc<Node>, id: u64) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = pb::shard_service_server::ShardServiceServer::new(Server(node, id));
-    let identity = NodeIdentity::new(CLUSTER, id);
+    let identity = NodeIdentity::client_port(CLUSTER, id, false);
     tokio::spawn(
         server_builder()
             .layer(identity)

@@ -322,9 +322,9 @@ fn beyond_restart(code: i32) -> Option<(Exit, &'static str)> {
         ),
         (
             Exit::DataUnusable,
-            "its data are damaged, of another cluster, or of another version. Keep its directory as it is; with \
-             the version that wrote it it can be started again; otherwise replace the node under a new id, never from \
-             a copy of older data. The others go on serving while they are a majority",
+            "its data are damaged, older than what the other nodes have seen of them, of another cluster, or of another \
+             version: its last lines say which. Keep its directory as it is; with the version that wrote it it can be \
+             started again; otherwise replace the node under a new id. The others go on serving while they are a majority",
         ),
         (Exit::Usage, "it did not understand its command line, which would be the same again"),
     ]

@@ -22,8 +22,9 @@ fn recover_first(cluster: &Cluster) -> (Machine, NodeLog) {
 /// Offers node 1 a snapshot of this incarnation of group 1, under a vote higher than any. Returns why it is refused.
 async fn offer_snapshot(cluster: &Cluster, incarnation: u64) -> String {
     let address = cluster.addresses[&1];
-    let channel = tidewall_link::connect(address, PATIENCE).await.unwrap();
-    let parties = tidewall_link::Parties { cluster: CLUSTER, from: Some(2), to: 1 };
+    let channel = tidewall_link::connect(address, PATIENCE, None).await.unwrap();
+    let lives = Arc::clone(&cluster.running[&2].lives);
+    let parties = tidewall_link::Parties::new(CLUSTER, Some(lives), 1);
     let channel = tidewall_link::NodeChannel::new(channel, address, parties);
     let vote = Some(pb::RaftVote { term: 1_000, node: 2, committed: true });
     let head = pb::SnapshotHead { group: 1, vote, incarnation };

@@ -39,6 +39,12 @@ impl MemoryCheckpoints {
         Self::default()
     }
 
+    /// A store of its own with the same content and no faults.
+    pub fn copy(&self) -> Self {
+        let groups = Arc::new(Mutex::new(self.groups.lock().clone()));
+        Self { groups, faults: Arc::default() }
+    }
+
     /// Injects faults.
     pub fn set_faults(&self, faults: Faults) {
         *self.faults.lock() = faults;

@@ -56,6 +56,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -77,6 +78,10 @@ struct Shared {
     core: Mutex<Core>,
     wake: Condvar,
     writer: Mutex<Writer>,
+    /// Sequence of the last record that was found when the log was opened.
+    opened_at: u64,
+    /// Highest durable sequence.
+    durable: Arc<AtomicU64>,
 }
 
 impl Shared {
@@ -164,6 +169,8 @@ impl NodeLog {
     /// See [`LogError`]. On `Corrupt`, `WrongCluster`, `WrongNode` and `UnsupportedFormat` nothing was changed.
     pub fn open(disk: Arc<dyn Disk>, options: LogOptions) -> Result<(Self, RecoveryReport), LogError> {
         let recovered = recovery::recover(disk.as_ref(), &options)?;
+        let opened_at = recovered.writer.next_sequence - 1;
+        let durable = Arc::clone(&recovered.writer.durable);
         let core = Core { groups: recovered.groups, segments: recovered.segments, ..Core::default() };
         let shared = Arc::new(Shared {
             disk,
@@ -171,9 +178,10 @@ impl NodeLog {
             core: Mutex::new(core),
             wake: Condvar::new(),
             writer: Mutex::new(recovered.writer),
+            opened_at,
+            durable,
         });
-        // From here on the last batch of the previous process is vouched for.
-        shared.leave_mark(&mut shared.writer.lock())?;
+        shared.leave_opening(&mut shared.writer.lock())?;
         let thread = if shared.options.inline {
             None
         } else {
@@ -188,6 +196,18 @@ impl NodeLog {
     #[must_use]
     pub fn group(&self, group: u32) -> GroupLog {
         GroupLog { handle: Arc::clone(&self.handle), group }
+    }
+
+    /// How far the log had come when it was opened, counted in records of all groups. Opening adds one that is durable.
+    #[must_use]
+    pub fn opened_at(&self) -> u64 {
+        self.handle.shared.opened_at
+    }
+
+    /// How far it has come durably: whoever opens the log later finds it at least here.
+    #[must_use]
+    pub fn reached(&self) -> u64 {
+        self.handle.shared.durable.load(Ordering::Relaxed)
     }
 
     /// Bytes of all segments.

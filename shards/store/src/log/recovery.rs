@@ -137,6 +137,7 @@ fn begin(disk: &dyn Disk, options: &LogOptions) -> Result<Recovered, LogError> {
             dirty: false,
             groups: BTreeMap::new(),
             buffer: Vec::new(),
+            durable: Arc::default(),
         },
         report: RecoveryReport {
             fresh: true,
@@ -451,6 +452,7 @@ impl Replay {
             dirty: false,
             groups: self.groups.iter().map(|(id, group)| (*id, group.state)).collect(),
             buffer: Vec::new(),
+            durable: Arc::default(),
         };
         let groups = self
             .groups

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidewall_env::disk::DiskFile;
 
@@ -43,6 +44,8 @@ pub(super) struct Writer {
     /// All groups by what has been written, for the next state record.
     pub(super) groups: BTreeMap<u32, GroupLogState>,
     pub(super) buffer: Vec<u8>,
+    /// [`Self::synced`], for who must not wait for the writer.
+    pub(super) durable: Arc<AtomicU64>,
 }
 
 struct Batch {
@@ -323,12 +326,23 @@ impl Shared {
         }
     }
 
+    /// Leaves a durable record of this opening, so that two that began with the same log differ from here on. It also vouches
+    /// for the last batch of the previous process.
+    pub(super) fn leave_opening(&self, writer: &mut Writer) -> Result<(), LogError> {
+        self.write_mark(writer)?;
+        self.guard(sync(writer))
+    }
+
     /// Vouches for the last batch without a barrier.
     pub(super) fn leave_mark(&self, writer: &mut Writer) -> Result<(), LogError> {
         self.check()?;
         if writer.marked == writer.synced {
             return Ok(());
         }
+        self.write_mark(writer)
+    }
+
+    fn write_mark(&self, writer: &mut Writer) -> Result<(), LogError> {
         let seed = self.options.identity().seed(writer.active);
         encode(writer, &Batch { operations: Vec::new(), committed: BTreeMap::new() }, seed);
         writer.dirty = true;
@@ -345,6 +359,7 @@ impl Shared {
 fn sync(writer: &mut Writer) -> Result<(), LogError> {
     writer.file.sync_data().map_err(LogError::failed(format!("sync segment {}", writer.active)))?;
     writer.synced = writer.next_sequence - 1;
+    writer.durable.store(writer.synced, Ordering::Relaxed);
     writer.dirty = false;
     Ok(())
 }

@@ -48,6 +48,26 @@ fn what_was_written_comes_back_after_a_close_and_after_a_crash() {
 }
 
 #[test]
+fn each_opening_begins_where_the_last_one_had_come_and_leaves_a_record_of_its_own() {
+    for mode in
+        [CrashMode::LoseUnsynced, CrashMode::TornPrefix { seed: 3 }, CrashMode::ScatteredSectors { seed: 4 }]
+    {
+        let disk = MemoryDisk::new();
+        let mut reached = 0;
+        for round in 0..4 {
+            let (log, _) = open(&disk).unwrap();
+            assert!(log.opened_at() >= reached, "{mode:?} {round}");
+            assert!(log.reached() > log.opened_at(), "{mode:?} {round}");
+            let copy = disk.copy();
+            log.group(1).append(entries(round..round + 1), ok());
+            reached = log.reached();
+            assert!(open(&copy).unwrap().0.opened_at() < reached, "a copy begins before what came later");
+            disk.crash(mode);
+        }
+    }
+}
+
+#[test]
 fn a_committed_position_costs_no_barrier_but_a_close_keeps_it() {
     let disk = MemoryDisk::new();
     let (log, _) = open(&disk).unwrap();
