@@ -21,7 +21,7 @@ use crate::shard::{Company, Shard};
 /// How often the proposer looks whether something is due while nothing flows.
 const TICK_INTERVAL: Duration = Duration::from_millis(250);
 /// Entries follow each other within this time while nobody confirms this node's clock.
-const UNCONFIRMED_TICK: Duration = Duration::from_secs(2);
+pub(crate) const UNCONFIRMED_TICK: Duration = Duration::from_secs(2);
 
 /// A row with at least this part of an entry, one in so many commands, makes it heavy,
 const HEAVY_PART: usize = 4;

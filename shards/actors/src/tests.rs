@@ -666,12 +666,53 @@ fn hot_rows_are_reported_and_idle_ones_let_go() {
             sample.iter().map(|hot| (hot.row.as_str(), hot.commands)).collect::<Vec<_>>(),
             [("blazing", 7), ("warm", 3)]
         );
-        for _ in 0..12 {
+        for _ in 0..10 {
             assert_eq!(rows.sample(5), []);
+            assert_eq!(rows.actors(), 2);
         }
+        assert_eq!((rows.sample(5), rows.actors()), (vec![], 0));
         // A new request finds a new actor.
         tokio::time::sleep(Duration::from_millis(50)).await;
         rows.submit("blazing", vec![request(50, buy(50, "blazing"), &asker)]);
         assert_eq!(reason(&next(&mut answers).await.1), "done");
+    });
+}
+
+#[test]
+fn a_row_whose_callers_wait_is_hot_and_is_not_let_go() {
+    run(async {
+        let fake = Fake::new(&["gala"], 100_000);
+        fake.close();
+        let rows = started(&fake, Limits { offer_commands_max: 4, offers_max: 1, ..limits() });
+        let (asker, mut answers) = channel();
+        rows.submit("gala", (0..10).map(|n| request(n, buy(n, "gala"), &asker)).collect());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // Four are offered.
+        for commands in [10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] {
+            let sample = rows.sample(5);
+            let seen: Vec<_> =
+                sample.iter().map(|hot| (hot.row.as_str(), hot.commands, hot.queued)).collect();
+            assert_eq!(seen, [("gala", commands, 6)]);
+            assert_eq!(rows.actors(), 1);
+        }
+        fake.gate.add_permits(100);
+        for _ in 0..10 {
+            assert_eq!(reason(&next(&mut answers).await.1), "done");
+        }
+    });
+}
+
+#[test]
+fn who_waits_in_an_abandoned_row_is_told_that_nobody_knows() {
+    run(async {
+        let fake = Fake::new(&["gala"], 100);
+        fake.close();
+        let rows = started(&fake, limits());
+        let (asker, mut answers) = channel();
+        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        rows.abandon();
+        assert_eq!(reason(&next(&mut answers).await.1), "Unknown");
+        assert_eq!(rows.actors(), 0);
     });
 }
