@@ -18,6 +18,8 @@ mod proposer;
 
 const T0: u64 = 1_700_000_000_000;
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than anything is remembered.
+const DAYS_MS: u64 = 48 * 3_600_000;
 
 /// A shard group in memory: entries pass when `gate` has a permit.
 struct Fake {
@@ -200,11 +202,11 @@ fn limits() -> Limits {
 }
 
 fn started(fake: &Arc<Fake>, limits: Limits) -> Directory {
-    Directory::start(
-        Arc::new(Handle(Arc::clone(fake))),
-        limits,
-        crate::Home::arbiter(actix::Arbiter::current()),
-    )
+    started_on(Arc::new(Handle(Arc::clone(fake))), limits)
+}
+
+fn started_on(shard: Arc<dyn Shard>, limits: Limits) -> Directory {
+    Directory::start(shard, limits, crate::Home::arbiter(actix::Arbiter::current()))
 }
 
 fn reason(reply: &Reply) -> String {
@@ -714,5 +716,67 @@ fn who_waits_in_an_abandoned_row_is_told_that_nobody_knows() {
         rows.abandon();
         assert_eq!(reason(&next(&mut answers).await.1), "Unknown");
         assert_eq!(rows.actors(), 0);
+    });
+}
+
+#[test]
+fn what_the_log_would_answer_otherwise_gets_no_quick_no() {
+    let seated = |n| {
+        let mut asked = buy(n, "gala");
+        if let Op::Tickets(tickets::Command::Buy { seats, .. }) = &mut asked.op {
+            seats.push("A-1".into());
+        }
+        asked
+    };
+    let expiring = |n, expires_ms| Command { expires_ms, ..buy(n, "gala") };
+    // Older than anything that is remembered.
+    let forgotten = |n| Command { request_id: 5, ..expiring(n, T0 + DAYS_MS + 60_000) };
+    let cases = [
+        (T0, expiring(2, T0), true),
+        (T0, expiring(3, T0 - 1), false),
+        (T0, seated(4), false),
+        (T0 + DAYS_MS, expiring(6, T0 + DAYS_MS + 60_000), false),
+        (T0 + DAYS_MS, forgotten(7), false),
+    ];
+    for (now_ms, asked, quick) in cases {
+        run(async {
+            let fake = Fake::new(&["gala"], 1);
+            let rows = started(&fake, limits());
+            let (asker, mut answers) = channel();
+            rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+            assert_eq!(reason(&next(&mut answers).await.1), "done");
+            fake.now_ms.store(now_ms, Ordering::SeqCst);
+            fake.apply(&[Command::system(SystemCommand::Tick)]);
+            let entries = fake.entries().len();
+            rows.submit("gala", vec![request(9, asked.clone(), &asker)]);
+            let (_, reply) = next(&mut answers).await;
+            assert_eq!(fake.entries().len() - entries, usize::from(!quick), "{asked:?}: {reply:?}");
+        });
+    }
+}
+
+#[test]
+fn an_actor_that_was_let_go_has_ended() {
+    run(async {
+        let fake = Fake::new(&["gala", "opera"], 100);
+        let shard: Arc<dyn Shard> = Arc::new(Handle(Arc::clone(&fake)));
+        let rows = started_on(Arc::clone(&shard), limits());
+        let without = Arc::strong_count(&shard);
+        let (asker, mut answers) = channel();
+        for (n, row) in [(1, "gala"), (2, "opera")] {
+            rows.submit(row, vec![request(n, buy(n, row), &asker)]);
+            let _ = next(&mut answers).await;
+        }
+        assert!(Arc::strong_count(&shard) > without);
+        while rows.actors() > 0 {
+            rows.sample(5);
+        }
+        timeout(PATIENCE, async {
+            while Arc::strong_count(&shard) > without {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("the actors end");
     });
 }

@@ -3,6 +3,7 @@
 
 mod ids;
 mod import;
+mod snapshots;
 mod time;
 mod version;
 
@@ -252,9 +253,8 @@ fn an_entry_that_does_not_decode_or_follow_is_an_error() {
 }
 const ENTRY_OF_TOMORROW: u8 = 200;
 
-/// A machine with a stock row that lies: purchases pass the decision and break T1.
-fn poisoned() -> Machine {
-    let log = Log::new();
+/// The rows of a log, but with a stock row that lies.
+fn lying(log: &Log, lie: &StockRow) -> Machine {
     let doctored = |digest| {
         let mut loader = Machine::loader();
         for page in &log.machine.freeze_all().pages {
@@ -263,8 +263,6 @@ fn poisoned() -> Machine {
                 let mut w = Writer::new();
                 w.u64(1);
                 StockRow::encode_key(&(1, 0), &mut w);
-                let lie =
-                    StockRow { capacity: 5, free: 6, next_ticket: 1, next_hold: 1, ..StockRow::default() };
                 lie.encode(&mut w);
                 bytes = w.into_bytes();
             }
@@ -277,6 +275,23 @@ fn poisoned() -> Machine {
         panic!("same digest")
     };
     doctored(found).unwrap()
+}
+
+/// Purchases pass the decision and break T1.
+fn poisoned() -> Machine {
+    let lie = StockRow { capacity: 5, free: 6, next_ticket: 1, next_hold: 1, ..StockRow::default() };
+    lying(&Log::new(), &lie)
+}
+
+#[test]
+fn timers_that_would_break_an_invariant_are_counted_and_set_aside() {
+    let mut log = Log::new();
+    log.entry(T0, vec![command(1, hold(1, 1_000)), command(2, hold(2, 1_000))]);
+    let lie = StockRow { capacity: 5, free: 5, next_ticket: 1, next_hold: 3, ..StockRow::default() };
+    log.machine = lying(&log, &lie);
+    assert!(log.machine.next_due_ms().is_some());
+    log.one(T0 + 1_000, tick());
+    assert_eq!((log.machine.faults(), log.machine.next_due_ms()), (2, None));
 }
 
 #[test]
@@ -461,4 +476,31 @@ proptest! {
         let _ = Entry::decode(&bytes);
         prop_assert!(snapshot::read(&mut bytes.as_slice()).is_err());
     }
+}
+
+#[test]
+fn a_freeze_that_is_lost_makes_the_next_one_carry_everything() {
+    let mut log = Log::new();
+    let everything = log.machine.freeze().pages.len();
+    log.one(T0, command(1, buy(1)));
+    let changed = log.machine.changed_pages();
+    let part = log.machine.freeze();
+    assert!(!part.full && part.pages.len() == changed && changed < everything + 2, "{changed}");
+    assert_eq!(log.machine.changed_pages(), 0);
+    log.machine.freeze_lost();
+    let whole = log.machine.freeze();
+    assert!(whole.full);
+    assert_eq!(whole.pages.len(), log.machine.freeze_all().pages.len());
+    assert!(!log.machine.freeze().full, "only once");
+}
+
+#[test]
+fn a_commands_bytes_are_its_envelope_its_principal_and_its_operation() {
+    let envelope = tick().bytes();
+    assert_eq!(envelope, 64);
+    let asked = command(1, buy(1));
+    let Op::Tickets(op) = &asked.op else { panic!("it buys") };
+    assert_eq!(asked.bytes(), envelope + "alice".len() + op.bytes());
+    let part = SystemCommand::ImportChunk { import: 1, number: 0, bytes: vec![0; 1_000] };
+    assert_eq!(Command::system(part).bytes(), envelope + 1_000);
 }

@@ -2,6 +2,7 @@
 //! table, rejections change nothing, and the same commands give the same rows.
 #![allow(clippy::unwrap_used)]
 
+mod bounds;
 mod cost;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -147,3 +147,21 @@ fn due_holds_end_at_once_a_bounded_number_an_entry_and_a_broken_one_delays_none(
     log.one(T0 + 1_000, tick());
     assert_eq!((held(&log), log.machine.faults()), (0, 0));
 }
+
+#[test]
+fn what_goes_behind_the_others_because_it_is_from_the_future_is_remembered_from_then_on() {
+    const HOUR: u64 = 3_600_000;
+    let mut log = Log::new();
+    let ahead = T0 + 25 * HOUR;
+    assert_eq!(reason(&log.one(ahead, asked_at(1, ahead, buy(1)))), "done");
+    log.one(T0, rebase(T0));
+    assert_eq!(log.machine.log_time_ms(), T0);
+    let remembered = |log: &Log| log.machine.outcome("alice", id(ahead, 1)).is_some();
+    // It is as old as anything may get, and its time has not come.
+    log.one(T0 + 24 * HOUR + HOUR / 2, tick());
+    assert!(remembered(&log));
+    log.one(ahead + 60_000, tick());
+    assert!(remembered(&log), "its time begins when it went behind");
+    log.one(ahead + 24 * HOUR, tick());
+    assert!(!remembered(&log) && log.machine.forgotten(id(ahead, 1)));
+}
