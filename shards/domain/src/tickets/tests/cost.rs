@@ -139,3 +139,105 @@ fn what_a_command_costs_goes_by_the_places_that_it_asks_for() {
         assert!(rows <= 32 + 8 * places, "{command} looks at {rows} rows");
     }
 }
+
+/// A sale of random shape, in which a crowd does whatever it may.
+#[derive(Debug, Clone)]
+struct Rush {
+    rows: u32,
+    asks: Vec<Rushed>,
+}
+
+/// What somebody does; numbers are taken modulo what there is.
+#[derive(Debug, Clone)]
+enum Rushed {
+    Buy { who: u8, numbered: bool, quantity: u32 },
+    Named { who: u8, seats: Vec<u32> },
+    Hold { who: u8, numbered: bool, quantity: u32, ttl_ms: u32 },
+    Confirm { who: u8, hold: u64 },
+    Release { who: u8, hold: u64 },
+    Cancel { who: u8, ticket: u64 },
+    Resize { capacity: u64 },
+    Wait(u64),
+}
+
+fn rushed() -> impl Strategy<Value = Rushed> {
+    let (who, quantity) = (any::<u8>(), 1..=100u32);
+    prop_oneof![
+        6 => (who, any::<bool>(), quantity.clone())
+            .prop_map(|(who, numbered, quantity)| Rushed::Buy { who, numbered, quantity }),
+        2 => (who, proptest::collection::vec(any::<u32>(), 1..8)).prop_map(|(who, seats)| Rushed::Named { who, seats }),
+        8 => (who, any::<bool>(), quantity, 1..3_000u32)
+            .prop_map(|(who, numbered, quantity, ttl_ms)| Rushed::Hold { who, numbered, quantity, ttl_ms }),
+        3 => (who, any::<u64>()).prop_map(|(who, hold)| Rushed::Confirm { who, hold }),
+        2 => (who, any::<u64>()).prop_map(|(who, hold)| Rushed::Release { who, hold }),
+        6 => (who, any::<u64>()).prop_map(|(who, ticket)| Rushed::Cancel { who, ticket }),
+        1 => any::<u64>().prop_map(|capacity| Rushed::Resize { capacity }),
+        2 => (1..2_000u64).prop_map(Rushed::Wait),
+    ]
+}
+
+fn rush() -> impl Strategy<Value = Rush> {
+    (1..=60u32, proptest::collection::vec(rushed(), 1..300)).prop_map(|(rows, asks)| Rush { rows, asks })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Looks for the command that costs most for its size, in states that nobody has thought of.
+    #[test]
+    fn no_command_of_any_crowd_costs_more_than_its_size_and_what_it_may_end(rush in rush()) {
+        let seats = u64::from(rush.rows) * 50;
+        let mut world = scattered(rush.rows);
+        let gala = || "gala".to_owned();
+        let who = |who: u8| format!("buyer{}", who % 50);
+        let tier_of = |numbered: bool| if numbered { "vip" } else { "ga" };
+        let labels: Vec<String> = (0..rush.rows).map(|row| format!("R{row}")).collect();
+        let seat_rows: Vec<(&str, u32)> = labels.iter().map(|label| (label.as_str(), 50)).collect();
+        for ask in &rush.asks {
+            let (who, command, size) = match ask {
+                Rushed::Wait(ms) => {
+                    world.wait(*ms);
+                    continue;
+                }
+                Rushed::Buy { who: of, numbered, quantity } => (who(*of), buy(tier_of(*numbered), *quantity, &[]), *quantity),
+                Rushed::Named { who: of, seats: named } => {
+                    let name = |at: &u32| format!("R{}-{}", at / 50 % rush.rows, at % 50 + 1);
+                    let names: BTreeSet<String> = named.iter().map(name).collect();
+                    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                    (who(*of), buy("vip", names.len() as u32, &names), names.len() as u32)
+                }
+                Rushed::Hold { who: of, numbered, quantity, ttl_ms } => {
+                    (who(*of), hold(tier_of(*numbered), *quantity, &[], *ttl_ms), *quantity)
+                }
+                Rushed::Confirm { who: of, hold } => {
+                    (who(*of), Command::ConfirmHold { event: gala(), hold: format!("ga-h{}", hold % 200 + 1) }, 100)
+                }
+                Rushed::Release { who: of, hold } => {
+                    (who(*of), Command::ReleaseHold { event: gala(), hold: format!("vip-h{}", hold % 200 + 1) }, 100)
+                }
+                Rushed::Cancel { who: of, ticket } => {
+                    (who(*of), Command::CancelTicket { event: gala(), ticket: format!("vip-{}", ticket % seats + 1) }, 1)
+                }
+                Rushed::Resize { capacity } => {
+                    let tiers = vec![tier("vip", seats, &seat_rows), tier("ga", capacity % (10 * seats) + 1, &[])];
+                    let command = Command::UpdateEvent {
+                        event: gala(), display_name: None, quota: None, opens_ms: None, closes_ms: None,
+                        tiers: Some(tiers), expected_revision: 0,
+                    };
+                    ("organiser".to_owned(), command, 2)
+                }
+            };
+            world.context.index += 1;
+            world.context.request_id += 1;
+            let before = looked_at(&world.state);
+            let caller = Caller { principal: &who, privileged: false };
+            let answer = apply(&mut world.state, &world.context, caller, &command).unwrap();
+            world.state.commit();
+            let looked = looked_at(&world.state) - before;
+            // Due holds give way: as many as it needs places, and the last of them may have a hundred.
+            let ends = if matches!(ask, Rushed::Resize { .. }) { ENDED_MAX as u64 } else { 100 };
+            let most = 64 + 8 * (u64::from(size) + ends);
+            prop_assert!(looked <= most, "{command:?} looks at {looked} rows, {most} are allowed: {answer:?}");
+        }
+    }
+}
