@@ -130,6 +130,7 @@ fn main() -> ExitCode {
     let inherited = rustix::process::umask(Mode::RWXG | Mode::RWXO);
     rustix::process::umask(inherited | Mode::RWXG | Mode::RWXO);
     stderr::tell_panics();
+    signals::unblock();
     let cli = parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let code = match set_up_logging(&cli).and_then(|()| run(cli, begun)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::{Exit, Failure};
 
+/// Lets signals through that whoever started this process has blocked, as a program may that waits for its own: a blocked SIGTERM
+/// would stop nothing. Must be called before there are other threads, which inherit what is blocked.
+pub fn unblock() {
+    if let Err(error) = nix::sys::signal::SigSet::all().thread_unblock() {
+        crate::output::note(&format!("cannot unblock signals: {error}"));
+    }
+}
+
 /// Listens from its creation on; nothing that arrives after that is lost.
 #[derive(Debug)]
 pub struct Signals {

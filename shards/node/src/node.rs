@@ -17,6 +17,7 @@ use tidewall_consensus::{FailStop, PeerServer, Peers, PeersConfig, StorageFault}
 use tidewall_link::{AcceptLimits, Accepted, Connections, Credentials, NodeIdentity};
 use tidewall_proto::internal::v1::shard_service_server::ShardServiceServer;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::ShardServer;
@@ -46,17 +47,21 @@ pub fn run(config: NodeConfig) -> Result<(), NodeError> {
     // Ports first: a second node on the same ports must not touch the data.
     let client_port = bind(me.address)?;
     let peer_port = bind(me.peer_address)?;
-    // Nothing is written into a directory before it is known to be this node's.
-    let data = data::open(&config)?;
-    let space = Space::new(&config.data_dir)
-        .map_err(NodeError::system(format!("cannot lay out space in {}", config.data_dir.display())))?;
-    tidewall_consensus::take_place(config.node);
     // One thread for all groups: no wake-ups between threads, which cost more than what a group does in between.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(NodeError::system("cannot start the Raft runtime"))?;
-    let result = runtime.block_on(serve(config, data, space, client_port, peer_port));
+    let signals = {
+        let _entered = runtime.enter();
+        Signals::new()?
+    };
+    // Nothing is written into a directory before it is known to be this node's.
+    let data = data::open(&config)?;
+    let space = Space::new(&config.data_dir)
+        .map_err(NodeError::system(format!("cannot lay out space in {}", config.data_dir.display())))?;
+    tidewall_consensus::take_place(config.node);
+    let result = runtime.block_on(serve(config, data, space, client_port, peer_port, signals));
     runtime.shutdown_timeout(STOP_PATIENCE);
     result
 }
@@ -89,6 +94,7 @@ async fn serve(
     space: Space,
     client_port: std::net::TcpListener,
     peer_port: std::net::TcpListener,
+    mut signals: Signals,
 ) -> Result<(), NodeError> {
     let topology = &config.topology;
     let cluster = topology.cluster_bytes().unwrap_or_default();
@@ -128,6 +134,7 @@ async fn serve(
         biased;
         // Nothing was begun yet that would have to be ended.
         error = failure(&mut failed) => return Err(error),
+        _ = signals.next() => return Ok(()),
         replicas = Replicas::start(parts, &peers, &peer_server) => replicas,
     };
     let reporting = tokio::spawn(replicas.reporting(&peers));
@@ -149,10 +156,10 @@ async fn serve(
             // No clean stop: nothing that the disk says can be trusted any more.
             return Err(error);
         }
-        signal = signalled() => signal,
-        () = standing.restart_asked() => Ok(Stop::Restart),
+        stop = signals.next() => stop,
+        () = standing.restart_asked() => Stop::Restart,
     };
-    if matches!(ended, Ok(Stop::Orderly | Stop::Restart)) {
+    if matches!(ended, Stop::Orderly | Stop::Restart) {
         // Leads first, so that clients wait for a transfer instead of an election.
         standing.set_drained(true);
         let drained = async {
@@ -186,7 +193,7 @@ async fn serve(
     }
     data.writer.stop();
     data.log.close().map_err(|error| NodeError::Storage(error.to_string()))?;
-    match ended? {
+    match ended {
         Stop::Orderly | Stop::AtOnce => Ok(()),
         Stop::Restart => Err(NodeError::Restart),
     }
@@ -247,15 +254,25 @@ async fn until(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
-async fn signalled() -> Result<Stop, NodeError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let failed = NodeError::system("cannot listen for signals");
-    let signals =
-        signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
-    let (mut terminate, mut interrupt) = signals.map_err(failed)?;
-    tokio::select! {
-        _ = terminate.recv() => Ok(Stop::Orderly),
-        _ = interrupt.recv() => Ok(Stop::AtOnce),
+/// What asks the node to stop. It listens from its creation on: as process 1 of a container, which the kernel protects from
+/// signals that nobody listens to, a node is to hear them while it opens its data as well.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Must be called in a runtime.
+    fn new() -> Result<Self, NodeError> {
+        let listen = |kind| signal(kind).map_err(NodeError::system("cannot listen for signals"));
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> Stop {
+        tokio::select! {
+            _ = self.terminate.recv() => Stop::Orderly,
+            _ = self.interrupt.recv() => Stop::AtOnce,
+        }
     }
 }
 

@@ -297,8 +297,8 @@ fn full_pipe() -> (std::io::PipeReader, Arc<OwnedFd>) {
     (reader, Arc::new(writer))
 }
 
-/// What a service manager, `nohup` or a careless script may do to a process before it runs: SIGHUP and SIGCHLD are ignored,
-/// and standard output and error are a pipe that nobody reads.
+/// What a service manager, `nohup` or a careless script may do to a process before it runs: SIGHUP and SIGCHLD are ignored, all
+/// signals are blocked, and standard output and error are a pipe that nobody reads.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_runs_under_any_process_manager() {
     let _alone = alone().await;
@@ -312,10 +312,13 @@ async fn a_cluster_runs_under_any_process_manager() {
         assert_eq!(std::str::from_utf8(&state[..length]).unwrap(), wanted);
     };
     let (_reader, output) = full_pipe();
-    let script = "trap '' HUP CHLD; exec \"$@\"";
+    // Signals that are blocked stay so over an exec, unless somebody lets them through.
+    let block = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32)); \
+                 os.execvp(sys.argv[1], sys.argv[1:])";
+    let script = "trap '' HUP CHLD; exec python3 -c \"$0\" \"$@\"";
     let mut cluster = Cluster::start(Options {
         data: Some(directory.path().join("data")),
-        under: ["sh", "-c", script, "sh"].map(String::from).to_vec(),
+        under: ["sh", "-c", script, block].map(String::from).to_vec(),
         environment: vec![("NOTIFY_SOCKET".into(), socket.display().to_string())],
         output: Some(output),
         ..Options::default()
