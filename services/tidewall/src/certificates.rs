@@ -72,12 +72,10 @@ pub fn load(directory: &Path, name: &str, cluster: [u8; 16]) -> Result<Credentia
     let read = |path: &PathBuf| std::fs::read(path).map_err(io(path));
     let [authority, chain, key] =
         ["ca.pem".to_owned(), format!("{name}.pem"), format!("{name}.key")].map(|file| directory.join(file));
-    Credentials::from_pem(cluster, &read(&authority)?, &read(&chain)?, &read(&key)?).map_err(
-        |error: TlsError| CertificateError::Unusable {
-            path: chain.display().to_string(),
-            message: error.to_string(),
-        },
-    )
+    Credentials::from_pem(cluster, &read(&authority)?, &read(&chain)?, &read(&key)?).map_err(|error| {
+        let path = if matches!(error, TlsError::Authority) { &authority } else { &chain };
+        CertificateError::Unusable { path: path.display().to_string(), message: error.to_string() }
+    })
 }
 
 /// Removes all certificates and keys, the authority's too: for a cluster that is to be another one.
@@ -249,5 +247,8 @@ mod tests {
         std::fs::copy(parent.path().join("operator.key"), parent.path().join("gateway.key")).unwrap();
         let error = load(parent.path(), GATEWAY, CLUSTER).unwrap_err().to_string();
         assert!(error.contains("gateway.pem"), "{error}");
+        std::fs::write(parent.path().join("ca.pem"), "rubbish").unwrap();
+        let error = load(parent.path(), OPERATOR, CLUSTER).unwrap_err().to_string();
+        assert!(error.contains("ca.pem"), "{error}");
     }
 }

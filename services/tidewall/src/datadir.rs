@@ -178,11 +178,6 @@ impl DataDir {
         self.root.join(format!("node-{id}"))
     }
 
-    /// The file that a shard node's process holds.
-    pub fn node_lock(&self, id: u64) -> PathBuf {
-        self.root.join(format!("node-{id}.lock"))
-    }
-
     /// The directory of logs.
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")

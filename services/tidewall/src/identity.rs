@@ -12,6 +12,7 @@ use crate::certificates::{self, Authority};
 use crate::datadir::{Contents, DataDir, Lock};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Format};
+use crate::serve;
 
 /// Arguments of `tidewall cluster`.
 #[derive(Debug, Args)]
@@ -122,12 +123,13 @@ fn fork(data: &Path) -> Result<Forked, Failure> {
     };
     // Whoever runs a node holds its lock, also without a supervisor.
     let ids: Vec<u64> = topology.nodes.iter().map(|node| node.id).collect();
-    let files = ids.iter().map(|id| directory.node_lock(*id)).chain([directory.lock_file()]);
-    let locks: Result<Vec<_>, _> = files.map(|file| Lock::take(&file, Duration::ZERO)).collect();
-    let _locks = locks.map_err(|e| environment(&e))?;
+    let mut locks = vec![Lock::take(&directory.lock_file(), Duration::ZERO).map_err(|e| environment(&e))?];
+    for id in &ids {
+        let file = serve::lock_file(&directory.node(*id))?;
+        locks.push(Lock::take(&file, Duration::ZERO).map_err(|e| environment(&e))?);
+    }
     // A node that has never been started has nothing.
-    let made: Vec<u64> =
-        ids.into_iter().filter(|id| directory.node(*id).join("node.json").exists()).collect();
+    let made: Vec<u64> = ids.into_iter().filter(|id| serve::was_made(&directory.node(*id))).collect();
     let mut seen = Vec::new();
     for id in &made {
         seen.push((*id, tidewall_node::age(&directory.node(*id), *id).map_err(of_node)?));
@@ -202,5 +204,36 @@ mod tests {
         std::fs::write(parent.path().join("diary"), "x").unwrap();
         assert_eq!(fork(parent.path()).err().unwrap().code(), 5);
         assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn nodes_that_run_without_a_supervisor_are_not_forked_either() {
+        let parent = tempfile::tempdir().unwrap();
+        let data = DataDir::new(parent.path());
+        drop(data.prepare(&Wanted::default(), Duration::ZERO).unwrap());
+        let lock = Lock::take(&serve::lock_file(&data.node(2)).unwrap(), Duration::ZERO).unwrap();
+        let failure = fork(parent.path()).err().unwrap();
+        assert!(failure.to_string().contains("node-2.lock"), "{failure}");
+        drop(lock);
+        fork(parent.path()).unwrap();
+    }
+
+    #[test]
+    fn copies_of_different_age_are_no_cluster() {
+        let age = |reached, met: &[(u64, u64)]| tidewall_node::Age {
+            reached,
+            met: met
+                .iter()
+                .map(|(node, reached)| (*node, tidewall_node::Met { life: 1, reached: *reached }))
+                .collect(),
+        };
+        let same = [(1, age(50, &[(2, 70)])), (2, age(70, &[(1, 50), (9, 900)]))];
+        same_age(&same).unwrap();
+        let older = [(1, age(50, &[(2, 71)])), (2, age(70, &[]))];
+        let failure = same_age(&older).unwrap_err();
+        assert_eq!(failure.code(), 71);
+        for word in ["node 1", "node 2", "71", "70"] {
+            assert!(failure.to_string().contains(word), "{failure}");
+        }
     }
 }

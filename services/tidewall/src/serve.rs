@@ -146,7 +146,7 @@ fn shard(arguments: &ShardArgs) -> Result<(), Failure> {
     let credentials = credentials(arguments.tls.as_deref(), &arguments.topology, &name, &topology)?;
     watch_parent(arguments.parent_pipe)?;
     // Beside the data, not in them: the node alone decides what is in its directory.
-    let _lock = Lock::take(&beside(&arguments.data, ".lock")?, PREDECESSOR_PATIENCE)
+    let _lock = Lock::take(&lock_file(&arguments.data)?, PREDECESSOR_PATIENCE)
         .map_err(|e| Failure::new(Exit::Environment, e))?;
     let config = NodeConfig {
         node: arguments.node,
@@ -239,7 +239,7 @@ fn may_create(data: &Path) -> Result<bool, Failure> {
     let failed =
         |e: io::Error| Failure::new(Exit::Environment, format!("cannot write {}: {e}", marker.display()));
     let identity = data.join(IDENTITY);
-    if identity.exists() {
+    if was_made(data) {
         remember(&marker).map_err(failed)?;
         return Ok(false);
     }
@@ -270,6 +270,16 @@ fn remember(path: &Path) -> io::Result<()> {
         Some(parent) => File::open(parent)?.sync_all(),
         None => File::open(".")?.sync_all(),
     }
+}
+
+/// Whether a node has made its directory.
+pub fn was_made(data: &Path) -> bool {
+    data.join(IDENTITY).exists()
+}
+
+/// The file that the process of a node holds.
+pub fn lock_file(data: &Path) -> Result<PathBuf, Failure> {
+    beside(data, ".lock")
 }
 
 /// A file that belongs to a node's directory and is not in it: `node-1.lock` beside `node-1`.

@@ -81,6 +81,12 @@ pub struct Node {
     pub peer_address: SocketAddr,
 }
 
+/// A cluster id as bytes; `None` when it is malformed.
+pub fn cluster_bytes(id: &str) -> Option<[u8; 16]> {
+    let number = u128::from_str_radix(id, 16).ok().filter(|_| id.len() == 32)?;
+    Some(number.to_be_bytes())
+}
+
 impl Topology {
     /// Reads and checks a topology file.
     pub fn load(path: &Path) -> Result<Self, TopologyError> {
@@ -181,10 +187,7 @@ impl Topology {
 
     /// The cluster id as bytes; `None` when it is malformed.
     pub fn cluster_bytes(&self) -> Option<[u8; 16]> {
-        if self.cluster.len() != 32 {
-            return None;
-        }
-        u128::from_str_radix(&self.cluster, 16).ok().map(u128::to_be_bytes)
+        cluster_bytes(&self.cluster)
     }
 
     /// The region with this id.

@@ -22,7 +22,7 @@ use tonic::transport::server::Connected;
 
 use crate::said::Said;
 use crate::tls::{Credentials, ProcessRole};
-use crate::wire::Wire;
+use crate::wire::{Opened, Tls, Wire};
 
 /// With which an HTTP/2 connection begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -206,17 +206,18 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    /// Whether it is known what the connection is. It may not take for ever to say so.
-    fn poll_opened(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.wire.poll_opened(context) {
+    /// The connection, once it is known what it is. It may not take for ever to say so.
+    fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Pin<&mut Opened>>> {
+        match self.wire.poll_open(context, &self.from.proven) {
             Poll::Pending if self.speech.is_late(context) => Poll::Ready(Err(late())),
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(open)) => Poll::Ready(Ok(Pin::new(open))),
             Poll::Ready(Err(error)) => {
                 if error.kind() == io::ErrorKind::InvalidData && self.place.shared.said.is_due() {
-                    tracing::error!(address = %self.place.address, %error, "a TLS handshake has failed");
+                    tracing::error!(address = %self.place.address, %error, "a connection was refused");
                 }
                 Poll::Ready(Err(error))
             }
-            polled => polled,
         }
     }
 }
@@ -240,9 +241,8 @@ impl AsyncRead for Accepted {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        ready!(this.poll_opened(context))?;
         let before = buffer.filled().len();
-        match Pin::new(&mut this.wire).poll_read(context, buffer) {
+        match ready!(this.poll_open(context))?.poll_read(context, buffer) {
             Poll::Ready(read) => {
                 let bytes = &buffer.filled()[before..];
                 if !bytes.is_empty() {
@@ -262,17 +262,19 @@ impl AsyncWrite for Accepted {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_opened(context))?;
-        Pin::new(&mut self.wire).poll_write(context, bytes)
+        ready!(self.poll_open(context))?.poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_opened(context))?;
-        Pin::new(&mut self.wire).poll_flush(context)
+        ready!(self.poll_open(context))?.poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_shutdown(context)
+        match &mut self.wire {
+            Wire::Open(open) => Pin::new(open).poll_shutdown(context),
+            // It never said what it is: there is nothing to end.
+            _ => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_write_vectored(
@@ -280,12 +282,13 @@ impl AsyncWrite for Accepted {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_opened(context))?;
-        Pin::new(&mut self.wire).poll_write_vectored(context, parts)
+        ready!(self.poll_open(context))?.poll_write_vectored(context, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.wire.is_write_vectored()
+        // HTTP/2 asks once, at the beginning, and would write the head and the body of each frame apart from then on. Both
+        // kinds can, also while it is not known yet which one it is.
+        true
     }
 }
 
@@ -295,8 +298,7 @@ pub struct Incoming<T> {
     tune: T,
     limits: AcceptLimits,
     connections: Connections,
-    credentials: Option<Credentials>,
-    tls_only: bool,
+    tls: Option<Tls>,
     /// While accepting waits for something to be free again.
     pause: Option<Pin<Box<Sleep>>>,
     failures: u32,
@@ -309,24 +311,14 @@ pub fn accept<T: Fn(&TcpStream) -> io::Result<()> + Unpin>(
     connections: Connections,
     tune: T,
 ) -> Incoming<T> {
-    Incoming {
-        listener,
-        tune,
-        limits,
-        connections,
-        credentials: None,
-        tls_only: false,
-        pause: None,
-        failures: 0,
-    }
+    Incoming { listener, tune, limits, connections, tls: None, pause: None, failures: 0 }
 }
 
 impl<T> Incoming<T> {
     /// Connections may be TLS from now on, if there are credentials; with `only`, all others are closed.
     #[must_use]
     pub fn with_tls(mut self, credentials: Option<&Credentials>, only: bool) -> Self {
-        self.credentials = credentials.cloned();
-        self.tls_only = only;
+        self.tls = credentials.map(|credentials| Tls { credentials: credentials.clone(), only });
         self
     }
 }
@@ -370,7 +362,7 @@ impl<T: Fn(&TcpStream) -> io::Result<()> + Unpin> Stream for Incoming<T> {
             let speech = Speech::Beginning { head: Vec::new(), until };
             let idle_max = self.limits.idle_max;
             let from = ConnectedFrom { remote: Some(peer), proven: Arc::default() };
-            let wire = Wire::new(stream, self.credentials.as_ref(), &from.proven, self.tls_only);
+            let wire = Wire::new(stream, self.tls.as_ref());
             return Poll::Ready(Some(Ok(Accepted { wire, from, speech, idle_max, place })));
         }
     }

@@ -125,7 +125,7 @@ impl NodeChannel {
 
 impl Expected {
     /// What to keep while an answer is read, between nodes, or why it must not be.
-    fn judge(&self, headers: &http::HeaderMap) -> Result<Option<OpenStream>, String> {
+    fn judge(&self, headers: &http::HeaderMap) -> Result<Option<OpenStream>, Objection> {
         let found = (headers.get(CLUSTER), headers.get(NODE));
         if found == (Some(&self.cluster_header), Some(&self.to_header)) {
             let Some(caller) = &self.from else { return Ok(None) };
@@ -133,29 +133,34 @@ impl Expected {
                 format!("node {} at {} does not say which life of its data it is", self.to, self.address)
             })?;
             // Before what it says is believed.
-            let open = caller.lives.meet(self.to, claim).map_err(|refusal| refusal.to_string())?;
+            let open = caller.lives.meet(self.to, claim).map_err(|refusal| Objection {
+                why: refusal.to_string(),
+                passes: matches!(refusal, Refusal::NotYet(_)),
+                life: None,
+            })?;
             let own = caller.lives.own().to_string();
             let says = |name| headers.get(name).is_some_and(|life| life.as_bytes() == own.as_bytes());
             if says(STALE) {
                 let why =
                     format!("node {} refuses this node's data: they are a copy or an older state", self.to);
                 caller.lives.refused(&why);
-                return Err(why);
+                // Whoever is told that ends the process, and says so.
+                return Err(Objection { passes: true, ..why.into() });
             }
             let awaited = says(TOO_EARLY);
             caller.lives.awaited_by(self.to, awaited);
-            return match awaited {
-                true => Err(format!(
-                    "node {} is connected to another process that runs on this node's data",
-                    self.to
-                )),
-                false => Ok(Some(open)),
-            };
+            if awaited {
+                // As after every quick restart; whoever waits says so when it has waited for too long.
+                let why =
+                    format!("node {} is connected to another process that runs on this node's data", self.to);
+                return Err(Objection { passes: true, ..why.into() });
+            }
+            return Ok(Some(open));
         }
         let word = |value: Option<&http::HeaderValue>| {
             value.and_then(|value| value.to_str().ok()).unwrap_or("unknown").to_owned()
         };
-        Err(format!(
+        let why = format!(
             "the process at {} is node {} of cluster {}, not node {} of cluster {}: look at the topology and at who has that \
              address now",
             self.address,
@@ -163,7 +168,8 @@ impl Expected {
             word(found.0),
             self.to,
             word(Some(&self.cluster_header)),
-        ))
+        );
+        Err(why.into())
     }
 }
 
@@ -191,14 +197,14 @@ impl Service<http::Request<Body>> for NodeChannel {
             Ok(match shared.judge(answer.headers()) {
                 Ok(None) => answer,
                 Ok(Some(open)) => answer.map(|body| guarded(body, open)),
-                Err(objection) => {
-                    if !answer.headers().contains_key(STALE) && shared.said.is_due() {
-                        tracing::error!("{objection}");
+                Err(Objection { why, passes, .. }) => {
+                    if !passes && shared.said.is_due() {
+                        tracing::error!("{why}");
                     }
                     // Who names itself has refused the call as well; what somebody else has made of it nobody knows.
                     match answer.headers().contains_key(NODE) {
-                        true => Status::failed_precondition(objection).into_http(),
-                        false => Status::unknown(objection).into_http(),
+                        true => Status::failed_precondition(why).into_http(),
+                        false => Status::unknown(why).into_http(),
                     }
                 }
             })
@@ -224,17 +230,19 @@ struct Own {
     said: Said,
 }
 
-/// Why a call must not be read.
+/// Why a call, or an answer, must not be read.
 #[derive(Debug)]
 struct Objection {
     why: String,
+    /// It is nothing that anybody has to look after.
+    passes: bool,
     /// What tells the caller that it is its life that was refused, and which one.
     life: Option<(&'static str, http::HeaderValue)>,
 }
 
 impl From<String> for Objection {
     fn from(why: String) -> Self {
-        Self { why, life: None }
+        Self { why, passes: false, life: None }
     }
 }
 
@@ -311,10 +319,11 @@ impl Own {
             let life = || header(&claim.life.to_string());
             let life = match &refusal {
                 Refusal::Stale(_) => Some((STALE, life())),
-                Refusal::TooEarly(_) => Some((TOO_EARLY, life())),
+                Refusal::TooEarly(_) | Refusal::NotYet(_) => Some((TOO_EARLY, life())),
                 Refusal::WentBack(_) => None,
             };
-            Objection { why: refusal.to_string(), life }
+            let passes = matches!(refusal, Refusal::NotYet(_));
+            Objection { why: refusal.to_string(), passes, life }
         })
     }
 }
@@ -364,8 +373,8 @@ where
         let role = request.extensions().get::<ConnectedFrom>().and_then(ConnectedFrom::role);
         let open = match self.shared.judge(request.headers(), role) {
             Ok(open) => open,
-            Err(Objection { why, life }) => {
-                if self.shared.said.is_due() {
+            Err(Objection { why, passes, life }) => {
+                if !passes && self.shared.said.is_due() {
                     tracing::error!("{why}");
                 }
                 let mut refusal = identify(Status::failed_precondition(why).into_http());
@@ -376,14 +385,13 @@ where
             }
         };
         let answer = self.inner.call(request);
-        // While the call is answered, and while the answer is a stream.
-        let keep = |open| move |answer: http::Response<Body>| answer.map(|body| guarded(body, open));
         Box::pin(async move {
-            let answer = answer.await.map(identify);
-            match open {
+            let answer = identify(answer.await?);
+            Ok(match open {
                 None => answer,
-                Some(open) => answer.map(keep(open)),
-            }
+                // As long as the answer is a stream, too.
+                Some(open) => answer.map(|body| guarded(body, open)),
+            })
         })
     }
 }
@@ -493,7 +501,7 @@ mod tests {
         let answer = |more: &[(&'static str, &str)]| {
             let all: Vec<_> =
                 [(CLUSTER, ours.as_str()), (NODE, "1")].into_iter().chain(more.iter().copied()).collect();
-            expected.judge(&headers(&all)).map(|open| open.is_some())
+            expected.judge(&headers(&all)).map(|open| open.is_some()).map_err(|objection| objection.why)
         };
         assert!(answer(&[]).is_err());
         assert_eq!(answer(&[(LIFE, &claim)]), Ok(true));

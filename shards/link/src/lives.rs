@@ -75,8 +75,10 @@ pub struct Met {
 pub enum Refusal {
     /// Its data are older than what was seen of them: for good.
     Stale(String),
-    /// An earlier life of the same data is, or may be, connected: until that one is gone.
+    /// An earlier life of the same data is connected: until that one is gone.
     TooEarly(String),
+    /// An earlier life was connected a moment ago, or may have been: as after every quick restart.
+    NotYet(String),
     /// It is where it has been before, as a process that was put back from a copy of its memory. Or its word has been on its
     /// way for long: then its next one will do.
     WentBack(String),
@@ -85,7 +87,9 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Stale(why) | Self::TooEarly(why) | Self::WentBack(why) => formatter.write_str(why),
+            Self::Stale(why) | Self::TooEarly(why) | Self::NotYet(why) | Self::WentBack(why) => {
+                formatter.write_str(why)
+            }
         }
     }
 }
@@ -229,13 +233,16 @@ impl Lives {
             }
             Some(known) if life.began_at >= known.reached || active(Mutant::StaleDataBelieved) => {
                 let earlier = streams.get(&(node, known.life));
-                let lingers = |since: Instant| since.elapsed() < self.linger;
-                let connected =
-                    earlier.is_some_and(|streams| streams.open > 0 || streams.ended.is_some_and(lingers));
-                if connected || lingers(self.began) {
+                if earlier.is_some_and(|streams| streams.open > 0) {
                     return Err(Refusal::TooEarly(format!(
-                        "another process runs, or has just run, as node {node} on the same data, and is connected to node {}",
+                        "another process runs as node {node} on the same data, and is connected to node {}: stop one of the two",
                         self.node
+                    )));
+                }
+                let lingers = |since: Instant| since.elapsed() < self.linger;
+                if lingers(self.began) || earlier.and_then(|streams| streams.ended).is_some_and(lingers) {
+                    return Err(Refusal::NotYet(format!(
+                        "an earlier process of node {node} may still be there"
                     )));
                 }
                 streams.remove(&(node, known.life));
@@ -300,6 +307,7 @@ mod tests {
             Ok(_) => "let in",
             Err(Refusal::Stale(_)) => "stale",
             Err(Refusal::TooEarly(_)) => "too early",
+            Err(Refusal::NotYet(_)) => "not yet",
             Err(Refusal::WentBack(_)) => "went back",
         }
     }
@@ -353,12 +361,12 @@ mod tests {
         let met = BTreeMap::from([(2, Met { life: 1, reached: 30 })]);
         let lives = Arc::new(Lives::new(1, Life { id: 1, began_at: 0 }, met, || 1, |_| ()));
         // Connections are being made anew: the one that was known may come first.
-        assert_eq!(kind(lives.meet(2, claim(2, 30))), "too early");
+        assert_eq!(kind(lives.meet(2, claim(2, 30))), "not yet");
         assert_eq!(kind(lives.meet(3, claim(5, 0))), "let in", "nobody has known it");
         let known = lives.meet(2, Claim { reached: 31, ..claim(1, 0) }).unwrap();
         tokio::time::advance(LINGER).await;
         drop(known);
-        assert_eq!(kind(lives.meet(2, claim(2, 31))), "too early");
+        assert_eq!(kind(lives.meet(2, claim(2, 31))), "not yet");
         tokio::time::advance(LINGER).await;
         assert_eq!(kind(lives.meet(2, claim(2, 31))), "let in");
     }

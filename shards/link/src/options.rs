@@ -122,8 +122,8 @@ fn dialled(
         async move {
             let stream = dial(address).await?;
             Ok(TokioIo::new(match connector {
-                None => Dialled::Plain(stream),
-                Some(connector) => Dialled::Secure(Box::new(connector.connect(host(address), stream).await?)),
+                None => Dialled::Left(stream),
+                Some(connector) => Dialled::Right(Box::new(connector.connect(host(address), stream).await?)),
             }))
         }
     })

@@ -7,14 +7,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_stream::Stream;
+use tokio_util::either::Either;
 
 use crate::accept::{AcceptLimits, Accepted, Connections, accept};
 use crate::tls::Credentials;
@@ -23,64 +21,8 @@ use crate::tls::Credentials;
 /// busy or stopped peer does not count, until it has left a whole window unread.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_millis(1_500);
 
-/// A connection that was made.
-#[derive(Debug)]
-pub(crate) enum Dialled {
-    /// Without TLS.
-    Plain(TcpStream),
-    /// With it.
-    Secure(Box<TlsStream<TcpStream>>),
-}
-
-/// What is the same for both.
-macro_rules! either {
-    ($stream:expr, $inner:ident => $do:expr) => {
-        match $stream {
-            Dialled::Plain($inner) => $do,
-            Dialled::Secure($inner) => $do,
-        }
-    };
-}
-
-impl AsyncRead for Dialled {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        either!(&mut *self, stream => Pin::new(stream).poll_read(context, buffer))
-    }
-}
-
-impl AsyncWrite for Dialled {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        either!(&mut *self, stream => Pin::new(stream).poll_write(context, bytes))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(&mut *self, stream => Pin::new(stream).poll_flush(context))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(&mut *self, stream => Pin::new(stream).poll_shutdown(context))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        either!(&mut *self, stream => Pin::new(stream).poll_write_vectored(context, parts))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        either!(self, stream => stream.is_write_vectored())
-    }
-}
+/// A connection that was made: without TLS, or with it.
+pub(crate) type Dialled = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// Connects.
 pub(crate) async fn dial(address: SocketAddr) -> io::Result<TcpStream> {

@@ -54,10 +54,10 @@ impl ProcessRole {
 /// Why certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file holds something else.
-    #[error("no {0} in PEM form was found in it")]
-    Missing(&'static str),
-    /// The parts do not fit.
+    /// The authority's certificates are something else.
+    #[error("no certificate of an authority in PEM form was found in it")]
+    Authority,
+    /// The process's own chain, or its key, is something else, or they do not fit.
     #[error("{0}")]
     Unusable(String),
 }
@@ -111,13 +111,14 @@ impl Credentials {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let names = Arc::new(RoleNames::new(cluster));
         let mut roots = RootCertStore::empty();
-        for root in certificates(authority)? {
-            roots.add(root)?;
+        for root in certificates(authority).ok_or(TlsError::Authority)? {
+            roots.add(root).map_err(|_| TlsError::Authority)?;
         }
         let roots = Arc::new(roots);
-        let chain = certificates(chain)?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| TlsError::Missing("private key"))?;
         let unusable = |error: &dyn fmt::Display| TlsError::Unusable(error.to_string());
+        let missing = |what| unusable(&format!("no {what} in PEM form was found"));
+        let chain = certificates(chain).ok_or_else(|| missing("certificate"))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| missing("private key"))?;
 
         let inner = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
         let inner = inner.build().map_err(|error| unusable(&error))?;
@@ -155,9 +156,9 @@ fn own_certificate(
     names: &RoleNames,
     chain: &[CertificateDer<'_>],
 ) -> Result<(), TlsError> {
-    let (own, rest) = chain.split_first().ok_or(TlsError::Missing("certificate"))?;
-    let named = names.of(own).and_then(|role| names.0.iter().find(|(of, _)| *of == role));
-    let Some((_, name)) = named else {
+    let role = chain.first().and_then(|own| names.of(own));
+    let name = names.0.iter().find(|(of, _)| Some(*of) == role);
+    let (Some((_, name)), Some((own, rest))) = (name, chain.split_first()) else {
         return Err(TlsError::Unusable("it is certified for another cluster, or for none".into()));
     };
     match verifier.verify_server_cert(own, rest, name, &[], UnixTime::now()) {
@@ -166,10 +167,10 @@ fn own_certificate(
     }
 }
 
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    const WHAT: &str = "certificate";
+/// All certificates, if there are any and nothing is wrong with them.
+fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    found.ok().filter(|found| !found.is_empty()).ok_or(TlsError::Missing(WHAT))
+    found.ok().filter(|found| !found.is_empty())
 }
 
 /// How a node at an address is called in the handshake: by its host.

@@ -1,7 +1,7 @@
 //! The bytes of a connection that was accepted: plain, or inside TLS once its first byte says so.
 //!
 //! One port serves both, so that probes and scrapers need no certificate. Who may call what is decided later, by the role
-//! that the handshake has proven, or has not.
+//! that the handshake has proven, or has not. **Never here:** how long a connection may take to say what it is.
 
 use std::future::Future as _;
 use std::io;
@@ -9,156 +9,95 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{Accept, TlsAcceptor};
+use tokio_util::either::Either;
 
 use crate::tls::{Credentials, ProcessRole};
 
 /// With which a TLS connection begins: the type of a handshake record. No text protocol does.
 const HANDSHAKE: u8 = 0x16;
 
+/// A connection that has said what it is.
+pub(crate) type Opened = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// What a port makes of a connection that may be TLS.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    pub(crate) credentials: Credentials,
+    /// Whatever is not is closed.
+    pub(crate) only: bool,
+}
+
 pub(crate) enum Wire {
-    Plain(TcpStream),
-    Secure(Box<TlsStream<TcpStream>>),
-    /// It has not said what it is, or is shaking hands. `None` only while it changes.
-    Opening(Option<Opening>),
-}
-
-pub(crate) struct Opening {
-    step: Step,
-    credentials: Credentials,
-    proven: Arc<OnceLock<ProcessRole>>,
-    tls_only: bool,
-}
-
-enum Step {
-    Listening(TcpStream),
-    Shaking(Box<Accept<TcpStream>>),
+    Open(Opened),
+    /// It has not spoken.
+    Listening(TcpStream, Tls),
+    /// It shakes hands.
+    Shaking(Box<Accept<TcpStream>>, Credentials),
+    /// It is gone, or changes.
+    Closed,
 }
 
 impl Wire {
-    /// With credentials it may become TLS; `proven` then tells the role of who is there.
-    pub(crate) fn new(
-        stream: TcpStream,
-        credentials: Option<&Credentials>,
-        proven: &Arc<OnceLock<ProcessRole>>,
-        tls_only: bool,
-    ) -> Self {
-        match credentials {
-            None => Self::Plain(stream),
-            Some(credentials) => Self::Opening(Some(Opening {
-                step: Step::Listening(stream),
-                credentials: credentials.clone(),
-                proven: Arc::clone(proven),
-                tls_only,
-            })),
+    /// Without `tls` it is what it is.
+    pub(crate) fn new(stream: TcpStream, tls: Option<&Tls>) -> Self {
+        match tls {
+            None => Self::Open(Either::Left(stream)),
+            Some(tls) => Self::Listening(stream, tls.clone()),
         }
     }
 
-    /// Goes on until it is known what the connection is.
-    pub(crate) fn poll_opened(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// The connection, once it is known what it is. `proven` then tells the role of who is there, if it has shown one.
+    pub(crate) fn poll_open(
+        &mut self,
+        context: &mut Context<'_>,
+        proven: &OnceLock<ProcessRole>,
+    ) -> Poll<io::Result<&mut Opened>> {
         loop {
-            let Self::Opening(slot) = self else { return Poll::Ready(Ok(())) };
-            let gone = || io::Error::from(io::ErrorKind::NotConnected);
-            let opening = slot.as_mut().ok_or_else(gone)?;
-            match &mut opening.step {
-                Step::Listening(stream) => {
+            *self = match self {
+                Self::Open(_) => break,
+                Self::Closed => return Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+                Self::Listening(stream, _) => {
                     let mut first = [0];
                     let mut buffer = ReadBuf::new(&mut first);
                     ready!(stream.poll_peek(context, &mut buffer))?;
                     let is_tls = buffer.filled().first() == Some(&HANDSHAKE);
-                    let Some(Opening { step: Step::Listening(stream), credentials, proven, tls_only }) =
-                        slot.take()
-                    else {
-                        return Poll::Ready(Err(gone()));
+                    let Self::Listening(stream, tls) = std::mem::replace(self, Self::Closed) else {
+                        continue;
                     };
-                    if is_tls {
-                        let accept = TlsAcceptor::from(Arc::clone(&credentials.server)).accept(stream);
-                        let step = Step::Shaking(Box::new(accept));
-                        *self = Self::Opening(Some(Opening { step, credentials, proven, tls_only }));
-                    } else if tls_only {
-                        return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "it is no TLS")));
-                    } else {
-                        *self = Self::Plain(stream);
+                    match (is_tls, tls.only) {
+                        (true, _) => {
+                            let accept =
+                                TlsAcceptor::from(Arc::clone(&tls.credentials.server)).accept(stream);
+                            Self::Shaking(Box::new(accept), tls.credentials)
+                        }
+                        (false, false) => Self::Open(Either::Left(stream)),
+                        (false, true) => {
+                            let why = "a connection is no TLS, on a port for nothing else";
+                            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
+                        }
                     }
                 }
-                Step::Shaking(accept) => {
+                Self::Shaking(accept, _) => {
                     let shaken = ready!(Pin::new(accept.as_mut()).poll(context));
-                    let Some(opening) = slot.take() else { return Poll::Ready(Err(gone())) };
+                    let Self::Shaking(_, credentials) = std::mem::replace(self, Self::Closed) else {
+                        continue;
+                    };
                     let stream = shaken?;
-                    if let Some(role) = opening.credentials.role(stream.get_ref().1.peer_certificates()) {
+                    if let Some(role) = credentials.role(stream.get_ref().1.peer_certificates()) {
                         // It is set once: this is the only handshake of the connection.
-                        let _ = opening.proven.set(role);
+                        let _ = proven.set(role);
                     }
-                    *self = Self::Secure(Box::new(stream));
+                    Self::Open(Either::Right(Box::new(stream)))
                 }
-            }
+            };
         }
-    }
-}
-
-/// What is the same for both, once it is open.
-macro_rules! opened {
-    ($wire:expr, $stream:ident => $do:expr) => {
-        match $wire {
-            Wire::Plain($stream) => $do,
-            Wire::Secure($stream) => $do,
-            Wire::Opening(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
-    };
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        ready!(self.poll_opened(context))?;
-        opened!(&mut *self, stream => Pin::new(stream).poll_read(context, buffer))
-    }
-}
-
-impl AsyncWrite for Wire {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_opened(context))?;
-        opened!(&mut *self, stream => Pin::new(stream).poll_write(context, bytes))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_opened(context))?;
-        opened!(&mut *self, stream => Pin::new(stream).poll_flush(context))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A connection that never said what it is has nothing to end.
-        match &mut *self {
-            Self::Opening(_) => Poll::Ready(Ok(())),
-            other => opened!(other, stream => Pin::new(stream).poll_shutdown(context)),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_opened(context))?;
-        opened!(&mut *self, stream => Pin::new(stream).poll_write_vectored(context, parts))
-    }
-
-    fn is_write_vectored(&self) -> bool {
         match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Secure(stream) => stream.is_write_vectored(),
-            // HTTP/2 asks once, at the beginning, and would write the head and the body of each frame apart from then on.
-            Self::Opening(_) => true,
+            Self::Open(open) => Poll::Ready(Ok(open)),
+            _ => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }

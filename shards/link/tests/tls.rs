@@ -73,10 +73,14 @@ impl pb::peer_service_server::PeerService for Server {
 
 /// Node 2's port for other nodes.
 async fn serve(credentials: Option<Credentials>) -> SocketAddr {
+    serve_as(credentials, false).await
+}
+
+async fn serve_as(credentials: Option<Credentials>, tls_only: bool) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let limits = AcceptLimits { opening_max: Duration::from_millis(300), ..AcceptLimits::default() };
-    let connections = incoming(listener, limits, Connections::default(), credentials.as_ref(), false);
+    let connections = incoming(listener, limits, Connections::default(), credentials.as_ref(), tls_only);
     let port = NodeIdentity::peer_port(CLUSTER, Arc::new(Lives::idle(2)), credentials.is_some());
     tokio::spawn(
         server_builder()
@@ -162,6 +166,21 @@ async fn a_link_works_over_tls_and_says_why_it_does_not() {
     link.call(pb::Call::default(), Instant::now() + PATIENCE).await.unwrap_err();
     let why = link.last_error().unwrap();
     assert!(why.contains("invalid peer certificate"), "{why}");
+}
+
+#[tokio::test]
+async fn a_port_for_nothing_but_tls_closes_everything_else_unheard() {
+    let ours = Authority::new();
+    let node = ours.of(ProcessRole::Node, HERE);
+    let address = serve_as(Some(node.clone()), true).await;
+    for beginning in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0"] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(beginning).await.unwrap();
+        let mut all = Vec::new();
+        let _ = timeout(PATIENCE, stream.read_to_end(&mut all)).await.unwrap();
+        assert!(all.is_empty(), "{}", String::from_utf8_lossy(&all));
+    }
+    assert_eq!(call(address, Some(&node)).await, "served");
 }
 
 #[tokio::test]

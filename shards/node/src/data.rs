@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tidewall_client::topology;
 use tidewall_consensus::recovery::RecoveryError;
 use tidewall_env::disk::RealDisk;
 use tidewall_link::Met;
@@ -18,6 +19,7 @@ use tidewall_store::checkpoint::{CheckpointError, CheckpointStore, CheckpointWri
 use tidewall_store::log::{LogError, LogOptions, NodeLog};
 
 use crate::config::{NodeConfig, NodeError};
+use crate::files;
 use crate::lives::LivesStore;
 use crate::recovery::{Orders, Survivor};
 use crate::reports::Quarantine;
@@ -76,7 +78,8 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
     let found = check_identity(directory, &new, config.create)?;
     let fresh = found.is_none();
     let identity = found.unwrap_or(new);
-    if let Some(why) = LivesStore::new(directory).why_stale() {
+    let lives = LivesStore::new(directory);
+    if let Some(why) = lives.why_stale() {
         return Err(NodeError::Data(format!("{place} must not be used again: {why}")));
     }
     let incoming = directory.join("incoming");
@@ -85,7 +88,7 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
     }
     std::fs::create_dir_all(&incoming).map_err(system(format!("cannot create {}", incoming.display())))?;
     let written_as = identity.written_as();
-    let cluster = id_bytes(written_as).ok_or_else(|| {
+    let cluster = topology::cluster_bytes(written_as).ok_or_else(|| {
         NodeError::Config(format!("the cluster id {written_as:?} is not 32 hexadecimal digits"))
     })?;
     let disk =
@@ -102,7 +105,6 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
     let mut store = SledCheckpoints::open(&directory.join("checkpoint"), cluster, config.node)
         .map_err(checkpoint_error)?;
     let mut machines = BTreeMap::new();
-    let lives = LivesStore::new(directory);
     let quarantine = Quarantine::new(directory);
     let orders = Orders::new(directory);
     let address = config.topology.node(config.node).map(|node| node.peer_address.to_string());
@@ -229,14 +231,7 @@ pub fn fork(directory: &Path, node: u64, cluster: &str) -> Result<(), NodeError>
             "{place} holds no data of node {node} of this format: nothing was forked"
         )));
     };
-    for name in ["lives.json", "stale"] {
-        match std::fs::remove_file(directory.join(name)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(system(name.into())(error));
-            }
-            _ => {}
-        }
-    }
+    LivesStore::new(directory).forget().map_err(system("lives.json".into()))?;
     let written_as = Some(found.written_as().to_owned()).filter(|written_as| written_as != cluster);
     let forked = Identity { cluster: cluster.to_owned(), written_as, ..found };
     write_identity(directory, &forked).map_err(system("node.json".into()))
@@ -259,7 +254,7 @@ pub fn age(directory: &Path, node: u64) -> Result<Age, NodeError> {
     let place = directory.display();
     let identity = read_identity(&directory.join("node.json"))?;
     let cluster = identity.filter(|found| found.format == DATA_FORMAT && found.node == node);
-    let cluster = cluster.and_then(|found| id_bytes(found.written_as()));
+    let cluster = cluster.and_then(|found| topology::cluster_bytes(found.written_as()));
     let cluster = cluster
         .ok_or_else(|| NodeError::Data(format!("{place} holds no data of node {node} of this format")))?;
     let met = LivesStore::new(directory).load().map_err(NodeError::Data)?;
@@ -269,12 +264,6 @@ pub fn age(directory: &Path, node: u64) -> Result<Age, NodeError> {
     let reached = log.opened_at();
     log.close().map_err(log_error)?;
     Ok(Age { reached, met })
-}
-
-/// The bytes of a cluster id.
-fn id_bytes(id: &str) -> Option<[u8; 16]> {
-    let number = u128::from_str_radix(id, 16).ok().filter(|_| id.len() == 32)?;
-    Some(number.to_be_bytes())
 }
 
 /// What `node.json` says, if there is one.
@@ -338,13 +327,7 @@ fn refuse_foreign_files(directory: &Path) -> Result<(), NodeError> {
 }
 
 fn write_identity(directory: &Path, identity: &Identity) -> std::io::Result<()> {
-    use std::io::Write as _;
-    let temporary = directory.join("node.tmp");
-    let mut file = std::fs::File::create(&temporary)?;
-    file.write_all(&serde_json::to_vec_pretty(identity)?)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, directory.join("node.json"))?;
-    std::fs::File::open(directory)?.sync_all()
+    files::replace(directory, "node.json", &serde_json::to_vec_pretty(identity)?)
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ use tidewall_link::{Life, Lives, Met};
 use tidewall_store::log::NodeLog;
 use tokio::time::Instant;
 
+use crate::files;
+
 /// Version of `lives.json`.
 const FORMAT: u32 = 1;
 /// How often progress of the others is written down.
@@ -85,7 +87,7 @@ impl LivesStore {
             }
             Place::Directory(directory, writing) => {
                 let _one_at_a_time = writing.lock();
-                write(directory, "stale", why.as_bytes())
+                files::replace(directory, "stale", why.as_bytes())
             }
         }
     }
@@ -123,6 +125,25 @@ impl LivesStore {
         met.collect()
     }
 
+    /// Forgets everything: the data are to be those of another cluster.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub(crate) fn forget(&self) -> std::io::Result<()> {
+        match &self.place {
+            Place::Memory(memory) => {
+                *memory.lock() = Default::default();
+                Ok(())
+            }
+            Place::Directory(directory, writing) => {
+                let _one_at_a_time = writing.lock();
+                files::remove(&directory.join("lives.json"))?;
+                files::remove(&directory.join("stale"))?;
+                files::sync_directory(directory)
+            }
+        }
+    }
+
     fn save(&self, met: &AllMet) -> std::io::Result<()> {
         match &self.place {
             Place::Memory(memory) => {
@@ -134,21 +155,10 @@ impl LivesStore {
                 let kept = |met: &Met| KeptMet { life: format!("{:016x}", met.life), reached: met.reached };
                 let met = met.iter().map(|(node, met)| (*node, kept(met))).collect();
                 let bytes = serde_json::to_vec_pretty(&Kept { format: FORMAT, met })?;
-                write(directory, "lives.json", &bytes)
+                files::replace(directory, "lives.json", &bytes)
             }
         }
     }
-}
-
-/// Replaces a file so that a crash leaves either the old or the new one.
-fn write(directory: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write as _;
-    let temporary = directory.join(format!("{name}.tmp"));
-    let mut file = std::fs::File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, directory.join(name))?;
-    std::fs::File::open(directory)?.sync_all()
 }
 
 /// This node's life on its data, and what it knows of the others'. Clones share it.

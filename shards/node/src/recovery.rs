@@ -12,6 +12,8 @@ use tidewall_machine::Machine;
 use tidewall_store::checkpoint::CheckpointStore;
 use tidewall_store::log::NodeLog;
 
+use crate::files;
+
 /// An order, as it lies in the node's directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
@@ -38,6 +40,11 @@ pub struct Survivor {
     pub fence: u64,
 }
 
+/// Of the order for a group.
+fn name(group: u32) -> String {
+    format!("group-{group}.json")
+}
+
 /// Where orders are kept until they are carried out, and remembered afterwards.
 #[derive(Debug, Clone)]
 pub struct Orders {
@@ -51,7 +58,7 @@ impl Orders {
     }
 
     fn path(&self, group: u32) -> PathBuf {
-        self.directory.join(format!("group-{group}.json"))
+        self.directory.join(name(group))
     }
 
     /// Keeps an order; it survives a power cut.
@@ -59,15 +66,7 @@ impl Orders {
     /// # Errors
     /// What the system said.
     pub fn give(&self, order: &Order) -> std::io::Result<()> {
-        use std::io::Write as _;
-        std::fs::create_dir_all(&self.directory)?;
-        let temporary = self.directory.join("order.tmp");
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec_pretty(order)?)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, self.path(order.group))?;
-        std::fs::File::open(&self.directory)?.sync_all()?;
-        self.directory.parent().map_or(Ok(()), |parent| std::fs::File::open(parent)?.sync_all())
+        files::replace_below(&self.directory, &name(order.group), &serde_json::to_vec_pretty(order)?)
     }
 
     /// The order for a group, if there is one.
@@ -116,7 +115,7 @@ impl Orders {
     fn put_aside(&self, order: &Order, why: &str) -> Result<(), RecoveryError> {
         let record = format!("group-{}-incarnation-{}.{why}", order.group, order.incarnation);
         std::fs::rename(self.path(order.group), self.directory.join(record))
-            .and_then(|()| std::fs::File::open(&self.directory)?.sync_all())
+            .and_then(|()| files::sync_directory(&self.directory))
             .map_err(|error| {
                 RecoveryError::Unusable(format!(
                     "the recovery order of group {} cannot be put aside: {error}",

@@ -18,6 +18,7 @@ use tidewall_machine::{Answer, Command, Machine, SystemCommand};
 use tidewall_proto::internal::v1 as pb;
 use tokio::time::Instant;
 
+use crate::files;
 use crate::lives::LifeOfNode;
 use crate::shard;
 use crate::standing::Standing;
@@ -58,7 +59,7 @@ impl Quarantine {
             Marks::Directory(directory) => directory,
             Marks::Memory(marks) => return marks.lock().get(&group).cloned(),
         };
-        match std::fs::read_to_string(mark_path(directory, group)) {
+        match std::fs::read_to_string(directory.join(mark_name(group))) {
             Ok(why) => Some(why),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => Some(format!("the quarantine mark of group {group} cannot be read: {error}")),
@@ -67,7 +68,6 @@ impl Quarantine {
 
     /// Marks a replica; the mark survives a power cut.
     pub fn mark(&self, group: u32, why: &str) -> std::io::Result<()> {
-        use std::io::Write as _;
         let directory = match &self.marks {
             Marks::Directory(directory) => directory,
             Marks::Memory(marks) => {
@@ -75,17 +75,12 @@ impl Quarantine {
                 return Ok(());
             }
         };
-        std::fs::create_dir_all(directory)?;
-        let mut file = std::fs::File::create(mark_path(directory, group))?;
-        file.write_all(why.as_bytes())?;
-        file.sync_all()?;
-        std::fs::File::open(directory)?.sync_all()?;
-        directory.parent().map_or(Ok(()), |parent| std::fs::File::open(parent)?.sync_all())
+        files::replace_below(directory, &mark_name(group), why.as_bytes())
     }
 }
 
-fn mark_path(directory: &Path, group: u32) -> PathBuf {
-    directory.join(format!("group-{group}"))
+fn mark_name(group: u32) -> String {
+    format!("group-{group}")
 }
 
 /// Tells and hears reports for one node.
@@ -341,7 +336,7 @@ mod tests {
         let again = Quarantine::new(directory.path());
         assert_eq!((again.why(3).as_deref(), again.why(4)), (Some("odd rows"), None));
         // What cannot be read counts as a mark.
-        let mark = mark_path(&directory.path().join("quarantine"), 3);
+        let mark = directory.path().join("quarantine").join(mark_name(3));
         std::fs::remove_file(&mark).unwrap();
         std::fs::create_dir(&mark).unwrap();
         assert!(again.why(3).unwrap().contains("cannot be read"));

@@ -56,7 +56,8 @@ def check_policy() -> None:
             request = purchase("regions/north/events/gala")
             tickets.BuyTickets(request, timeout=CALL_SECONDS)
             assert [name for name, _ in seen] == [request.request_id] * 3, seen
-            assert all(0 < left <= CALL_SECONDS for _, left in seen), f"the deadline got lost: {seen}"
+            # gRPC rounds what it sends up, by a few per cent; a call without a deadline has years.
+            assert all(0 < left < 2 * CALL_SECONDS for _, left in seen), f"the deadline got lost: {seen}"
             # An outcome that is unknown, or decided, is the caller's to handle.
             for code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.FAILED_PRECONDITION):
                 seen.clear()

@@ -136,6 +136,8 @@ pub struct Bed {
     pub damaged: RefCell<BTreeSet<u32>>,
     /// Its last crash left a checkpoint unfinished.
     torn: Cell<bool>,
+    /// It is a copy of another one, which runs.
+    twin: bool,
     /// It never comes back, and nobody reads its disk any more.
     pub gone: Cell<bool>,
 }
@@ -158,6 +160,7 @@ impl Bed {
             disk_fails: Cell::new(false),
             damaged: RefCell::default(),
             torn: Cell::new(false),
+            twin: false,
             gone: Cell::new(false),
             ground,
         }
@@ -208,8 +211,16 @@ impl Bed {
         LogOptions { segment_bytes: SEGMENT_BYTES, ..LogOptions::new(cluster, self.id) }
     }
 
+    /// A copy of it, as it is now, to be run beside it.
+    pub fn twin(&self) -> Self {
+        self.copy_media();
+        let copy = self.older.take().unwrap_or_else(Media::new);
+        let bed = Self::new(self.id, self.slot, self.ground.clone());
+        Self { media: RefCell::new(copy), fresh: Cell::new(false), twin: true, ..bed }
+    }
+
     fn name(&self) -> String {
-        format!("n{}", self.id)
+        format!("n{}{}", self.id, if self.twin { "-twin" } else { "" })
     }
 
     fn object(&self, check: &'static str, what: String) {

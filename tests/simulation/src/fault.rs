@@ -127,6 +127,11 @@ pub enum Fault {
         /// How much older, ms.
         older_ms: u64,
     },
+    /// A copy of a node is started beside it.
+    Twin {
+        /// The node.
+        node: Slot,
+    },
     /// A lead is handed over.
     Transfer {
         /// The group.
@@ -201,6 +206,7 @@ impl Fault {
             Self::SlowDisk { .. } => "slow-disk",
             Self::FailingDisk { .. } => "failing-disk",
             Self::OldState { .. } => "old-state",
+            Self::Twin { .. } => "twin",
             Self::Transfer { .. } => "transfer",
             Self::Checkpoint { .. } => "checkpoint",
             Self::TornCheckpoint { .. } => "torn-checkpoint",

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tidewall_consensus::StorageFault;
 use turmoil::Sim;
 
-use crate::bed::{Bed, Order};
+use crate::bed::{Bed, Order, live};
 use crate::desk::Orphan;
 use crate::fault::{Cut, Fault, Host, Loss, Slot};
 use crate::history::End;
@@ -83,6 +83,7 @@ impl Cluster {
         if bed.life.borrow().is_none() {
             return false;
         }
+        self.end_twin();
         bed.lose_power(loss);
         self.sim.crash(node_ip(node));
         self.later(down_ms, Then::Start(node));
@@ -97,6 +98,47 @@ impl Cluster {
         if known && self.kill(node, Loss::Everything, 200) {
             self.note(format_args!("n{node} goes back to an older state of its disk"));
             bed.go_back();
+        }
+    }
+
+    /// Starts a copy of a node beside it, while all nodes are up and hear each other.
+    fn start_twin(&mut self, node: Slot) -> bool {
+        let present = || self.beds.iter().filter(|bed| !bed.gone.get());
+        let calm = present().all(|bed| bed.life.borrow().is_some())
+            && !self.operator.is_busy()
+            && !self
+                .agenda
+                .values()
+                .flatten()
+                .any(|then| !matches!(then, Then::StartGateway(_) | Then::Fast(_)));
+        let Some(bed) = self.up(node).filter(|bed| calm && !bed.is_stale()) else { return false };
+        self.twins += 1;
+        let ip = IpAddr::V4(Ipv4Addr::new(10, 0, 3, self.twins));
+        let twin = Rc::new(bed.twin());
+        self.twin = Some((ip, Rc::clone(&twin)));
+        self.sim.host(ip, move || live(Rc::clone(&twin)));
+        true
+    }
+
+    /// Ends the copy, if there is one.
+    fn end_twin(&mut self) {
+        if let Some((ip, twin)) = self.twin.take() {
+            twin.lose_power(Loss::Everything);
+            self.sim.crash(ip);
+        }
+    }
+
+    /// A copy that runs beside its original must never come up, and may be refused.
+    pub(crate) fn look_at_twin(&mut self) {
+        let Some((_, twin)) = &self.twin else { return };
+        let (up, failed) = (twin.life.borrow().is_some(), twin.failed.lock().clone());
+        if up {
+            self.object("twin", format!("n{} runs twice", twin.id));
+        }
+        if let Some(fault) = failed {
+            self.note(format_args!("the twin was refused: {fault:?}"));
+            *self.tally.entry("twin-refused").or_default() += 1;
+            self.end_twin();
         }
     }
 
@@ -161,6 +203,8 @@ impl Cluster {
 
     /// Carries out a fault, and counts it if it could happen.
     pub(crate) fn inject(&mut self, fault: &Fault) {
+        // It is told from its original as long as nothing else goes wrong.
+        self.end_twin();
         self.note(format_args!("{fault}"));
         if self.happens(fault) {
             *self.tally.entry(fault.kind()).or_default() += 1;
@@ -233,6 +277,7 @@ impl Cluster {
                     true
                 })
             }
+            Fault::Twin { node } => self.start_twin(node),
             Fault::Transfer { group, to } => {
                 self.at(to).is_some_and(|to| self.order(&Order::Transfer(group, to.id)))
             }
@@ -384,6 +429,7 @@ impl Cluster {
 
     /// Ends all faults.
     pub(crate) fn heal(&mut self) {
+        self.end_twin();
         self.note(format_args!("all is healed"));
         self.heal_network();
         self.carry_out(Then::Calm);

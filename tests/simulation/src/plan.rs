@@ -240,6 +240,7 @@ impl Plan {
                 Fault::SlowDisk { node, sync_ms: random.random_range(20..=250), lasts_ms }
             }
             Kind::Disk => Fault::FailingDisk { node },
+            Kind::OldState if random.random_bool(0.4) => Fault::Twin { node },
             Kind::OldState => Fault::OldState { node, older_ms: random.random_range(1_500..=4_000) },
             Kind::Transfer => Fault::Transfer { group, to: node },
             Kind::Checkpoint => match random.random_range(0..6) {
@@ -302,6 +303,6 @@ mod tests {
             assert!(poisoned == 0 || count(Fault::changes_members) == 0, "seed {seed}");
             kinds.extend(plan.faults.iter().map(|(_, fault)| fault.kind()));
         }
-        assert_eq!(kinds.len(), 20, "{kinds:?}");
+        assert_eq!(kinds.len(), 22, "{kinds:?}");
     }
 }

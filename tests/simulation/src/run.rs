@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -119,6 +119,10 @@ pub(crate) struct Cluster {
     pub(crate) ground: Ground,
     /// All nodes that there ever were, by id from 1.
     pub(crate) beds: Vec<Rc<Bed>>,
+    /// A copy of a node that runs beside it, and where.
+    pub(crate) twin: Option<(IpAddr, Rc<Bed>)>,
+    /// How many there were.
+    pub(crate) twins: u8,
     pub(crate) control: Rc<Control>,
     pub(crate) history: Rc<RefCell<History>>,
     pub(crate) operator: Rc<Operator>,
@@ -189,6 +193,8 @@ impl Cluster {
             sim,
             ground,
             beds: Vec::new(),
+            twin: None,
+            twins: 0,
             control,
             history,
             operator,
@@ -219,7 +225,7 @@ impl Cluster {
         self.ground.trace.note(self.sim.elapsed().as_micros() as u64, "harness", what);
     }
 
-    fn object(&self, check: &'static str, what: String) {
+    pub(crate) fn object(&self, check: &'static str, what: String) {
         self.note(format_args!("VIOLATION {check}: {what}"));
         self.ground.violations.borrow_mut().push(Violation { check, what });
     }
@@ -420,6 +426,7 @@ impl Cluster {
         if !self.ground.violations.borrow().is_empty() {
             return false;
         }
+        self.look_at_twin();
         for bed in self.beds.clone() {
             let failed = bed.failed.lock().clone();
             if let Some(fault) = failed {

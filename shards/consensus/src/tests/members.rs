@@ -152,3 +152,33 @@ async fn a_replica_that_has_halted_takes_no_snapshot() {
     assert!(refused.contains("has halted") && refused.contains("its rows are wrong"), "{refused}");
     cluster.stop().await;
 }
+
+/// A copy that was made a moment ago has all that its original has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_process_of_a_node_is_let_in_nowhere_while_the_first_one_runs() {
+    let mut cluster = Cluster::new(&[1, 2, 3]).await;
+    cluster.create(1).await;
+    // Its streams to both others are open.
+    let (leader, _) = cluster.leader(1).await;
+    let began_at = cluster.running[&leader].lives.reached() + 1_000;
+    let life = tidewall_link::Life { id: 99, began_at };
+    let stale = |why: &str| panic!("{why}");
+    let lives = Lives::new(leader, life, BTreeMap::new(), move || began_at + 1, stale);
+    let (lives, addresses) = (Arc::new(lives), cluster.addresses.clone());
+    let config = PeersConfig { cluster: CLUSTER, lives: Arc::clone(&lives), credentials: None, addresses };
+    let twin = Peers::new(config);
+    let others: Vec<u64> = (1..=3).filter(|node| *node != leader).collect();
+    for other in &others {
+        assert!(twin.meet(*other, PATIENCE).await.is_err(), "node {other} talks to both");
+        assert!(lives.is_awaited_by(*other));
+    }
+    cluster.crash(leader).await;
+    let deadline = Instant::now() + PATIENCE;
+    for other in others {
+        while twin.meet(other, PATIENCE).await.is_err() {
+            assert!(Instant::now() < deadline, "node {other} waits for who is gone");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+    cluster.stop().await;
+}

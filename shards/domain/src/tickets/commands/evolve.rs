@@ -193,7 +193,7 @@ pub(super) fn check_stock(state: &State) -> Result<(), Fault> {
 }
 
 /// Checks T3 for somebody who gained places. (A quota may be lowered below what somebody has: then he gets no more.)
-pub(super) fn check_quota(
+pub(in crate::tickets) fn check_quota(
     state: &State,
     context: &Context,
     event: EventNo,

@@ -9,7 +9,7 @@
 
 mod codec;
 mod decide;
-mod evolve;
+pub(super) mod evolve;
 mod fields;
 mod rejection;
 mod take;

@@ -147,3 +147,27 @@ fn tickets_are_listed_by_owner_and_from_a_place_on() {
     );
     assert_eq!(list(Some("eve"), (0, 0), 10), []);
 }
+
+/// Who decides keeps the quota as well, so that only a defect there would ever need this.
+#[test]
+fn a_quota_that_is_exceeded_is_a_broken_invariant() {
+    let mut world = World::new(5);
+    world.buy("ann", "ga", 4).unwrap();
+    world.buy("bob", "ga", 2).unwrap();
+    let lower = Command::UpdateEvent {
+        event: "gala".into(),
+        display_name: None,
+        quota: Some(3),
+        opens_ms: None,
+        closes_ms: None,
+        tiers: None,
+        expected_revision: 0,
+    };
+    // Without the checks of the world, which counts by the quota that there was.
+    let caller = Caller { principal: "organiser", privileged: false };
+    apply(&mut world.state, &world.context, caller, &lower).unwrap().unwrap();
+    let check = |owner: &str| evolve::check_quota(&world.state, &world.context, 1, owner);
+    assert!(check("ann").is_err());
+    check("bob").unwrap();
+    check("eve").unwrap();
+}
