@@ -73,7 +73,8 @@ impl ShardClient {
                 Group::new(topology.nodes.len(), leader)
             })
             .collect();
-        Self { topology, options, nodes, groups, clock: Arc::default() }
+        let clock = Arc::new(ClusterClock::new(topology.nodes.iter().map(|node| node.id)));
+        Self { topology, options, nodes, groups, clock }
     }
 
     /// The time by the clocks of the nodes, as far as they were asked.
@@ -92,7 +93,7 @@ impl ShardClient {
         for group in &self.groups {
             group.set_nodes(present);
         }
-        self.clock.keep(|node| topology.node(node).is_some());
+        self.clock.adopt(topology.nodes.iter().map(|node| node.id));
     }
 
     /// Ids and addresses of the nodes that belong to the cluster now.

@@ -3,9 +3,9 @@
 //!
 //! Each answer of a node bounds its clock between the question and the answer; in between, this process's monotonic clock
 //! counts. The median is believed, so that one wrong clock misleads nobody: of the nodes, and of this machine as one more witness,
-//! because of two nodes nobody else could say which one is wrong.
+//! because of two nodes nobody else could say which one is wrong. One node of several that is heard alone is believed as little.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -25,12 +25,25 @@ struct Reading {
 }
 
 /// The clocks of the nodes, as they were read last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ClusterClock {
-    readings: Mutex<BTreeMap<u64, Reading>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// Nodes of the cluster.
+    nodes: BTreeSet<u64>,
+    readings: BTreeMap<u64, Reading>,
 }
 
 impl ClusterClock {
+    /// Of a cluster of these nodes.
+    pub fn new(nodes: impl IntoIterator<Item = u64>) -> Self {
+        let nodes = nodes.into_iter().collect();
+        Self { known: Mutex::new(Known { nodes, readings: BTreeMap::new() }) }
+    }
+
     /// Takes in what a node said of its clock, in an answer to a question that was asked at `asked`.
     pub(crate) fn read(&self, node: u64, node_ms: u64, asked: Instant) {
         let now = Instant::now();
@@ -40,20 +53,23 @@ impl ClusterClock {
         }
         // Whatever part of the way was the question's, it is off by half of the way at most.
         let reading = Reading { at: now, unix_ms: node_ms + took.as_millis() as u64 / 2 };
-        self.readings.lock().insert(node, reading);
+        self.known.lock().readings.insert(node, reading);
     }
 
     /// The nodes that belong to the cluster now.
-    pub(crate) fn keep(&self, present: impl Fn(u64) -> bool) {
-        self.readings.lock().retain(|node, _| present(*node));
+    pub(crate) fn adopt(&self, nodes: impl IntoIterator<Item = u64>) {
+        let mut known = self.known.lock();
+        let Known { nodes: present, readings } = &mut *known;
+        *present = nodes.into_iter().collect();
+        readings.retain(|node, _| present.contains(node));
     }
 
-    /// The time by the clocks of the nodes, Unix milliseconds; by this machine's own while no node has told it.
+    /// The time by the clocks of the nodes, Unix milliseconds; by this machine's own while too few have told it.
     pub fn unix_ms(&self) -> u64 {
         self.told_ms().unwrap_or_else(unix_ms)
     }
 
-    /// How far this machine's clock is ahead of those of the nodes, milliseconds; `None` while no node has told.
+    /// How far this machine's clock is ahead of those of the nodes, milliseconds; `None` while too few have told.
     pub fn ahead_ms(&self) -> Option<i64> {
         let told_ms = self.told_ms()?;
         i64::try_from(i128::from(unix_ms()) - i128::from(told_ms)).ok()
@@ -61,12 +77,18 @@ impl ClusterClock {
 
     fn told_ms(&self) -> Option<u64> {
         let now = Instant::now();
-        let mut told: Vec<u64> = {
-            let readings = self.readings.lock();
+        let (mut told, one_of_several): (Vec<u64>, _) = {
+            let Known { nodes, readings } = &*self.known.lock();
             let passed = |reading: &Reading| now.saturating_duration_since(reading.at);
             let fresh = readings.values().filter(|reading| passed(reading) < FRESH);
-            fresh.map(|reading| reading.unix_ms + passed(reading).as_millis() as u64).collect()
+            let told = fresh.map(|reading| reading.unix_ms + passed(reading).as_millis() as u64);
+            let told: Vec<u64> = told.collect();
+            let alone = told.len() < 2 && nodes.len() > 1;
+            (told, alone)
         };
+        if one_of_several {
+            return None;
+        }
         if told.len() > 1 {
             told.push(unix_ms());
         }
@@ -82,13 +104,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_median_is_believed_and_time_passes_by_itself() {
-        let clock = ClusterClock::default();
+        let clock = ClusterClock::new([1, 2, 3]);
         assert!(clock.ahead_ms().is_none());
         assert!(clock.unix_ms().abs_diff(unix_ms()) < 60_000, "nobody has told: this machine's own");
         // This machine's clock is of another year.
         let (right, hour) = (1_700_000_000_000, 3_600_000);
         clock.read(1, right, Instant::now());
-        assert_eq!(clock.unix_ms(), right, "of one, that one");
+        assert!(clock.unix_ms().abs_diff(unix_ms()) < 60_000, "one of three may be as wrong");
         clock.read(2, right + 20, Instant::now());
         assert_eq!(clock.unix_ms(), right + 20, "two against this machine");
         clock.read(3, right - hour, Instant::now());
@@ -96,7 +118,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(7)).await;
         assert!(clock.unix_ms().abs_diff(right + 7_000) <= 20);
         assert!(clock.ahead_ms().is_some_and(|ahead| ahead > hour as i64));
-        clock.keep(|node| node == 3);
+        clock.adopt([3]);
         assert_eq!(clock.unix_ms(), right - hour + 7_000);
         tokio::time::advance(FRESH).await;
         assert!(clock.ahead_ms().is_none(), "long ago");
@@ -105,7 +127,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn of_two_nodes_the_one_that_agrees_with_this_machine_is_believed() {
         for wrong in [-3_600_000, 3_600_000] {
-            let clock = ClusterClock::default();
+            let clock = ClusterClock::new([1, 2]);
             clock.read(1, unix_ms().saturating_add_signed(wrong), Instant::now());
             clock.read(2, unix_ms(), Instant::now());
             assert!(clock.unix_ms().abs_diff(unix_ms()) < 60_000, "{wrong}");
@@ -114,7 +136,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_took_long_says_nothing() {
-        let clock = ClusterClock::default();
+        let clock = ClusterClock::new([1]);
         let asked = Instant::now();
         tokio::time::advance(Duration::from_millis(100)).await;
         clock.read(1, 1_700_000_000_000, asked);

@@ -246,6 +246,22 @@ mod tests {
     }
 
     #[test]
+    fn regions_and_nodes_are_found_by_their_names_and_nothing_else() {
+        let topology = sample();
+        assert_eq!(topology.region("r3").map(|region| region.group), Some(3));
+        assert_eq!(topology.region_of_group(3).map(|region| region.id.as_str()), Some("r3"));
+        assert_eq!(topology.node(2).map(|node| node.id), Some(2));
+        assert!(topology.region("r13").is_none() && topology.region_of_group(0).is_none());
+        assert!(topology.region_of_group(13).is_none() && topology.node(4).is_none());
+        for good in ["a", "north-east-2", &"r".repeat(32)] {
+            assert!(valid_region_id(good), "{good}");
+        }
+        for bad in ["", "2nd", "-a", "a_b", "aB", "nörd", &"r".repeat(33)] {
+            assert!(!valid_region_id(bad), "{bad}");
+        }
+    }
+
+    #[test]
     fn leaders_are_spread_evenly() {
         let topology = sample();
         for node in 1..=3 {

@@ -376,10 +376,15 @@ impl Group {
 
     /// Hands leadership to another voter that has everything. The caller watches for the result.
     ///
-    /// openraft's leader never decides anything again once it has offered its lead. If the other one does not take it,
+    /// A node that does not vote is not offered anything, nor this one what it has. openraft's leader never decides anything again once it has offered its
+    /// lead. If the other one does not take it,
     /// because it has died, say, the lead is offered to the rest in turn until somebody does.
     pub async fn transfer_leadership(&self, to: u64) {
         let term = self.status().term;
+        if self.believed_leader() == Some(to) || !self.members().0.contains(&to) {
+            tracing::warn!(group = self.number, to, "no transfer: that node leads, or does not vote");
+            return;
+        }
         if let Err(error) = self.raft.trigger().transfer_leader(to).await {
             tracing::warn!(group = self.number, %error, "no transfer: the replica has stopped");
             return;
@@ -439,6 +444,19 @@ impl Group {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         metrics.membership_config.membership().get_joint_config().len() > 1
+    }
+
+    /// Waits until all that the log was given so far is durable.
+    ///
+    /// # Errors
+    /// Why it will never be.
+    pub async fn log_is_durable(&self) -> Result<(), String> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.log.barrier(Box::new(move |result| {
+            // Whoever waited may have gone.
+            let _ = sender.send(result);
+        }));
+        receiver.await.map_err(|_| "the log was closed".to_owned())?.map_err(|error| error.to_string())
     }
 
     /// Held by whoever changes the members, so that no change works with what another one has changed.

@@ -129,6 +129,9 @@ impl PeerServer {
         let meta = snapshot_meta(&loaded.header.head).map_err(|e| e.to_string())?;
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(Box::new(loaded.machine)) };
         let response = group.raft().install_full_snapshot(vote, snapshot).await.map_err(|e| e.to_string())?;
+        // A snapshot of what this replica has applied already is answered at once, and the leader takes the answer for the log's:
+        // entries are applied before they are durable, and would be missed after a crash.
+        group.log_is_durable().await?;
         Ok(response.vote)
     }
 }

@@ -40,11 +40,13 @@ pub enum Mutant {
     SealForgotten,
     /// A node is believed whatever state of its data it comes with.
     StaleDataBelieved,
+    /// A stamp that leaps ahead is followed although no majority of clocks confirms it.
+    LeapFollowed,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -60,6 +62,7 @@ impl Mutant {
         Self::UnknownReportedAsFailed,
         Self::SealForgotten,
         Self::StaleDataBelieved,
+        Self::LeapFollowed,
     ];
 }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use tidewall_actors::Refusal;
 use tidewall_consensus::{Group, Role};
+use tidewall_env::tasks;
 use tidewall_link::{ServeOptions, serve};
 use tidewall_machine::snapshot::{self, SnapshotError};
 use tidewall_machine::{Answer, Command, Machine, SystemCommand};
@@ -120,11 +121,11 @@ impl ShardServer {
         let check = file.clone();
         let version = group.state().read(Machine::apply_version);
         // All that the commit would refuse it for, before anything of it goes through the log.
-        let checked = tokio::task::spawn_blocking(move || {
+        let checked = tasks::off_thread(move || {
             let loaded = snapshot::read(&mut check.as_ref())?;
             loaded.machine.supporting(version).map(drop).map_err(SnapshotError::from)
         });
-        if let Err(error) = checked.await.map_err(|e| Status::internal(e.to_string()))? {
+        if let Err(error) = checked.await.map_err(Status::internal)? {
             let message = error.to_string();
             return respond(R::Rejection(pb::RejectionView {
                 reason: "BAD_SNAPSHOT".into(),
@@ -230,9 +231,9 @@ impl ShardService for ShardServer {
         }
         let frozen = group.freeze().await.map_err(Status::unavailable)?;
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
-        tokio::task::spawn_blocking(move || {
+        tasks::produce(sender, move |send| {
             for part in snapshot::encode(&frozen) {
-                if sender.blocking_send(Ok(pb::ExportResponse { chunk: part.into() })).is_err() {
+                if !send(Ok(pb::ExportResponse { chunk: part.into() })) {
                     return;
                 }
             }

@@ -97,8 +97,8 @@ pub fn peer_service(server: PeerServer) -> PeerServiceServer<PeerServer> {
 
 /// Lets the other nodes get to see which life of its data this is, as far as they can be reached within `patience`; longer
 /// while one of them is still connected to an earlier life. Always in the same order, so that of two copies that start at
-/// once the same one is first everywhere.
-async fn meet_all(peers: &Peers, mut others: Vec<u64>, patience: Duration) {
+/// once the same one is first everywhere. Returns a node that is connected to another process to the last.
+async fn meet_all(peers: &Peers, mut others: Vec<u64>, patience: Duration) -> Option<u64> {
     const AGAIN_AFTER: Duration = Duration::from_millis(20);
     const ANSWER_MAX: Duration = Duration::from_millis(200);
     others.sort_unstable();
@@ -110,10 +110,10 @@ async fn meet_all(peers: &Peers, mut others: Vec<u64>, patience: Duration) {
                 left.push(node);
             }
         }
-        let awaited = left.iter().any(|node| peers.lives().is_awaited_by(*node));
-        let patience = if awaited { PREDECESSOR_PATIENCE } else { patience };
+        let awaits = left.iter().copied().find(|node| peers.lives().is_awaited_by(*node));
+        let patience = if awaits.is_some() { PREDECESSOR_PATIENCE } else { patience };
         if left.is_empty() || began.elapsed() >= patience {
-            return;
+            return awaits;
         }
         others = left;
         tokio::time::sleep(AGAIN_AFTER).await;
@@ -131,10 +131,9 @@ impl Replicas {
             // This node's last process may have granted somebody a lease that it knows nothing of: no vote before that
             // is over. Meanwhile the others get to see which life of its data this is.
             let quiet = Duration::from_millis(Timing::default().election_max_ms);
-            tokio::join!(tokio::time::sleep(quiet), meet_all(peers, standing.others(), quiet));
-            if let Some(other) =
-                standing.others().into_iter().find(|other| peers.lives().is_awaited_by(*other))
-            {
+            let ((), connected) =
+                tokio::join!(tokio::time::sleep(quiet), meet_all(peers, standing.others(), quiet));
+            if let Some(other) = connected {
                 fail_stop.report(StorageFault::InUse(format!(
                     "another process runs as this node on the same data, and is connected to node {other}: stop one of the two"
                 )));

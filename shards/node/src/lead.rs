@@ -145,3 +145,55 @@ pub async fn leave_all(groups: &BTreeMap<u32, Group>, standing: &Standing, patie
         .partition(|number| groups.get(number).is_some_and(Group::believes_to_lead));
     Moved { moved, kept }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::fake::{replicas, standing};
+
+    const LONG: Duration = Duration::from_secs(20);
+    const SHORT: Duration = Duration::from_millis(200);
+
+    fn why(result: Result<(), TransferError>) -> String {
+        match result {
+            Err(TransferError::Unfit(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_lead_goes_to_who_takes_it_and_has_everything_and_to_nobody_else() {
+        let running = replicas(&[1, 2]).await;
+        let group = &running[0].group;
+        let leads = async {
+            while !group.believes_to_lead() || !group.caught_up(2) {
+                sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(LONG, leads).await.unwrap();
+        let standing = standing(1);
+        let groups = BTreeMap::from([(1, group.clone())]);
+        assert_eq!(hand_over(group, &standing, 1, SHORT).await, Ok(()));
+        assert!(why(hand_over(group, &standing, 4, SHORT).await).contains("does not vote"));
+        assert!(why(hand_over(group, &standing, 2, SHORT).await).contains("takes no leads"), "never heard");
+        standing.hear(2, false, 2);
+        assert!(why(hand_over(group, &standing, 2, SHORT).await).contains("takes no leads"));
+        // Node 3 would take it, and has nothing.
+        standing.hear(3, true, 2);
+        assert!(why(hand_over(group, &standing, 3, SHORT).await).contains("too far behind"));
+        let nobody = leave_all(&groups, &standing, SHORT).await;
+        assert_eq!(nobody, Moved { moved: Vec::new(), kept: vec![1] });
+        assert!(group.believes_to_lead());
+        standing.hear(2, true, 2);
+        assert_eq!(leave_all(&groups, &standing, LONG).await, Moved { moved: vec![1], kept: Vec::new() });
+        assert_eq!(group.believed_leader(), Some(2));
+        let late = hand_over(group, &standing, 3, SHORT).await;
+        assert_eq!(late, Err(TransferError::NotLeader { leader: Some(2) }));
+        assert_eq!(leave_all(&groups, &standing, SHORT).await, Moved::default());
+        for replica in running {
+            replica.writer.stop();
+            replica.log.close().unwrap();
+        }
+    }
+}

@@ -13,6 +13,8 @@ mod config;
 mod convert;
 mod data;
 mod exchange;
+#[cfg(test)]
+mod fake;
 mod files;
 mod keeper;
 mod lead;

@@ -175,19 +175,11 @@ impl Reports {
                 }
             }
         }
-        if self.standing.judge_clock() {
-            self.allow_elections();
-        }
+        self.standing.judge_clock();
         for group in self.groups.values() {
             self.judge(group).await;
         }
         all
-    }
-
-    fn allow_elections(&self) {
-        for group in self.groups.values() {
-            group.allow_election(!self.standing.clock_is_far());
-        }
     }
 
     /// Rounds until the node stops.
@@ -225,8 +217,10 @@ impl Reports {
             return;
         }
         state.raise_fence(self.standing.fence(group.number()));
-        if state.read(Machine::incarnation) < state.fence() {
-            group.allow_election(false);
+        let left_behind = state.read(Machine::incarnation) < state.fence();
+        // Said anew in every round: a replica that was left behind catches up when it is new, and clocks are set right.
+        group.allow_election(!left_behind && !self.standing.clock_is_far());
+        if left_behind {
             // Not halted: this may be the replica that is just about to be recovered.
             state.suspend(Some(format!(
                 "a forced recovery of group {} leaves this replica behind: replace this node",
@@ -319,13 +313,7 @@ impl Reports {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::lives::LivesStore;
-    use tidewall_client::topology::{Node, Region, Topology};
-    use tidewall_consensus::{FailStop, GroupConfig, PeersConfig, StateHandle, Timing};
-    use tidewall_env::disk::MemoryDisk;
-    use tidewall_store::checkpoint::CheckpointWriter;
-    use tidewall_store::checkpoint::memory::MemoryCheckpoints;
-    use tidewall_store::log::{LogOptions, NodeLog};
+    use crate::fake::{Replica, replicas, standing};
 
     #[test]
     fn a_quarantine_outlives_the_process() {
@@ -342,60 +330,13 @@ mod tests {
         assert!(again.why(3).unwrap().contains("cannot be read"));
     }
 
-    /// A replica of group 1 on node 1 whose peers, nodes 2 and 3, cannot be reached.
-    async fn lonely_replica() -> (Group, Peers, NodeLog, CheckpointWriter, LifeOfNode) {
-        let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let addresses: BTreeMap<u64, _> = (1..=3).map(|node| (node, nowhere)).collect();
-        let (log, _) = NodeLog::open(Arc::new(MemoryDisk::new()), LogOptions::new([7; 16], 1)).unwrap();
-        let fail_stop = FailStop::new(|what| panic!("a disk in memory failed: {what:?}"));
-        let life = LifeOfNode::begin(1, &log, LivesStore::in_memory(), &fail_stop).unwrap();
-        let lives = Arc::clone(life.lives());
-        let peers = Peers::new(PeersConfig {
-            cluster: [7; 16],
-            lives,
-            credentials: None,
-            addresses: addresses.clone(),
-        });
-        let writer = CheckpointWriter::start(Box::new(MemoryCheckpoints::new())).unwrap();
-        let group = Group::start(GroupConfig {
-            number: 1,
-            node: 1,
-            members: addresses.iter().map(|(node, at)| (*node, at.to_string())).collect(),
-            timing: Timing::default(),
-            log: log.group(1),
-            state: StateHandle::new(1, Machine::new()),
-            writer: writer.clone(),
-            peers: peers.clone(),
-            fail_stop,
-        });
-        let group = group.await.unwrap();
-        group.initialize().await.unwrap();
-        let known = async {
-            while group.members().0.len() < 3 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), known).await.unwrap();
-        (group, peers, log, writer, life)
-    }
-
-    fn standing() -> Arc<Standing> {
-        let address = "127.0.0.1:1".parse().unwrap();
-        let topology = Topology::new(
-            [7; 16],
-            vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
-            (1..=3).map(|id| Node { id, address, peer_address: address }).collect(),
-        );
-        Arc::new(Standing::new(1, topology, Arc::new(crate::clock::SteadyClock::new()), 2))
-    }
-
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn who_differs_from_a_majority_is_quarantined_and_without_one_nobody_decides() {
-        let (group, peers, log, writer, life) = lonely_replica().await;
+        let Replica { group, peers, log, writer, life } = replicas(&[1]).await.remove(0);
         let directory = tempfile::tempdir().unwrap();
         let quarantine = Quarantine::new(directory.path());
         let groups = BTreeMap::from([(1, group.clone())]);
-        let reports = Reports::new(standing(), groups, quarantine.clone(), life);
+        let reports = Reports::new(standing(1), groups, quarantine.clone(), life);
         let incarnation = group.state().read(Machine::incarnation);
         let note = |index, digest| group.state().ledger().note(incarnation, (index, digest));
         let hear = |node, index, digest: u128| {

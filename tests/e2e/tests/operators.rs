@@ -247,9 +247,13 @@ async fn a_region_that_lost_its_majority_goes_on_by_force() {
         let again = retried(async || buyer.buy(&event, "ga", 1, id).await).await.unwrap();
         assert_eq!(again.purchase, purchase.purchase, "request {id} was decided twice");
     }
-    let new = request_id();
-    let purchase = retried(async || buyer.buy(&event, "ga", 1, &new).await).await.unwrap();
-    assert_eq!(purchase.purchase.unwrap().tickets.len(), 1);
+    let mut sold = std::collections::BTreeSet::new();
+    for _ in 0..5 {
+        let new = request_id();
+        let purchase = retried(async || buyer.buy(&event, "ga", 2, &new).await).await.unwrap();
+        sold.extend(purchase.purchase.unwrap().tickets);
+    }
+    assert_eq!(sold.len(), 10, "{sold:?}");
     let status = done(&cluster, &["region", "status", region]);
     assert_eq!((&status["leader_node"], &status["incarnation"]), (&1.into(), &began.into()));
     // Other regions have lost their majority as well, and were not touched.

@@ -160,6 +160,7 @@ pub const TABLE: &[Row] = &[
             "tidewall-mutant",
             "tidewall-proto",
             "tidewall-env",
+            "tidewall-machine",
             "tidewall-store",
             "tidewall-consensus",
             "tidewall-actors",

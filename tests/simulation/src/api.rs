@@ -22,8 +22,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 
-use crate::history::{Ask, End, Receipt, SEALED, Said, TicketSeen, TierSeen, Told};
-use crate::traffic::{ORGANISER, SEAT_ROWS};
+use crate::history::{Ask, End, FORGOTTEN, Receipt, SEALED, Said, TicketSeen, TierSeen, Told};
+use crate::traffic::{ORGANISER, SEAT_ROWS, SELLER};
 use crate::way;
 
 /// The key of all tokens, always the same one: an Ed25519 key in PKCS #8 form (RFC 8410) that is no secret.
@@ -72,7 +72,11 @@ impl Api {
         request.set_timeout(patience);
         let mut tokens = self.tokens.borrow_mut();
         let token = tokens.entry(principal.to_owned()).or_insert_with(|| {
-            let roles: &[Role] = if principal == ORGANISER { &[Role::Organiser] } else { &[] };
+            let roles: &[Role] = match principal {
+                ORGANISER => &[Role::Organiser],
+                seller if seller.ends_with(SELLER) => &[Role::Seller],
+                _ => &[],
+            };
             let token = self.minter.mint(principal, roles, TOKEN_LIFETIME).expect("a name as it should be");
             format!("Bearer {token}").parse().expect("a token is ASCII")
         });
@@ -89,6 +93,37 @@ impl Api {
             }
             Some(Err(status)) => refused(request.group, &status),
             None => End::Unknown,
+        }
+    }
+
+    /// Has a batch of sales decided; one end for each.
+    pub async fn sell(
+        &self,
+        group: u32,
+        seller: &str,
+        batch: &[(u128, Ask)],
+        patience: Duration,
+    ) -> Vec<End> {
+        let mut parent = String::new();
+        let purchases = batch.iter().map(|(id, ask)| {
+            let Ask::Sell { event, tier, quantity, buyer } = ask.clone() else {
+                unreachable!("{ask:?} is no sale")
+            };
+            parent = name(group, &event);
+            v1::BatchPurchase { buyer, tier_id: tier, quantity: quantity as i32, request_id: uuid(*id) }
+        });
+        let purchases = purchases.collect();
+        let message = v1::BatchBuyTicketsRequest { parent: parent.clone(), purchases };
+        let mut tickets = TicketServiceClient::new(self.channel.clone());
+        let answer = tickets.batch_buy_tickets(self.request(seller, patience, message));
+        match unless_gone(answer, patience).await {
+            Some(Ok(answer)) => {
+                let results = answer.into_inner().results;
+                assert_eq!(results.len(), batch.len(), "one answer for each");
+                results.into_iter().map(|result| item_end(group, &parent, result)).collect()
+            }
+            Some(Err(status)) => vec![refused(group, &status); batch.len()],
+            None => vec![End::Unknown; batch.len()],
         }
     }
 
@@ -165,13 +200,18 @@ impl Api {
                 let answer = tickets.cancel_ticket(self.request(principal, patience, message)).await?;
                 Ok((Said::Cancelled, answer.into_inner().receipt))
             }
+            Ask::Sell { .. } => unreachable!("sales go in batches"),
             Ask::Seal => {
                 let message = v1::SealRequestIdRequest { parent: region(group), request_id };
                 let mut outcomes = OutcomeServiceClient::new(self.channel.clone());
                 let answer = outcomes.seal_request_id(self.request(principal, patience, message)).await?;
                 let outcome = answer.into_inner().outcome.expect("a seal is answered with what is final");
+                // Final as well: an id that is too old to be known is refused.
+                let forgotten = (Said::Rejected(FORGOTTEN.to_owned()), None);
+                let state = outcome.state();
                 let decided = decided(group, principal, outcome);
-                Ok(decided.expect("nothing is open behind a seal"))
+                assert!(decided.is_some() || state == v1::OutcomeState::Forgotten, "{state:?} behind a seal");
+                Ok(decided.unwrap_or(forgotten))
             }
         }
     }
@@ -245,7 +285,8 @@ fn decided(group: u32, principal: &str, outcome: v1::GetOutcomeResponse) -> Opti
     let said = match outcome.result {
         None if state == v1::OutcomeState::Sealed => Said::Rejected(SEALED.to_owned()),
         None => {
-            assert_eq!(state, v1::OutcomeState::Undecided, "of a request of {principal}");
+            let open = [v1::OutcomeState::Undecided, v1::OutcomeState::Forgotten].contains(&state);
+            assert!(open, "{state:?} of a request of {principal}");
             return None;
         }
         Some(result) => {
@@ -265,6 +306,24 @@ fn decided(group: u32, principal: &str, outcome: v1::GetOutcomeResponse) -> Opti
         }
     };
     Some((said, outcome.receipt))
+}
+
+/// How an item of a batch ended.
+fn item_end(group: u32, event: &str, item: v1::BatchBuyTicketsResult) -> End {
+    use v1::batch_buy_tickets_result::Result as R;
+    let said = match item.result.expect("a result for each purchase") {
+        R::Purchase(purchase) => sold(event, Some(purchase)),
+        R::Rejection(rejection) => Said::Rejected(rejection.reason),
+        R::Undecided(refusal) => {
+            return match refusal.reason.as_str() {
+                "OUTCOME_UNKNOWN" => End::Unknown,
+                "EXPIRED" => End::NotDecided,
+                reason if NOT_DECIDED.contains(&reason) => End::NotDecided,
+                _ => panic!("nothing was wrong: {refusal:?}"),
+            };
+        }
+    };
+    End::Told(Told { receipt: item.receipt.map(|receipt| self::receipt(group, receipt)), said })
 }
 
 /// There is no such thing.

@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use http::header::{DATE, HeaderValue};
 use parking_lot::Mutex;
 use rand::Rng as _;
 use tidewall_actors::Home;
+use tidewall_consensus::recovery::{Recovery, RecoveryError, recover};
 use tidewall_consensus::{
     FailStop, Group, Payload, PeerServer, Peers, PeersConfig, StateHandle, StorageFault,
 };
@@ -29,6 +31,8 @@ use tonic::body::Body;
 use tower::util::MapResponseLayer;
 
 use crate::fault::{Loss, Slot};
+use crate::history::Cut;
+use crate::inject::node_ip;
 use crate::lines::Lines;
 use crate::operator::TopologyFile;
 use crate::oracle::Violation;
@@ -81,6 +85,8 @@ pub struct Ground {
     pub sync_us: u64,
     /// Groups that may have been given an entry that no replica can decode.
     pub poisoned: Rc<RefCell<BTreeSet<u32>>>,
+    /// Earlier states that groups were brought back to.
+    pub cuts: Rc<RefCell<BTreeMap<u32, Vec<Cut>>>>,
     /// What must not have happened.
     pub violations: Rc<RefCell<Vec<Violation>>>,
     /// What has happened.
@@ -92,6 +98,15 @@ impl Ground {
     pub fn explains(&self, group: u32, why: &str) -> bool {
         why.contains("does not decode") && self.poisoned.borrow().contains(&group)
     }
+}
+
+/// A node that all others have left for good.
+#[derive(Debug, Clone)]
+pub struct LastOne {
+    /// The incarnation that begins.
+    pub incarnation: u64,
+    /// Term and index that some replica of each group had reached when the others died.
+    pub furthest: BTreeMap<u32, (u64, u64)>,
 }
 
 /// What a node stores.
@@ -134,6 +149,8 @@ pub struct Bed {
     disk_fails: Cell<bool>,
     /// Groups whose replica here may refuse to serve, because its checkpoint was damaged.
     pub damaged: RefCell<BTreeSet<u32>>,
+    /// It is to go on alone when it starts the next time.
+    last_one: Cell<Option<LastOne>>,
     /// Its last crash left a checkpoint unfinished.
     torn: Cell<bool>,
     /// It is a copy of another one, which runs.
@@ -159,6 +176,7 @@ impl Bed {
             failed: Arc::default(),
             disk_fails: Cell::new(false),
             damaged: RefCell::default(),
+            last_one: Cell::new(None),
             torn: Cell::new(false),
             twin: false,
             gone: Cell::new(false),
@@ -191,6 +209,44 @@ impl Bed {
         if let Some(older) = self.older.borrow_mut().take() {
             *self.aside.borrow_mut() = Some(self.media.replace(older));
         }
+    }
+
+    /// Lets it go on alone when it starts the next time.
+    pub fn goes_on_alone(&self, last_one: LastOne) {
+        self.last_one.set(Some(last_one));
+    }
+
+    /// Carries that out for all groups, as a node does before it starts.
+    fn recover(&self, incarnation: u64, furthest: &BTreeMap<u32, (u64, u64)>) -> Result<(), RecoveryError> {
+        let Media { disk, mut checkpoints, .. } = self.media.borrow().clone();
+        // Nothing else runs yet: every sync is waited for.
+        let (log, _) = NodeLog::open(Arc::new(disk), LogOptions { inline: true, ..self.log_options() })?;
+        for (&group, &furthest) in furthest {
+            let rows = load_rows(&mut checkpoints, &log, group, tidewall_node::APPLY_VERSION);
+            let rows = rows.map_err(|error| RecoveryError::Unusable(error.to_string()))?;
+            let rows = rows.map_err(RecoveryError::Unusable)?;
+            let logged = log.group(group).state().last.map(|last| (last.term, last.index));
+            let applied = rows.head().applied.map(|at| (at.term, at.index));
+            let kept = logged.max(applied).unwrap_or_default();
+            let address = SocketAddr::new(node_ip(self.id), PEER_PORT).to_string();
+            recover(
+                &Recovery { group, node: self.id, address, incarnation },
+                &log.group(group),
+                &mut checkpoints,
+                rows,
+            )?;
+            // Nobody was told of anything that is not kept, if no replica had got further.
+            let lost = furthest.0 > kept.0 || furthest.1 > kept.1;
+            let seen_until_us = if lost { now_us() } else { 0 };
+            let cut = Cut { incarnation, kept, seen_until_us, forgets_ids: false };
+            self.ground.trace.note(
+                now_us(),
+                &self.name(),
+                format_args!("goes on alone: group {group}: {cut:?}"),
+            );
+            self.ground.cuts.borrow_mut().entry(group).or_default().push(cut);
+        }
+        Ok(())
     }
 
     /// Whether it runs on such a copy.
@@ -310,6 +366,12 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     tokio::time::sleep(Duration::from_millis(1)).await;
     let topology = bed.ground.file.read();
     let cluster = topology.cluster_bytes().unwrap_or_default();
+    if let Some(LastOne { incarnation, furthest }) = bed.last_one.take()
+        && let Err(error) = bed.recover(incarnation, &furthest)
+    {
+        bed.object("recovery", format!("it does not go on alone: {error}"));
+        return std::future::pending().await;
+    }
     let (later, backlog) = device(bed.pace.clone());
     let options = LogOptions { inline: true, later: Some(later), ..bed.log_options() };
     let media = bed.media.borrow().clone();

@@ -11,9 +11,9 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::time::sleep;
 
-use crate::desk::{Desk, ask, read_event, read_outcome, request_id};
+use crate::desk::{Desk, ask, read_event, read_outcome, request_id, sell};
 use crate::history::{Ask, End, Said};
-use crate::traffic::{EVENTS, SEAT_ROWS};
+use crate::traffic::{EVENTS, SEAT_ROWS, SELLER};
 use crate::way::{Request, Way};
 
 /// What a buyer remembers.
@@ -25,6 +25,8 @@ pub struct Memory {
     tickets: Vec<(u32, String, String)>,
     /// Requests made lately.
     asked: Vec<(u32, u128, Ask)>,
+    /// The batch of sales that was sent last, and to which group.
+    batch: Option<(u32, Vec<(u128, Ask)>)>,
 }
 
 /// One buyer, for as long as its gateway lives.
@@ -65,7 +67,8 @@ impl Buyer {
         let tier = if self.random.random_bool(0.7) { "ga" } else { "seat" }.to_owned();
         let quantity = self.random.random_range(1..=3);
         match self.random.random_range(0..100) {
-            0..45 => {
+            0..4 => self.sell(group, &event).await,
+            4..45 => {
                 let seats = if tier == "seat" && self.random.random_bool(0.3) {
                     let row = SEAT_ROWS.choose(&mut self.random).unwrap_or(&SEAT_ROWS[0]);
                     vec![format!("{row}-{}", self.random.random_range(1..=5))]
@@ -125,6 +128,28 @@ impl Buyer {
         }
     }
 
+    /// Sells to several buyers at once, or sends the last batch again as it was.
+    async fn sell(&mut self, group: u32, event: &str) {
+        let last = self.memory().batch.clone();
+        let again = last.filter(|_| self.random.random_bool(0.3));
+        let (group, batch) = again.unwrap_or_else(|| {
+            let items = (0..self.random.random_range(1..=8)).map(|_| {
+                let sale = Ask::Sell {
+                    event: event.to_owned(),
+                    tier: if self.random.random_bool(0.7) { "ga" } else { "seat" }.to_owned(),
+                    quantity: self.random.random_range(1..=3),
+                    buyer: format!("g{}-c{}", self.desk.number, self.random.random_range(0..4)),
+                };
+                (request_id(&mut self.random), sale)
+            });
+            (group, items.collect())
+        });
+        self.memory().batch = Some((group, batch.clone()));
+        let patience = Duration::from_millis(self.random.random_range(1_500..=8_000));
+        let seller = format!("{}{SELLER}", self.name);
+        sell(&self.desk, &self.way, (group, &seller), &batch, patience).await;
+    }
+
     fn memory(&self) -> RefMut<'_, Memory> {
         self.desk.memories[self.number].borrow_mut()
     }
@@ -159,7 +184,7 @@ impl Buyer {
         let End::Told(told) = end else { return };
         let event = match &what {
             // What was decided before, whoever made it knows.
-            Ask::Seal => return,
+            Ask::Seal | Ask::Sell { .. } => return,
             Ask::Create { event, .. }
             | Ask::Buy { event, .. }
             | Ask::Hold { event, .. }

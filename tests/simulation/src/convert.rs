@@ -2,7 +2,7 @@
 
 use tidewall_proto::internal::v1 as pb;
 
-use crate::history::{Ask, Receipt, Said, TicketSeen, TierSeen, Told};
+use crate::history::{Ask, End, Receipt, Said, TicketSeen, TierSeen, Told};
 use crate::traffic::SEAT_ROWS;
 
 /// A command as a gateway sends it.
@@ -32,6 +32,9 @@ pub fn command(principal: &str, request_id: u128, expires_at_ms: u64, ask: &Ask)
         Ask::Buy { event, tier, quantity, seats } => {
             Op::Buy(pb::Buy { event_id: event, tier_id: tier, quantity, seats, buyer: String::new() })
         }
+        Ask::Sell { event, tier, quantity, buyer } => {
+            Op::Buy(pb::Buy { event_id: event, tier_id: tier, quantity, seats: Vec::new(), buyer })
+        }
         Ask::Hold { event, tier, quantity, ttl_ms } => {
             Op::Hold(pb::Hold { event_id: event, tier_id: tier, quantity, seats: Vec::new(), ttl_ms })
         }
@@ -48,7 +51,7 @@ pub fn command(principal: &str, request_id: u128, expires_at_ms: u64, ask: &Ask)
         expires_at_ms,
         op: Some(op),
         privileged: false,
-        logged: false,
+        logged: matches!(ask, Ask::Sell { .. }),
     }
 }
 
@@ -80,6 +83,17 @@ pub fn told(outcome: &pb::Outcome) -> Told {
         None => Said::Rejected("EMPTY_OUTCOME".to_owned()),
     };
     Told { receipt, said }
+}
+
+/// How an item of a batch ended.
+pub fn item_end(item: &pb::BatchItem) -> End {
+    match &item.result {
+        Some(pb::batch_item::Result::Outcome(outcome)) => End::Told(told(outcome)),
+        Some(pb::batch_item::Result::Refusal(refusal)) if refusal.kind() != pb::RefusalKind::Unknown => {
+            End::NotDecided
+        }
+        _ => End::Unknown,
+    }
 }
 
 /// Asks for an event.

@@ -106,33 +106,64 @@ pub fn request_id(random: &mut StdRng) -> u128 {
     u128::from(now_ms()) << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low
 }
 
+impl Desk {
+    /// Records that a command is asked; the result is its place in the history.
+    fn begin(&self, way: &Way, request: Request<'_>, ask: &Ask, patience: Duration) -> usize {
+        let Request { group, principal, id } = request;
+        let invoked_us = now_us();
+        let call = Call {
+            group,
+            principal: principal.to_owned(),
+            request_id: id,
+            ask: ask.clone(),
+            invoked_us,
+            expires_ms: way.expires_ms(patience),
+            returned: None,
+        };
+        let at = {
+            let mut history = self.history.borrow_mut();
+            history.calls.push(call);
+            history.calls.len() - 1
+        };
+        self.control.under_way.borrow_mut().insert(at, self.number);
+        self.trace.note(invoked_us, principal, format_args!("#{at} group {group} {ask:?}"));
+        at
+    }
+
+    /// Records how it ended.
+    fn end(&self, at: usize, principal: &str, end: &End) {
+        let returned_us = now_us();
+        self.control.under_way.borrow_mut().remove(&at);
+        self.trace.note(returned_us, principal, format_args!("#{at} {end:?}"));
+        self.history.borrow_mut().calls[at].returned = Some((returned_us, end.clone()));
+    }
+}
+
 /// Has a command decided and records it.
 pub async fn ask(desk: &Desk, way: &Way, request: Request<'_>, ask: &Ask, patience: Duration) -> End {
-    let Request { group, principal, id } = request;
     let _open = Open::new(&desk.control);
-    let invoked_us = now_us();
-    let call = Call {
-        group,
-        principal: principal.to_owned(),
-        request_id: id,
-        ask: ask.clone(),
-        invoked_us,
-        expires_ms: way.expires_ms(patience),
-        returned: None,
-    };
-    let at = {
-        let mut history = desk.history.borrow_mut();
-        history.calls.push(call);
-        history.calls.len() - 1
-    };
-    desk.control.under_way.borrow_mut().insert(at, desk.number);
-    desk.trace.note(invoked_us, principal, format_args!("#{at} group {group} {ask:?}"));
+    let at = desk.begin(way, request, ask, patience);
     let end = way.ask(request, ask, patience).await;
-    let returned_us = now_us();
-    desk.control.under_way.borrow_mut().remove(&at);
-    desk.trace.note(returned_us, principal, format_args!("#{at} {end:?}"));
-    desk.history.borrow_mut().calls[at].returned = Some((returned_us, end.clone()));
+    desk.end(at, request.principal, &end);
     end
+}
+
+/// Has a batch of sales decided, each under its own id, and records each.
+pub async fn sell(
+    desk: &Desk,
+    way: &Way,
+    (group, seller): (u32, &str),
+    batch: &[(u128, Ask)],
+    patience: Duration,
+) {
+    let _open = Open::new(&desk.control);
+    let begin = |(id, ask): &(u128, Ask)| {
+        desk.begin(way, Request { group, principal: seller, id: *id }, ask, patience)
+    };
+    let places: Vec<usize> = batch.iter().map(begin).collect();
+    for (at, end) in places.into_iter().zip(way.sell(group, seller, batch, patience).await) {
+        desk.end(at, seller, &end);
+    }
 }
 
 /// Reads an event and records what was seen; `None` without an answer.

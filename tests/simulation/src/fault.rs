@@ -184,6 +184,21 @@ pub enum Fault {
         /// It has died, and its disk with it, before anybody does something about it.
         dead: bool,
     },
+    /// All nodes but one die, and their disks with them. Somebody orders that one to go on alone, by force, and gives it
+    /// new companions.
+    Disaster {
+        /// The node that is left.
+        survivor: Slot,
+        /// When the order comes, ms later.
+        after_ms: u64,
+    },
+    /// A group gets the state back that it was exported in before.
+    Restore {
+        /// The group.
+        group: u32,
+        /// How much older that state is at least, ms.
+        older_ms: u64,
+    },
     /// The leader of a group proposes an entry that no replica can decode.
     Poison {
         /// The group.
@@ -216,13 +231,18 @@ impl Fault {
             Self::AddNode => "node-add",
             Self::RemoveNode { .. } => "node-remove",
             Self::ReplaceNode { .. } => "node-replace",
+            Self::Disaster { .. } => "disaster",
+            Self::Restore { .. } => "restore",
             Self::Poison { .. } => "poison",
         }
     }
 
     /// Whether it changes the members of the groups.
     pub fn changes_members(&self) -> bool {
-        matches!(self, Self::AddNode | Self::RemoveNode { .. } | Self::ReplaceNode { .. })
+        matches!(
+            self,
+            Self::AddNode | Self::RemoveNode { .. } | Self::ReplaceNode { .. } | Self::Disaster { .. }
+        )
     }
 }
 

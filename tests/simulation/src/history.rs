@@ -3,6 +3,7 @@
 //! Times are microseconds of virtual time. A call that never returned may have been decided. **Never here:** how the
 //! material is gathered, or judged.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Where in the log a command was decided.
@@ -77,12 +78,26 @@ pub enum Ask {
         /// The ticket.
         ticket: String,
     },
+    /// Sell places to somebody else: an item of a batch.
+    Sell {
+        /// The event.
+        event: String,
+        /// The tier.
+        tier: String,
+        /// Places.
+        quantity: u32,
+        /// Who is to have them.
+        buyer: String,
+    },
     /// Let nothing be decided under a request id that was used for something else before.
     Seal,
 }
 
 /// What an id that was sealed is refused for.
 pub const SEALED: &str = "REQUEST_ID_SEALED";
+
+/// What an id is refused for that may have been used before the group went back to an earlier state.
+pub const FORGOTTEN: &str = "REQUEST_ID_EXPIRED";
 
 /// The answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -232,6 +247,19 @@ pub struct Final {
     pub tickets: BTreeMap<(u32, String), Vec<TicketSeen>>,
 }
 
+/// A group has begun a new incarnation in an earlier state: by force, because its majority was lost, or from a file.
+#[derive(Debug, Clone)]
+pub struct Cut {
+    /// The incarnation that began.
+    pub incarnation: u64,
+    /// Highest term, and index, of the entries of earlier incarnations that are kept.
+    pub kept: (u64, u64),
+    /// Somebody may have seen until then, µs, what was not kept.
+    pub seen_until_us: u64,
+    /// What was not kept must not be decided again either: old request ids are refused.
+    pub forgets_ids: bool,
+}
+
 /// All that clients know of one run.
 #[derive(Debug, Clone, Default)]
 pub struct History {
@@ -245,12 +273,71 @@ pub struct History {
     pub began_ms: u64,
     /// By group, how far log time is ahead of steady time behind each index at which it was corrected, ms.
     pub rebases: BTreeMap<u32, BTreeMap<u64, i64>>,
+    /// By group, the states that it went back to.
+    pub cuts: BTreeMap<u32, Vec<Cut>>,
+}
+
+impl Cut {
+    /// Whether a decision is none any more.
+    pub fn undoes(&self, receipt: &Receipt) -> bool {
+        let (term, index) = self.kept;
+        receipt.incarnation < self.incarnation && (receipt.index > index || receipt.term > term)
+    }
 }
 
 impl History {
+    /// What is left to be judged when groups have gone back to earlier states: a decision that was not kept may or may not be
+    /// made again, and what was seen until then is of another past.
+    pub fn since_cuts(&self) -> Cow<'_, Self> {
+        if self.cuts.is_empty() {
+            return Cow::Borrowed(self);
+        }
+        let mut left = self.clone();
+        let cuts = |group: u32| self.cuts.get(&group).into_iter().flatten();
+        for call in &mut left.calls {
+            let Some((returned_us, end)) = &mut call.returned else { continue };
+            for cut in cuts(call.group) {
+                match end {
+                    End::Told(Told { receipt: Some(receipt), .. }) if cut.undoes(receipt) => {
+                        *end = End::Unknown
+                    }
+                    End::Told(Told { receipt: None, .. }) if *returned_us <= cut.seen_until_us => {
+                        *end = End::NotDecided;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        left.reads.retain(|read| cuts(read.group).all(|cut| read.invoked_us > cut.seen_until_us));
+        Cow::Owned(left)
+    }
+
+    /// Answers that say what was decided and was not kept.
+    pub fn undone(&self) -> usize {
+        let undone = |call: &&Call| {
+            let Some((_, End::Told(Told { receipt: Some(receipt), .. }))) = &call.returned else {
+                return false;
+            };
+            self.cuts.get(&call.group).into_iter().flatten().any(|cut| cut.undoes(receipt))
+        };
+        self.calls.iter().filter(undone).count()
+    }
+
+    /// Whether a request id may be refused as too old to be known, Unix ms by the id.
+    pub fn may_be_forgotten(&self, group: u32, id: u128) -> bool {
+        let made_ms = (id >> 80) as u64;
+        let forgets = |cut: &Cut| cut.forgets_ids && made_ms <= self.began_ms + cut.seen_until_us / 1_000;
+        self.cuts.get(&group).into_iter().flatten().any(forgets)
+    }
+
     /// Steady time of a decision: its log time without what was corrected. What lasts, lasts in it.
     pub fn steady_ms(&self, group: u32, receipt: &Receipt) -> u64 {
         receipt.decided_ms.saturating_add_signed(-self.offset_ms(group, receipt.index))
+    }
+
+    /// How often log time was corrected before an index.
+    pub fn rebases_before(&self, group: u32, index: u64) -> usize {
+        self.rebases.get(&group).map_or(0, |rebases| rebases.range(..index).count())
     }
 
     /// How far log time is ahead of steady time at an index, ms.

@@ -3,7 +3,7 @@
 //! What cannot happen at the moment, because a node is down already, say, does not happen later either. **Never here:** what
 //! must hold meanwhile.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use std::time::Duration;
 use tidewall_consensus::StorageFault;
 use turmoil::Sim;
 
-use crate::bed::{Bed, Order, live};
+use crate::bed::{Bed, LastOne, Order, live};
 use crate::desk::Orphan;
 use crate::fault::{Cut, Fault, Host, Loss, Slot};
 use crate::history::End;
-use crate::operator::Change;
+use crate::operator::{Change, Task};
 use crate::plan::{GATEWAYS, NODES};
 use crate::run::{Cluster, entry};
 
@@ -55,6 +55,8 @@ pub enum Then {
     Die(u64, Loss, u64),
     /// A node dies and comes back with an older state of its disk.
     GoBack(u64),
+    /// The last node is ordered to go on alone.
+    Recover(u64, BTreeMap<u32, (u64, u64)>),
 }
 
 impl Cluster {
@@ -192,6 +194,7 @@ impl Cluster {
                 self.kill(node, loss, down_ms);
             }
             Then::GoBack(node) => self.go_back(node),
+            Then::Recover(node, furthest) => self.recover(node, furthest),
             Then::Damage(node, group) => {
                 if self.kill(node, Loss::Everything, 300) {
                     let lost = self.bed(node).damage_checkpoint(group);
@@ -286,6 +289,14 @@ impl Cluster {
             }
             Fault::Actors { group } => self.order(&Order::Actors(group)),
             Fault::Proposer { group } => self.order(&Order::Proposer(group)),
+            Fault::Disaster { survivor, after_ms } => self.lose_all_but(survivor, after_ms),
+            Fault::Restore { group, older_ms } => {
+                let free = !self.operator.is_busy() && self.bereft.is_none();
+                if free {
+                    self.operator.order(Task::Restore { group, older_ms });
+                }
+                free
+            }
             Fault::Poison { group } => {
                 self.ground.poisoned.borrow_mut().insert(group);
                 self.order(&Order::Poison(group))
@@ -330,25 +341,64 @@ impl Cluster {
         true
     }
 
+    /// All nodes but one die for good.
+    fn lose_all_but(&mut self, survivor: Slot, after_ms: u64) -> bool {
+        let Some(bed) = self.up(survivor) else { return false };
+        if self.operator.is_busy() || self.bereft.is_some() || bed.is_stale() {
+            return false;
+        }
+        let others: Vec<_> =
+            self.beds.iter().filter(|other| !other.gone.get() && other.id != bed.id).collect();
+        let lost: Vec<(u64, Slot)> = others.iter().map(|other| (other.id, other.slot)).collect();
+        lost.iter().for_each(|(node, _)| self.put_away(*node));
+        self.bereft = Some(lost);
+        self.later(after_ms, Then::Recover(bed.id, self.watch.furthest.clone()));
+        true
+    }
+
+    /// The last node goes on alone, and gets new companions.
+    fn recover(&mut self, node: u64, furthest: BTreeMap<u32, (u64, u64)>) {
+        // As the first one ordered by hand is numbered: incarnations that files begin count in the lower half.
+        let incarnation = 1 << 32;
+        self.ground.file.change(|topology| {
+            topology.fences = furthest.keys().map(|group| (*group, incarnation)).collect();
+        });
+        self.bed(node).goes_on_alone(LastOne { incarnation, furthest });
+        let comes_back = |then: &Then| matches!(then, Then::Start(id) if *id == node);
+        if !self.kill(node, Loss::Everything, 300) && !self.agenda.values().flatten().any(comes_back) {
+            // It is starting, and has begun without the order.
+            self.sim.crash(node_ip(node));
+            self.later(300, Then::Start(node));
+        }
+        let lost = self.bereft.take().unwrap_or_default();
+        let add = lost.iter().map(|(_, slot)| self.add_node(*slot)).collect();
+        let change = Change { add, remove: lost.iter().map(|(node, _)| *node).collect() };
+        self.note(format_args!("the operator is to {change:?}"));
+        self.operator.order(Task::Change(change));
+    }
+
+    /// Starts a node that is new, and is in the topology.
+    fn add_node(&mut self, slot: Slot) -> u64 {
+        let file = self.ground.file.clone();
+        let id = file.read().next_node_id();
+        file.change(|topology| topology.nodes.push(entry(id)));
+        self.start_new(id, slot);
+        id
+    }
+
     /// Orders a change of members, unless one is under way.
     fn change_members(&mut self, fault: &Fault) -> bool {
-        if self.operator.is_busy() {
+        if self.operator.is_busy() || self.bereft.is_some() {
             return false;
         }
         let file = self.ground.file.clone();
-        let add = |cluster: &mut Self, slot: Slot| {
-            let id = file.read().next_node_id();
-            file.change(|topology| topology.nodes.push(entry(id)));
-            cluster.start_new(id, slot);
-            id
-        };
         let change = match fault {
             Fault::ReplaceNode { node, dead } => {
                 let Some(old) = self.at(*node) else { return false };
                 if *dead {
                     self.put_away(old.id);
                 }
-                Change { add: vec![add(self, *node)], remove: vec![old.id] }
+                Change { add: vec![self.add_node(*node)], remove: vec![old.id] }
             }
             Fault::RemoveNode { node } => {
                 let Some(old) = self.at(*node).filter(|_| file.read().nodes.len() as u64 > NODES) else {
@@ -360,11 +410,11 @@ impl Cluster {
                 let taken: BTreeSet<Slot> =
                     self.beds.iter().filter(|bed| !bed.gone.get()).map(|bed| bed.slot).collect();
                 let Some(free) = (1..).find(|slot| !taken.contains(slot)) else { return false };
-                Change { add: vec![add(self, free)], remove: Vec::new() }
+                Change { add: vec![self.add_node(free)], remove: Vec::new() }
             }
         };
         self.note(format_args!("the operator is to {change:?}"));
-        self.operator.order(change);
+        self.operator.order(Task::Change(change));
         true
     }
 
@@ -440,7 +490,7 @@ impl Cluster {
         // What is down comes back now; nobody dies any more.
         let agenda = std::mem::take(&mut self.agenda);
         for then in agenda.into_values().flatten() {
-            if matches!(then, Then::Start(_) | Then::StartGateway(_)) {
+            if matches!(then, Then::Start(_) | Then::StartGateway(_) | Then::Recover(..)) {
                 self.carry_out(then);
             }
         }

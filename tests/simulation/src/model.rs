@@ -41,7 +41,8 @@ struct Ticket {
 struct Tier {
     capacity: u64,
     numbered: bool,
-    holds_made: u64,
+    /// Number of the last hold.
+    last_hold: u64,
     holds: BTreeMap<String, Hold>,
     tickets: BTreeMap<u64, Ticket>,
 }
@@ -66,6 +67,18 @@ pub struct Time {
     pub log_ms: u64,
     /// Steady time, ms.
     pub steady_ms: u64,
+    /// The incarnation of the group.
+    pub incarnation: u64,
+}
+
+impl Time {
+    /// The number that follows `last`: those of incarnations that were lost are not given again. They count recoveries by force
+    /// in the upper half and imports in the lower one.
+    fn number_after(&self, last: u64) -> u64 {
+        let (recoveries, imports) = (self.incarnation >> 32, self.incarnation & 0xffff_ffff);
+        let block = if recoveries == 0 { imports.saturating_sub(1) } else { recoveries * 1_000 + imports };
+        last.max(block * 1_000_000_000_000) + 1
+    }
 }
 
 /// What can be told of a tier at a point of the history.
@@ -140,8 +153,15 @@ impl Tier {
         Ok(())
     }
 
-    fn sell(&mut self, owner: &str, first: u64, count: u32, seats: &[String]) -> Result<(), Objection> {
-        let next = self.tickets.len() as u64 + 1;
+    fn sell(
+        &mut self,
+        time: Time,
+        owner: &str,
+        first: u64,
+        count: u32,
+        seats: &[String],
+    ) -> Result<(), Objection> {
+        let next = time.number_after(self.tickets.keys().next_back().copied().unwrap_or_default());
         if first != next {
             return Err(("fifo", format!("tickets from {first} on were sold when {next} was next")));
         }
@@ -228,6 +248,7 @@ impl Model {
             Ask::Seal => return contradiction(ask, said),
             Ask::Create { event, .. }
             | Ask::Buy { event, .. }
+            | Ask::Sell { event, .. }
             | Ask::Hold { event, .. }
             | Ask::Confirm { event, .. }
             | Ask::Release { event, .. }
@@ -244,10 +265,13 @@ impl Model {
             Ask::Buy { tier, quantity, seats, .. } => {
                 event.takes(time, principal, tier, *quantity, seats, None, ask, said)
             }
+            Ask::Sell { tier, quantity, buyer, .. } => {
+                event.takes(time, buyer, tier, *quantity, &[], None, ask, said)
+            }
             Ask::Hold { tier, quantity, ttl_ms, .. } => {
                 event.takes(time, principal, tier, *quantity, &[], Some(*ttl_ms), ask, said)
             }
-            Ask::Confirm { hold, .. } => event.confirms(now_ms, principal, hold, ask, said),
+            Ask::Confirm { hold, .. } => event.confirms(time, principal, hold, ask, said),
             Ask::Release { hold, .. } => event.releases(now_ms, principal, hold, ask, said),
             Ask::Cancel { ticket, .. } => event.cancels(principal, ticket, ask, said),
         }
@@ -282,7 +306,7 @@ impl Event {
     #[expect(clippy::too_many_arguments, reason = "a purchase and a hold differ in one of them")]
     fn takes(
         &mut self,
-        Time { log_ms, steady_ms: now_ms }: Time,
+        time: Time,
         principal: &str,
         tier_id: &str,
         quantity: u32,
@@ -291,6 +315,7 @@ impl Event {
         ask: &Ask,
         said: &Said,
     ) -> Result<(), Objection> {
+        let Time { log_ms, steady_ms: now_ms, .. } = time;
         let over_quota = self.places_of(principal, now_ms) + quantity > self.quota;
         let Some(tier) = self.tiers.get_mut(tier_id) else { return contradiction(ask, said) };
         let obtainable = tier.numbers(now_ms).obtainable();
@@ -317,16 +342,17 @@ impl Event {
                     return contradiction(ask, said);
                 }
                 tier.check_seats(seats, *count, now_ms, None)?;
-                tier.sell(principal, *first, *count, seats)
+                tier.sell(time, principal, *first, *count, seats)
             }
             Said::Held { hold, quantity: got, seats, expires_ms } => {
                 let Some(ttl_ms) = ttl_ms else { return contradiction(ask, said) };
-                let next = format!("{tier_id}-h{}", tier.holds_made + 1);
+                let number = time.number_after(tier.last_hold);
+                let next = format!("{tier_id}-h{number}");
                 if *got != quantity || *expires_ms != log_ms + u64::from(ttl_ms) || *hold != next {
                     return contradiction(ask, said);
                 }
                 tier.check_seats(seats, *got, now_ms, None)?;
-                tier.holds_made += 1;
+                tier.last_hold = number;
                 let owner = principal.to_owned();
                 let row =
                     Hold { owner, quantity, seats: seats.clone(), expires_ms: now_ms + u64::from(ttl_ms) };
@@ -339,12 +365,13 @@ impl Event {
 
     fn confirms(
         &mut self,
-        now_ms: u64,
+        time: Time,
         principal: &str,
         id: &str,
         ask: &Ask,
         said: &Said,
     ) -> Result<(), Objection> {
+        let now_ms = time.steady_ms;
         let tier_id = id.rsplit_once('-').map(|(tier, _)| tier.to_owned()).unwrap_or_default();
         let found = self.hold(id).map(|(tier, id)| (tier.holds[&id].clone(), tier));
         match (found, said) {
@@ -364,7 +391,7 @@ impl Event {
             {
                 tier.check_seats(seats, *count, now_ms, Some(id))?;
                 tier.holds.remove(id);
-                tier.sell(principal, *first, *count, seats)
+                tier.sell(time, principal, *first, *count, seats)
             }
             _ => contradiction(ask, said),
         }

@@ -11,10 +11,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tidewall_client::{ClientError, ShardClient, ShardClientOptions, Topology};
 use tokio::time::sleep;
 
 use crate::bed::Ground;
+use crate::history::Cut;
 use crate::oracle::Violation;
 use crate::world::now_us;
 
@@ -70,11 +72,25 @@ pub struct Change {
     pub remove: Vec<u64>,
 }
 
-/// Who changes members, one change at a time.
+/// Something to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Task {
+    /// Change members.
+    Change(Change),
+    /// Bring a group back to a state that it was exported in.
+    Restore {
+        /// The group.
+        group: u32,
+        /// How long ago, at least, ms.
+        older_ms: u64,
+    },
+}
+
+/// Who changes members and restores groups, one thing at a time.
 pub struct Operator {
     ground: Ground,
     /// What is to be done, or is being done.
-    wanted: RefCell<Option<Change>>,
+    wanted: RefCell<Option<Task>>,
     done: Cell<bool>,
 }
 
@@ -84,18 +100,18 @@ impl Operator {
         Self { ground, wanted: RefCell::default(), done: Cell::new(false) }
     }
 
-    /// Whether a change is under way.
+    /// Whether something is under way.
     pub fn is_busy(&self) -> bool {
         self.wanted.borrow().is_some()
     }
 
-    /// Gives the operator a change to make.
-    pub fn order(&self, change: Change) {
-        *self.wanted.borrow_mut() = Some(change);
+    /// Gives the operator something to do.
+    pub fn order(&self, task: Task) {
+        *self.wanted.borrow_mut() = Some(task);
     }
 
-    /// The change that all groups have made, once.
-    pub fn take_done(&self) -> Option<Change> {
+    /// What was done, once.
+    pub fn take_done(&self) -> Option<Task> {
         if self.done.replace(false) { self.wanted.take() } else { None }
     }
 
@@ -103,7 +119,62 @@ impl Operator {
         self.ground.trace.note(now_us(), "operator", what);
     }
 
-    async fn carry_out(&self, shards: &ShardClient, change: &Change) {
+    async fn carry_out(&self, shards: &ShardClient, task: &Task) {
+        match task {
+            Task::Change(change) => self.change(shards, change).await,
+            Task::Restore { group, older_ms } => {
+                self.restore(shards, *group, Duration::from_millis(*older_ms)).await;
+            }
+        }
+    }
+
+    /// Exports a group, and imports the file some time later.
+    async fn restore(&self, shards: &ShardClient, group: u32, older: Duration) {
+        let file = loop {
+            if let Some(file) = exported(shards, group).await {
+                break file;
+            }
+            sleep(AGAIN_AFTER).await;
+        };
+        let exported = tidewall_machine::snapshot::read(&mut file.as_slice());
+        let index = match exported {
+            Ok(loaded) => loaded.machine.applied_index(),
+            Err(error) => return self.object(format!("what group {group} exports cannot be read: {error}")),
+        };
+        self.note(format_args!("group {group} was exported at index {index}"));
+        sleep(older).await;
+        loop {
+            match self.import(shards, group, file.clone()).await {
+                Ok(incarnation) => {
+                    let kept = (u64::MAX, index);
+                    let cut = Cut { incarnation, kept, seen_until_us: now_us(), forgets_ids: true };
+                    self.note(format_args!("group {group} was restored: {cut:?}"));
+                    self.ground.cuts.borrow_mut().entry(group).or_default().push(cut);
+                    break;
+                }
+                Err(why) => {
+                    self.note(format_args!("group {group} was not restored: {why}"));
+                    sleep(AGAIN_AFTER).await;
+                }
+            }
+        }
+        self.done.set(true);
+    }
+
+    /// The incarnation that an import has begun.
+    async fn import(&self, shards: &ShardClient, group: u32, file: Vec<u8>) -> Result<u64, String> {
+        use tidewall_proto::internal::v1::import_response::Result as R;
+        let importer = shards.importer(group, NODE_PATIENCE).await.map_err(|error| error.to_string())?;
+        let chunks = file.chunks(4 << 10).map(Bytes::copy_from_slice).collect::<Vec<_>>();
+        let chunks = Box::pin(futures_util::stream::iter(chunks));
+        let answer = importer.run(true, "operator".to_owned(), chunks).await;
+        match answer.map_err(|error| error.to_string())?.result {
+            Some(R::Done(done)) => Ok(done.incarnation),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    async fn change(&self, shards: &ShardClient, change: &Change) {
         for node in &change.add {
             while !shards
                 .node_states(NODE_PATIENCE)
@@ -154,6 +225,19 @@ impl Operator {
     }
 }
 
+/// A group's snapshot file, if it can be had.
+async fn exported(shards: &ShardClient, group: u32) -> Option<Vec<u8>> {
+    let mut parts = shards.export(group, NODE_PATIENCE).await.ok()?;
+    let mut file = Vec::new();
+    loop {
+        match tokio::time::timeout(NODE_PATIENCE, parts.message()).await {
+            Ok(Ok(Some(part))) => file.extend_from_slice(&part.chunk),
+            Ok(Ok(None)) => return Some(file),
+            _ => return None,
+        }
+    }
+}
+
 /// The software of the operator's machine.
 pub async fn live(operator: Rc<Operator>) -> turmoil::Result {
     // The host's clock runs only within a step of the simulation.
@@ -166,7 +250,7 @@ pub async fn live(operator: Rc<Operator>) -> turmoil::Result {
     loop {
         let wanted = operator.wanted.borrow().clone();
         match wanted {
-            Some(change) if !operator.done.get() => operator.carry_out(&shards, &change).await,
+            Some(task) if !operator.done.get() => operator.carry_out(&shards, &task).await,
             _ => sleep(Duration::from_millis(20)).await,
         }
     }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::history::{
-    Ask, Call, End, Final, History, Read, Receipt, RequestKey, SEALED, Said, Saw, TierSeen, Told,
+    Ask, Call, End, FORGOTTEN, Final, History, Read, Receipt, RequestKey, SEALED, Said, Saw, TierSeen, Told,
 };
 use crate::model::{Model, Numbers, Time};
 
@@ -35,6 +35,7 @@ const AHEAD_MS_MAX: u64 = 5_500;
 /// Finds what must not have happened.
 pub fn judge(history: &History) -> Vec<Violation> {
     let mut found = Vec::new();
+    let history = &*history.since_cuts();
     let groups: BTreeSet<u32> = history.calls.iter().map(|call| call.group).collect();
     for group in groups {
         Judge::new(group, history, &mut found).judge();
@@ -136,7 +137,11 @@ impl<'a> Judge<'a> {
                     }
                     End::Told(Told { said: Said::Rejected(reason), .. }) => {
                         refused = true;
-                        if !WITHOUT_LOG.contains(&reason.as_str()) {
+                        // What a batch is told is final, so that the log has decided it.
+                        let quick = reason == "SOLD_OUT" && matches!(call.ask, Ask::Sell { .. });
+                        let forgotten =
+                            reason == FORGOTTEN && self.history.may_be_forgotten(self.group, call.request_id);
+                        if quick || !(forgotten || WITHOUT_LOG.contains(&reason.as_str())) {
                             object("receipt", format!("{id} was refused for {reason} without a receipt"));
                         }
                     }
@@ -234,6 +239,14 @@ impl<'a> Judge<'a> {
                     format!("{receipt:?} is of the future: it was told at {known_us} us"),
                 );
             }
+            // A correction of log time leaves steady time where it was, ahead once more by as much as before.
+            let corrected = self.history.rebases_before(self.group, receipt.index) as u64;
+            let steady_ms = self.steady_ms(&receipt);
+            if steady_ms > latest_ms + corrected * AHEAD_MS_MAX {
+                let what =
+                    format!("by {receipt:?} holds end at {steady_ms} ms: it was told at {known_us} us");
+                self.object("steady-time", what);
+            }
         }
     }
 
@@ -253,7 +266,11 @@ impl<'a> Judge<'a> {
                 continue;
             }
             let said = &request.decided.as_ref().expect("has a receipt").said;
-            let time = Time { log_ms: receipt.decided_ms, steady_ms: self.steady_ms(&receipt) };
+            let time = Time {
+                log_ms: receipt.decided_ms,
+                steady_ms: self.steady_ms(&receipt),
+                incarnation: receipt.incarnation,
+            };
             let taken = match said {
                 // It changes nothing, and only who has used the id can have asked for it.
                 Said::Rejected(reason) if reason == SEALED && sealed => Ok(()),

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::history::{
-    Ask, Call, End, Final, History, Read, Receipt, SEALED, Said, Saw, TicketSeen, TierSeen, Told,
+    Ask, Call, Cut, End, FORGOTTEN, Final, History, Read, Receipt, SEALED, Said, Saw, TicketSeen, TierSeen,
+    Told,
 };
 use crate::oracle::judge;
 
@@ -388,7 +389,12 @@ fn log_time_of_the_future_is_found() {
         checks(&story.ends(2, 0, &[("ann", false)]))
     };
     assert_eq!(of(5_000), [""; 0]);
-    assert_eq!(of(600_000), ["log-time"], "ten minutes");
+    assert_eq!(of(600_000), ["log-time", "steady-time"], "ten minutes");
+    // Log time was corrected, and holds end ten minutes early all the same.
+    let mut story = Story::new(2);
+    story.decides("ann", buy(1), sold(1, 1));
+    story.history.rebases.entry(1).or_default().insert(1, -600_000);
+    assert_eq!(checks(&story.ends(2, 0, &[("ann", false)])), ["steady-time"]);
 }
 
 #[test]
@@ -438,4 +444,68 @@ fn a_request_that_nobody_asked_for_at_the_end_is_found() {
     let mut history = good().ends(2, 0, &[("ann", false), ("bob", false)]);
     history.at_end.outcomes.pop_first();
     assert_eq!(checks(&history), ["oracle"]);
+}
+
+#[test]
+fn a_quick_no_is_no_answer_to_a_batch() {
+    let sale = || Ask::Sell { event: "gala".into(), tier: "ga".into(), quantity: 1, buyer: "eve".into() };
+    let mut story = good();
+    story.decides("box-office", sale(), rejected("SOLD_OUT"));
+    assert_eq!(checks(&story.ends(2, 0, &[("ann", false), ("bob", false)])), [""; 0]);
+    let mut story = good();
+    story.calls("box-office", sale(), End::Told(Told { receipt: None, said: rejected("SOLD_OUT") }));
+    assert_eq!(checks(&story.ends(2, 0, &[("ann", false), ("bob", false)])), ["receipt"]);
+    // Who owns the tickets is the buyer, whose quota counts.
+    let mut story = Story::new(9);
+    for first in 1..=4 {
+        story.decides("box-office", sale(), sold(first, 1));
+    }
+    assert!(checks(&story.ends(9, 0, &[("eve", false); 4])).contains(&"quota"));
+}
+
+/// Bob's purchase was decided, told and seen, and the group went back to the entry before it; dan asks once more. With the
+/// check of that history.
+fn gone_back(cut: Option<Cut>) -> Vec<&'static str> {
+    let mut story = Story::new(2);
+    story.decides("ann", buy(1), sold(1, 1));
+    let lost = story.decides("bob", buy(1), sold(2, 1));
+    story.reads(event(2, 0, 2));
+    story.calls("dan", buy(1), End::Told(Told { receipt: None, said: rejected("SOLD_OUT") }));
+    story.remembers(lost, None);
+    let seen_until_us = story.now_us;
+    let cut = cut.map(|cut| Cut { seen_until_us, ..cut });
+    let forgets = cut.as_ref().is_some_and(|cut| cut.forgets_ids);
+    let reason = if forgets { FORGOTTEN } else { "EXPIRED" };
+    story.repeats(lost, End::Told(Told { receipt: None, said: rejected(reason) }));
+    story.reads(event(2, 0, 1));
+    story.history.cuts = cut.into_iter().map(|cut| (1, vec![cut])).collect();
+    checks(&story.ends(2, 0, &[("ann", false)]))
+}
+
+#[test]
+fn what_a_group_went_back_behind_is_lost_and_nothing_else() {
+    let cut = |kept, forgets_ids| Cut { incarnation: 2, kept, seen_until_us: 0, forgets_ids };
+    assert_eq!(gone_back(Some(cut((1, 2), false))), [""; 0]);
+    assert_eq!(gone_back(Some(cut((0, 9), true))), [""; 0], "of a term that the last one never knew");
+    assert!(gone_back(None).contains(&"acknowledged-lost"));
+    assert!(gone_back(Some(cut((1, 3), false))).contains(&"acknowledged-lost"), "it had that entry");
+    let later = Cut { incarnation: 1, ..cut((1, 2), false) };
+    assert!(gone_back(Some(later)).contains(&"acknowledged-lost"), "it was decided afterwards");
+}
+
+#[test]
+fn ids_are_forgotten_over_imports_only_and_only_old_ones() {
+    let mut story = Story::new(2);
+    story.calls("ann", buy(1), End::Told(Told { receipt: None, said: rejected(FORGOTTEN) }));
+    assert_eq!(checks(&story.ends(2, 0, &[])), ["receipt"]);
+    let cut = Cut { incarnation: 2, kept: (9, 9), seen_until_us: 100, forgets_ids: true };
+    let with = |cut: Cut| {
+        let mut history = History { began_ms: T0, ..History::default() };
+        history.cuts.insert(1, vec![cut]);
+        history
+    };
+    let of_the_past = with(cut.clone());
+    assert!(of_the_past.may_be_forgotten(1, u128::from(T0) << 80) && !of_the_past.may_be_forgotten(2, 0));
+    assert!(!of_the_past.may_be_forgotten(1, u128::from(T0 + 1) << 80), "made after the import");
+    assert!(!with(Cut { forgets_ids: false, ..cut }).may_be_forgotten(1, 0));
 }

@@ -11,6 +11,8 @@ use crate::fault::{Cut, Fault, Host, Loss, Slot};
 
 /// A clock that is off by no more is near, ms.
 const CLOCK_NEAR_MS: u64 = 300;
+/// How far a clock jumps whose node is then left alone with it, ms.
+const FAST_MS: i64 = 600_000;
 /// Nodes of the cluster when it begins.
 pub const NODES: u64 = 3;
 /// Gateways of the cluster.
@@ -54,17 +56,20 @@ enum Kind {
     Connections,
     Slow,
     Clock,
+    FastClock,
     Disk,
     OldState,
     Transfer,
     Checkpoint,
     Actors,
     Members,
+    Disaster,
+    Restore,
     Poison,
 }
 
 impl Kind {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 20] = [
         Self::Crash,
         Self::CrashAll,
         Self::CrashGateway,
@@ -75,12 +80,15 @@ impl Kind {
         Self::Connections,
         Self::Slow,
         Self::Clock,
+        Self::FastClock,
         Self::Disk,
         Self::OldState,
         Self::Transfer,
         Self::Checkpoint,
         Self::Actors,
         Self::Members,
+        Self::Disaster,
+        Self::Restore,
         Self::Poison,
     ];
 
@@ -88,7 +96,7 @@ impl Kind {
     fn share(self) -> f64 {
         match self {
             // Ends one of two or three groups: most seeds need them all.
-            Self::Poison => 0.15,
+            Self::Poison | Self::Disaster | Self::Restore | Self::FastClock => 0.15,
             Self::Members | Self::CrashGateway | Self::Connections | Self::OldState => 0.3,
             _ => 0.45,
         }
@@ -120,8 +128,9 @@ impl Plan {
         let mut enabled = Kind::ALL.to_vec();
         enabled.retain(|kind| random.random_bool(kind.share()));
         let poisoned = enabled.contains(&Kind::Poison);
-        // A group that has halted for good takes in no new members, so that no change would ever be done.
-        enabled.retain(|kind| !(poisoned && *kind == Kind::Members));
+        let fast = enabled.contains(&Kind::FastClock);
+        // A group that has halted for good takes in no new members, so that no change would ever be done, and no files.
+        enabled.retain(|kind| !(poisoned && matches!(kind, Kind::Members | Kind::Disaster | Kind::Restore)));
         let Some(kind) = enabled.choose(&mut random).copied() else { return plan };
         let count = random.random_range(3..=14);
         for number in 0..count {
@@ -129,6 +138,7 @@ impl Plan {
             let kind = match number {
                 // What is rare happens for certain where it is enabled, and early enough to matter.
                 0 if poisoned => Kind::Poison,
+                1 if fast => Kind::FastClock,
                 0 => kind,
                 _ => *enabled.choose(&mut random).unwrap_or(&kind),
             };
@@ -137,7 +147,9 @@ impl Plan {
         }
         plan.faults.sort_by_key(|(at_ms, _)| *at_ms);
         plan.keep_majorities();
+        plan.go_back_once();
         plan.keep_most_clocks();
+        plan.leave_alone(&mut random);
         plan.one_cut_at_a_time();
         let damaged = plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::DamagedCheckpoint { .. }));
         if !damaged && random.random_bool(0.25) {
@@ -159,6 +171,45 @@ impl Plan {
                 *dead &= !damaged;
             }
         }
+    }
+
+    /// Lets a cluster be brought back to an earlier state once, and keeps away what would leave nobody who knows the last one, or
+    /// correct its time meanwhile.
+    fn go_back_once(&mut self) {
+        let goes_back = |fault: &Fault| matches!(fault, Fault::Disaster { .. } | Fault::Restore { .. });
+        if !self.faults.iter().any(|(_, fault)| goes_back(fault)) {
+            return;
+        }
+        let mut back = false;
+        self.faults.retain(|(_, fault)| match fault {
+            fault if goes_back(fault) => !std::mem::replace(&mut back, true),
+            Fault::Clock { by_ms, .. } => by_ms.unsigned_abs() <= CLOCK_NEAR_MS,
+            Fault::DamagedCheckpoint { .. } | Fault::OldState { .. } | Fault::Twin { .. } => false,
+            _ => true,
+        });
+    }
+
+    /// Lets a node whose clock has jumped ahead start again with leads, while nobody can compare clocks with it but one that
+    /// starts as well.
+    fn leave_alone(&mut self, random: &mut StdRng) {
+        let fast = self.faults.iter().filter_map(|(at_ms, fault)| match fault {
+            Fault::Clock { node, by_ms: FAST_MS } => Some((*at_ms, *node)),
+            _ => None,
+        });
+        for (at_ms, node) in fast.collect::<Vec<_>>() {
+            let others: Vec<Slot> = (1..=NODES).filter(|other| *other != node).collect();
+            let crash = |node, down_ms| Fault::Crash { node, down_ms, loss: Loss::Everything };
+            self.faults.extend([
+                (at_ms + 20, crash(others[0], 2_500)),
+                (at_ms + 20, crash(others[1], 500)),
+                (at_ms + 20, crash(node, 50)),
+            ]);
+            for group in 1..=self.regions {
+                let at_ms = at_ms + random.random_range(1_600..=2_000);
+                self.faults.push((at_ms, Fault::Transfer { group, to: node }));
+            }
+        }
+        self.faults.sort_by_key(|(at_ms, _)| *at_ms);
     }
 
     /// Lets only one node's clock be far off: what most clocks say is the time.
@@ -236,6 +287,7 @@ impl Plan {
                 let by_ms = if random.random_bool(0.5) { far } else { -far };
                 Fault::Clock { node, by_ms }
             }
+            Kind::FastClock => Fault::Clock { node, by_ms: FAST_MS },
             Kind::Disk if random.random_bool(0.7) => {
                 Fault::SlowDisk { node, sync_ms: random.random_range(20..=250), lasts_ms }
             }
@@ -255,6 +307,8 @@ impl Plan {
                 1 => Fault::RemoveNode { node },
                 _ => Fault::ReplaceNode { node, dead: random.random_bool(0.5) },
             },
+            Kind::Disaster => Fault::Disaster { survivor: node, after_ms: random.random_range(200..=2_500) },
+            Kind::Restore => Fault::Restore { group, older_ms: random.random_range(100..=3_000) },
             Kind::Poison => Fault::Poison { group },
         }
     }
@@ -299,10 +353,12 @@ mod tests {
             let poisoned = count(|fault| matches!(fault, Fault::Poison { .. }));
             let dead = count(|fault| matches!(fault, Fault::ReplaceNode { dead: true, .. }));
             assert!(damaged <= 1 && poisoned <= 1, "seed {seed}");
+            let back = count(|fault| matches!(fault, Fault::Disaster { .. } | Fault::Restore { .. }));
+            assert!(back == 0 || (back == 1 && damaged == 0 && poisoned == 0), "seed {seed}");
             assert!(damaged == 0 || (dead == 0 && plan.gone.is_none()), "seed {seed}");
             assert!(poisoned == 0 || count(Fault::changes_members) == 0, "seed {seed}");
             kinds.extend(plan.faults.iter().map(|(_, fault)| fault.kind()));
         }
-        assert_eq!(kinds.len(), 22, "{kinds:?}");
+        assert_eq!(kinds.len(), 24, "{kinds:?}");
     }
 }

@@ -30,6 +30,8 @@ const API_PORT: u16 = 7_100;
 pub const EVENTS: [&str; 2] = ["sale-a", "sale-b"];
 /// Who makes the events.
 pub const ORGANISER: &str = "organiser";
+/// What the names of those end with who sell in batches.
+pub const SELLER: &str = "-seller";
 /// Pause before something is asked again.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
 /// How often somebody asks what has become of a request whose gateway has died, at most.

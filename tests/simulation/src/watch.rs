@@ -17,6 +17,8 @@ pub struct Watch {
     leads: BTreeSet<(u32, u64, u64)>,
     /// Group and node that was objected to: once is enough.
     told: BTreeSet<(u32, u64)>,
+    /// Highest term and index that a replica of each group has reached.
+    pub furthest: BTreeMap<u32, (u64, u64)>,
     /// By group and index, the corrections of log time and what it was ahead of steady time afterwards.
     pub rebases: BTreeMap<u32, BTreeMap<u64, i64>>,
 }
@@ -42,9 +44,14 @@ impl Watch {
                     }
                     continue;
                 }
-                let ((index, digest), incarnation, faults, time) = group.state().read(|machine| {
-                    (machine.settled(), machine.incarnation(), machine.faults(), machine.time())
+                let ((index, digest), incarnation, faults, time, applied) = group.state().read(|machine| {
+                    let applied = machine.head().applied;
+                    (machine.settled(), machine.incarnation(), machine.faults(), machine.time(), applied)
                 });
+                // Who has applied nothing has nothing to compare: index 0 is that of a group's first entry.
+                let Some(at) = applied else { continue };
+                let (term, reached) = self.furthest.entry(*number).or_default();
+                (*term, *reached) = ((*term).max(at.term), (*reached).max(at.index));
                 if time.rebases > 0 {
                     self.rebases.entry(*number).or_default().insert(time.rebased_at, time.offset_ms);
                 }

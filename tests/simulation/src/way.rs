@@ -47,6 +47,10 @@ impl Way {
 
     /// Has a command decided.
     pub async fn ask(&self, request: Request<'_>, ask: &Ask, patience: Duration) -> End {
+        if matches!(ask, Ask::Sell { .. }) {
+            let batch = [(request.id, ask.clone())];
+            return self.sell(request.group, request.principal, &batch, patience).await.remove(0);
+        }
         let shards = match self {
             Self::Api(api) => return api.ask(request, ask, patience).await,
             Self::Shards(shards) => shards,
@@ -54,10 +58,31 @@ impl Way {
         let command = convert::command(request.principal, request.id, self.expires_ms(patience), ask);
         match shards.command(request.group, command, Instant::now() + patience).await {
             Ok(outcome) => End::Told(convert::told(&outcome)),
-            Err(ClientError::Unknown { .. }) => End::Unknown,
-            Err(
-                ClientError::Unavailable { .. } | ClientError::Overloaded { .. } | ClientError::Invalid(_),
-            ) => End::NotDecided,
+            Err(error) => failed(&error),
+        }
+    }
+
+    /// Has a batch of sales decided; one end for each.
+    pub async fn sell(
+        &self,
+        group: u32,
+        seller: &str,
+        batch: &[(u128, Ask)],
+        patience: Duration,
+    ) -> Vec<End> {
+        let shards = match self {
+            Self::Api(api) => return api.sell(group, seller, batch, patience).await,
+            Self::Shards(shards) => shards,
+        };
+        let expires_ms = self.expires_ms(patience);
+        let command = |(id, ask): &(u128, Ask)| convert::command(seller, *id, expires_ms, ask);
+        let commands = pb::CommandBatch { commands: batch.iter().map(command).collect() };
+        match shards.batch(group, commands, Instant::now() + patience).await {
+            Ok(answer) => {
+                assert_eq!(answer.items.len(), batch.len(), "one answer for each");
+                answer.items.into_iter().map(|item| convert::item_end(&item)).collect()
+            }
+            Err(error) => vec![failed(&error); batch.len()],
         }
     }
 
@@ -89,6 +114,16 @@ impl Way {
             Self::Shards(shards) => {
                 read(shards, group, convert::tickets_query(event), patience, convert::tickets).await
             }
+        }
+    }
+}
+
+/// What a client knows that got no decision.
+fn failed(error: &ClientError) -> End {
+    match error {
+        ClientError::Unknown { .. } => End::Unknown,
+        ClientError::Unavailable { .. } | ClientError::Overloaded { .. } | ClientError::Invalid(_) => {
+            End::NotDecided
         }
     }
 }

@@ -511,17 +511,50 @@ fn ids_and_numbers_of_a_new_incarnation_were_never_given_before() {
     assert_eq!(given(&mut world), "e2-3");
     let Outcome::Purchased { first, .. } = world.buy("alice", "ga", 2).unwrap() else { panic!() };
     assert_eq!(first, NUMBERS_PER_INCARNATION + 1);
-    let Outcome::Held { hold, .. } = world.ask("alice", &hold("ga", 1, &[], 50)).unwrap() else { panic!() };
+    let one_place = hold("ga", 1, &[], 50);
+    let Outcome::Held { hold, .. } = world.ask("alice", &one_place).unwrap() else { panic!() };
     assert_eq!(hold, NUMBERS_PER_INCARNATION + 1);
     let confirm = Command::ConfirmHold { event: "gala".into(), hold: format!("ga-h{hold}") };
     let Outcome::Purchased { first, .. } = world.ask("alice", &confirm).unwrap() else { panic!() };
     assert_eq!(first, NUMBERS_PER_INCARNATION + 3);
+    // A forced recovery counts further up; imports follow it.
+    let recovered = 1 << 32;
+    for (incarnation, before) in [(recovered, 1_000), (recovered + 3, 1_003), (recovered * 2, 2_000)] {
+        let mut world = World::new(9);
+        world.context.incarnation = incarnation;
+        for next in [1, 2] {
+            let Outcome::Purchased { first, .. } = world.buy("bob", "ga", 1).unwrap() else { panic!() };
+            assert_eq!(first, before * NUMBERS_PER_INCARNATION + next, "{incarnation:x}");
+        }
+        let Outcome::Held { hold: number, .. } = world.ask("bob", &one_place).unwrap() else { panic!() };
+        assert_eq!(number, before * NUMBERS_PER_INCARNATION + 1);
+    }
     for taken in ["e1-2", "e77-1"] {
         let mut create = create(9);
         if let Command::CreateEvent { event, .. } = &mut create {
             *event = taken.into();
         }
         assert_eq!(world.ask("organiser", &create).unwrap_err().field(), "event_id", "{taken}");
+    }
+}
+
+#[test]
+fn numbers_of_different_incarnations_never_meet() {
+    let mut last = None;
+    let halves = [0_u64, 1, 2, 17, 18_000, 18_001, u32::MAX.into()];
+    for recoveries in halves {
+        for imports in [0_u64, 1, 2, 999, 1_000, u32::MAX.into()] {
+            let before = numbers_before(recoveries << 32 | imports);
+            assert!(before.checked_add(NUMBERS_PER_INCARNATION).is_some(), "{recoveries} {imports}");
+            // More than that share the last numbers, which go on where the stock is.
+            if recoveries <= 18_000 {
+                assert!(last.is_none_or(|last| before >= last), "{recoveries} {imports}");
+            }
+            if (1..=18_000).contains(&recoveries) && imports <= 999 {
+                assert!(last < Some(before), "{recoveries} {imports}");
+            }
+            last = Some(before);
+        }
     }
 }
 

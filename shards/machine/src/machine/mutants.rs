@@ -17,6 +17,9 @@ pub fn entry(mut entry: Entry) -> Entry {
     if active(Mutant::ExpiryByWallClock) {
         entry.stamp = Stamp::confirmed(tidewall_mutant::wall_clock_ms());
     }
+    if active(Mutant::LeapFollowed) {
+        entry.stamp.confirmed = true;
+    }
     if active(Mutant::HashOrderInApply) {
         let shuffled: HashMap<usize, _> = entry.commands.drain(..).enumerate().collect();
         entry.commands = shuffled.into_values().collect();

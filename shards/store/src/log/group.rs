@@ -79,6 +79,11 @@ impl GroupLog {
         });
     }
 
+    /// Changes nothing: `done` says that all that was given before is durable.
+    pub fn barrier(&self, done: Done) {
+        self.change(done, |_, _| What::Nothing);
+    }
+
     /// Saves the vote; it holds when `done` says so.
     pub fn save_vote(&self, vote: Vote, done: Done) {
         self.change(done, |memory, _| {

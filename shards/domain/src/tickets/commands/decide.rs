@@ -189,8 +189,7 @@ impl<'a> Case<'a> {
 
     /// The next number of a ticket or hold: as the stock says, but never one that an earlier incarnation may have given.
     fn number(&self, next: u64) -> u64 {
-        let before = self.context.incarnation.saturating_sub(1).saturating_mul(NUMBERS_PER_INCARNATION);
-        next.max(before.saturating_add(1))
+        next.max(numbers_before(self.context.incarnation) + 1)
     }
 
     /// Sells places out of the stock.

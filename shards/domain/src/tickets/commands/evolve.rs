@@ -58,7 +58,8 @@ fn held(state: &mut State, tier: TierKey, number: u64, hold: HoldRow) -> Result<
     change_stock(state, tier, |stock| {
         stock.free = take_off(stock.free, quantity, "free")?;
         stock.held += quantity;
-        stock.next_hold = number + 1;
+        stock.next_hold =
+            number.checked_add(1).ok_or_else(|| Fault("no number is left for a hold".into()))?;
         Ok(())
     })?;
     occupy(state, tier, &hold.seats, None, |_| SeatRow::Held(number))?;
@@ -97,7 +98,8 @@ fn sold(
         let from = if from_hold.is_some() { &mut stock.held } else { &mut stock.free };
         *from = take_off(*from, count.into(), "stock")?;
         stock.sold += u64::from(count);
-        stock.next_ticket = first + u64::from(count);
+        stock.next_ticket =
+            first.checked_add(count.into()).ok_or_else(|| Fault("no number is left for a ticket".into()))?;
         Ok(())
     })?;
     if let Some(number) = from_hold {

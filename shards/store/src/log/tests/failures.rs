@@ -21,6 +21,9 @@ fn after_a_failed_sync_everybody_gets_the_error_and_nothing_is_retried() {
     let (done, result) = outcome();
     log.group(2).save_vote(Vote { term: 1, node: 1, committed: false }, done);
     results.push(result);
+    let (done, result) = outcome();
+    group.barrier(done);
+    results.push(result);
     disk.release_syncs();
     for result in results {
         assert!(matches!(result.recv().unwrap(), Err(LogError::Failed { .. })));

@@ -28,10 +28,12 @@ fn appends_of_many_groups_share_a_barrier_and_are_answered_in_order() {
             );
         }
     }
+    let last = sender.clone();
+    log.group(3).barrier(Box::new(move |outcome| last.send((outcome.is_ok(), 601)).unwrap()));
     assert_eq!(all(&log.group(12)), entries(0..50), "readable before it is durable");
     assert!(receiver.try_recv().is_err(), "nothing is done before its barrier");
     disk.release_syncs();
-    for expected in 0..=600 {
+    for expected in 0..=601 {
         assert_eq!(receiver.recv().unwrap(), (true, expected));
     }
     assert_eq!(disk.counts().syncs - before.syncs, 2, "601 appends, two barriers");
