@@ -54,6 +54,7 @@ impl SledCheckpoints {
             tombstones: BTreeMap::new(),
             unverified: BTreeMap::new(),
         };
+        remove_unfinished(directory).map_err(|e| failed("opening", e))?;
         store.open_database()?;
         Ok(store)
     }
@@ -123,6 +124,26 @@ impl SledCheckpoints {
         database.flush().map_err(|e| engine("flushing", e))?;
         sync_files(&self.directory).map_err(|e| failed("syncing", e))
     }
+}
+
+/// Removes what a process that was killed has left of an index of its log that sled was about to rename into its place. sled
+/// 0.34.7 takes it for the newest index, finds it cut short, and opens the database never again; the one before it is whole.
+fn remove_unfinished(directory: &Path) -> std::io::Result<()> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let unfinished = name.to_str().is_some_and(|n| n.starts_with("snap.") && n.ends_with(".generating"));
+        if unfinished {
+            tracing::info!(file = %entry.path().display(), "an unfinished index of the checkpoint store is removed");
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn sync_files(directory: &Path) -> std::io::Result<()> {

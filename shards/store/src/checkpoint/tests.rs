@@ -338,3 +338,98 @@ fn the_writer_reports_what_the_store_said() {
     writer.stop();
     assert!(write(world.machine.freeze()).is_err());
 }
+
+/// A process that is killed at the wrong moment leaves this behind: seen once in some hundred kills.
+#[test]
+fn an_index_that_sled_did_not_finish_is_no_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::new();
+    world.buy(100);
+    let mut store = opened(directory.path());
+    let generation = store.write(3, &world.machine.freeze()).unwrap();
+    store.verify().unwrap();
+    drop(store);
+    let newest = std::fs::read_dir(directory.path()).unwrap().filter_map(|entry| {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        name.starts_with("snap.").then_some(name)
+    });
+    let left_behind = directory.path().join(format!("{}.generating", newest.max().unwrap()));
+    std::fs::write(&left_behind, b"cut short").unwrap();
+    let (loaded, machine) = opened(directory.path()).load(3).unwrap().unwrap();
+    assert_eq!((loaded, machine.digest()), (generation, world.machine.digest()));
+    assert!(!left_behind.exists());
+}
+
+/// Where the process below keeps its checkpoints: it is this test binary, run once more.
+const KILLED_IN: &str = "TIDEWALL_TEST_CHECKPOINTS";
+
+/// Not a test by itself: writes one checkpoint after the other until it is killed, and says which one is done.
+#[test]
+fn checkpoints_until_killed() {
+    let Some(directory) = std::env::var_os(KILLED_IN) else { return };
+    let mut store = opened(std::path::Path::new(&directory));
+    let mut world = World::new();
+    if let Some((_, machine)) = store.load(3).unwrap() {
+        world.next = machine.head().applied.unwrap().index + 1;
+        world.machine = machine;
+    }
+    loop {
+        world.buy(40);
+        // Now and then everything, as after a snapshot.
+        let frozen =
+            if world.next.is_multiple_of(7) { world.machine.freeze_all() } else { world.machine.freeze() };
+        let generation = store.write(3, &frozen).unwrap();
+        if world.next.is_multiple_of(3) {
+            store.verify().unwrap();
+        }
+        println!("DONE {} {:032x}", generation.number, generation.digest);
+    }
+}
+
+#[test]
+fn killed_between_any_two_steps_it_has_what_it_said_was_done_or_the_next_one() {
+    use std::io::{BufRead as _, BufReader};
+    let directory = tempfile::tempdir().unwrap();
+    let mut last = 0;
+    let mut later = 0;
+    for round in 0..24_u64 {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "checkpoint::tests::checkpoints_until_killed", "--nocapture"])
+            .env(KILLED_IN, directory.path())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let done = lines.map_while(Result::ok).filter_map(|line| {
+            let (number, digest) = line.rsplit_once("DONE ")?.1.split_once(' ')?;
+            Some((number.parse::<u64>().ok()?, digest.to_owned()))
+        });
+        let mut said = None;
+        for seen in done {
+            let first = said.replace(seen).is_none();
+            if first {
+                // At another moment of what it does next, each time.
+                std::thread::sleep(std::time::Duration::from_micros(round * 1_700));
+                child.kill().unwrap();
+            }
+        }
+        child.wait().unwrap();
+        let (number, digest) = said.expect("it writes something before it is killed");
+        assert!(number > last, "it went on from generation {last} and says {number}");
+        // Whoever loads checks the digest over all rows.
+        let mut store = opened(directory.path());
+        let (generation, machine) = store.load(3).unwrap().expect("something was done");
+        assert!(
+            generation.number == number || generation.number == number + 1,
+            "{generation:?} after {number}"
+        );
+        if generation.number == number {
+            assert_eq!(format!("{:032x}", machine.digest()), digest);
+        } else {
+            later += 1;
+        }
+        last = generation.number;
+    }
+    assert!(last >= 24, "{last} generations, {later} of them done and not told");
+}
