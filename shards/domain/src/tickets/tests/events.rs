@@ -1,0 +1,225 @@
+//! Events: who may change what, what names are given, and what a receipt keeps of them.
+
+use super::*;
+
+/// What was decided is what is told for ever, and what was sold keeps its price, whatever becomes of the tier.
+#[test]
+fn what_was_decided_says_everything_and_keeps_its_price_and_currency() {
+    let mut world = World::new(9);
+    let Outcome::Purchased { tier: sold_in, first: 1, count: 1, seats, .. } =
+        world.buy("alice", "vip", 1).unwrap()
+    else {
+        panic!()
+    };
+    assert_eq!((sold_in.as_str(), seats), ("vip", vec!["A-1".to_owned()]));
+    world.ask("alice", &hold("ga", 1, &[], 1_000)).unwrap();
+    let yen = |id: &str, capacity, seat_rows: &[(&str, u32)]| TierSpec {
+        currency: "JPY".into(),
+        price: 7,
+        ..tier(id, capacity, seat_rows)
+    };
+    let dearer = Command::UpdateEvent {
+        event: "gala".into(),
+        display_name: None,
+        quota: None,
+        opens_ms: None,
+        closes_ms: None,
+        tiers: Some(vec![yen("ga", 10, &[]), yen("vip", 6, &[("A", 4), ("B", 2)])]),
+        expected_revision: 0,
+    };
+    let Outcome::EventSaved { row, stock, .. } = world.ask("organiser", &dearer).unwrap() else { panic!() };
+    assert_eq!((row.revision, row.tiers[1].currency.as_str()), (2, "JPY"));
+    assert_eq!(
+        stock.iter().map(|s| (s.capacity, s.free, s.held, s.sold)).collect::<Vec<_>>(),
+        [(10, 9, 1, 0), (6, 5, 0, 1)]
+    );
+    let confirm = Command::ConfirmHold { event: "gala".into(), hold: "ga-h1".into() };
+    world.ask("alice", &confirm).unwrap();
+    for id in ["vip-1", "ga-1"] {
+        let cancel = Command::CancelTicket { event: "gala".into(), ticket: id.into() };
+        let Outcome::Cancelled { ticket, .. } = world.ask("alice", &cancel).unwrap() else { panic!() };
+        assert_eq!((ticket.price.minor_units, ticket.price.currency.as_str()), (4_200, "EUR"), "{id}");
+        assert!(ticket.cancelled && ticket.owner == "alice" && ticket.organiser == "organiser");
+        assert_eq!((ticket.id.as_str(), ticket.seat.is_empty()), (id, id == "ga-1"));
+    }
+}
+
+/// An import begins a new incarnation with older rows: what comes afterwards must not be named like what was lost.
+#[test]
+fn ids_and_numbers_of_a_new_incarnation_were_never_given_before() {
+    let mut world = World::new(9);
+    let given = |world: &mut World| {
+        let mut create = create(9);
+        if let Command::CreateEvent { event, .. } = &mut create {
+            event.clear();
+        }
+        let Outcome::EventSaved { event, .. } = world.ask("organiser", &create).unwrap() else { panic!() };
+        event
+    };
+    assert_eq!(given(&mut world), "e1-2");
+    world.buy("alice", "ga", 1).unwrap();
+    world.context.incarnation = 2;
+    // The log begins anew: its places say nothing about what is taken.
+    world.context.index = 0;
+    assert_eq!(given(&mut world), "e2-3");
+    let Outcome::Purchased { first, .. } = world.buy("alice", "ga", 2).unwrap() else { panic!() };
+    assert_eq!(first, NUMBERS_PER_INCARNATION + 1);
+    let one_place = hold("ga", 1, &[], 50);
+    let Outcome::Held { hold, .. } = world.ask("alice", &one_place).unwrap() else { panic!() };
+    assert_eq!(hold, NUMBERS_PER_INCARNATION + 1);
+    let confirm = Command::ConfirmHold { event: "gala".into(), hold: format!("ga-h{hold}") };
+    let Outcome::Purchased { first, .. } = world.ask("alice", &confirm).unwrap() else { panic!() };
+    assert_eq!(first, NUMBERS_PER_INCARNATION + 3);
+    // A forced recovery counts further up; imports follow it.
+    let recovered = 1 << 32;
+    for (incarnation, before) in [(recovered, 1_000), (recovered + 3, 1_003), (recovered * 2, 2_000)] {
+        let mut world = World::new(9);
+        world.context.incarnation = incarnation;
+        for next in [1, 2] {
+            let Outcome::Purchased { first, .. } = world.buy("bob", "ga", 1).unwrap() else { panic!() };
+            assert_eq!(first, before * NUMBERS_PER_INCARNATION + next, "{incarnation:x}");
+        }
+        let Outcome::Held { hold: number, .. } = world.ask("bob", &one_place).unwrap() else { panic!() };
+        assert_eq!(number, before * NUMBERS_PER_INCARNATION + 1);
+    }
+    for taken in ["e1-2", "e77-1"] {
+        let mut create = create(9);
+        if let Command::CreateEvent { event, .. } = &mut create {
+            *event = taken.into();
+        }
+        assert_eq!(world.ask("organiser", &create).unwrap_err().field(), "event_id", "{taken}");
+    }
+}
+
+#[test]
+fn numbers_of_different_incarnations_never_meet() {
+    let mut last = None;
+    let halves = [0_u64, 1, 2, 17, 18_000, 18_001, u32::MAX.into()];
+    for recoveries in halves {
+        for imports in [0_u64, 1, 2, 999, 1_000, u32::MAX.into()] {
+            let before = numbers_before(recoveries << 32 | imports);
+            assert!(before.checked_add(NUMBERS_PER_INCARNATION).is_some(), "{recoveries} {imports}");
+            // More than that share the last numbers, which go on where the stock is.
+            if recoveries <= 18_000 {
+                assert!(last.is_none_or(|last| before >= last), "{recoveries} {imports}");
+            }
+            if (1..=18_000).contains(&recoveries) && imports <= 999 {
+                assert!(last < Some(before), "{recoveries} {imports}");
+            }
+            last = Some(before);
+        }
+    }
+}
+
+#[test]
+fn a_quota_lowered_later_breaks_nothing() {
+    let mut world = World::new(5);
+    world.ask("alice", &hold("ga", 5, &[], 50)).unwrap();
+    let lower = Command::UpdateEvent {
+        event: "gala".into(),
+        display_name: None,
+        quota: Some(2),
+        opens_ms: None,
+        closes_ms: None,
+        tiers: None,
+        expected_revision: 1,
+    };
+    let caller = Caller { principal: "organiser", privileged: false };
+    apply(&mut world.state, &world.context, caller, &lower).unwrap().unwrap();
+    world.state.commit();
+    let caller = Caller { principal: "alice", privileged: false };
+    let confirm = Command::ConfirmHold { event: "gala".into(), hold: "ga-h1".into() };
+    apply(&mut world.state, &world.context, caller, &confirm).expect("no fault").unwrap();
+    world.state.commit();
+    let more = apply(&mut world.state, &world.context, caller, &buy("ga", 1, &[])).unwrap();
+    assert_eq!(more.unwrap_err().reason(), "QUOTA_EXCEEDED");
+}
+
+#[test]
+fn sales_happen_inside_their_window() {
+    let mut world = World::new(9);
+    let window = Command::UpdateEvent {
+        event: "gala".into(),
+        display_name: None,
+        quota: None,
+        opens_ms: Some(2_000),
+        closes_ms: Some(3_000),
+        tiers: None,
+        expected_revision: 0,
+    };
+    world.ask("organiser", &window).unwrap();
+    for (now, reason) in
+        [(1_999, Some("SALE_NOT_OPEN")), (2_000, None), (2_999, None), (3_000, Some("SALE_CLOSED"))]
+    {
+        world.context.now_ms = now;
+        assert_eq!(world.buy("alice", "ga", 1).err().map(|r| r.reason()), reason, "at {now}");
+    }
+}
+
+#[test]
+fn an_event_can_only_be_changed_by_its_organiser_and_within_reason() {
+    let mut world = World::new(9);
+    world.buy("alice", "ga", 5).unwrap();
+    let update = |tiers: Option<Vec<TierSpec>>, expected_revision| Command::UpdateEvent {
+        event: "gala".into(),
+        display_name: None,
+        quota: None,
+        opens_ms: None,
+        closes_ms: None,
+        tiers,
+        expected_revision,
+    };
+    let vip = || tier("vip", 6, &[("A", 4), ("B", 2)]);
+    let mut reason = |who: &str, command: Command| world.ask(who, &command).err().map(|r| r.reason());
+    assert_eq!(reason("alice", update(None, 0)), Some("NOT_OWNER"));
+    assert_eq!(reason("organiser", update(None, 9)), Some("REVISION_MISMATCH"));
+    assert_eq!(reason("organiser", update(Some(vec![tier("ga", 12, &[])]), 0)), Some("TIER_FIXED"));
+    assert_eq!(
+        reason("organiser", update(Some(vec![tier("ga", 4, &[]), vip()]), 0)),
+        Some("CAPACITY_TOO_SMALL")
+    );
+    assert_eq!(
+        reason("organiser", update(Some(vec![tier("ga", 5, &[]), vip(), tier("late", 3, &[])]), 1)),
+        None
+    );
+    assert_eq!(world.buy("bob", "ga", 1).unwrap_err().reason(), "SOLD_OUT");
+    world.buy("bob", "late", 3).unwrap();
+}
+
+#[test]
+fn bad_fields_are_named() {
+    let mut world = World::new(9);
+    let mut field = |change: &dyn Fn(&mut Command)| {
+        let mut command = create(3);
+        if let Command::CreateEvent { event, .. } = &mut command {
+            *event = "other".into();
+        }
+        change(&mut command);
+        let Err(Rejection::Invalid { field, .. }) = world.ask("organiser", &command) else {
+            panic!("accepted")
+        };
+        field
+    };
+    macro_rules! with {
+        ($name:ident => $change:expr) => {
+            field(&|c| {
+                if let Command::CreateEvent { $name, .. } = c {
+                    $change
+                }
+            })
+        };
+    }
+    assert_eq!(with!(event => *event = "Gala".into()), "event_id");
+    assert_eq!(with!(display_name => display_name.clear()), "event.display_name");
+    assert_eq!(with!(quota => *quota = 0), "event.quota_per_buyer");
+    assert_eq!(with!(tiers => tiers.clear()), "event.tiers");
+    assert_eq!(with!(tiers => tiers[1].id = "ga".into()), "event.tiers[1].tier_id");
+    assert_eq!(with!(tiers => tiers[0].capacity = 0), "event.tiers[0].capacity");
+    assert_eq!(with!(tiers => tiers[1].capacity = 7), "event.tiers[1].seat_rows");
+    assert_eq!(with!(tiers => tiers[0].currency = "euro".into()), "event.tiers[0].price.currency_code");
+    assert_eq!(with!(tiers => tiers[0].currency.clear()), "event.tiers[0].price.currency_code");
+    let row = |n| SeatRowSpec { label: format!("R{n}"), seats: 1 };
+    let rows = |count: usize| (0..count).map(row).collect();
+    assert_eq!(with!(tiers => tiers[1].seat_rows = rows(SEAT_ROWS_MAX + 1)), "event.tiers");
+    assert_eq!(with!(tiers => tiers[1].seat_rows[1].label = "A".into()), "event.tiers[1].seat_rows");
+}
