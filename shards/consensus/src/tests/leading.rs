@@ -104,3 +104,66 @@ async fn a_suspended_group_decides_nothing_until_it_may() {
     cluster.agree(1, last).await;
     cluster.stop().await;
 }
+
+/// A node whose clock is wrong, or that was left behind, must not lead, whoever else is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_stand_for_election_leads_nothing_and_later_may() {
+    let mut cluster = Cluster::new(&[1, 2, 3]).await;
+    cluster.create(1).await;
+    let (old, _) = cluster.leader(1).await;
+    let others: Vec<u64> = (1..=3).filter(|node| *node != old).collect();
+    for node in &others {
+        cluster.running[node].groups[&1].allow_election(false);
+    }
+    cluster.crash(old).await;
+    // Several elections would have been held by now.
+    sleep(Duration::from_secs(2)).await;
+    for node in &others {
+        assert!(!cluster.running[node].groups[&1].believes_to_lead(), "node {node} stood for election");
+    }
+    cluster.running[&others[0]].groups[&1].allow_election(true);
+    assert_eq!(cluster.leader(1).await.0, others[0]);
+    cluster.stop().await;
+}
+
+/// openraft's leader decides nothing any more once it has offered its lead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lead_is_not_offered_to_itself_nor_to_who_does_not_vote_and_goes_on_when_its_taker_died() {
+    let mut cluster = Cluster::new(&[1, 2, 3]).await;
+    cluster.create(1).await;
+    let (from, group) = cluster.leader(1).await;
+    for nobody in [from, 4] {
+        group.transfer_leadership(nobody).await;
+        let last = cluster.buy(1, nobody).await;
+        cluster.agree(1, last).await;
+        assert_eq!(cluster.leader(1).await.0, from);
+    }
+    // Whom it is offered to has died: somebody else gets it, and the group decides again.
+    let to = from % 3 + 1;
+    cluster.crash(to).await;
+    group.transfer_leadership(to).await;
+    until("the lead stays with who has offered it", || !group.believes_to_lead()).await;
+    cluster.buy(1, 9).await;
+    assert_ne!(cluster.leader(1).await.0, to);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_was_stopped_leads_no_more_and_the_others_go_on() {
+    let cluster = Cluster::new(&[1, 2, 3]).await;
+    cluster.create(1).await;
+    let (old, group) = cluster.leader(1).await;
+    group.stop().await;
+    let led_by_another = || {
+        let others = cluster.running.iter().filter(|(node, _)| **node != old);
+        others.into_iter().any(|(_, running)| running.groups[&1].believes_to_lead())
+    };
+    until("nobody takes over from a replica that was stopped", led_by_another).await;
+    assert!(
+        group
+            .propose(Payload::new(&Entry { stamp: tidewall_machine::Stamp::confirmed(T0), commands: vec![] }))
+            .await
+            .is_err()
+    );
+    cluster.stop().await;
+}
