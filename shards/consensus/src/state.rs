@@ -487,6 +487,27 @@ mod tests {
     }
 
     #[test]
+    fn what_a_restart_would_take_follows_what_apply_takes() {
+        let state = StateHandle::new(1, Machine::new());
+        let shared = &state.shared;
+        shared.bytes_since_freeze.store(3 << 10, Ordering::Relaxed);
+        shared.bytes_freezing.store(2 << 10, Ordering::Relaxed);
+        let initial = state.replay_time();
+        assert_eq!(initial, Duration::from_nanos(5 * NANOS_PER_1024_BYTES_INITIAL));
+        // What is small says nothing; one measurement says little, many say it.
+        state.paced(PACE_BYTES_MIN - 1, Duration::from_secs(9));
+        assert_eq!(state.replay_time(), initial);
+        let slower = 4 * NANOS_PER_1024_BYTES_INITIAL;
+        state.paced(2 << 10, Duration::from_nanos(2 * slower));
+        assert!(state.replay_time() > initial && state.replay_time() < 2 * initial);
+        for _ in 0..500 {
+            state.paced(2 << 10, Duration::from_nanos(2 * slower));
+        }
+        let (told, right) = (state.replay_time().as_nanos(), u128::from(5 * slower));
+        assert!(told.abs_diff(right) < right / 10, "{told} for {right}");
+    }
+
+    #[test]
     fn damage_is_told_from_a_failing_disk() {
         let faults = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&faults);

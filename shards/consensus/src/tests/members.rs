@@ -182,3 +182,41 @@ async fn a_second_process_of_a_node_is_let_in_nowhere_while_the_first_one_runs()
     }
     cluster.stop().await;
 }
+
+/// The fence names the lowest incarnation that may serve: who has it serves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_of_the_incarnation_that_the_fence_names_is_not_left_behind() {
+    let cluster = Cluster::new(&[1, 2, 3]).await;
+    cluster.create(1).await;
+    let own = cluster.running[&1].groups[&1].state().read(Machine::incarnation);
+    for running in cluster.running.values() {
+        running.groups[&1].state().raise_fence(own);
+    }
+    let last = cluster.buy(1, 1).await;
+    cluster.agree(1, last).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_found_where_it_has_moved_to() {
+    let cluster = Cluster::new(&[1, 2, 3]).await;
+    let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut addresses = cluster.addresses.clone();
+    let moved = addresses.insert(2, nowhere).unwrap();
+    let peers = Peers::new(PeersConfig {
+        cluster: CLUSTER,
+        lives: Arc::new(Lives::idle(4)),
+        credentials: None,
+        addresses: addresses.clone(),
+    });
+    peers.meet(1, PATIENCE).await.unwrap();
+    let silent = Duration::from_millis(300);
+    peers.meet(2, silent).await.unwrap_err();
+    addresses.insert(2, moved);
+    addresses.remove(&1);
+    peers.adopt(addresses);
+    assert_eq!((peers.address(2), peers.address(1)), (Some(moved), None));
+    peers.meet(2, PATIENCE).await.unwrap();
+    peers.meet(1, silent).await.unwrap_err();
+    cluster.stop().await;
+}
