@@ -245,3 +245,22 @@ async fn a_crowd_waits_for_the_election_without_a_storm_and_then_gets_through() 
     assert!(attempts < 2 * CROWD, "one probes while the others wait: {attempts} attempts for {CROWD} calls");
     assert_eq!(client.believed_leader(1), Some(2));
 }
+
+/// There is room for nobody who waits, and yet nobody may be told that nothing was decided.
+#[tokio::test]
+async fn a_call_in_doubt_for_which_there_is_no_room_to_wait_is_unknown() {
+    let (one, two) = (Fake::new(Mode::Silent), Fake::new(Mode::NotLeader(0)));
+    let options =
+        ShardClientOptions { attempt_timeout: Duration::from_millis(100), held_max: 0, ..Default::default() };
+    let client = client_with(&[start(&one, 1).await, start(&two, 2).await], options);
+    let deadline = after(1_500);
+    let calls = (0..6).map(|n| {
+        let client = Arc::clone(&client);
+        async move { client.command(1, command(&format!("buyer-{n}")), deadline).await }
+    });
+    let ends = futures_util::future::join_all(calls).await;
+    assert!(one.calls.load(Ordering::Relaxed) >= 6, "all of them were sent");
+    for end in ends {
+        assert!(matches!(end, Err(ClientError::Unknown { .. })), "{end:?}");
+    }
+}
