@@ -14,6 +14,8 @@ use tokio::time::Instant;
 
 /// What a node has said counts for so long: clocks that count by themselves part slowly.
 const FRESH: Duration = Duration::from_secs(60);
+/// What enough nodes have agreed on counts for so long when too few are heard.
+const AGREED: Duration = Duration::from_secs(600);
 /// An answer that took longer says too little about the clock.
 const ANSWER_MAX: Duration = Duration::from_millis(500);
 
@@ -35,13 +37,15 @@ struct Known {
     /// Nodes of the cluster.
     nodes: BTreeSet<u64>,
     readings: BTreeMap<u64, Reading>,
+    /// What enough clocks said last.
+    agreed: Option<Reading>,
 }
 
 impl ClusterClock {
     /// Of a cluster of these nodes.
     pub fn new(nodes: impl IntoIterator<Item = u64>) -> Self {
         let nodes = nodes.into_iter().collect();
-        Self { known: Mutex::new(Known { nodes, readings: BTreeMap::new() }) }
+        Self { known: Mutex::new(Known { nodes, readings: BTreeMap::new(), agreed: None }) }
     }
 
     /// Takes in what a node said of its clock, in an answer to a question that was asked at `asked`.
@@ -59,7 +63,7 @@ impl ClusterClock {
     /// The nodes that belong to the cluster now.
     pub(crate) fn adopt(&self, nodes: impl IntoIterator<Item = u64>) {
         let mut known = self.known.lock();
-        let Known { nodes: present, readings } = &mut *known;
+        let Known { nodes: present, readings, .. } = &mut *known;
         *present = nodes.into_iter().collect();
         readings.retain(|node, _| present.contains(node));
     }
@@ -77,24 +81,22 @@ impl ClusterClock {
 
     fn told_ms(&self) -> Option<u64> {
         let now = Instant::now();
-        let (mut told, one_of_several): (Vec<u64>, _) = {
-            let Known { nodes, readings } = &*self.known.lock();
-            let passed = |reading: &Reading| now.saturating_duration_since(reading.at);
-            let fresh = readings.values().filter(|reading| passed(reading) < FRESH);
-            let told = fresh.map(|reading| reading.unix_ms + passed(reading).as_millis() as u64);
-            let told: Vec<u64> = told.collect();
-            let alone = told.len() < 2 && nodes.len() > 1;
-            (told, alone)
-        };
-        if one_of_several {
-            return None;
+        let passed = |reading: &Reading| now.saturating_duration_since(reading.at);
+        let reads = |reading: &Reading| reading.unix_ms + passed(reading).as_millis() as u64;
+        let mut known = self.known.lock();
+        let fresh = known.readings.values().filter(|reading| passed(reading) < FRESH);
+        let mut told: Vec<u64> = fresh.map(reads).collect();
+        if told.is_empty() || (told.len() < 2 && known.nodes.len() > 1) {
+            return known.agreed.filter(|agreed| passed(agreed) < AGREED).as_ref().map(reads);
         }
         if told.len() > 1 {
             told.push(unix_ms());
         }
         told.sort_unstable();
         // Of an even number the earlier one: a request that expires too early is asked again, one that expires too late haunts.
-        told.get(told.len().checked_sub(1)? / 2).copied()
+        let median = told.get(told.len().checked_sub(1)? / 2).copied()?;
+        known.agreed = Some(Reading { at: now, unix_ms: median });
+        Some(median)
     }
 }
 
@@ -118,9 +120,13 @@ mod tests {
         tokio::time::advance(Duration::from_secs(7)).await;
         assert!(clock.unix_ms().abs_diff(right + 7_000) <= 20);
         assert!(clock.ahead_ms().is_some_and(|ahead| ahead > hour as i64));
-        clock.adopt([3]);
-        assert_eq!(clock.unix_ms(), right - hour + 7_000);
+        // Of the three only the wrong one is heard: what they agreed on goes on.
         tokio::time::advance(FRESH).await;
+        clock.read(3, right - hour, Instant::now());
+        assert!(clock.unix_ms().abs_diff(right + 67_000) <= 20);
+        clock.adopt([3]);
+        assert_eq!(clock.unix_ms(), right - hour, "it is the only one now");
+        tokio::time::advance(FRESH + AGREED).await;
         assert!(clock.ahead_ms().is_none(), "long ago");
     }
 

@@ -150,7 +150,7 @@ impl Expected {
             let awaited = says(TOO_EARLY);
             caller.lives.awaited_by(self.to, awaited);
             if awaited {
-                // As after every quick restart; whoever waits says so when it has waited for too long.
+                // As after every quick restart: a node that starts waits, and says so when it has waited for too long.
                 let why =
                     format!("node {} is connected to another process that runs on this node's data", self.to);
                 return Err(Objection { passes: true, ..why.into() });

@@ -95,7 +95,7 @@ impl fmt::Display for Refusal {
 }
 
 /// How long a life counts as connected after its last stream has ended, and after this node's own start: a copy shall not
-/// slip in while connections are made anew. Shorter than a node is quiet after its start.
+/// slip in while connections are made anew. A node that starts waits for it to pass.
 const LINGER: Duration = Duration::from_millis(700);
 
 /// How far this node's log has come durably.

@@ -116,7 +116,7 @@ impl Credentials {
         }
         let roots = Arc::new(roots);
         let unusable = |error: &dyn fmt::Display| TlsError::Unusable(error.to_string());
-        let missing = |what| unusable(&format!("no {what} in PEM form was found"));
+        let missing = |what| unusable(&format!("no {what} in PEM form was found, or it is broken"));
         let chain = certificates(chain).ok_or_else(|| missing("certificate"))?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| missing("private key"))?;
 

@@ -407,10 +407,11 @@ fn unrecoverable(
             found.last_log_index, found.incarnation
         )));
     }
-    if fence <= found.incarnation {
+    // The lower half counts imports, some of which only the lost replicas may know.
+    if fence <= found.incarnation || fence & u64::from(u32::MAX) != 0 {
         return Some(views::invalid(format!(
             "the other replicas are not fenced: raise the fence of group {} above {} in the topology that all nodes \
-             follow, to a number that no recovery has used, and wait until this node has seen it",
+             follow, to a multiple of 4294967296 that no recovery has used, and wait until this node has seen it",
             request.group, found.incarnation
         )));
     }

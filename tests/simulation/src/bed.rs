@@ -238,7 +238,7 @@ impl Bed {
             // Nobody was told of anything that is not kept, if no replica had got further.
             let lost = furthest.0 > kept.0 || furthest.1 > kept.1;
             let seen_until_us = if lost { now_us() } else { 0 };
-            let cut = Cut { incarnation, kept, seen_until_us, forgets_ids: false };
+            let cut = Cut { incarnation, kept, seen_until_us, forgets_ids: false, taken_us: 0 };
             self.ground.trace.note(
                 now_us(),
                 &self.name(),

@@ -258,6 +258,8 @@ pub struct Cut {
     pub seen_until_us: u64,
     /// What was not kept must not be decided again either: old request ids are refused.
     pub forgets_ids: bool,
+    /// What was known by then, µs, must be kept: the state was taken later.
+    pub taken_us: u64,
 }
 
 /// All that clients know of one run.
@@ -298,10 +300,14 @@ impl History {
             let Some((returned_us, end)) = &mut call.returned else { continue };
             for cut in cuts(call.group) {
                 match end {
-                    End::Told(Told { receipt: Some(receipt), .. }) if cut.undoes(receipt) => {
-                        *end = End::Unknown
+                    End::Told(Told { receipt: Some(receipt), .. })
+                        if cut.undoes(receipt) && *returned_us >= cut.taken_us =>
+                    {
+                        *end = End::Unknown;
                     }
-                    End::Told(Told { receipt: None, .. }) if *returned_us <= cut.seen_until_us => {
+                    End::Told(Told { receipt: None, said: Said::Rejected(_) })
+                        if *returned_us <= cut.seen_until_us =>
+                    {
                         *end = End::NotDecided;
                     }
                     _ => {}
@@ -310,6 +316,22 @@ impl History {
         }
         left.reads.retain(|read| cuts(read.group).all(|cut| read.invoked_us > cut.seen_until_us));
         Cow::Owned(left)
+    }
+
+    /// Requests that were decided, undone by a return to a file, and decided once more.
+    pub fn decided_again(&self) -> Vec<(u32, RequestKey)> {
+        let again = |call: &&Call| {
+            let Some((_, End::Told(Told { receipt: Some(receipt), .. }))) = &call.returned else {
+                return false;
+            };
+            let key = (call.group, (call.principal.clone(), call.request_id));
+            let now = self.at_end.outcomes.get(&key).and_then(|told| told.as_ref()?.receipt);
+            let cuts = self.cuts.get(&call.group).into_iter().flatten();
+            let mut undone = cuts.filter(|cut| cut.forgets_ids && cut.undoes(receipt));
+            undone.any(|cut| now.is_some_and(|now| now.incarnation >= cut.incarnation))
+        };
+        let key = |call: &Call| (call.group, (call.principal.clone(), call.request_id));
+        self.calls.iter().filter(again).map(key).collect()
     }
 
     /// Answers that say what was decided and was not kept.

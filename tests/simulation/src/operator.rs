@@ -130,11 +130,13 @@ impl Operator {
 
     /// Exports a group, and imports the file some time later.
     async fn restore(&self, shards: &ShardClient, group: u32, older: Duration) {
+        let mut began_us = now_us();
         let file = loop {
             if let Some(file) = exported(shards, group).await {
                 break file;
             }
             sleep(AGAIN_AFTER).await;
+            began_us = now_us();
         };
         let exported = tidewall_machine::snapshot::read(&mut file.as_slice());
         let index = match exported {
@@ -147,7 +149,8 @@ impl Operator {
             match self.import(shards, group, file.clone()).await {
                 Ok(incarnation) => {
                     let kept = (u64::MAX, index);
-                    let cut = Cut { incarnation, kept, seen_until_us: now_us(), forgets_ids: true };
+                    let (seen_until_us, taken_us) = (now_us(), began_us);
+                    let cut = Cut { incarnation, kept, seen_until_us, forgets_ids: true, taken_us };
                     self.note(format_args!("group {group} was restored: {cut:?}"));
                     self.ground.cuts.borrow_mut().entry(group).or_default().push(cut);
                     break;

@@ -35,6 +35,11 @@ const AHEAD_MS_MAX: u64 = 5_500;
 /// Finds what must not have happened.
 pub fn judge(history: &History) -> Vec<Violation> {
     let mut found = Vec::new();
+    for (group, (principal, id)) in history.decided_again() {
+        let what =
+            format!("group {group}: {principal}/{id:032x} was decided before a restore, and again after it");
+        found.push(Violation { check: "decided-again", what });
+    }
     let history = &*history.since_cuts();
     let groups: BTreeSet<u32> = history.calls.iter().map(|call| call.group).collect();
     for group in groups {

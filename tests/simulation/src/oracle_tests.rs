@@ -484,9 +484,11 @@ fn gone_back(cut: Option<Cut>) -> Vec<&'static str> {
 
 #[test]
 fn what_a_group_went_back_behind_is_lost_and_nothing_else() {
-    let cut = |kept, forgets_ids| Cut { incarnation: 2, kept, seen_until_us: 0, forgets_ids };
+    let cut = |kept, forgets_ids| Cut { incarnation: 2, kept, seen_until_us: 0, forgets_ids, taken_us: 0 };
     assert_eq!(gone_back(Some(cut((1, 2), false))), [""; 0]);
     assert_eq!(gone_back(Some(cut((0, 9), true))), [""; 0], "of a term that the last one never knew");
+    let stale = Cut { taken_us: 1_000, ..cut((1, 2), true) };
+    assert!(gone_back(Some(stale)).contains(&"acknowledged-lost"), "the file was made after that was known");
     assert!(gone_back(None).contains(&"acknowledged-lost"));
     assert!(gone_back(Some(cut((1, 3), false))).contains(&"acknowledged-lost"), "it had that entry");
     let later = Cut { incarnation: 1, ..cut((1, 2), false) };
@@ -498,7 +500,7 @@ fn ids_are_forgotten_over_imports_only_and_only_old_ones() {
     let mut story = Story::new(2);
     story.calls("ann", buy(1), End::Told(Told { receipt: None, said: rejected(FORGOTTEN) }));
     assert_eq!(checks(&story.ends(2, 0, &[])), ["receipt"]);
-    let cut = Cut { incarnation: 2, kept: (9, 9), seen_until_us: 100, forgets_ids: true };
+    let cut = Cut { incarnation: 2, kept: (9, 9), seen_until_us: 100, forgets_ids: true, taken_us: 0 };
     let with = |cut: Cut| {
         let mut history = History { began_ms: T0, ..History::default() };
         history.cuts.insert(1, vec![cut]);
@@ -508,4 +510,21 @@ fn ids_are_forgotten_over_imports_only_and_only_old_ones() {
     assert!(of_the_past.may_be_forgotten(1, u128::from(T0) << 80) && !of_the_past.may_be_forgotten(2, 0));
     assert!(!of_the_past.may_be_forgotten(1, u128::from(T0 + 1) << 80), "made after the import");
     assert!(!with(Cut { forgets_ids: false, ..cut }).may_be_forgotten(1, 0));
+}
+
+#[test]
+fn what_a_restore_has_undone_is_not_decided_again() {
+    let again = |forgets_ids: bool| {
+        let mut story = Story::new(2);
+        let at = story.decides("ann", buy(1), sold(1, 1));
+        let cut = Cut { incarnation: 2, kept: (9, 1), seen_until_us: story.now_us, forgets_ids, taken_us: 0 };
+        story.history.cuts.insert(1, vec![cut]);
+        let second = Receipt { incarnation: 2, ..receipt(5) };
+        let told = Told { receipt: Some(second), said: sold(1_000_000_000_001, 1) };
+        story.repeats(at, End::Told(told.clone()));
+        story.remembers(at, Some(told));
+        checks(&story.history)
+    };
+    assert!(again(true).contains(&"decided-again"));
+    assert!(!again(false).contains(&"decided-again"), "after a recovery by force it may be");
 }

@@ -13,6 +13,8 @@ use tidewall_domain::table::Table;
 use super::Machine;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
 use crate::snapshot::{Parser, SnapshotError};
+use tidewall_domain::tickets::model::IMPORTS_MAX;
+
 use crate::{GIVES_IMPORTS_UP, IMPORT_IDLE_MS};
 
 /// Parts that a shadow takes in at most with each that arrives: itself, and some that it is behind.
@@ -220,6 +222,12 @@ impl Machine {
         let mut row = restored.row();
         row.apply_version = old.apply_version;
         row.incarnation = row.incarnation.max(old.incarnation) + 1;
+        if row.incarnation & u64::from(u32::MAX) > IMPORTS_MAX {
+            return Err(format!(
+                "{IMPORTS_MAX} imports were made, and more could not be told apart: what they sell would be numbered like what \
+                 was sold before"
+            ));
+        }
         row.time = row.time.moved_to(old.time);
         // What was decided here and is not in the file must not be decided again, however far its id was ahead of time.
         row.forgotten_before_ms =

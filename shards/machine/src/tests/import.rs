@@ -461,3 +461,26 @@ fn what_an_import_replaces_is_handed_out_once() {
     assert_eq!(reason(&log.one(T0, commit(9, 1, true))), "System");
     assert!(log.machine.take_replaced().is_some());
 }
+
+/// What is sold after an import is numbered by it: two imports that share a number would sell the same tickets twice.
+#[test]
+fn an_import_that_could_not_be_told_from_another_is_refused() {
+    let mut log = Log::new();
+    let file = snapshot_of(&log.machine);
+    let begin = |log: &mut Log, incarnation| {
+        let position = Position { term: 1, node: 1, index: log.entries.len() as u64 };
+        log.entries.push(Vec::new());
+        log.machine.begin_incarnation(position, Vec::new(), incarnation);
+    };
+    let import = |log: &mut Log| {
+        log.one(T0, chunk(1, 0, &file));
+        reason(&log.one(T0, commit(1, 1, true)))
+    };
+    begin(&mut log, 998);
+    assert_eq!((import(&mut log).as_str(), log.machine.incarnation()), ("done", 999));
+    assert_ne!(import(&mut log), "done");
+    assert_eq!(log.machine.incarnation(), 999, "and nothing has changed");
+    // A recovery by force begins to count anew.
+    begin(&mut log, 1 << 32);
+    assert_eq!((import(&mut log).as_str(), log.machine.incarnation()), ("done", (1 << 32) + 1));
+}

@@ -387,7 +387,7 @@ fn checkpoints_until_killed() {
 }
 
 #[test]
-fn killed_between_any_two_steps_it_has_what_it_said_was_done_or_the_next_one() {
+fn killed_at_any_moment_it_has_what_it_said_was_done_or_the_next_one() {
     use std::io::{BufRead as _, BufReader};
     let directory = tempfile::tempdir().unwrap();
     let mut last = 0;

@@ -39,8 +39,8 @@ pub const ENDED_MAX: usize = 2_000;
 /// Tickets and holds are numbered anew from a multiple of this in each incarnation, so that what was sold in a life that was
 /// lost keeps its number for itself.
 pub const NUMBERS_PER_INCARNATION: u64 = 1_000_000_000_000;
-/// So many imports between two forced recoveries are told apart by numbers.
-const IMPORTS_MAX: u64 = 999;
+/// So many imports between two forced recoveries are told apart by numbers: more are refused.
+pub const IMPORTS_MAX: u64 = 999;
 /// And so many forced recoveries.
 const RECOVERIES_MAX: u64 = 18_000;
 
