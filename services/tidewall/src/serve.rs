@@ -232,28 +232,15 @@ fn credentials(
 /// and could elect a leader that knows nothing either, so `node-1.made` beside `node-1` remembers that
 /// there was something, and an emptied directory is refused.
 fn may_create(data: &Path) -> Result<bool, Failure> {
-    let marker = beside(data, ".made")?;
-    if marker.exists() {
-        return Ok(false);
-    }
-    let failed =
-        |e: io::Error| Failure::new(Exit::Environment, format!("cannot write {}: {e}", marker.display()));
-    let identity = data.join(IDENTITY);
-    if was_made(data) {
-        remember(&marker).map_err(failed)?;
-        return Ok(false);
-    }
-    let path = marker.clone();
+    let Some(marker) = unmade(data)? else { return Ok(false) };
+    let data = data.to_owned();
     std::thread::Builder::new()
         .name("made".into())
         .spawn(move || {
-            while !identity.exists() {
-                std::thread::sleep(MADE_CHECK_EVERY);
-            }
-            if let Err(error) = remember(&path) {
+            if let Err(error) = remember_when_made(&data, &marker) {
                 tracing::error!(
                     "cannot write {}: {error}; this node must not go on without it",
-                    path.display()
+                    marker.display()
                 );
                 stderr::flush();
                 std::process::exit(i32::from(Exit::Environment.code()));
@@ -261,6 +248,29 @@ fn may_create(data: &Path) -> Result<bool, Failure> {
         })
         .map_err(|e| Failure::new(Exit::Environment, format!("cannot start a thread: {e}")))?;
     Ok(true)
+}
+
+/// The marker that is to be written when a node has made its directory; `None` when it has already.
+fn unmade(data: &Path) -> Result<Option<PathBuf>, Failure> {
+    let marker = beside(data, ".made")?;
+    if marker.exists() {
+        return Ok(None);
+    }
+    if was_made(data) {
+        remember(&marker).map_err(|e| {
+            Failure::new(Exit::Environment, format!("cannot write {}: {e}", marker.display()))
+        })?;
+        return Ok(None);
+    }
+    Ok(Some(marker))
+}
+
+/// Waits until the node has made its directory, and writes the marker.
+fn remember_when_made(data: &Path, marker: &Path) -> io::Result<()> {
+    while !was_made(data) {
+        std::thread::sleep(MADE_CHECK_EVERY);
+    }
+    remember(marker)
 }
 
 /// Makes an empty file that survives a power cut.
@@ -380,20 +390,18 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let data = parent.path().join("node-1");
         let marker = parent.path().join("node-1.made");
-        assert!(may_create(&data).unwrap());
-        assert!(
-            may_create(&data).unwrap(),
+        let to_write = unmade(&data).unwrap().unwrap();
+        assert_eq!(to_write, marker);
+        assert_eq!(
+            unmade(&data).unwrap(),
+            Some(to_write.clone()),
             "a start that was cut off before anything was made is no obstacle"
         );
+        let (made, wrote) = (data.clone(), to_write.clone());
+        let remembering = std::thread::spawn(move || remember_when_made(&made, &wrote));
         std::fs::create_dir(&data).unwrap();
         std::fs::write(data.join(IDENTITY), "{}").unwrap();
-        // The thread of the first start remembers it; bounded, so that a fault fails instead of hanging.
-        for _ in 0..6_000 {
-            if marker.exists() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        remembering.join().unwrap().unwrap();
         assert!(marker.exists());
         std::fs::remove_dir_all(&data).unwrap();
         assert!(!may_create(&data).unwrap(), "an emptied directory must not be started over");

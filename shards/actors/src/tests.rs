@@ -211,6 +211,22 @@ fn started_on(shard: Arc<dyn Shard>, limits: Limits) -> Directory {
     Directory::start(shard, limits, crate::Home::arbiter(actix::Arbiter::current()))
 }
 
+/// Actors of an event with so many places, and somebody who asks them.
+fn sale(capacity: u64, limits: Limits) -> (Arc<Fake>, Directory, Asker, Answers) {
+    let fake = Fake::new(&["gala"], capacity);
+    let rows = started(&fake, limits);
+    let (asker, answers) = channel();
+    (fake, rows, asker, answers)
+}
+
+/// The same, when request 1 has bought the only place.
+async fn sold_out() -> (Arc<Fake>, Directory, Asker, Answers) {
+    let (fake, rows, asker, mut answers) = sale(1, limits());
+    rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+    assert_eq!(reason(&next(&mut answers).await.1), "done");
+    (fake, rows, asker, answers)
+}
+
 fn reason(reply: &Reply) -> String {
     match reply {
         Ok(Decision { answer: Answer::Done(_), .. }) => "done".into(),
@@ -228,9 +244,7 @@ fn run(test: impl Future<Output = ()>) {
 #[test]
 fn many_requests_become_few_entries_and_sell_out_exactly() {
     run(async {
-        let fake = Fake::new(&["gala"], 100);
-        let rows = started(&fake, limits());
-        let (asker, mut answers) = channel();
+        let (fake, rows, asker, mut answers) = sale(100, limits());
         for n in 0..400 {
             rows.submit("gala", vec![request(n, buy(n, "gala"), &asker)]);
         }

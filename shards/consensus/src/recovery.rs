@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use openraft::EntryPayload;
 use openraft::impls::BasicNode;
 use tidewall_machine::{Machine, Position};
+use tidewall_mutant::{Mutant, active};
 use tidewall_store::checkpoint::{CheckpointError, CheckpointStore};
 use tidewall_store::log::{GroupLog, LogError, Vote};
 
@@ -58,7 +59,9 @@ pub fn recover(
     mut machine: Machine,
 ) -> Result<Machine, RecoveryError> {
     if machine.incarnation() < recovery.incarnation {
-        apply_log(log, &mut machine)?;
+        if !active(Mutant::RecoveryDropsLog) {
+            apply_log(log, &mut machine)?;
+        }
         let last = machine.head().applied.ok_or_else(|| {
             RecoveryError::Unusable(format!(
                 "the replica of group {} on node {} has never received anything: it cannot be the survivor",

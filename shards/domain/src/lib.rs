@@ -6,6 +6,7 @@
 //!
 //! * [`table`] — ordered, paged, copy-on-write tables of rows with a running digest and an undo log
 //! * [`codec`] — the byte form of rows and commands
+//! * [`incarnation`] — how lives of a group's rows are counted
 //! * [`tickets`] — events, tiers, holds and tickets
 //!
 //! A domain module is one folder with four parts: `model` (rows and their keys), `commands` (typed
@@ -13,6 +14,7 @@
 #![deny(clippy::float_arithmetic)]
 
 pub mod codec;
+pub mod incarnation;
 pub mod table;
 pub mod tickets;
 

@@ -42,11 +42,17 @@ pub enum Mutant {
     StaleDataBelieved,
     /// A stamp that leaps ahead is followed although no majority of clocks confirms it.
     LeapFollowed,
+    /// An item of a batch is refused without the log.
+    BatchGetsQuickNo,
+    /// An import forgets which request ids were used before it.
+    ImportForgetsIds,
+    /// A forced recovery goes on from the rows, without the log behind them.
+    RecoveryDropsLog,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -63,6 +69,9 @@ impl Mutant {
         Self::SealForgotten,
         Self::StaleDataBelieved,
         Self::LeapFollowed,
+        Self::BatchGetsQuickNo,
+        Self::ImportForgetsIds,
+        Self::RecoveryDropsLog,
     ];
 }
 

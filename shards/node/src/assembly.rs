@@ -300,3 +300,24 @@ impl Front {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::replicas;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn all_that_can_be_reached_are_met_and_nobody_is_waited_for_who_was_never_there() {
+        let running = replicas(&[1, 2]).await;
+        let peers = &running[0].peers;
+        assert_eq!(meet_all(peers, vec![2], Duration::from_secs(20)).await, None);
+        assert!(peers.lives().met().contains_key(&2));
+        let began = Instant::now();
+        assert_eq!(meet_all(peers, vec![3, 2], Duration::from_millis(100)).await, None);
+        assert!(began.elapsed() >= Duration::from_millis(100), "node 3 has been given its time");
+        for replica in running {
+            replica.writer.stop();
+            replica.log.close().expect("a disk in memory");
+        }
+    }
+}

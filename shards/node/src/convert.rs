@@ -92,3 +92,46 @@ fn tickets_op(op: pb::command::Op) -> Result<tickets::Command, String> {
         Wire::Seal(_) => return Err("a seal is no command of tickets".into()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seal(principal: usize, id: usize) -> pb::Command {
+        pb::Command {
+            principal: "p".repeat(principal),
+            request_id: vec![7; id],
+            op: Some(pb::command::Op::Seal(pb::Seal {})),
+            ..Default::default()
+        }
+    }
+
+    fn buy(seats: Vec<String>) -> pb::Command {
+        let buy = pb::Buy { event_id: "gala".into(), seats, ..Default::default() };
+        pb::Command { op: Some(pb::command::Op::Buy(buy)), ..seal(1, 16) }
+    }
+
+    #[test]
+    fn a_command_has_a_principal_an_id_and_something_to_do() {
+        assert!(command(seal(PRINCIPAL_BYTES_MAX, 16)).is_ok());
+        for (bad, names) in [
+            (seal(0, 16), "principal"),
+            (seal(PRINCIPAL_BYTES_MAX + 1, 16), "principal"),
+            (seal(1, 15), "request id"),
+            (seal(1, 17), "request id"),
+            (pb::Command { op: None, ..seal(1, 16) }, "nothing"),
+        ] {
+            let why = command(bad).err();
+            assert!(why.as_ref().is_some_and(|why| why.contains(names)), "{names}: {why:?}");
+        }
+    }
+
+    #[test]
+    fn a_command_has_a_largest_size() {
+        let bytes = |seat: usize| command(buy(vec!["s".repeat(seat)])).map(|command| command.bytes());
+        let around = bytes(1).unwrap_or(0);
+        let fits = COMMAND_BYTES_MAX - around + 1;
+        assert_eq!(bytes(fits), Ok(COMMAND_BYTES_MAX));
+        assert!(bytes(fits + 1).is_err_and(|why| why.contains("at most")));
+    }
+}

@@ -284,22 +284,12 @@ impl Handler<ExchangeProtocol> for ExchangeHandler {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::clock::SteadyClock;
-    use tidewall_client::topology::{Node, Region, Topology};
 
     #[test]
     fn a_node_says_why_it_takes_no_new_work() {
-        let address = "127.0.0.1:1".parse().unwrap();
-        let topology = Topology::new(
-            0x0011_2233_4455_6677_8899_aabb_ccdd_eeff_u128.to_be_bytes(),
-            vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
-            vec![Node { id: 1, address, peer_address: address }],
-        );
-        let metrics = Arc::new(Metrics::new(&topology));
-        let standing = Arc::new(Standing::new(1, topology, Arc::new(SteadyClock::new()), 1));
         let faults = BTreeMap::from([(1, "its rows are damaged".to_owned())]);
         let space = Space::unlimited();
-        let serving = Serving::new(BTreeMap::new(), faults, standing, space.clone(), metrics);
+        let serving = crate::fake::serving(faults, space.clone());
         assert_eq!(serving.halted(), BTreeSet::from([1]));
         assert_eq!(serving.pressure(), None);
         serving.set_replay_behind(true);

@@ -14,7 +14,10 @@ use tidewall_store::checkpoint::memory::MemoryCheckpoints;
 use tidewall_store::log::{LogOptions, NodeLog};
 use tonic::transport::server::TcpIncoming;
 
+use crate::exchange::Serving;
 use crate::lives::{LifeOfNode, LivesStore};
+use crate::metrics::Metrics;
+use crate::space::Space;
 use crate::standing::Standing;
 
 const CLUSTER: [u8; 16] = [7; 16];
@@ -83,13 +86,23 @@ pub async fn replicas(present: &[u64]) -> Vec<Replica> {
     started
 }
 
-/// What node `node` of three thinks of the others.
-pub fn standing(node: u64) -> Arc<Standing> {
+/// A group on three nodes.
+pub fn topology() -> Topology {
     let address = "127.0.0.1:1".parse().unwrap();
-    let topology = Topology::new(
+    Topology::new(
         CLUSTER,
         vec![Region { id: "north".into(), display_name: "North".into(), group: 1 }],
         (1..=3).map(|id| Node { id, address, peer_address: address }).collect(),
-    );
-    Arc::new(Standing::new(node, topology, Arc::new(crate::clock::SteadyClock::new()), 2))
+    )
+}
+
+/// What node `node` of three thinks of the others.
+pub fn standing(node: u64) -> Arc<Standing> {
+    Arc::new(Standing::new(node, topology(), Arc::new(crate::clock::SteadyClock::new()), 2))
+}
+
+/// Node 1, where these groups are not served, and no others are.
+pub fn serving(faults: BTreeMap<u32, String>, space: Space) -> Serving {
+    let metrics = Arc::new(Metrics::new(&topology()));
+    Serving::new(BTreeMap::new(), faults, standing(1), space, metrics)
 }

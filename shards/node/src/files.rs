@@ -1,4 +1,4 @@
-//! Small files that survive a power cut.
+//! Small files that survive a power cut. **Never here:** what their contents mean.
 
 use std::io::{self, Write as _};
 use std::path::Path;

@@ -5,6 +5,11 @@
 //! because its apply stands still, hands everything over at once; so does one that no majority hears. Nothing here is needed
 //! for correctness.
 
+mod checkpoints;
+mod preference;
+mod silence;
+mod stuck;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,46 +19,34 @@ use tidewall_proto::internal::v1 as pb;
 use tidewall_store::log::NodeLog;
 use tokio::time::Instant;
 
-use crate::exchange::{Served, Serving};
+use crate::exchange::Serving;
 use crate::lead;
-use crate::silence::Silences;
 use crate::standing::Standing;
+use checkpoints::{Ages, Behind, REPLAY_MAX};
+use preference::Preference;
+use silence::Silences;
+use stuck::Applied;
 
 const ROUND: Duration = Duration::from_millis(500);
 /// How often hot rows are counted and idle actors let go.
 const SAMPLE: Duration = Duration::from_secs(2);
 /// Hot rows in a status.
 const HOT_ROWS: usize = 5;
-/// A checkpoint is due after so many bytes of commands.
-const CHECKPOINT_BYTES: u64 = 16 << 20;
-/// Or after so long, when anything has changed.
-const CHECKPOINT_AGE: Duration = Duration::from_secs(60);
 /// Groups that pin old segments are checkpointed when the log is larger than this, and entries of halted ones moved.
 pub const LOG_BYTES_MAX: u64 = 192 << 20;
 /// How much of what halted replicas hold is moved at a time, bytes, so that nobody waits long behind it, and how often in a
 /// round.
 const RELOCATION_BYTES: usize = 256 << 10;
 const RELOCATIONS: usize = 8;
-/// A restart shall not have to apply more than this again, over all groups of the node, as apply is measured here: at half
-/// of it checkpoints are due, beyond it new work is refused.
-const REPLAY_MAX: Duration = Duration::from_secs(5);
-/// A leader whose apply stands still for so long, with entries waiting, is not fit to lead.
-const APPLY_STUCK: Duration = Duration::from_secs(3);
 /// How long all leads may take to leave a node that must not have them, before it is tried again.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
-/// How long the preferred leader must have been caught up before it is given the lead.
-const STEADY: Duration = Duration::from_secs(3);
-/// How long a handover is given before it is tried again.
-const TRANSFER_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 struct Memory {
-    checkpoint_at: BTreeMap<u32, (Instant, u64)>,
-    steady_since: BTreeMap<u32, Instant>,
-    transferred_at: BTreeMap<u32, Instant>,
+    checkpoints: Ages,
+    preference: Preference,
     silences: Silences,
-    /// Applied index and since when it is that.
-    applied: BTreeMap<u32, (u64, Instant)>,
+    applied: Applied,
 }
 
 /// Runs until the node stops.
@@ -69,12 +62,12 @@ pub async fn keep(standing: Arc<Standing>, serving: Arc<Serving>, log: NodeLog, 
         if let Err(error) = serving.space.check() {
             tracing::warn!(%error, "cannot see how much space is free");
         }
-        checkpoints(&serving, &log, log_bytes_max, &mut memory).await;
+        checkpoints(&serving, &log, log_bytes_max, &mut memory.checkpoints).await;
         make_room(&serving, &log, log_bytes_max).await;
         give_up_what_nobody_acknowledges(&standing, &serving, &mut memory.silences).await;
-        give_up_what_is_stuck(&standing, &serving, &mut memory).await;
+        give_up_what_is_stuck(&standing, &serving, &mut memory.applied).await;
         if standing.accepts_lead() {
-            spread(&standing, &serving, &mut memory).await;
+            spread(&standing, &serving, &mut memory.preference).await;
         } else {
             let groups =
                 serving.groups.iter().map(|(number, served)| (*number, served.group.clone())).collect();
@@ -94,29 +87,27 @@ fn sample(serving: &Serving, seconds: f64) {
     }
 }
 
-async fn checkpoints(serving: &Serving, log: &NodeLog, log_bytes_max: u64, memory: &mut Memory) {
+async fn checkpoints(serving: &Serving, log: &NodeLog, log_bytes_max: u64, ages: &mut Ages) {
     let pinning: BTreeMap<u32, u64> = log.purge_hints(log_bytes_max).into_iter().collect();
     let halted = serving.halted();
     // A replica that has halted applies nothing at a restart either, and takes no checkpoint: it must not hold up the others.
-    let sound = || serving.groups.iter().filter(|(number, _)| !halted.contains(number));
-    let replay = |served: &Served| served.group.state().replay_time();
-    let total: Duration = sound().map(|(_, served)| replay(served)).sum();
-    serving.set_replay_behind(total > REPLAY_MAX);
-    // The share of a group that is behind as much as the average when a checkpoint is due.
-    let share = REPLAY_MAX / 2 / serving.groups.len().max(1) as u32;
-    for (number, served) in sound() {
+    let sound = serving.groups.iter().filter(|(number, _)| !halted.contains(number));
+    let behind = sound.map(|(number, served)| {
         let state = served.group.checkpoint_state();
-        let (last, index) =
-            memory.checkpoint_at.entry(*number).or_insert_with(|| (Instant::now(), state.index));
-        if *index != state.index {
-            (*last, *index) = (Instant::now(), state.index);
-        }
-        let aged = state.pages > 0 && last.elapsed() > CHECKPOINT_AGE;
-        let pins = pinning.get(number).is_some_and(|upto| *upto > state.index);
-        let behind = total > REPLAY_MAX / 2 && replay(served) > share;
-        if state.bytes > CHECKPOINT_BYTES || aged || pins || (behind && state.bytes > 0) {
-            served.group.checkpoint().await;
-        }
+        let behind = Behind {
+            index: state.index,
+            bytes: state.bytes,
+            pages: state.pages,
+            replay: served.group.state().replay_time(),
+            pinned: pinning.get(number).copied(),
+        };
+        (*number, behind)
+    });
+    let behind: BTreeMap<u32, Behind> = behind.collect();
+    let replay: Duration = behind.values().map(|group| group.replay).sum();
+    serving.set_replay_behind(replay > REPLAY_MAX);
+    for number in ages.due(&behind, serving.groups.len(), Instant::now()) {
+        serving.groups[&number].group.checkpoint().await;
     }
 }
 
@@ -190,15 +181,12 @@ async fn give_up_what_nobody_acknowledges(standing: &Standing, serving: &Serving
 }
 
 /// A leader that does not apply what was committed answers nobody: another replica may do better.
-async fn give_up_what_is_stuck(standing: &Standing, serving: &Serving, memory: &mut Memory) {
+async fn give_up_what_is_stuck(standing: &Standing, serving: &Serving, applied: &mut Applied) {
     for (number, served) in &serving.groups {
         let status = served.group.status();
-        let (applied, since) = memory.applied.entry(*number).or_insert((status.applied, Instant::now()));
-        if *applied != status.applied || status.committed <= status.applied {
-            (*applied, *since) = (status.applied, Instant::now());
-            continue;
-        }
-        if since.elapsed() < APPLY_STUCK || !served.group.believes_to_lead() {
+        if !applied.stands_still(*number, status.applied, status.committed, Instant::now())
+            || !served.group.believes_to_lead()
+        {
             continue;
         }
         tracing::error!(
@@ -214,28 +202,72 @@ async fn give_up_what_is_stuck(standing: &Standing, serving: &Serving, memory: &
         if let Some(peer) = fit {
             served.group.transfer_leadership(peer).await;
         }
-        *since = Instant::now();
     }
 }
 
-async fn spread(standing: &Standing, serving: &Serving, memory: &mut Memory) {
+async fn spread(standing: &Standing, serving: &Serving, preference: &mut Preference) {
     for (number, served) in &serving.groups {
         let preferred = standing.preferred_leader(*number);
-        let should_go = preferred != standing.node()
+        let could = preferred != standing.node()
             && served.group.believes_to_lead()
             && served.group.members().0.contains(&preferred)
             && standing.takes_lead(preferred)
             && served.group.caught_up(preferred);
-        if !should_go {
-            memory.steady_since.remove(number);
-            continue;
-        }
-        let steady = memory.steady_since.entry(*number).or_insert_with(Instant::now).elapsed() > STEADY;
-        let tried = memory.transferred_at.get(number).is_some_and(|at| at.elapsed() < TRANSFER_PATIENCE);
-        if steady && !tried {
+        if preference.sends(*number, could, Instant::now()) {
             tracing::info!(group = number, to = preferred, "handing the lead to the preferred node");
-            memory.transferred_at.insert(*number, Instant::now());
             served.group.transfer_leadership(preferred).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    use bytes::Bytes;
+    use tidewall_env::disk::MemoryDisk;
+    use tidewall_store::log::{LogEntry, LogOptions, LogPosition};
+
+    const CLUSTER: [u8; 16] = [7; 16];
+
+    /// A log in which group 1 has `own` entries, and group 2 had many that it has let go.
+    fn log(own: u64) -> NodeLog {
+        let options = LogOptions { segment_bytes: 2_048, inline: true, ..LogOptions::new(CLUSTER, 1) };
+        let (log, _) = NodeLog::open(Arc::new(MemoryDisk::new()), options).unwrap();
+        let done = || Box::new(|outcome: Result<(), _>| outcome.unwrap());
+        let at = |index| LogPosition { term: 1, node: 1, index };
+        let entry = |index| LogEntry { position: at(index), payload: Bytes::from_static(&[7; 50]) };
+        log.group(1).append((0..own).map(entry).collect(), done());
+        for index in 0..200 {
+            log.group(2).append(vec![entry(index)], done());
+        }
+        log.group(2).purge(at(198), done());
+        log
+    }
+
+    /// A node on which these groups have halted.
+    fn serving(halted: &[u32]) -> Serving {
+        let faults = halted.iter().map(|group| (*group, "it is damaged".to_owned())).collect();
+        crate::fake::serving(faults, crate::space::Space::unlimited())
+    }
+
+    #[tokio::test]
+    async fn a_halted_replica_pins_no_segments_of_the_others() {
+        let log = log(20);
+        let full = log.disk_bytes();
+        make_room(&serving(&[]), &log, 6_000).await;
+        make_room(&serving(&[1]), &log, full).await;
+        assert_eq!(log.disk_bytes(), full, "nobody has halted, or there is room");
+        make_room(&serving(&[1]), &log, 6_000).await;
+        assert!(log.disk_bytes() < 6_000 && full > 12_000, "{} of {full} bytes", log.disk_bytes());
+    }
+
+    #[tokio::test]
+    async fn what_is_most_of_the_log_is_not_moved() {
+        let log = log(60);
+        let full = log.disk_bytes();
+        make_room(&serving(&[1]), &log, 6_000).await;
+        assert_eq!(log.disk_bytes(), full);
     }
 }

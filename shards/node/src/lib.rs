@@ -26,7 +26,6 @@ mod node;
 mod recovery;
 mod reports;
 mod shard;
-mod silence;
 mod space;
 mod standing;
 mod views;

@@ -298,6 +298,9 @@ mod tests {
             assert!(why.contains("lives.json"), "{why}");
         }
         std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(begin().unwrap_err().contains("lives.json"), "it is there, and cannot be read");
+        std::fs::remove_dir(&path).unwrap();
         begin().unwrap();
         std::fs::create_dir(directory.path().join("stale")).unwrap();
         assert!(LivesStore::new(directory.path()).why_stale().unwrap().contains("cannot be read"));

@@ -195,6 +195,61 @@ async fn bounded(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake::{replicas, standing};
+
+    const LONG: Duration = Duration::from_secs(20);
+    const SHORT: Duration = Duration::from_millis(200);
+
+    fn refused(result: Result<(), MembersError>) -> String {
+        match result {
+            Err(MembersError::Refused(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn members_change_as_asked_and_not_at_all_where_that_cannot_be() {
+        let running = replicas(&[1, 2]).await;
+        let group = &running[0].group;
+        let leads = async {
+            while !group.believes_to_lead() || !group.caught_up(2) {
+                sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(LONG, leads).await.expect("node 1 leads");
+        let standing = standing(1);
+        let set = |nodes: &[u64]| nodes.iter().copied().collect::<BTreeSet<u64>>();
+        let all = set(&[1, 2, 3]);
+        let ask = async |add: &[u64], remove: &[u64], patience| {
+            change(group, &standing, &set(add), &set(remove), patience).await
+        };
+        let follower = change(&running[1].group, &standing, &set(&[]), &set(&[3]), SHORT).await;
+        assert_eq!(follower, Err(MembersError::NotLeader { leader: Some(1) }));
+        assert!(refused(ask(&[2], &[2], SHORT).await).contains("node 2 is both"));
+        assert!(refused(ask(&[], &[1, 2, 3], SHORT).await).contains("no replica left"));
+        assert!(refused(ask(&[], &[3], SHORT).await).contains("2 is down"), "it was never heard");
+        standing.hear(2, true, 2);
+        let why = refused(ask(&[4], &[], SHORT).await);
+        assert!(why.contains("down"), "two of four: {why}");
+        standing.hear(3, true, 2);
+        assert!(refused(ask(&[4], &[], SHORT).await).contains("has no node 4"));
+        assert_eq!(group.members(), (all.clone(), set(&[])), "nothing has changed");
+        // What is so already is no change.
+        assert_eq!(ask(&[2], &[9], LONG).await, Ok(()));
+        assert_eq!(group.members(), (all, set(&[])));
+        // The leader goes last, and hands over what is left to be done.
+        assert_eq!(ask(&[], &[1], LONG).await, Err(MembersError::NotLeader { leader: Some(2) }));
+        let back = crate::lead::hand_over(&running[1].group, &crate::fake::standing(2), 1, SHORT).await;
+        assert!(matches!(back, Err(TransferError::Unfit(_))), "node 2 has not heard of node 1: {back:?}");
+        let (group, standing) = (&running[1].group, crate::fake::standing(2));
+        standing.hear(1, true, 2);
+        assert_eq!(change(group, &standing, &set(&[]), &set(&[3]), LONG).await, Ok(()));
+        assert_eq!(group.members(), (set(&[1, 2]), set(&[])));
+        for replica in running {
+            replica.writer.stop();
+            replica.log.close().expect("a disk in memory");
+        }
+    }
 
     #[test]
     fn a_change_needs_a_majority_of_what_it_asks_for_and_names_who_is_down() {

@@ -101,6 +101,23 @@ async fn start(directory: &Path) -> One {
     One { client, front, log, writer }
 }
 
+/// A command of Ann.
+fn command(n: u64, op: pb::command::Op) -> pb::Command {
+    let now_ms = tidewall_env::clock::unix_ms();
+    pb::Command {
+        principal: "ann".into(),
+        request_id: (u128::from(now_ms) << 80 | u128::from(n)).to_be_bytes().to_vec(),
+        expires_at_ms: now_ms + 30_000,
+        op: Some(op),
+        ..Default::default()
+    }
+}
+
+fn purchase(n: u64, quantity: u32) -> pb::Command {
+    let (event_id, tier_id) = ("gala".into(), "ga".into());
+    command(n, pb::command::Op::Buy(pb::Buy { event_id, tier_id, quantity, ..Default::default() }))
+}
+
 impl One {
     fn stop(self) {
         self.writer.stop();
@@ -111,22 +128,12 @@ impl One {
         self.client.node_states(PATIENCE).await.remove(0).1.unwrap()
     }
 
-    async fn ask(&self, n: u64, op: pb::command::Op) -> pb::outcome::Result {
-        let now_ms = tidewall_env::clock::unix_ms();
-        let command = pb::Command {
-            principal: "ann".into(),
-            request_id: (u128::from(now_ms) << 80 | u128::from(n)).to_be_bytes().to_vec(),
-            expires_at_ms: now_ms + 30_000,
-            op: Some(op),
-            ..Default::default()
-        };
+    async fn ask(&self, command: pb::Command) -> pb::outcome::Result {
         self.client.command(1, command, Instant::now() + PATIENCE).await.unwrap().result.unwrap()
     }
 
     async fn buy(&self, n: u64, quantity: u32) {
-        let (event_id, tier_id) = ("gala".into(), "ga".into());
-        let buy = pb::Buy { event_id, tier_id, quantity, ..Default::default() };
-        let sold = self.ask(n, pb::command::Op::Buy(buy)).await;
+        let sold = self.ask(purchase(n, quantity)).await;
         assert!(matches!(sold, pb::outcome::Result::Purchase(_)), "{sold:?}");
     }
 
@@ -145,7 +152,7 @@ impl One {
             tiers: vec![tier],
             ..Default::default()
         };
-        let created = self.ask(0, pb::command::Op::CreateEvent(create)).await;
+        let created = self.ask(command(0, pb::command::Op::CreateEvent(create))).await;
         assert!(matches!(created, pb::outcome::Result::Event(_)), "{created:?}");
     }
 
@@ -270,6 +277,39 @@ fn orders_that_cannot_be_carried_out_are_refused_and_change_nothing() {
             one.client.recover(1, pb::RecoverRequest { group: 7, ..Default::default() }, PATIENCE).await;
         assert!(matches!(nobody, Err(ClientError::Unavailable { .. })), "{nobody:?}");
         assert!(std::fs::read_dir(directory.path()).unwrap().next().is_none(), "no order was kept");
+        one.stop();
+    });
+}
+
+#[test]
+fn each_command_of_a_batch_gets_its_answer_in_its_place() {
+    run(async {
+        use pb::batch_item::Result as Item;
+        let directory = tempfile::tempdir().unwrap();
+        let one = start(directory.path()).await;
+        one.create().await;
+        let batch = async |commands| {
+            let batch = pb::CommandBatch { commands };
+            let answer = one.client.batch(1, batch, Instant::now() + PATIENCE).await.unwrap();
+            answer.items.into_iter().map(|item| item.result.unwrap()).collect::<Vec<_>>()
+        };
+        assert!(batch(Vec::new()).await.is_empty());
+        let bad = pb::Command { request_id: vec![1], ..purchase(3, 1) };
+        let items = batch(vec![purchase(1, 2), bad, purchase(2, 99), purchase(4, 3)]).await;
+        let [Item::Outcome(first), Item::Refusal(bad), Item::Outcome(no), Item::Outcome(last)] = &items[..]
+        else {
+            panic!("{items:?}")
+        };
+        assert!(bad.message.contains("request id"), "{bad:?}");
+        assert!(matches!(&no.result, Some(pb::outcome::Result::Rejection(_))), "{no:?}");
+        for (outcome, count) in [(first, 2), (last, 3)] {
+            match &outcome.result {
+                Some(pb::outcome::Result::Purchase(sold)) => assert_eq!(sold.count, count),
+                other => panic!("{other:?}"),
+            }
+            assert!(outcome.receipt.is_some());
+        }
+        assert_eq!(one.tickets().await, 5);
         one.stop();
     });
 }

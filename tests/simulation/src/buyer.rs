@@ -4,6 +4,7 @@
 //! the gateway.
 
 use std::cell::RefMut;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -27,6 +28,8 @@ pub struct Memory {
     asked: Vec<(u32, u128, Ask)>,
     /// The batch of sales that was sent last, and to which group.
     batch: Option<(u32, Vec<(u128, Ask)>)>,
+    /// How often each group was brought back to an earlier state, as far as is known.
+    cuts: BTreeMap<u32, usize>,
 }
 
 /// One buyer, for as long as its gateway lives.
@@ -57,7 +60,22 @@ impl Buyer {
             if self.desk.control.stop.get() {
                 return;
             }
+            self.repeat_what_was_undone().await;
             self.act().await;
+        }
+    }
+
+    /// Asks a group once more for everything that was asked of it lately, when it has gone back to an earlier state: the ids are
+    /// as they were.
+    async fn repeat_what_was_undone(&mut self) {
+        let cuts: BTreeMap<u32, usize> =
+            self.desk.cuts.borrow().iter().map(|(group, cuts)| (*group, cuts.len())).collect();
+        let known = std::mem::replace(&mut self.memory().cuts, cuts.clone());
+        let asked = self.memory().asked.clone();
+        for (group, id, what) in asked {
+            if cuts.get(&group) > known.get(&group) {
+                self.ask(group, id, what).await;
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 
 use crate::buyer::Memory;
-use crate::history::{Ask, Call, End, History, Read, Saw, TicketSeen};
+use crate::history::{Ask, Call, Cut, End, History, Read, Saw, TicketSeen};
 use crate::lines::Lines;
 use crate::operator::TopologyFile;
 use crate::plan::Plan;
@@ -76,6 +76,8 @@ pub struct Desk {
     pub history: Rc<RefCell<History>>,
     /// What its clients remember, whatever happens to the gateway.
     pub memories: Rc<Vec<RefCell<Memory>>>,
+    /// Earlier states that groups were brought back to.
+    pub cuts: Rc<RefCell<BTreeMap<u32, Vec<Cut>>>>,
     /// How often it was started.
     pub lives: Rc<Cell<u64>>,
     /// What happened.

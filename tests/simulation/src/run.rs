@@ -188,6 +188,7 @@ impl Cluster {
                 control: Rc::clone(&control),
                 history: Rc::clone(&history),
                 memories: Rc::new((0..plan.clients).map(|_| RefCell::default()).collect()),
+                cuts: Rc::clone(&ground.cuts),
                 lives: Rc::new(Cell::new(0)),
                 trace: ground.trace.clone(),
             };

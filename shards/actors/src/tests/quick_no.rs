@@ -5,11 +5,7 @@ use super::*;
 #[test]
 fn a_quick_no_is_confirmed_costs_no_entry_and_carries_no_receipt() {
     run(async {
-        let fake = Fake::new(&["gala"], 1);
-        let rows = started(&fake, limits());
-        let (asker, mut answers) = channel();
-        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
-        assert_eq!(reason(&next(&mut answers).await.1), "done");
+        let (fake, rows, asker, mut answers) = sold_out().await;
         let entries = fake.entries().len();
         for n in 2..12 {
             rows.submit("gala", vec![request(n, buy(n, "gala"), &asker)]);
@@ -26,11 +22,7 @@ fn a_quick_no_is_confirmed_costs_no_entry_and_carries_no_receipt() {
 #[test]
 fn a_leader_that_was_deposed_says_no_more() {
     run(async {
-        let fake = Fake::new(&["gala"], 1);
-        let rows = started(&fake, limits());
-        let (asker, mut answers) = channel();
-        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
-        let _ = next(&mut answers).await;
+        let (fake, rows, asker, mut answers) = sold_out().await;
         // It still believes to lead when the request comes in, and learns better when it asks for a proof.
         rows.submit("gala", vec![request(2, buy(2, "gala"), &asker)]);
         fake.leads.store(false, Ordering::SeqCst);
@@ -43,11 +35,7 @@ fn a_leader_that_was_deposed_says_no_more() {
 #[test]
 fn after_a_refund_the_log_decides_again() {
     run(async {
-        let fake = Fake::new(&["gala"], 1);
-        let rows = started(&fake, limits());
-        let (asker, mut answers) = channel();
-        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
-        let _ = next(&mut answers).await;
+        let (_, rows, asker, mut answers) = sold_out().await;
         rows.submit("gala", vec![request(2, buy(2, "gala"), &asker)]);
         assert_eq!(reason(&next(&mut answers).await.1), "SoldOut");
         let mut cancel =
@@ -87,9 +75,7 @@ fn a_copy_of_a_queued_request_waits_with_it_and_is_not_refused_as_sold_out() {
 #[test]
 fn after_an_unknown_outcome_there_is_no_quick_no_until_the_request_expires() {
     run(async {
-        let fake = Fake::new(&["gala"], 1);
-        let rows = started(&fake, limits());
-        let (asker, mut answers) = channel();
+        let (fake, rows, asker, mut answers) = sale(1, limits());
         fake.fail_next.store(true, Ordering::SeqCst);
         rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
         assert!(matches!(next(&mut answers).await.1, Err(Refusal::Unknown(_))));
@@ -104,11 +90,7 @@ fn after_an_unknown_outcome_there_is_no_quick_no_until_the_request_expires() {
 #[test]
 fn a_logged_request_is_decided_in_the_log_also_when_nothing_is_left() {
     run(async {
-        let fake = Fake::new(&["gala"], 1);
-        let rows = started(&fake, limits());
-        let (asker, mut answers) = channel();
-        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
-        let _ = next(&mut answers).await;
+        let (_, rows, asker, mut answers) = sold_out().await;
         rows.submit("gala", vec![request(2, buy(2, "gala"), &asker).logged()]);
         let decided = next(&mut answers).await.1.unwrap();
         assert!(decided.receipt.is_some(), "a quick no: {decided:?}");
@@ -126,11 +108,7 @@ fn a_logged_request_is_decided_in_the_log_also_when_nothing_is_left() {
 #[test]
 fn a_quick_no_looks_again_after_its_confirmation() {
     run(async {
-        let fake = Fake::new(&["gala"], 1);
-        let rows = started(&fake, limits());
-        let (asker, mut answers) = channel();
-        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
-        let _ = next(&mut answers).await;
+        let (fake, rows, asker, mut answers) = sold_out().await;
         let cancel = |n: u64, ticket: &str, of: u64| {
             let op = tickets::Command::CancelTicket { event: "gala".into(), ticket: ticket.into() };
             Command { principal: format!("buyer-{of}"), ..command(n, op) }
@@ -172,11 +150,7 @@ fn what_the_log_would_answer_otherwise_gets_no_quick_no() {
     ];
     for (now_ms, asked, quick) in cases {
         run(async {
-            let fake = Fake::new(&["gala"], 1);
-            let rows = started(&fake, limits());
-            let (asker, mut answers) = channel();
-            rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
-            assert_eq!(reason(&next(&mut answers).await.1), "done");
+            let (fake, rows, asker, mut answers) = sold_out().await;
             fake.now_ms.store(now_ms, Ordering::SeqCst);
             fake.apply(&[Command::system(SystemCommand::Tick)]);
             let entries = fake.entries().len();

@@ -5,9 +5,7 @@ use super::*;
 #[test]
 fn invented_events_use_up_no_actors() {
     run(async {
-        let fake = Fake::new(&["gala"], 100);
-        let rows = started(&fake, Limits { rows_max: 3, ..limits() });
-        let (asker, mut answers) = channel();
+        let (_, rows, asker, mut answers) = sale(100, Limits { rows_max: 3, ..limits() });
         for n in 0..20 {
             let event = format!("invented-{n}");
             rows.submit(&event, vec![request(n, buy(n, &event), &asker)]);
@@ -81,9 +79,7 @@ fn finishing_goes_before_starting() {
 #[test]
 fn a_row_with_something_in_doubt_does_not_retire() {
     run(async {
-        let fake = Fake::new(&["gala"], 1);
-        let rows = started(&fake, limits());
-        let (asker, mut answers) = channel();
+        let (fake, rows, asker, mut answers) = sale(1, limits());
         fake.fail_next.store(true, Ordering::SeqCst);
         rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
         let _ = next(&mut answers).await;
@@ -111,9 +107,7 @@ fn a_row_with_something_in_doubt_does_not_retire() {
 #[test]
 fn a_mailbox_has_a_bound() {
     run(async {
-        let fake = Fake::new(&["gala"], 100_000);
-        let rows = started(&fake, Limits { mailbox: 4, ..limits() });
-        let (asker, mut answers) = channel();
+        let (_, rows, asker, mut answers) = sale(100_000, Limits { mailbox: 4, ..limits() });
         // The actor lives on this thread: it reads nothing before this returns.
         for n in 0..300 {
             rows.submit("gala", vec![request(n, buy(n, "gala"), &asker)]);

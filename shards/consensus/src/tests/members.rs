@@ -19,19 +19,27 @@ fn recover_first(cluster: &Cluster) -> (Machine, NodeLog) {
     (machine, log)
 }
 
+/// Calls a node's peer port as another node does.
+pub(super) async fn peer_client(
+    cluster: &Cluster,
+    from: u64,
+    to: u64,
+) -> pb::peer_service_client::PeerServiceClient<tidewall_link::NodeChannel> {
+    let address = cluster.addresses[&to];
+    let channel = tidewall_link::connect(address, PATIENCE, None).await.unwrap();
+    let lives = Arc::clone(&cluster.running[&from].lives);
+    let parties = tidewall_link::Parties::new(CLUSTER, Some(lives), to);
+    let channel = tidewall_link::NodeChannel::new(channel, address, parties);
+    pb::peer_service_client::PeerServiceClient::new(channel)
+}
+
 /// Offers node 1 a snapshot of this incarnation of group 1, under a vote higher than any. Returns why it is refused.
 async fn offer_snapshot(cluster: &Cluster, incarnation: u64) -> String {
-    let address = cluster.addresses[&1];
-    let channel = tidewall_link::connect(address, PATIENCE, None).await.unwrap();
-    let lives = Arc::clone(&cluster.running[&2].lives);
-    let parties = tidewall_link::Parties::new(CLUSTER, Some(lives), 1);
-    let channel = tidewall_link::NodeChannel::new(channel, address, parties);
     let vote = Some(pb::RaftVote { term: 1_000, node: 2, committed: true });
     let head = pb::SnapshotHead { group: 1, vote, incarnation };
     let first = pb::InstallSnapshotRequest { head: Some(head), chunk: Vec::new().into() };
-    let mut client = pb::peer_service_client::PeerServiceClient::new(channel);
-    let sent = client.install_snapshot(tokio_stream::once(first)).await.unwrap();
-    sent.into_inner().error
+    let mut client = peer_client(cluster, 2, 1).await;
+    client.install_snapshot(tokio_stream::once(first)).await.unwrap().into_inner().error
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

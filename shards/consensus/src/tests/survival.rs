@@ -1,6 +1,8 @@
 //! Crashes: what was acknowledged survives, replicas come back from log, checkpoint or snapshot, and agree.
 
 use openraft::async_runtime::watch::WatchReceiver as _;
+use tidewall_machine::Machine;
+use tidewall_proto::internal::v1 as pb;
 
 use super::*;
 
@@ -93,5 +95,35 @@ async fn replicas_note_the_same_digests_where_they_compare() {
     for (note, node) in compared.iter().flat_map(|note| [(note, 2), (note, 3)]) {
         assert!(notes(node).contains(note), "node {node} has another digest than {note:?}");
     }
+    cluster.stop().await;
+}
+
+/// What a replica has applied it need not have stored yet, and a snapshot of no more than that changes nothing. The leader takes
+/// the answer for the log's all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_answered_when_the_log_is_durable_and_no_earlier() {
+    let cluster = Cluster::new(&[1, 2, 3]).await;
+    cluster.create(1).await;
+    let (leader, group) = cluster.leader(1).await;
+    let slow = leader % 3 + 1;
+    let disk = cluster.disks[&slow].log.clone();
+    disk.hold_syncs_after(0);
+    let last = cluster.buy(1, 1).await;
+    let rows = cluster.running[&slow].groups[&1].state();
+    until("it does not apply", || rows.read(Machine::applied_index) >= last).await;
+
+    let frozen = group.freeze().await.unwrap();
+    let vote = Some(pb::RaftVote { term: group.status().term, node: leader, committed: true });
+    let head = pb::SnapshotHead { group: 1, vote, incarnation: 1 };
+    let chunks = tidewall_machine::snapshot::encode(&frozen).flatten().collect::<Vec<u8>>();
+    let whole = pb::InstallSnapshotRequest { head: Some(head), chunk: chunks.into() };
+    let mut client = members::peer_client(&cluster, leader, slow).await;
+    let answer = tokio::spawn(async move { client.install_snapshot(tokio_stream::once(whole)).await });
+    sleep(Duration::from_millis(800)).await;
+    assert!(!answer.is_finished(), "it was answered while its log was not durable");
+    disk.release_syncs();
+    let answered = tokio::time::timeout(PATIENCE, answer).await.expect("an answer in time");
+    assert_eq!(answered.unwrap().unwrap().into_inner().error, "");
+    cluster.agree(1, last).await;
     cluster.stop().await;
 }

@@ -8,13 +8,13 @@
 //!
 //! Nothing large is freed here: it goes to [`Replaced`], which the caller drops where nobody waits.
 
+use tidewall_domain::incarnation::IMPORTS_MAX;
 use tidewall_domain::table::Table;
+use tidewall_mutant::{Mutant, active};
 
 use super::Machine;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
 use crate::snapshot::{Parser, SnapshotError};
-use tidewall_domain::tickets::model::IMPORTS_MAX;
-
 use crate::{GIVES_IMPORTS_UP, IMPORT_IDLE_MS};
 
 /// Parts that a shadow takes in at most with each that arrives: itself, and some that it is behind.
@@ -230,8 +230,10 @@ impl Machine {
         }
         row.time = row.time.moved_to(old.time);
         // What was decided here and is not in the file must not be decided again, however far its id was ahead of time.
-        row.forgotten_before_ms =
-            row.forgotten_before_ms.max(old.forgotten_before_ms).max(old.latest_id_ms + 1);
+        if !active(Mutant::ImportForgetsIds) {
+            row.forgotten_before_ms =
+                row.forgotten_before_ms.max(old.forgotten_before_ms).max(old.latest_id_ms + 1);
+        }
         row.latest_id_ms = row.latest_id_ms.max(old.latest_id_ms);
         restored.meta.set(MetaKey, Some(row));
         restored.meta.commit();

@@ -1,6 +1,6 @@
 //! Decides what a command leads to: events and an outcome, or a rejection. It only reads rows, and never changes one.
 
-use crate::{Caller, Context};
+use crate::{Caller, Context, incarnation};
 
 use super::super::model::*;
 use super::super::queries::TicketView;
@@ -189,7 +189,7 @@ impl<'a> Case<'a> {
 
     /// The next number of a ticket or hold: as the stock says, but never one that an earlier incarnation may have given.
     fn number(&self, next: u64) -> u64 {
-        next.max(numbers_before(self.context.incarnation) + 1)
+        next.max(incarnation::ordinal(self.context.incarnation) * NUMBERS_PER_INCARNATION + 1)
     }
 
     /// Sells places out of the stock.

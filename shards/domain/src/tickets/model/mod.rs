@@ -39,18 +39,6 @@ pub const ENDED_MAX: usize = 2_000;
 /// Tickets and holds are numbered anew from a multiple of this in each incarnation, so that what was sold in a life that was
 /// lost keeps its number for itself.
 pub const NUMBERS_PER_INCARNATION: u64 = 1_000_000_000_000;
-/// So many imports between two forced recoveries are told apart by numbers: more are refused.
-pub const IMPORTS_MAX: u64 = 999;
-/// And so many forced recoveries.
-const RECOVERIES_MAX: u64 = 18_000;
-
-/// The highest number that an incarnation before this one may have given. An incarnation counts forced recoveries in its upper
-/// half and imports in the lower one; the first one is 1.
-pub fn numbers_before(incarnation: u64) -> u64 {
-    let (recoveries, imports) = (incarnation >> 32, incarnation & u64::from(u32::MAX));
-    let imports = if recoveries == 0 { imports.saturating_sub(1) } else { imports };
-    (recoveries.min(RECOVERIES_MAX) * (IMPORTS_MAX + 1) + imports.min(IMPORTS_MAX)) * NUMBERS_PER_INCARNATION
-}
 /// Highest quota per buyer.
 pub const QUOTA_MAX: u32 = 100_000;
 

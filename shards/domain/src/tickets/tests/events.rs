@@ -92,26 +92,6 @@ fn ids_and_numbers_of_a_new_incarnation_were_never_given_before() {
 }
 
 #[test]
-fn numbers_of_different_incarnations_never_meet() {
-    let mut last = None;
-    let halves = [0_u64, 1, 2, 17, 18_000, 18_001, u32::MAX.into()];
-    for recoveries in halves {
-        for imports in [0_u64, 1, 2, 999, 1_000, u32::MAX.into()] {
-            let before = numbers_before(recoveries << 32 | imports);
-            assert!(before.checked_add(NUMBERS_PER_INCARNATION).is_some(), "{recoveries} {imports}");
-            // More than that share the last numbers, which go on where the stock is.
-            if recoveries <= 18_000 {
-                assert!(last.is_none_or(|last| before >= last), "{recoveries} {imports}");
-            }
-            if (1..=18_000).contains(&recoveries) && imports <= 999 {
-                assert!(last < Some(before), "{recoveries} {imports}");
-            }
-            last = Some(before);
-        }
-    }
-}
-
-#[test]
 fn a_quota_lowered_later_breaks_nothing() {
     let mut world = World::new(5);
     world.ask("alice", &hold("ga", 5, &[], 50)).unwrap();
