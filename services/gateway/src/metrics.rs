@@ -58,7 +58,6 @@ pub(crate) struct Metrics {
     latency: LatencyFamily,
     calls: Family<CallLabels, Counter>,
     admission: Vec<AdmissionGauges>,
-    lag: Seconds,
     clock_ahead: Seconds,
     connections: Gauge,
     connections_refused: Gauge,
@@ -88,12 +87,6 @@ impl Metrics {
             "admission_no_load_seconds",
             "Latency of a purchase without load, as admission knows it; 0 before the first",
             no_load.clone(),
-        );
-        let lag = Seconds::default();
-        registry.register(
-            "timer_lag_seconds",
-            "How late the timer wakes on average while a region is loaded, else 0",
-            lag.clone(),
         );
         let clock_ahead = Seconds::default();
         registry.register(
@@ -129,7 +122,6 @@ impl Metrics {
             latency,
             calls,
             admission,
-            lag,
             clock_ahead,
             connections,
             connections_refused,
@@ -171,7 +163,6 @@ impl Metrics {
             gauges.refused.set(i64::try_from(state.refused).unwrap_or(i64::MAX));
             gauges.no_load.set(state.no_load.unwrap_or_default().as_secs_f64());
         }
-        self.lag.set(admission.lag().as_secs_f64());
         self.clock_ahead.set(clock.ahead_ms().unwrap_or_default() as f64 / 1_000.0);
         self.connections.set(count(connections.open()));
         self.connections_refused.set(i64::try_from(connections.refused()).unwrap_or(i64::MAX));

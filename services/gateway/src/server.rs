@@ -183,10 +183,6 @@ impl GatewayCore {
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let watching =
             AbortOnDrop(tokio::spawn(health::watch(Arc::clone(&edge), Arc::clone(&readiness), reporter)));
-        let measuring = AbortOnDrop(tokio::spawn({
-            let edge = Arc::clone(&edge);
-            async move { edge.admission.watch().await }
-        }));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -237,7 +233,7 @@ impl GatewayCore {
             ended = &mut serving => return Ok(ended?),
             () = shutdown => {}
         }
-        drop((watching, measuring));
+        drop(watching);
         edge.admission.close();
         // The receiver is gone only when the server is.
         let _ = stop.send(());

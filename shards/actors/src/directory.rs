@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use actix::prelude::*;
 use parking_lot::Mutex;
@@ -25,7 +24,7 @@ pub struct Limits {
     pub offers_max: usize,
     /// Commands in an offer.
     pub offer_commands_max: usize,
-    /// Commands in a Raft entry.
+    /// Commands in a Raft entry: a light row waits for one that is on its way, and for the one that it rides in.
     pub entry_commands_max: usize,
     /// Bytes of commands in a Raft entry, about, beyond the first command.
     pub entry_bytes_max: usize,
@@ -36,34 +35,10 @@ pub struct Limits {
     /// A further entry goes out while others are on their way only when it has so many commands: small entries cost
     /// more than they gain.
     pub overlap_commands_min: usize,
-    /// A group is heavy while its entries have so many commands.
-    pub heavy_commands_min: usize,
-    /// How long the rows that make it heavy then rest after an entry while other groups write little: what is left of
-    /// the machine's time is theirs. Entries grow meanwhile, as far as the gateways let more calls in.
-    pub rest_long: Rest,
-    /// How long they rest while other groups write much, too, because long rests of all would leave the machine to nobody;
-    /// and how long all rows do where none sticks out.
-    pub rest_short: Rest,
     /// When a refused caller should come back.
     pub retry_after_ms: u32,
     /// Rows with an actor, per group.
     pub rows_max: usize,
-}
-
-/// How long heavy rows rest.
-#[derive(Debug, Clone, Copy)]
-pub struct Rest {
-    /// So many times as long as the entry took,
-    pub times: u32,
-    /// and no longer than this.
-    pub max: Duration,
-}
-
-impl Rest {
-    /// After an entry that took so long.
-    pub(crate) fn after(self, took: Duration) -> Duration {
-        took.saturating_mul(self.times).min(self.max)
-    }
 }
 
 impl Default for Limits {
@@ -73,14 +48,11 @@ impl Default for Limits {
             queue_max: 8_192,
             offers_max: 8,
             offer_commands_max: 512,
-            entry_commands_max: 1_024,
+            entry_commands_max: 256,
             entry_bytes_max: 1 << 20,
             portion_max: 64,
             entries_in_flight: 3,
             overlap_commands_min: 256,
-            heavy_commands_min: 8,
-            rest_long: Rest { times: 8, max: Duration::from_millis(32) },
-            rest_short: Rest { times: 2, max: Duration::from_millis(8) },
             retry_after_ms: 200,
             rows_max: 10_000,
         }

@@ -18,7 +18,7 @@ mod shard;
 #[cfg(test)]
 mod tests;
 
-pub use directory::{Directory, HotRow, Limits, Rest};
+pub use directory::{Directory, HotRow, Limits};
 pub use home::Home;
 pub use request::{Refusal, Reply, Request};
-pub use shard::{BoxFuture, Company, Shard};
+pub use shard::{BoxFuture, Shard};

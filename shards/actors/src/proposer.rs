@@ -1,10 +1,10 @@
 //! The actor that merges the offers of all rows of a shard group into Raft entries, fairly by row.
 //!
-//! Rows take turns, a portion each, until the entry is full. While an entry is on its
-//! way the next one fills, so that load makes entries larger, not queues longer; full ones overlap. All groups of a node
-//! share its disk: while others write, too, the rows that make a group heavy rest between its entries.
+//! Rows take turns, a portion each, until the entry is full. While an entry is on its way the next one fills, so that load
+//! makes entries larger, not queues longer; full ones overlap. **Never here:** waiting while there is something to propose
+//! and nothing on its way.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,21 +12,16 @@ use actix::prelude::*;
 use tidewall_machine::{Command, Decision, SystemCommand};
 use tokio::time::Instant;
 
-use crate::directory::{Limits, Rest};
+use crate::directory::Limits;
 use crate::home::Home;
 use crate::request::{Refusal, Reply};
 use crate::row::{Row, Settled};
-use crate::shard::{Company, Shard};
+use crate::shard::Shard;
 
 /// How often the proposer looks whether something is due while nothing flows.
 const TICK_INTERVAL: Duration = Duration::from_millis(250);
 /// Entries follow each other within this time while nobody confirms this node's clock.
 pub(crate) const UNCONFIRMED_TICK: Duration = Duration::from_secs(2);
-
-/// A row with at least this part of an entry, one in so many commands, makes it heavy,
-const HEAVY_PART: usize = 4;
-/// if it has at least so many commands in it: fewer are no flood, whatever part of a small entry they are.
-const HEAVY_ROW_MIN: usize = 4;
 
 /// Commands of one row, to be decided in this order.
 #[derive(Message)]
@@ -46,7 +41,6 @@ pub(crate) struct AbandonProposer;
 /// An offer that is being worked off.
 struct Waiting {
     row: Addr<Row>,
-    name: Arc<str>,
     commands: VecDeque<Command>,
     /// Commands that are in entries and not answered.
     proposed: usize,
@@ -68,40 +62,18 @@ struct Queue {
     commands: usize,
 }
 
-/// Who gets into no entry while the neighbours of a group have their turn.
-enum Resting {
-    Nobody,
-    /// The few rows that make the group heavy.
-    Rows(BTreeSet<Arc<str>>),
-    /// All: none sticks out.
-    All,
-}
-
-impl Resting {
-    fn rests(&self, name: &str) -> bool {
-        match self {
-            Self::Nobody => false,
-            Self::Rows(names) => names.contains(name),
-            Self::All => true,
-        }
-    }
-}
-
 /// Merges the offers of a group's rows.
 pub(crate) struct Proposer {
     shard: Arc<dyn Shard>,
     limits: Limits,
     /// Offers by number.
     offers: BTreeMap<u64, Waiting>,
-    /// Rows with commands that are in no entry yet. Each of them is among `turns` or among `held`.
+    /// Rows with commands that are in no entry yet.
     queues: BTreeMap<Arc<str>, Queue>,
-    /// Rows that may get into the next entry; the first has the next turn.
+    /// The same rows; the first has the next turn.
     turns: VecDeque<Arc<str>>,
-    /// Rows that rest.
-    held: VecDeque<Arc<str>>,
-    resting: Resting,
     entries: usize,
-    /// Commands of the rows in `turns`.
+    /// Commands that are in no entry yet.
     queued: usize,
     next_offer: u64,
     /// When the last entry was proposed.
@@ -122,8 +94,6 @@ impl Proposer {
             offers: BTreeMap::new(),
             queues: BTreeMap::new(),
             turns: VecDeque::new(),
-            held: VecDeque::new(),
-            resting: Resting::Nobody,
             entries: 0,
             queued: 0,
             next_offer: 0,
@@ -186,86 +156,25 @@ impl Proposer {
             }
             self.entries += 1;
             self.proposed = Instant::now();
-            let (count, heavy, since) = (commands.len(), self.heavy(&slots), Instant::now());
+            let count = commands.len();
             let decided = self.shard.propose(commands).into_actor(self);
             context.spawn(decided.map(move |decided, proposer, context| {
                 proposer.entries -= 1;
-                if let Some((rows, rest)) = heavy {
-                    proposer.rest(rows, rest.after(since.elapsed()), context);
-                }
                 proposer.settle(slots, count, decided);
                 proposer.propose(context);
             }));
         }
     }
 
-    /// Which rows rest after an entry, and how: those with a good part of it, or all of them when none sticks out.
-    fn heavy(&self, slots: &[Slot]) -> Option<(Resting, Rest)> {
-        if slots.len() < self.limits.heavy_commands_min {
-            return None;
-        }
-        let rest = match self.shard.company() {
-            Company::None => return None,
-            Company::Light => self.limits.rest_long,
-            Company::Heavy => self.limits.rest_short,
-        };
-        let mut counts: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
-        for offer in slots.iter().filter_map(|slot| self.offers.get(&slot.offer)) {
-            *counts.entry(&offer.name).or_default() += 1;
-        }
-        counts.retain(|_, count| *count * HEAVY_PART >= slots.len() && *count >= HEAVY_ROW_MIN);
-        let rows: BTreeSet<_> = counts.into_keys().cloned().collect();
-        Some(match rows.is_empty() {
-            // Light rows rest with the others: not for long.
-            true => (Resting::All, self.limits.rest_short),
-            false => (Resting::Rows(rows), rest),
-        })
-    }
-
-    /// Lets these rows rest, unless some do already: the disk is for others meanwhile.
-    fn rest(&mut self, rows: Resting, time: Duration, context: &mut Context<Self>) {
-        if !matches!(self.resting, Resting::Nobody) {
-            return;
-        }
-        self.resting = rows;
-        self.queued = 0;
-        for name in std::mem::take(&mut self.turns) {
-            self.line_up(name);
-        }
-        context.run_later(time, Self::wake);
-    }
-
-    fn wake(&mut self, context: &mut Context<Self>) {
-        self.resting = Resting::Nobody;
-        for name in std::mem::take(&mut self.held) {
-            self.line_up(name);
-        }
-        self.propose(context);
-    }
-
-    /// Puts a row behind the others: those that may get into an entry, or those that rest.
-    fn line_up(&mut self, name: Arc<str>) {
-        let Some(queue) = self.queues.get(&name) else { return };
-        if self.resting.rests(&name) {
-            self.held.push_back(name);
-        } else {
-            self.queued += queue.commands;
-            self.turns.push_back(name);
-        }
-    }
-
-    /// Takes an offer in, behind the others of its row.
+    /// Takes an offer in, behind the others of its row; a row without any is behind the other rows.
     fn enqueue(&mut self, number: u64, name: Arc<str>, count: usize) {
-        if let Some(queue) = self.queues.get_mut(&name) {
-            queue.offers.push_back(number);
-            queue.commands += count;
-            if !self.resting.rests(&name) {
-                self.queued += count;
-            }
-            return;
-        }
-        self.queues.insert(Arc::clone(&name), Queue { offers: VecDeque::from([number]), commands: count });
-        self.line_up(name);
+        self.queued += count;
+        let queue = self.queues.entry(Arc::clone(&name)).or_insert_with(|| {
+            self.turns.push_back(name);
+            Queue::default()
+        });
+        queue.offers.push_back(number);
+        queue.commands += count;
     }
 
     fn settle(&mut self, slots: Vec<Slot>, count: usize, decided: Result<Vec<Decision>, Refusal>) {
@@ -347,8 +256,7 @@ impl Handler<Offer> for Proposer {
         let replies = Vec::with_capacity(offer.commands.len());
         let Offer { commands, row, name } = offer;
         let count = commands.len();
-        let waiting =
-            Waiting { row, name: Arc::clone(&name), commands: commands.into(), proposed: 0, replies };
+        let waiting = Waiting { row, commands: commands.into(), proposed: 0, replies };
         self.offers.insert(number, waiting);
         self.enqueue(number, name, count);
         self.propose(context);

@@ -10,17 +10,6 @@ use crate::request::Refusal;
 /// A future that stays on its thread or not, as it likes.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// What the other groups of a node have written lately, beside one of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Company {
-    /// Hardly anything.
-    None,
-    /// Something, and little in comparison with this group: what is slow is of its making.
-    Light,
-    /// So much that all of them make the load.
-    Heavy,
-}
-
 /// The shard group behind the actors: its log and its applied rows.
 pub trait Shard: Send + Sync + 'static {
     /// Puts commands into one entry of the log and waits for their decisions, in order. Ends in bounded time.
@@ -38,9 +27,6 @@ pub trait Shard: Send + Sync + 'static {
 
     /// Who leads, as far as this node knows.
     fn leader(&self) -> Option<u64>;
-
-    /// What the other groups do that share disk and threads with this one: a heavy group should leave them room.
-    fn company(&self) -> Company;
 
     /// What this node's clock shows.
     fn stamp(&self) -> Stamp;

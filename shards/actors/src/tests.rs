@@ -12,7 +12,7 @@ use tidewall_machine::{Answer, Command, Decision, Entry, Machine, Op, Position, 
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::{BoxFuture, Company, Directory, Limits, Refusal, Reply, Request, Rest, Shard};
+use crate::{BoxFuture, Directory, Limits, Refusal, Reply, Request, Shard};
 
 mod proposer;
 mod quick_no;
@@ -30,7 +30,6 @@ struct Fake {
     gate: Arc<Semaphore>,
     fail_next: AtomicBool,
     leads: AtomicBool,
-    company: Mutex<Company>,
     confirmed: AtomicU64,
     /// What happens in the group while a confirmation is waited for: others go on meanwhile.
     meanwhile: Mutex<Option<Meanwhile>>,
@@ -50,7 +49,6 @@ impl Fake {
             gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             fail_next: AtomicBool::new(false),
             leads: AtomicBool::new(true),
-            company: Mutex::new(Company::None),
             confirmed: AtomicU64::new(0),
             meanwhile: Mutex::new(None),
             now_ms: AtomicU64::new(T0),
@@ -153,10 +151,6 @@ impl Shard for Handle {
 
     fn leader(&self) -> Option<u64> {
         Some(2)
-    }
-
-    fn company(&self) -> Company {
-        *self.0.company.lock()
     }
 
     fn stamp(&self) -> Stamp {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
+use openraft::errors::{
+    ChangeMembershipError, ClientWriteError, InitializeError, LinearizableReadError, RaftError,
+};
 use openraft::impls::{BasicNode, ProgressResponder};
 use openraft::raft::ReadPolicy;
 use openraft::{Config, ServerState, SnapshotPolicy};
@@ -103,6 +105,10 @@ pub enum ChangeError {
     /// The change was refused, and nothing has changed.
     #[error("{0}")]
     Refused(String),
+    /// An earlier change is not decided yet: a new leader may know of it without knowing that it was. Nothing has changed;
+    /// as soon as that one is decided, it can.
+    #[error("an earlier change of this group's replicas is not decided yet: ask again")]
+    Pending,
     /// The change may or may not happen.
     #[error("the outcome is unknown: {0}")]
     Unknown(String),
@@ -114,6 +120,9 @@ fn change_result(result: Result<(), RaftError<Types, ClientWriteError<Types>>>) 
         Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
             Err(ChangeError::NotLeader { leader: to.leader_id })
         }
+        Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
+            ChangeMembershipError::InProgress(_),
+        ))) => Err(ChangeError::Pending),
         Err(RaftError::APIError(error @ ClientWriteError::ChangeMembershipError(_))) => {
             Err(ChangeError::Refused(error.to_string()))
         }
@@ -544,5 +553,23 @@ impl Group {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(group = self.number, %error, "the replica did not stop cleanly");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use openraft::errors::InProgress;
+
+    /// Whoever asks for a change right after an election is to ask again, and not to give up.
+    #[test]
+    fn a_change_that_is_not_decided_yet_is_no_refusal() {
+        let log_id = |index| Some(LogId::new(LeaderId { term: 1, node_id: 1 }, index));
+        let pending = InProgress { committed: log_id(0), membership_log_id: log_id(151) };
+        let refused =
+            |error| change_result(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))));
+        assert_eq!(refused(ChangeMembershipError::InProgress(pending)), Err(ChangeError::Pending));
+        let other = refused(ChangeMembershipError::EmptyMembership(openraft::errors::EmptyMembership {}));
+        assert!(matches!(other, Err(ChangeError::Refused(_))), "{other:?}");
     }
 }

@@ -8,6 +8,7 @@
 //! **Never here:** what a command means, and any decision that is not Raft's.
 
 pub mod agreement;
+mod appends;
 mod convert;
 mod group;
 mod log_store;

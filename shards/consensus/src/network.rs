@@ -9,14 +9,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::Stream;
+use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::impls::BasicNode;
-use openraft::network::{RPCOption, RaftNetworkFactory};
+use openraft::network::v2::RaftNetworkV2;
+use openraft::network::{RPCOption, RaftNetworkFactory, stream_append_sequential};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft_multi::{GroupNetworkAdapter, GroupRouter};
 use parking_lot::{Mutex, RwLock};
 use tidewall_env::tasks;
 use tidewall_link::{Credentials, Link, LinkOptions, Lives, NodeChannel, Parties, PeerProtocol};
@@ -25,6 +27,7 @@ use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::internal::v1::peer_service_client::PeerServiceClient;
 use tokio::time::Instant;
 
+use crate::appends;
 use crate::convert::*;
 use crate::state::{SnapshotData, StateHandle};
 use crate::types::*;
@@ -170,71 +173,86 @@ fn unexpected() -> RPCError<Types> {
     unreachable("the peer answered another call than was made")
 }
 
-/// The links as one group uses them, in one of the lanes.
-#[derive(Clone)]
-pub struct Router {
+/// The way of one group to one of its peers, in one of the lanes.
+pub struct Way {
     peers: Peers,
+    target: u64,
+    group: u32,
     lane: Lane,
     state: StateHandle,
 }
 
-impl GroupRouter<Types, u32> for Router {
+impl Way {
+    async fn call(
+        &self,
+        lane: Lane,
+        rpc: pb::peer_call::Rpc,
+        option: &RPCOption,
+    ) -> Result<pb::peer_reply::Result, RPCError<Types>> {
+        // Of the rows that speak.
+        let incarnation = self.state.read(tidewall_machine::Machine::incarnation);
+        self.peers.call(self.target, lane, self.group, incarnation, rpc, option.soft_ttl()).await
+    }
+}
+
+impl RaftNetworkV2<Types> for Way {
     type SnapshotData = SnapshotData;
 
     async fn append_entries(
-        &self,
-        target: u64,
-        group: u32,
+        &mut self,
         rpc: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        let rpc = pb::peer_call::Rpc::Append(pb_append(rpc));
-        match self.peers.call(target, self.lane, group, self.incarnation(), rpc, option.soft_ttl()).await? {
+        match self.call(self.lane, pb::peer_call::Rpc::Append(pb_append(rpc)), &option).await? {
             pb::peer_reply::Result::Append(reply) => from_pb_append_reply(reply).map_err(|e| unreachable(&e)),
             _ => Err(unexpected()),
         }
     }
 
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin + 'static,
+    {
+        match self.lane {
+            Lane::Appends => appends::send(self, input, option),
+            // A heartbeat is without entries, and must not wait for any.
+            Lane::Control => stream_append_sequential(self, input, option),
+        }
+    }
+
     async fn vote(
-        &self,
-        target: u64,
-        group: u32,
+        &mut self,
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
         let rpc = pb::peer_call::Rpc::Vote(pb_vote_request(&rpc));
-        match self
-            .peers
-            .call(target, Lane::Control, group, self.incarnation(), rpc, option.soft_ttl())
-            .await?
-        {
+        match self.call(Lane::Control, rpc, &option).await? {
             pb::peer_reply::Result::Vote(reply) => from_pb_vote_reply(reply).map_err(|e| unreachable(&e)),
             _ => Err(unexpected()),
         }
     }
 
     async fn pre_vote(
-        &self,
-        target: u64,
-        group: u32,
+        &mut self,
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
         let rpc = pb::peer_call::Rpc::PreVote(pb_vote_request(&rpc));
-        match self
-            .peers
-            .call(target, Lane::Control, group, self.incarnation(), rpc, option.soft_ttl())
-            .await?
-        {
+        match self.call(Lane::Control, rpc, &option).await? {
             pb::peer_reply::Result::Vote(reply) => from_pb_vote_reply(reply).map_err(|e| unreachable(&e)),
             _ => Err(unexpected()),
         }
     }
 
     async fn full_snapshot(
-        &self,
-        target: u64,
-        group: u32,
+        &mut self,
         vote: Vote,
         snapshot: Snapshot,
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
@@ -243,7 +261,7 @@ impl GroupRouter<Types, u32> for Router {
         tokio::select! {
             biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
-            sent = tokio::time::timeout(SNAPSHOT_TIMEOUT, self.send_snapshot(target, group, vote, snapshot)) => {
+            sent = tokio::time::timeout(SNAPSHOT_TIMEOUT, self.send_snapshot(vote, snapshot)) => {
                 let sent = sent.unwrap_or_else(|_| Err("the peer took too long to install the snapshot".into()));
                 sent.map_err(|why| StreamingError::Unreachable(Unreachable::from_string(why)))
             }
@@ -251,18 +269,12 @@ impl GroupRouter<Types, u32> for Router {
     }
 
     async fn transfer_leader(
-        &self,
-        target: u64,
-        group: u32,
+        &mut self,
         req: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
         let rpc = pb::peer_call::Rpc::Transfer(pb_transfer(&req));
-        match self
-            .peers
-            .call(target, Lane::Control, group, self.incarnation(), rpc, option.soft_ttl())
-            .await?
-        {
+        match self.call(Lane::Control, rpc, &option).await? {
             pb::peer_reply::Result::Transfer(reply) if reply.error.is_empty() => Ok(Ok(())),
             pb::peer_reply::Result::Transfer(reply) => Err(unreachable(&reply.error)),
             _ => Err(unexpected()),
@@ -270,22 +282,12 @@ impl GroupRouter<Types, u32> for Router {
     }
 }
 
-impl Router {
-    /// Of the rows that speak.
-    fn incarnation(&self) -> u64 {
-        self.state.read(tidewall_machine::Machine::incarnation)
-    }
-
-    async fn send_snapshot(
-        &self,
-        target: u64,
-        group: u32,
-        vote: Vote,
-        snapshot: Snapshot,
-    ) -> Result<SnapshotResponse<Types>, String> {
+impl Way {
+    async fn send_snapshot(&self, vote: Vote, snapshot: Snapshot) -> Result<SnapshotResponse<Types>, String> {
         let SnapshotData::Frozen(frozen) = snapshot.snapshot else {
             return Err("this snapshot is a checkpoint on the local disk, not a state to send".into());
         };
+        let (target, group) = (self.target, self.group);
         let address =
             self.peers.address(target).ok_or_else(|| format!("node {target} is not in the topology"))?;
         let channel = tidewall_link::connect(address, CONNECT_TIMEOUT, self.peers.credentials.as_ref()).await;
@@ -323,22 +325,19 @@ pub struct Network {
 }
 
 impl Network {
-    fn client(&self, target: u64, lane: Lane) -> GroupNetworkAdapter<Types, u32, Router> {
-        {
-            let router = Router { peers: self.peers.clone(), lane, state: self.state.clone() };
-            GroupNetworkAdapter::new(router, target, self.group)
-        }
+    fn way(&self, target: u64, lane: Lane) -> Way {
+        Way { peers: self.peers.clone(), target, group: self.group, lane, state: self.state.clone() }
     }
 }
 
 impl RaftNetworkFactory<Types> for Network {
-    type Network = GroupNetworkAdapter<Types, u32, Router>;
+    type Network = Way;
 
     async fn new_client(&mut self, target: u64, _: &BasicNode) -> Self::Network {
-        self.client(target, Lane::Appends)
+        self.way(target, Lane::Appends)
     }
 
     async fn new_heartbeat_client(&mut self, target: u64, _: &BasicNode) -> Self::Network {
-        self.client(target, Lane::Control)
+        self.way(target, Lane::Control)
     }
 }

@@ -15,7 +15,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::{Mutex, RwLock};
 use tidewall_env::tasks;
-use tidewall_machine::{Decision, Frozen, Head, Machine, Op, SystemCommand};
+use tidewall_machine::{Decision, Frozen, Head, Machine};
 use tidewall_store::checkpoint::{CheckpointError, CheckpointWriter, Generation};
 use tidewall_store::log::LogError;
 use tokio::sync::oneshot;
@@ -101,8 +101,6 @@ struct Shared {
     machine: RwLock<Machine>,
     halted: Mutex<Option<String>>,
     checkpoint_index: AtomicU64,
-    /// Commands applied since the start, ticks apart.
-    commands_applied: AtomicU64,
     /// Payload bytes applied since the last freeze.
     bytes_since_freeze: AtomicU64,
     /// Payload bytes below freezes that are not durable yet.
@@ -126,7 +124,6 @@ impl StateHandle {
             machine: RwLock::new(machine),
             halted: Mutex::new(None),
             checkpoint_index,
-            commands_applied: AtomicU64::new(0),
             bytes_since_freeze: AtomicU64::new(0),
             bytes_freezing: AtomicU64::new(0),
             nanos_per_1024_bytes: AtomicU64::new(NANOS_PER_1024_BYTES_INITIAL),
@@ -150,11 +147,6 @@ impl StateHandle {
     /// Index of the last checkpoint on disk.
     pub fn checkpoint_index(&self) -> u64 {
         self.shared.checkpoint_index.load(Ordering::Relaxed)
-    }
-
-    /// Commands that this replica has applied since it started, without the ticks of idle groups.
-    pub fn commands_applied(&self) -> u64 {
-        self.shared.commands_applied.load(Ordering::Relaxed)
     }
 
     /// Bytes of commands applied since the last checkpoint was begun.
@@ -286,9 +278,6 @@ impl StateHandle {
             tasks::drop_off_thread(replaced);
         }
         self.settled();
-        let work =
-            entry.commands.iter().filter(|command| command.op != Op::System(SystemCommand::Tick)).count();
-        self.shared.commands_applied.fetch_add(work as u64, Ordering::Relaxed);
         self.shared.bytes_since_freeze.fetch_add(payload.len() as u64, Ordering::Relaxed);
         self.paced(payload.len(), began.elapsed());
         Ok(decisions)

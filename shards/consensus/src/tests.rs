@@ -14,7 +14,7 @@ use tidewall_env::disk::{CrashMode, MemoryDisk};
 use tidewall_link::{Life, Lives};
 use tidewall_machine::domain::tickets;
 use tidewall_machine::domain::tickets::model::TierSpec;
-use tidewall_machine::{Answer, Command, Decision, Entry, Op, SystemCommand};
+use tidewall_machine::{Answer, Command, Decision, Entry, Op};
 use tidewall_proto::internal::v1::peer_service_server::PeerServiceServer;
 use tidewall_store::checkpoint::memory::MemoryCheckpoints;
 use tidewall_store::checkpoint::{CheckpointStore, CheckpointWriter};
@@ -184,6 +184,7 @@ impl Cluster {
         decision.receipt.unwrap().index
     }
 
+    /// Returns when all running replicas have it: a majority may have decided it before the third one was reached.
     async fn create(&self, number: u32) {
         let tier = TierSpec {
             id: "ga".into(),
@@ -201,7 +202,8 @@ impl Cluster {
             closes_ms: 0,
             tiers: vec![tier],
         };
-        self.decide(number, vec![command(0, op)]).await;
+        let decision = self.decide(number, vec![command(0, op)]).await.remove(0);
+        self.agree(number, decision.receipt.unwrap().index).await;
     }
 
     /// Waits until all running replicas have applied an index, then compares their states.

@@ -24,7 +24,6 @@ use crate::admin::ShardServer;
 use crate::exchange::{Served, Serving};
 use crate::keeper;
 use crate::metrics::Metrics;
-use crate::neighbours::Neighbours;
 use crate::reports::Reports;
 use crate::shard::GroupShard;
 use crate::standing::Standing;
@@ -230,10 +229,9 @@ impl Replicas {
 
     /// What serves clients. The actors live at `home`.
     pub fn front(&self, space: Space, home: Home) -> Front {
-        let neighbours = Arc::new(Neighbours::new(self.groups.clone()));
         let served = |group: &Group| {
-            let (standing, neighbours) = (Arc::clone(&self.standing), Arc::clone(&neighbours));
-            let shard = Arc::new(GroupShard::new(group.clone(), standing, neighbours));
+            let standing = Arc::clone(&self.standing);
+            let shard = Arc::new(GroupShard::new(group.clone(), standing));
             let rows = Directory::start(shard, Limits::default(), home.clone());
             Served { group: group.clone(), rows, hot: Arc::default() }
         };

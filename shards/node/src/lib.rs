@@ -21,7 +21,6 @@ mod lead;
 mod lives;
 mod members;
 mod metrics;
-mod neighbours;
 mod node;
 mod recovery;
 mod reports;

@@ -43,6 +43,7 @@ impl From<ChangeError> for MembersError {
         match error {
             ChangeError::NotLeader { leader } => Self::NotLeader { leader },
             ChangeError::Refused(why) => Self::Refused(why),
+            error @ ChangeError::Pending => Self::Unfinished(error.to_string()),
             ChangeError::Unknown(why) => Self::Unfinished(why),
         }
     }
@@ -99,7 +100,7 @@ pub async fn change(
             }
             sleep(LOOK_EVERY).await;
         };
-        bounded(deadline, group.add_learner(*node, address.to_string())).await?;
+        bounded(deadline, || group.add_learner(*node, address.to_string())).await?;
     }
     for node in add.iter().filter(|node| !voters.contains(node)) {
         while group.lag(*node).is_none_or(|lag| lag > LAG_MAX) {
@@ -127,12 +128,12 @@ pub async fn change(
         {
             return Err(MembersError::Refused(why));
         }
-        bounded(deadline, group.set_voters(wanted)).await?;
+        bounded(deadline, || group.set_voters(wanted.clone())).await?;
     }
     let (_, learners) = group.members();
     let leaving: BTreeSet<u64> = learners.intersection(remove).copied().collect();
     if !leaving.is_empty() {
-        bounded(deadline, group.remove_learners(leaving)).await?;
+        bounded(deadline, || group.remove_learners(leaving.clone())).await?;
     }
     Ok(())
 }
@@ -179,15 +180,24 @@ async fn leave_lead(
     }
 }
 
-/// A change needs a majority; without one it must not be waited for for ever.
-async fn bounded(
+/// A change needs a majority; without one it must not be waited for for ever. One that meets an earlier change that is not
+/// decided yet, as right after an election, is made again.
+async fn bounded<F: Future<Output = Result<(), ChangeError>>>(
     deadline: Instant,
-    change: impl Future<Output = Result<(), ChangeError>>,
+    change: impl Fn() -> F,
 ) -> Result<(), MembersError> {
-    match timeout_at(deadline, change).await {
+    let made = async {
+        loop {
+            match change().await {
+                Err(ChangeError::Pending) => sleep(LOOK_EVERY).await,
+                result => return result,
+            }
+        }
+    };
+    match timeout_at(deadline, made).await {
         Ok(result) => Ok(result?),
         Err(_) => Err(MembersError::Unfinished(
-            "the change was proposed and not decided in time: a majority of the replicas must be up".into(),
+            "the change was not decided in time: a majority of the replicas must be up".into(),
         )),
     }
 }

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidewall_actors::{BoxFuture, Company, Refusal, Shard};
+use tidewall_actors::{BoxFuture, Refusal, Shard};
 use tidewall_consensus::{Group, Payload, ProposeError, ReadError};
 use tidewall_machine::{Command, Decision, Entry, Machine, Stamp};
 
-use crate::neighbours::Neighbours;
 use crate::standing::Standing;
 
 /// After this the outcome of a proposal counts as unknown; the caller sends it again, to whoever leads by then.
@@ -19,13 +18,12 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct GroupShard {
     group: Group,
     standing: Arc<Standing>,
-    neighbours: Arc<Neighbours>,
 }
 
 impl GroupShard {
-    /// A group, the node whose clock stamps its entries, and all groups of that node.
-    pub(crate) fn new(group: Group, standing: Arc<Standing>, neighbours: Arc<Neighbours>) -> Self {
-        Self { group, standing, neighbours }
+    /// A group, and the node whose clock stamps its entries.
+    pub(crate) fn new(group: Group, standing: Arc<Standing>) -> Self {
+        Self { group, standing }
     }
 }
 
@@ -80,10 +78,6 @@ impl Shard for GroupShard {
 
     fn leader(&self) -> Option<u64> {
         self.group.believed_leader()
-    }
-
-    fn company(&self) -> Company {
-        self.neighbours.company(self.group.number())
     }
 
     fn stamp(&self) -> Stamp {

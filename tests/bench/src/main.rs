@@ -8,6 +8,8 @@ mod echo;
 mod isolation;
 mod long;
 mod machine;
+mod mix;
+mod open_loop;
 mod postgres;
 mod redis;
 mod report;
@@ -118,15 +120,26 @@ enum Command {
         #[arg(long, default_value_t = 10_000)]
         stock: u64,
     },
-    /// A flood on one row: what do its neighbours notice?
+    /// A flood on one row, alone and beside others: what does each of them get?
     Isolation {
-        /// Clients that flood.
-        #[arg(long = "clients", id = "flood", alias = "flood", default_value_t = 256,
+        /// Clients that flood, one table each.
+        #[arg(long = "clients", id = "flood", alias = "flood", value_delimiter = ',', default_values_t = [256, 4096],
             value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=4096))]
-        clients: usize,
-        /// How often to measure without and with a flood.
-        #[arg(long, default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=100))]
-        rounds: usize,
+        clients: Vec<usize>,
+        /// Calls a second beside each of them, in turns.
+        #[arg(long, value_delimiter = ',', default_values_t = [200, 2_000, 5_000],
+            value_parser = clap::value_parser!(u32).range(1..=200_000))]
+        others: Vec<u32>,
+    },
+    /// Buyers in all regions, half of them for a hot event that moves: at which rate does it end, and how?
+    Mix {
+        /// What the buyers choose.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Buyers a second, one row each; then three times the best goodput of them.
+        #[arg(long, value_delimiter = ',', default_values_t = [4_000, 8_000, 12_000, 16_000],
+            value_parser = clap::value_parser!(u32).range(1..=200_000))]
+        rates: Vec<u32>,
     },
     /// Memory and CPU of a cluster that does nothing.
     Idle {
@@ -149,7 +162,12 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     machine::raise_file_limit();
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(cli))
+    // Three times as many buyers as can be served are more than one thread can be: one thread is the measure elsewhere.
+    let mut runtime = match cli.command {
+        Some(Command::Mix { .. }) => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    runtime.enable_all().build()?.block_on(run(cli))
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
@@ -175,9 +193,16 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             let (text, samples) = long::steady(&target, Duration::from_secs(minutes * 60), *rate).await?;
             print(common, &mut machine, &text, &samples)
         }
-        Some(Command::Isolation { clients, rounds }) => {
+        Some(Command::Isolation { clients, others }) => {
             let (target, mut machine) = target(common, &base).await?;
-            let (text, result) = isolation::isolation(&target, span, *clients, *rounds).await?;
+            let rates: Vec<f64> = others.iter().copied().map(f64::from).collect();
+            let (text, result) = isolation::isolation(&target, span, clients, &rates).await?;
+            print(common, &mut machine, &text, &result)
+        }
+        Some(Command::Mix { seed, rates }) => {
+            let (target, mut machine) = target(common, &base).await?;
+            let rates: Vec<f64> = rates.iter().copied().map(f64::from).collect();
+            let (text, result) = mix::mix(&target, span, *seed, &rates).await?;
             print(common, &mut machine, &text, &result)
         }
         Some(Command::Flood { event, clients }) => {

@@ -214,7 +214,7 @@ pub enum Reach {
 /// The third-party crates that must stay out of some of our crates.
 pub const BANS: &[Ban] = &[
     Ban {
-        crates: &["tokio", "actix", "tonic", "openraft", "openraft-multi", "sled", "rand", "parking_lot"],
+        crates: &["tokio", "actix", "tonic", "openraft", "sled", "rand", "parking_lot"],
         who: Who::These(&["tidewall-domain", "tidewall-machine"]),
         reach: Reach::Transitive,
         why: "apply is deterministic: no runtime, no network, no disk, no chance, no locks",
@@ -226,13 +226,13 @@ pub const BANS: &[Ban] = &[
         why: "storage, actors and seams know no transport, so that the simulator can run them without one",
     },
     Ban {
-        crates: &["openraft", "openraft-multi"],
+        crates: &["openraft"],
         who: Who::AllBut(&["tidewall-consensus"]),
         reach: Reach::Direct,
         why: "an alpha, pinned: one crate names it, so that an upgrade is a change of one crate",
     },
     Ban {
-        crates: &["openraft", "openraft-multi", "sled"],
+        crates: &["openraft", "sled"],
         who: Who::These(&["tidewall-actors", "tidewall-client", "tidewall-gateway"]),
         reach: Reach::Transitive,
         why: "actors propose through a trait, gateways hold no state",

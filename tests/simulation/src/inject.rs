@@ -32,6 +32,9 @@ pub fn gateway_ip(number: usize) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(10, 0, 1, number as u8))
 }
 
+/// How long disks are slow before all nodes die, ms.
+const BEFORE_THE_END_MS: u64 = 160;
+
 /// Something to be done later. Nodes are named by their ids: who is in a slot may have changed by then.
 #[derive(Debug, Clone)]
 pub enum Then {
@@ -223,9 +226,15 @@ impl Cluster {
                 None => false,
             },
             Fault::CrashAll { down_ms, loss } => {
-                let ids: Vec<u64> = self.beds.iter().map(|bed| bed.id).collect();
-                // All of them: no short cut.
-                ids.into_iter().filter(|id| self.kill(*id, loss, down_ms + id * 20)).count() > 0
+                let all: Vec<Rc<Bed>> =
+                    self.beds.iter().filter(|bed| bed.life.borrow().is_some()).cloned().collect();
+                for bed in &all {
+                    // Whatever failed the power made the disks slow before: what was said too early is lost.
+                    bed.set_pace(Some(BEFORE_THE_END_MS * 1_000 / 4));
+                    self.later(BEFORE_THE_END_MS, Then::Die(bed.id, loss, down_ms + bed.id * 20));
+                    self.later(BEFORE_THE_END_MS + 1, Then::Fast(bed.id));
+                }
+                !all.is_empty()
             }
             Fault::CrashGateway { gateway, down_ms } => self.kill_gateway(gateway, down_ms),
             Fault::Cut { cut, lasts_ms } => {

@@ -3,20 +3,12 @@
 
 use std::time::Duration;
 
-use super::limit::{Around, Limit, LimitOptions, Window};
+use super::limit::{Limit, LimitOptions, Window};
 use super::pace::Pace;
-use super::room::{Arrival, Class, Heft, Place, Room, RowKey, Ticket};
+use super::room::{Arrival, Class, Place, Room, RowKey, Ticket};
 
 /// The limit is looked at once in so long a time.
-pub(crate) const WINDOW: Duration = Duration::from_millis(100);
-/// Who was seen so long ago is still thought to be there: a neighbour need not call in every window.
-pub(crate) const MEMORY: Duration = Duration::from_secs(1);
-
-/// Neighbours count from so many calls a second on: for fewer, a hot row need not yield.
-pub(crate) const NEIGHBOUR_RATE_MIN: f64 = 10.0;
-/// Part of the mean that one window is of how often neighbours call, and how long their calls take.
-const LIGHT_WEIGHT: f64 = 1.0 / 8.0;
-
+const WINDOW: Duration = Duration::from_millis(100);
 /// Nobody waits longer for its turn, whatever its deadline.
 const WAIT_MAX: Duration = Duration::from_secs(8);
 /// Part of the time up to its deadline that a call may wait: who is let in later could not hear the answer any more.
@@ -51,31 +43,10 @@ pub(crate) struct Gate<W> {
     ended: u64,
     /// Calls under way when each of them ended, added up.
     calls_sum: u64,
-    /// When a call of a row ended that has most of the calls.
-    heavy_seen: Option<Duration>,
-    /// Changes of rows with few calls that were decided in this window, and how many are a second on average.
-    light_ended: u64,
-    light_rate: f64,
-    /// Their latencies: the sum, and the mean of late, s.
-    light_total: Duration,
-    light_latency: Option<f64>,
     /// Calls that were answered in this window, by weight, and whether any waited when it began.
     completed: u64,
     waited: bool,
     refused: u64,
-}
-
-/// What a region says of itself when a window is over.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Report {
-    /// Calls that were under way on average.
-    pub(crate) under_way: f64,
-    /// Calls that wait.
-    pub(crate) waiting: usize,
-    /// Calls that ended a second.
-    pub(crate) rate: f64,
-    /// Latency in multiples of that without load.
-    pub(crate) inflation: Option<f64>,
 }
 
 /// What can be seen of a region's admission.
@@ -107,11 +78,6 @@ impl<W> Gate<W> {
             window_began: Duration::ZERO,
             ended: 0,
             calls_sum: 0,
-            heavy_seen: None,
-            light_ended: 0,
-            light_rate: 0.0,
-            light_total: Duration::ZERO,
-            light_latency: None,
             completed: 0,
             waited: false,
             refused: 0,
@@ -139,80 +105,36 @@ impl<W> Gate<W> {
         arrival
     }
 
-    /// A call has ended. `window_ends` is called when a window is over, and says how the other regions fare.
-    pub(crate) fn end(
-        &mut self,
-        now: Duration,
-        place: Place,
-        end: End,
-        window_ends: impl FnOnce(Report) -> Around,
-    ) -> Vec<(Place, W)> {
+    /// A call has ended; says who goes in now. `calm`: hardly anything is under way in any region.
+    pub(crate) fn end(&mut self, now: Duration, place: Place, end: End, calm: bool) -> Vec<(Place, W)> {
         self.ended += 1;
         self.calls_sum += self.room.under_way() as u64;
-        let latency = match end {
-            End::Decided(latency) => Some(latency),
-            End::Answered | End::Unanswered => None,
-        };
         if end != End::Unanswered {
             self.completed += place.weight as u64;
         }
-        match self.room.leave(place) {
-            Heft::Heavy => self.heavy_seen = Some(now),
-            // Reads hardly wait for a flood of changes.
-            // Nor does a quick no: who has nothing but those needs no room at the log, and a latency of long ago
-            // must not steer.
-            Heft::Light if place.neighbour => {
-                if let Some(latency) = latency {
-                    self.light_ended += 1;
-                    self.light_total += latency;
-                }
-            }
-            Heft::Light | Heft::Middling => {}
-        }
-        if let Some(latency) = latency {
+        if let End::Decided(latency) = end {
             self.window.samples += 1;
             self.window.total += latency;
-            self.window.shortest = Some(self.window.shortest.map_or(latency, |least| least.min(latency)));
         }
+        self.room.leave(place);
         if now.saturating_sub(self.window_began) >= WINDOW {
-            self.close_window(now, window_ends);
+            self.close_window(now, calm);
         }
         std::iter::from_fn(|| self.room.next()).collect()
     }
 
-    fn close_window(&mut self, now: Duration, window_ends: impl FnOnce(Report) -> Around) {
-        let elapsed = now.saturating_sub(self.window_began).as_secs_f64();
-        let mean_calls = self.calls_sum as f64 / self.ended.max(1) as f64;
-        self.light_rate += (self.light_ended as f64 / elapsed - self.light_rate) * LIGHT_WEIGHT;
-        if self.light_ended > 0 {
-            let latency = self.light_total.as_secs_f64() / self.light_ended as f64;
-            let before = self.light_latency.unwrap_or(latency);
-            self.light_latency = Some(before + (latency - before) * LIGHT_WEIGHT);
-        }
+    fn close_window(&mut self, now: Duration, calm: bool) {
         // Only while calls wait is what completes all that the region can do.
         let waits = self.room.waiting() > 0;
         if self.waited && waits {
             self.pace.measured(self.completed, now.saturating_sub(self.window_began));
         }
-        (self.waited, self.completed) = (waits, 0);
-        let heavy = self.heavy_seen.is_some_and(|at| now.saturating_sub(at) <= MEMORY);
-        let report = Report {
-            under_way: mean_calls,
-            waiting: self.room.waiting(),
-            rate: self.ended as f64 / elapsed,
-            inflation: self.limit.inflation(&self.window),
-        };
-        let window = Window {
-            mean_calls,
-            light: self.light_latency.filter(|_| heavy && self.light_rate >= NEIGHBOUR_RATE_MIN),
-            around: window_ends(report),
-            ..self.window
-        };
-        self.limit.update(&window);
+        let mean_calls = self.calls_sum as f64 / self.ended.max(1) as f64;
+        self.limit.update(&Window { mean_calls, calm, ..self.window });
         self.room.set_limit(self.limit.get());
         self.window = Window { peak: self.room.under_way(), ..Window::default() };
-        (self.ended, self.calls_sum, self.light_ended, self.window_began) = (0, 0, 0, now);
-        self.light_total = Duration::ZERO;
+        (self.waited, self.completed, self.window_began) = (waits, 0, now);
+        (self.ended, self.calls_sum) = (0, 0);
     }
 
     /// All who wait must go.

@@ -3,13 +3,11 @@
 //! Up to an adaptive limit ([`limit`]) calls go to the region at once; as many as can be served before their deadlines
 //! wait here, where rows take turns ([`room`], [`queue`]); what does not fit is refused at once with a time to come back
 //! ([`pace`]). To wait costs less than to be refused and come back, and of one row who came first is served first. The
-//! limit keeps batches as large as they need to be and queues in the shards short; that calls wait here and not there is
-//! what lets a light row go past a flood. This module is the part with clock and tasks; what it decides, [`gate`]
-//! decides.
+//! limit keeps batches as large as they need to be and queues in the shards short. Nobody waits here while the region could
+//! take its call. This module is the part with clock and tasks; what it decides, [`gate`] decides.
 
 mod gate;
 mod limit;
-mod neighbours;
 mod pace;
 mod queue;
 mod room;
@@ -18,7 +16,7 @@ mod simulation;
 
 use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -30,17 +28,46 @@ use crate::errors::ApiError;
 pub(crate) use gate::{End, GateState};
 use gate::{Gate, longest_wait};
 pub use limit::LimitOptions;
-use neighbours::Neighbours;
 pub(crate) use room::Class;
 use room::{Arrival, Place, Ticket};
+
+/// With no more calls under way than this in all regions together, by weight, what is slow is slow without load.
+const CALM_CALLS: usize = 32;
+/// So long after there were more: calls that are answered together leave a moment that looks calm.
+const CALM_AFTER: Duration = Duration::from_millis(500);
 
 /// Whoever waits is let in or told when to come back.
 type Waiter = oneshot::Sender<Result<Permit, Duration>>;
 
+/// How much is under way in all regions.
+#[derive(Default)]
+struct Load {
+    /// Calls, by weight.
+    under_way: AtomicUsize,
+    /// When there were more than [`CALM_CALLS`], ms since the beginning.
+    loaded_ms: AtomicU64,
+}
+
+impl Load {
+    fn begin(&self, weight: usize, at: Duration) {
+        if self.under_way.fetch_add(weight, Ordering::Relaxed) + weight > CALM_CALLS {
+            self.loaded_ms.fetch_max(at.as_millis() as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// A call has ended; says whether hardly anything was under way of late.
+    fn end(&self, weight: usize, at: Duration) -> bool {
+        if self.under_way.fetch_sub(weight, Ordering::Relaxed) > CALM_CALLS {
+            self.loaded_ms.fetch_max(at.as_millis() as u64, Ordering::Relaxed);
+        }
+        let loaded = Duration::from_millis(self.loaded_ms.load(Ordering::Relaxed));
+        at.saturating_sub(loaded) >= CALM_AFTER
+    }
+}
+
 struct Region {
-    position: usize,
     gate: Mutex<Gate<Waiter>>,
-    neighbours: Arc<Neighbours>,
+    load: Arc<Load>,
     /// Calls that wait in all regions, and most of them.
     waiting: Arc<AtomicUsize>,
     waiting_max: usize,
@@ -51,8 +78,6 @@ struct Region {
 /// Admission of all regions.
 pub(crate) struct Admission {
     regions: Vec<Arc<Region>>,
-    neighbours: Arc<Neighbours>,
-    began: Instant,
 }
 
 /// A call of which admission wants to know.
@@ -140,15 +165,14 @@ impl Region {
     }
 
     fn permit(self: &Arc<Self>, place: Place, since: Instant) -> Permit {
+        self.load.begin(place.weight, self.since_began(since));
         Permit { region: Arc::clone(self), place, since, ended: None }
     }
 
     fn end(self: &Arc<Self>, place: Place, end: End, now: Instant) {
-        let time = self.since_began(now);
-        let admitted = self
-            .gate
-            .lock()
-            .end(time, place, end, |report| self.neighbours.tell(self.position, report, time));
+        let at = self.since_began(now);
+        let calm = self.load.end(place.weight, at);
+        let admitted = self.gate.lock().end(at, place, end, calm);
         for (place, waiter) in admitted {
             // Not under the lock: a permit that nobody takes any more ends here, and lets the next one in.
             let _ = waiter.send(Ok(self.permit(place, now)));
@@ -211,15 +235,13 @@ impl Admission {
     /// `waiting_max` may wait in all of them.
     pub(crate) fn new(regions: usize, options: LimitOptions, calls_max: usize, waiting_max: usize) -> Self {
         let began = Instant::now();
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let neighbours = Arc::new(Neighbours::new(regions));
-        let region = |position| {
+        let (load, waiting) = (Arc::<Load>::default(), Arc::<AtomicUsize>::default());
+        let region = |_| {
             let gate = Mutex::new(Gate::new(options, calls_max));
-            let (neighbours, waiting) = (Arc::clone(&neighbours), Arc::clone(&waiting));
-            let closed = AtomicBool::new(false);
-            Arc::new(Region { position, gate, neighbours, waiting, waiting_max, closed, began })
+            let (load, waiting) = (Arc::clone(&load), Arc::clone(&waiting));
+            Arc::new(Region { gate, load, waiting, waiting_max, closed: AtomicBool::new(false), began })
         };
-        Self { regions: (0..regions).map(region).collect(), neighbours: Arc::clone(&neighbours), began }
+        Self { regions: (0..regions).map(region).collect() }
     }
 
     /// Lets a call in, now or when it is its turn, or says when to come back. A call that is refused was never under
@@ -246,16 +268,6 @@ impl Admission {
     /// What can be seen of a region.
     pub(crate) fn state(&self, region: usize) -> GateState {
         self.regions[region].gate.lock().state()
-    }
-
-    /// How late the gateway's timer is while a region is loaded.
-    pub(crate) fn lag(&self) -> Duration {
-        self.neighbours.lag()
-    }
-
-    /// Watches the gateway's timer while a region is loaded; never returns.
-    pub(crate) async fn watch(&self) {
-        Arc::clone(&self.neighbours).watch(self.began).await;
     }
 }
 
@@ -287,6 +299,23 @@ mod tests {
             tokio::task::yield_now().await;
         }
         task
+    }
+
+    #[test]
+    fn it_is_calm_half_a_second_after_much_was_under_way_and_no_earlier() {
+        let ms = Duration::from_millis;
+        let load = Load::default();
+        load.begin(1, ms(900));
+        assert!(load.end(1, ms(901)));
+        // A batch weighs what it holds; what is answered at once leaves nothing under way, and is no calm.
+        load.begin(20, ms(1_000));
+        load.begin(13, ms(1_001));
+        assert!(!load.end(20, ms(1_010)));
+        assert!(!load.end(13, ms(1_010)));
+        load.begin(32, ms(1_400));
+        assert!(!load.end(32, ms(1_509)));
+        load.begin(32, ms(1_509));
+        assert!(load.end(32, ms(1_510)));
     }
 
     #[tokio::test]

@@ -48,8 +48,6 @@ pub(crate) const NO_ROW: RowKey = 0;
 pub(crate) struct Place {
     pub(crate) row: RowKey,
     pub(crate) weight: usize,
-    /// It changes a row: it would notice a flood on another one.
-    pub(crate) neighbour: bool,
     /// Beside the limit.
     reserve: bool,
 }
@@ -71,17 +69,6 @@ pub(crate) enum Arrival<W> {
     Waits { ticket: Ticket, pushed_out: Option<W> },
     /// There is no room for it.
     Full,
-}
-
-/// How heavy a row is among those of its region.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Heft {
-    /// It has at least half of all calls.
-    Heavy,
-    /// It has less than a quarter.
-    Light,
-    /// Neither.
-    Middling,
 }
 
 #[derive(Debug, Default)]
@@ -153,12 +140,12 @@ impl<W> Room<W> {
             self.rows.get(&row).map_or((0, 0), |row| (row.under_way, row.waiting));
         let nobody_before = self.queues[..=class as usize].iter().all(Queue::is_empty);
         if nobody_before && self.under_way + weight <= class.share(self.limit) {
-            return Arrival::In(self.let_in(class, row, weight, false));
+            return Arrival::In(self.let_in(row, weight, false));
         }
         let reserve = class.share(self.limit) / 2;
         let part = (reserve / self.rows.len().max(1)).max(1);
         if own_waiting == 0 && own_under_way + weight <= part && self.reserved + weight <= reserve {
-            return Arrival::In(self.let_in(class, row, weight, true));
+            return Arrival::In(self.let_in(row, weight, true));
         }
         if self.ahead(class, row) > ahead_max {
             return Arrival::Full;
@@ -200,25 +187,17 @@ impl<W> Room<W> {
         all
     }
 
-    /// A call has ended; says how heavy its row was until then.
-    pub(crate) fn leave(&mut self, place: Place) -> Heft {
-        // Of what waits, each row counts for as much as may be under way: rows take turns, however long their queues are.
-        let rows: usize = self.queues.iter().map(Queue::rows).sum();
-        let all = self.under_way() + self.waiting.min(self.limit.saturating_mul(rows));
+    /// A call has ended.
+    pub(crate) fn leave(&mut self, place: Place) {
         if place.reserve {
             self.reserved -= place.weight;
         } else {
             self.under_way -= place.weight;
         }
-        let Some(row) = self.rows.get_mut(&place.row) else { return Heft::Light };
-        let own = row.under_way + row.waiting.min(self.limit);
-        row.under_way -= place.weight;
-        self.forget_if_empty(place.row);
-        match () {
-            () if own * 2 >= all => Heft::Heavy,
-            () if own * 4 < all => Heft::Light,
-            () => Heft::Middling,
+        if let Some(row) = self.rows.get_mut(&place.row) {
+            row.under_way -= place.weight;
         }
+        self.forget_if_empty(place.row);
     }
 
     /// Lets in the next one who waits, if there is room.
@@ -232,7 +211,7 @@ impl<W> Room<W> {
             // Who is first does not fit: nobody goes past, or a heavy call would never get in.
             let (row, waiter) = queue.next(|weight| under_way + weight <= bound || under_way == 0)?;
             self.no_longer_waits(row, waiter.weight);
-            return Some((self.let_in(class, row, waiter.weight, false), waiter.handle));
+            return Some((self.let_in(row, waiter.weight, false), waiter.handle));
         }
         None
     }
@@ -244,14 +223,14 @@ impl<W> Room<W> {
         Some(waiter.handle)
     }
 
-    fn let_in(&mut self, class: Class, row: RowKey, weight: usize, reserve: bool) -> Place {
+    fn let_in(&mut self, row: RowKey, weight: usize, reserve: bool) -> Place {
         if reserve {
             self.reserved += weight;
         } else {
             self.under_way += weight;
         }
         self.rows.entry(row).or_default().under_way += weight;
-        Place { row, weight, neighbour: class != Class::Browse && row != NO_ROW, reserve }
+        Place { row, weight, reserve }
     }
 
     fn no_longer_waits(&mut self, row: RowKey, weight: usize) {

@@ -28,23 +28,6 @@ async fn a_poison_entry_halts_its_group_and_no_other() {
     cluster.stop().await;
 }
 
-/// A group that does nothing but let time pass is no neighbour that a busy one must make room for.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ticks_do_not_count_as_commands() {
-    let cluster = Cluster::new(&[1, 2, 3]).await;
-    cluster.create(1).await;
-    let (_, group) = cluster.leader(1).await;
-    let before = group.state().commands_applied();
-    for commands in [vec![Command::system(SystemCommand::Tick)], vec![purchase(1), purchase(2)]] {
-        group
-            .propose(Payload::new(&Entry { stamp: tidewall_machine::Stamp::confirmed(T0), commands }))
-            .await
-            .unwrap();
-    }
-    assert_eq!(group.state().commands_applied() - before, 2);
-    cluster.stop().await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_moves_where_it_is_sent() {
     let cluster = Cluster::new(&[1, 2, 3]).await;
