@@ -4,13 +4,18 @@
 use std::time::Duration;
 
 use super::limit::{Limit, LimitOptions, Window};
-use super::pace::Pace;
+use super::pace::{Pace, RETURN_MAX, RETURN_STANDING_MAX};
 use super::room::{Arrival, Class, Place, Room, RowKey, Ticket};
 
 /// The limit is looked at once in so long a time.
 const WINDOW: Duration = Duration::from_millis(100);
 /// Nobody waits longer for its turn, whatever its deadline.
 const WAIT_MAX: Duration = Duration::from_secs(8);
+/// When calls have waited without a break for so long, it is no crowd that will be served soon: more come than the region can
+/// serve. To wait long then gains nobody anything: the same number is served, each of them late.
+const STANDS_AFTER: Duration = Duration::from_secs(10);
+/// Nobody waits longer behind a queue that stands.
+const STANDING_WAIT: Duration = Duration::from_millis(300);
 /// Part of the time up to its deadline that a call may wait: who is let in later could not hear the answer any more.
 const WAIT_PART: f64 = 0.9;
 /// Part of that time after which it must expect its turn when it comes: estimates err.
@@ -46,6 +51,9 @@ pub(crate) struct Gate<W> {
     /// Calls that were answered in this window, by weight, and whether any waited when it began.
     completed: u64,
     waited: bool,
+    /// When nobody waited last, and whether that is long ago.
+    empty_at: Duration,
+    stands: bool,
     refused: u64,
 }
 
@@ -80,6 +88,8 @@ impl<W> Gate<W> {
             calls_sum: 0,
             completed: 0,
             waited: false,
+            empty_at: Duration::ZERO,
+            stands: false,
             refused: 0,
         }
     }
@@ -96,9 +106,11 @@ impl<W> Gate<W> {
         waiting_max: usize,
         waiter: impl FnOnce() -> W,
     ) -> Arrival<W> {
-        let ahead_max = match self.room.waiting() < waiting_max {
-            true => self.pace.completed_in(longest_wait(patience).mul_f64(EXPECTED_PART)),
-            false => 0,
+        let expected = longest_wait(patience).mul_f64(EXPECTED_PART);
+        let ahead_max = match (self.room.waiting() < waiting_max, self.stands) {
+            (true, false) => self.pace.completed_in(expected),
+            (true, true) => self.pace.completed_in(expected.min(STANDING_WAIT)),
+            (false, _) => 0,
         };
         let arrival = self.room.arrive(class, row, weight, ahead_max, waiter);
         self.window.peak = self.window.peak.max(self.room.under_way());
@@ -117,6 +129,9 @@ impl<W> Gate<W> {
             self.window.total += latency;
         }
         self.room.leave(place);
+        if self.room.waiting() == 0 {
+            self.empty_at = now;
+        }
         if now.saturating_sub(self.window_began) >= WINDOW {
             self.close_window(now, calm);
         }
@@ -126,6 +141,7 @@ impl<W> Gate<W> {
     fn close_window(&mut self, now: Duration, calm: bool) {
         // Only while calls wait is what completes all that the region can do.
         let waits = self.room.waiting() > 0;
+        self.stands = now.saturating_sub(self.empty_at) >= STANDS_AFTER;
         if self.waited && waits {
             self.pace.measured(self.completed, now.saturating_sub(self.window_began));
         }
@@ -150,7 +166,8 @@ impl<W> Gate<W> {
     /// Counts a refusal and says when to come back; `jitter` is uniform in [0, 1).
     pub(crate) fn refuse(&mut self, now: Duration, jitter: f64) -> Duration {
         self.refused += 1;
-        self.pace.next_return(now, jitter)
+        let longest = if self.stands { RETURN_STANDING_MAX } else { RETURN_MAX };
+        self.pace.next_return(now, longest, jitter)
     }
 
     /// What can be seen from outside.

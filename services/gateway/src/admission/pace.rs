@@ -5,9 +5,11 @@ use std::time::Duration;
 
 /// Nobody is told to come back earlier.
 pub(crate) const RETURN_MIN: Duration = Duration::from_millis(50);
-/// Nobody is told to come back later. Who comes back too early costs as much as a purchase; who comes back too late finds
+/// Nobody of a crowd is told to come back later. Who comes back too early costs as much as a purchase; who comes back too late finds
 /// nobody waiting.
 pub(crate) const RETURN_MAX: Duration = Duration::from_secs(4);
+/// Nor is anybody at all. Where more come than can be served, each return is in vain for most: let there be few.
+pub(crate) const RETURN_STANDING_MAX: Duration = Duration::from_secs(8);
 /// A longer window was an interruption, and says nothing about how fast the region is when it answers.
 const WINDOW_STALE: Duration = Duration::from_secs(1);
 /// Completions a second that are assumed before any were measured.
@@ -45,16 +47,16 @@ impl Pace {
         (self.rate * time.as_secs_f64()) as usize
     }
 
-    /// How long to stay away. `jitter` is uniform in [0, 1).
-    pub(crate) fn next_return(&mut self, now: Duration, jitter: f64) -> Duration {
+    /// How long to stay away, at most `longest`. `jitter` is uniform in [0, 1).
+    pub(crate) fn next_return(&mut self, now: Duration, longest: Duration, jitter: f64) -> Duration {
         self.next = self.next.max(now + RETURN_MIN);
         let wait = self.next - now;
-        if wait >= RETURN_MAX {
+        if wait >= longest {
             // More wait than can be served until then: they share the second half of the time.
-            return RETURN_MAX.mul_f64(0.5 + jitter / 2.0);
+            return longest.mul_f64(0.5 + jitter / 2.0);
         }
         self.next += Duration::from_secs_f64(1.0 / self.rate);
-        wait.mul_f64(0.9 + jitter / 5.0).clamp(RETURN_MIN, RETURN_MAX)
+        wait.mul_f64(0.9 + jitter / 5.0).clamp(RETURN_MIN, longest)
     }
 }
 
@@ -82,10 +84,12 @@ mod tests {
         for _ in 0..200 {
             pace.measured(100, Duration::from_millis(100));
         }
-        let returns: Vec<Duration> = (0..1_000).map(|_| pace.next_return(Duration::ZERO, 0.5)).collect();
+        let returns: Vec<Duration> =
+            (0..1_000).map(|_| pace.next_return(Duration::ZERO, RETURN_MAX, 0.5)).collect();
         assert!(returns.is_sorted());
         assert_eq!((returns[0], returns[999]), (RETURN_MIN, Duration::from_millis(1_049)));
-        let late: Vec<Duration> = (0..10_000).map(|_| pace.next_return(Duration::ZERO, 0.5)).collect();
+        let late: Vec<Duration> =
+            (0..10_000).map(|_| pace.next_return(Duration::ZERO, RETURN_MAX, 0.5)).collect();
         assert!(late.iter().all(|late| *late < RETURN_MAX));
         assert_eq!(late[9_999], RETURN_MAX.mul_f64(0.75), "beyond the order they share the second half");
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::gate::{End, Gate, longest_wait};
 use super::limit::LimitOptions;
-use super::pace::{RETURN_MAX, RETURN_MIN};
+use super::pace::{RETURN_MIN, RETURN_STANDING_MAX};
 use super::room::{Arrival, Class, Place, Ticket};
 
 const HOT: u64 = 1;
@@ -84,8 +84,9 @@ struct World {
     halted: bool,
     /// The region begins no entry before.
     stands_until: Duration,
-    /// Calls on the hot row that were answered.
+    /// Calls on the hot row that were answered, and how long the last attempt of each took.
     hot: u64,
+    attempts: Vec<Duration>,
     /// Of the cold row, from the first attempt.
     latencies: Vec<Duration>,
 }
@@ -106,6 +107,7 @@ impl World {
             halted: false,
             stands_until: Duration::ZERO,
             hot: 0,
+            attempts: Vec::new(),
             latencies: Vec::new(),
         }
     }
@@ -177,7 +179,7 @@ impl World {
         // A fixed sequence instead of randomness: the test must not depend on luck.
         let jitter = (self.refused * 7919 % 1000) as f64 / 1000.0;
         let pause = self.gate.refuse(self.now, jitter);
-        assert!((RETURN_MIN..=RETURN_MAX).contains(&pause), "{pause:?}");
+        assert!((RETURN_MIN..=RETURN_STANDING_MAX).contains(&pause), "{pause:?}");
         self.events.push(Reverse((self.now + pause, Event::Try(client))));
     }
 
@@ -211,6 +213,7 @@ impl World {
                 self.latencies.push(self.now - client.began);
             } else {
                 self.hot += 1;
+                self.attempts.push(self.now - attempted);
             }
             if client.then == Then::Again {
                 // The way to the client and back.
@@ -295,6 +298,20 @@ fn overloaded() -> World {
     let before = world.run(Duration::from_secs(6));
     assert!(before > 40_000, "{before}");
     world
+}
+
+/// Half of them are never served, whatever the others do: who is, is served soon, and the region is as busy as before.
+#[test]
+fn a_queue_that_stands_is_a_short_one() {
+    let mut world = overloaded();
+    assert!(world.gate.state().waiting > 20_000, "{}", world.gate.state().waiting);
+    world.run(Duration::from_secs(12));
+    world.attempts.clear();
+    let served = world.run(Duration::from_secs(5));
+    assert!(served > 5 * 7_500, "{served}");
+    world.attempts.sort();
+    let p99 = world.attempts.get(world.attempts.len() * 99 / 100).copied().unwrap_or_default();
+    assert!(p99 <= Duration::from_millis(500), "{p99:?}");
 }
 
 /// However fast its failures come back: who waits there could use the time elsewhere, and takes room from others.
