@@ -51,8 +51,8 @@ pub(crate) struct Gate<W> {
     /// Calls that were answered in this window, by weight, and whether any waited when it began.
     completed: u64,
     waited: bool,
-    /// When nobody waited last, and whether that is long ago.
-    empty_at: Duration,
+    /// Since when calls have waited without a break, as far as windows tell, and whether that is long.
+    waits_since: Option<Duration>,
     stands: bool,
     refused: u64,
 }
@@ -88,7 +88,7 @@ impl<W> Gate<W> {
             calls_sum: 0,
             completed: 0,
             waited: false,
-            empty_at: Duration::ZERO,
+            waits_since: None,
             stands: false,
             refused: 0,
         }
@@ -129,19 +129,21 @@ impl<W> Gate<W> {
             self.window.total += latency;
         }
         self.room.leave(place);
-        if self.room.waiting() == 0 {
-            self.empty_at = now;
-        }
         if now.saturating_sub(self.window_began) >= WINDOW {
             self.close_window(now, calm);
         }
-        std::iter::from_fn(|| self.room.next()).collect()
+        let admitted = std::iter::from_fn(|| self.room.next()).collect();
+        self.note_empty();
+        admitted
     }
 
     fn close_window(&mut self, now: Duration, calm: bool) {
         // Only while calls wait is what completes all that the region can do.
         let waits = self.room.waiting() > 0;
-        self.stands = now.saturating_sub(self.empty_at) >= STANDS_AFTER;
+        if waits {
+            let since = *self.waits_since.get_or_insert(now);
+            self.stands = now.saturating_sub(since) >= STANDS_AFTER;
+        }
         if self.waited && waits {
             self.pace.measured(self.completed, now.saturating_sub(self.window_began));
         }
@@ -153,14 +155,25 @@ impl<W> Gate<W> {
         (self.ended, self.calls_sum) = (0, 0);
     }
 
+    /// A queue that has gone stands no more, and the next one is a new one.
+    fn note_empty(&mut self) {
+        if self.room.waiting() == 0 {
+            (self.waits_since, self.stands) = (None, false);
+        }
+    }
+
     /// All who wait must go.
     pub(crate) fn drain(&mut self) -> Vec<W> {
-        self.room.drain()
+        let gone = self.room.drain();
+        self.note_empty();
+        gone
     }
 
     /// Somebody no longer wants to wait.
     pub(crate) fn withdraw(&mut self, ticket: Ticket) -> Option<W> {
-        self.room.withdraw(ticket)
+        let gone = self.room.withdraw(ticket);
+        self.note_empty();
+        gone
     }
 
     /// Counts a refusal and says when to come back; `jitter` is uniform in [0, 1).
@@ -178,6 +191,42 @@ impl<W> Gate<W> {
             waiting: self.room.waiting(),
             refused: self.refused,
             no_load: self.limit.no_load(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where a queue ends in any way, the next one begins anew.
+    #[test]
+    fn only_a_queue_without_a_break_stands() {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let at = Duration::from_secs;
+        for withdrawn in [false, true] {
+            let mut gate = Gate::new(LimitOptions { floor: 1, ceiling: 1, ..LimitOptions::default() }, 100);
+            let arrive = |gate: &mut Gate<()>| gate.arrive(Class::Start, 1, 1, PATIENCE, usize::MAX, || ());
+            let Arrival::In(mut place) = arrive(&mut gate) else { panic!("there is room") };
+            let mut last = None;
+            for _ in 0..30 {
+                let Arrival::Waits { ticket, .. } = arrive(&mut gate) else { panic!("the limit is one") };
+                last = Some(ticket);
+            }
+            for second in 1..30 {
+                let admitted = gate.end(at(second), place, End::Decided(at(1)), false);
+                place = admitted.first().expect("somebody waits").0;
+                assert_eq!(gate.stands, second > 10, "at {second} s");
+            }
+            if withdrawn {
+                gate.withdraw(last.expect("one is left"));
+            } else {
+                place = gate.end(at(30), place, End::Answered, false).first().expect("the last one").0;
+            }
+            assert!(!gate.stands && gate.state().waiting == 0);
+            let Arrival::Waits { .. } = arrive(&mut gate) else { panic!("the limit is one") };
+            gate.end(at(90), place, End::Answered, false);
+            assert!(!gate.stands, "a minute later there is a new one");
         }
     }
 }

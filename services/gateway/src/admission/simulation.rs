@@ -289,6 +289,18 @@ fn a_crowd_that_honours_the_delays_gets_through() {
     assert!(world.refused < 25_000, "most wait for their turn: {} refusals", world.refused);
 }
 
+/// A crowd is a crowd also where nobody has called for a minute.
+#[test]
+fn a_crowd_after_an_idle_time_waits_as_any_other() {
+    let service = Service { entry: us(1000), command: us(120) };
+    let mut world = World::new(service, LimitOptions::default());
+    world.client(HOT, Then::Leave, Duration::ZERO);
+    world.run(Duration::from_secs(60));
+    (0..50_000).for_each(|_| world.client(HOT, Then::Leave, Duration::ZERO));
+    world.run(Duration::from_secs(10));
+    assert!(world.refused < 25_000, "{} refusals", world.refused);
+}
+
 /// More than the region can serve, all the time: twice as many.
 fn overloaded() -> World {
     let mut world = World::new(Service { entry: us(1000), command: us(120) }, LimitOptions::default());
