@@ -21,8 +21,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
+        .extern_path(".tidewall.log.v1", "::tidewall_messages")
         // Entry payloads and file chunks are shared, not copied.
         .bytes(".tidewall.internal.v1.RaftEntry")
+        .bytes(".tidewall.internal.v1.Command.payload")
+        .bytes(".tidewall.internal.v1.Outcome.done")
+        .bytes(".tidewall.internal.v1.QueryResult.module")
         .bytes(".tidewall.internal.v1.ExportResponse")
         .bytes(".tidewall.internal.v1.ImportRequest")
         .bytes(".tidewall.internal.v1.InstallSnapshotRequest")

@@ -1,27 +1,36 @@
 //! What the regions answer, in the words of the public API. Only translation: nothing is decided and nothing is
 //! checked here but that an answer has the shape its command asks for.
 
+use prost::Message as _;
 use prost_types::Timestamp;
+use tidewall_messages::{Rejection, tickets};
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::v1;
 
 use crate::errors::ApiError;
 use crate::{names, request_id};
 
-/// The result of a command, or its rejection as an error.
-pub(crate) struct Decided {
-    pub(crate) result: pb::outcome::Result,
+/// What a module achieved.
+pub(crate) struct Decided<T> {
+    pub(crate) outcome: T,
     pub(crate) receipt: Option<v1::Receipt>,
 }
 
-pub(crate) fn decided(region: &str, outcome: pb::Outcome) -> Result<Decided, ApiError> {
+/// The outcome of a command of module `module`, or its rejection as an error.
+pub(crate) fn decided<T: prost::Message + Default>(
+    region: &str,
+    module: u8,
+    outcome: pb::Outcome,
+) -> Result<Decided<T>, ApiError> {
     let receipt = outcome.receipt.as_ref().map(|receipt| self::receipt(region, receipt));
     match outcome.result {
         Some(pb::outcome::Result::Rejection(rejection)) => {
             Err(ApiError::Rejected { rejection, receipt: receipt.map(Box::new) })
         }
-        Some(result) => Ok(Decided { result, receipt }),
-        None => Err(mismatch()),
+        Some(pb::outcome::Result::Done(bytes)) if outcome.module == u32::from(module) => {
+            Ok(Decided { outcome: T::decode(bytes).map_err(|_| mismatch())?, receipt })
+        }
+        _ => Err(mismatch()),
     }
 }
 
@@ -79,7 +88,7 @@ fn money(currency_code: String, minor_units: u64) -> v1::Money {
     v1::Money { currency_code, minor_units: signed(minor_units) }
 }
 
-pub(crate) fn event(region: &str, view: pb::EventView) -> v1::Event {
+pub(crate) fn event(region: &str, view: tickets::EventView) -> v1::Event {
     v1::Event {
         name: names::event(region, &view.event_id),
         display_name: view.display_name,
@@ -92,9 +101,9 @@ pub(crate) fn event(region: &str, view: pb::EventView) -> v1::Event {
     }
 }
 
-fn tier(view: pb::TierView) -> v1::Tier {
+fn tier(view: tickets::TierView) -> v1::Tier {
     let spec = view.spec.unwrap_or_default();
-    let seat_row = |row: pb::SeatRowSpec| v1::SeatRow { label: row.label, seats: small(row.seats) };
+    let seat_row = |row: tickets::SeatRowSpec| v1::SeatRow { label: row.label, seats: small(row.seats) };
     v1::Tier {
         tier_id: spec.tier_id,
         display_name: spec.display_name,
@@ -108,7 +117,7 @@ fn tier(view: pb::TierView) -> v1::Tier {
 }
 
 /// A hold of `caller`: regions answer only who made a hold about it, and leave it to us to say who that is.
-pub(crate) fn hold(region: &str, event: &str, caller: &str, view: pb::HoldView) -> v1::Hold {
+pub(crate) fn hold(region: &str, event: &str, caller: &str, view: tickets::HoldView) -> v1::Hold {
     v1::Hold {
         name: names::hold(region, event, &view.hold_id),
         owner: caller.to_owned(),
@@ -119,7 +128,7 @@ pub(crate) fn hold(region: &str, event: &str, caller: &str, view: pb::HoldView) 
     }
 }
 
-pub(crate) fn purchase(region: &str, event: &str, view: pb::PurchaseView) -> v1::Purchase {
+pub(crate) fn purchase(region: &str, event: &str, view: tickets::PurchaseView) -> v1::Purchase {
     let first = view.first_number;
     let ticket = |offset: u32| {
         let number = first.saturating_add(u64::from(offset));
@@ -128,7 +137,7 @@ pub(crate) fn purchase(region: &str, event: &str, view: pb::PurchaseView) -> v1:
     v1::Purchase { tickets: (0..view.count).map(ticket).collect(), tier_id: view.tier_id, seats: view.seats }
 }
 
-pub(crate) fn ticket(region: &str, event: &str, view: pb::TicketView) -> v1::Ticket {
+pub(crate) fn ticket(region: &str, event: &str, view: tickets::TicketView) -> v1::Ticket {
     let state = if view.cancelled { v1::TicketState::Cancelled } else { v1::TicketState::Valid };
     v1::Ticket {
         name: names::ticket(region, event, &view.ticket_id),
@@ -142,7 +151,7 @@ pub(crate) fn ticket(region: &str, event: &str, view: pb::TicketView) -> v1::Tic
     }
 }
 
-pub(crate) fn rejection(view: pb::RejectionView) -> v1::Rejection {
+pub(crate) fn rejection(view: Rejection) -> v1::Rejection {
     v1::Rejection { code: view.code, reason: view.reason, message: view.message }
 }
 
@@ -192,14 +201,12 @@ pub(crate) fn remembered(
         let receipt = outcome.receipt.as_ref().map(|receipt| self::receipt(region, receipt));
         return Ok(v1::GetOutcomeResponse { receipt, ..empty(v1::OutcomeState::Sealed) });
     }
-    let event_id = outcome.event_id;
     let result = match outcome.result.ok_or_else(mismatch)? {
-        Stored::Event(view) => Shown::Event(event(region, view)),
-        Stored::Hold(view) => Shown::Hold(hold(region, &event_id, caller, view)),
-        Stored::Purchase(view) => Shown::Purchase(purchase(region, &event_id, view)),
-        Stored::Cancelled(view) => Shown::CancelledTicket(names::ticket(region, &event_id, &view.ticket_id)),
-        Stored::ReleasedHoldId(id) => Shown::ReleasedHold(names::hold(region, &event_id, &id)),
         Stored::Rejection(view) => Shown::Rejection(rejection(view)),
+        Stored::Done(bytes) if outcome.module == u32::from(tickets::MODULE) => {
+            ticket_outcome(region, caller, tickets::Outcome::decode(bytes).map_err(|_| mismatch())?)?
+        }
+        Stored::Done(_) => return Err(mismatch()),
     };
     Ok(v1::GetOutcomeResponse {
         state: v1::OutcomeState::Decided.into(),
@@ -208,14 +215,41 @@ pub(crate) fn remembered(
     })
 }
 
+/// What the ticket module decided for a request of `caller`.
+fn ticket_outcome(
+    region: &str,
+    caller: &str,
+    outcome: tickets::Outcome,
+) -> Result<v1::get_outcome_response::Result, ApiError> {
+    use tickets::outcome::Result as Done;
+    use v1::get_outcome_response::Result as Shown;
+    let event_id = outcome.event_id;
+    Ok(match outcome.result.ok_or_else(mismatch)? {
+        Done::Event(view) => Shown::Event(event(region, view)),
+        Done::Hold(view) => Shown::Hold(hold(region, &event_id, caller, view)),
+        Done::Purchase(view) => Shown::Purchase(purchase(region, &event_id, view)),
+        Done::Cancelled(view) => Shown::CancelledTicket(names::ticket(region, &event_id, &view.ticket_id)),
+        Done::ReleasedHoldId(id) => Shown::ReleasedHold(names::hold(region, &event_id, &id)),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn done(result: tickets::outcome::Result) -> pb::Outcome {
+        let outcome = tickets::Outcome { event_id: "gala".into(), result: Some(result) };
+        pb::Outcome {
+            module: tickets::MODULE.into(),
+            result: Some(pb::outcome::Result::Done(outcome.encode_to_vec().into())),
+            ..Default::default()
+        }
+    }
+
     #[test]
     fn a_purchase_names_its_tickets_in_order() {
-        let view = pb::PurchaseView { tier_id: "ga".into(), first_number: 9, count: 2, seats: vec![] };
+        let view = tickets::PurchaseView { tier_id: "ga".into(), first_number: 9, count: 2, seats: vec![] };
         let tickets = purchase("north", "gala", view).tickets;
         assert_eq!(
             tickets,
@@ -230,25 +264,28 @@ mod tests {
         let forgotten = pb::OutcomeView { outcome: None, forgotten: true };
         assert_eq!(state(forgotten), v1::OutcomeState::Forgotten);
         let released = pb::Outcome {
-            event_id: "gala".into(),
-            result: Some(pb::outcome::Result::ReleasedHoldId("ga-h3".into())),
             receipt: Some(pb::Receipt { chain_hash: 255, ..Default::default() }),
-            ..Default::default()
+            ..done(tickets::outcome::Result::ReleasedHoldId("ga-h3".into()))
         };
         let view = pb::OutcomeView { outcome: Some(released), forgotten: false };
         let shown = remembered("north", "alice", view).unwrap();
         assert_eq!(shown.receipt.unwrap().chain_hash, "00000000000000ff");
         let name = "regions/north/events/gala/holds/ga-h3".to_owned();
         assert_eq!(shown.result, Some(v1::get_outcome_response::Result::ReleasedHold(name)));
-        let empty = pb::OutcomeView { outcome: Some(pb::Outcome::default()), forgotten: false };
-        assert!(remembered("north", "alice", empty).is_err());
+        let foreign =
+            pb::Outcome { module: 99, ..done(tickets::outcome::Result::ReleasedHoldId("x".into())) };
+        for senseless in [pb::Outcome::default(), foreign] {
+            assert!(decided::<tickets::Outcome>("north", tickets::MODULE, senseless.clone()).is_err());
+            let view = pb::OutcomeView { outcome: Some(senseless), forgotten: false };
+            assert!(remembered("north", "alice", view).is_err());
+        }
     }
 
     #[test]
     fn a_seal_is_answered_with_what_is_final() {
         let no = |reason: &str, receipt: Option<pb::Receipt>| pb::Outcome {
             receipt,
-            result: Some(pb::outcome::Result::Rejection(pb::RejectionView {
+            result: Some(pb::outcome::Result::Rejection(Rejection {
                 reason: reason.into(),
                 code: 9,
                 ..Default::default()
@@ -267,14 +304,8 @@ mod tests {
 
     #[test]
     fn a_remembered_hold_belongs_to_the_caller() {
-        let held = pb::Outcome {
-            event_id: "gala".into(),
-            result: Some(pb::outcome::Result::Hold(pb::HoldView {
-                hold_id: "ga-h3".into(),
-                ..Default::default()
-            })),
-            ..Default::default()
-        };
+        let view = tickets::HoldView { hold_id: "ga-h3".into(), ..Default::default() };
+        let held = done(tickets::outcome::Result::Hold(view));
         let view = pb::OutcomeView { outcome: Some(held), forgotten: false };
         let Some(v1::get_outcome_response::Result::Hold(hold)) =
             remembered("north", "alice", view).unwrap().result
@@ -288,10 +319,13 @@ mod tests {
     #[test]
     fn a_rejection_is_an_error_and_times_are_exact() {
         let rejected = pb::Outcome {
-            result: Some(pb::outcome::Result::Rejection(pb::RejectionView::default())),
+            result: Some(pb::outcome::Result::Rejection(Rejection::default())),
             ..Default::default()
         };
-        assert!(matches!(decided("north", rejected), Err(ApiError::Rejected { receipt: None, .. })));
+        assert!(matches!(
+            decided::<tickets::Outcome>("north", 1, rejected),
+            Err(ApiError::Rejected { receipt: None, .. })
+        ));
         assert_eq!(timestamp(1_700_000_000_123), Timestamp { seconds: 1_700_000_000, nanos: 123_000_000 });
         assert_eq!(optional_timestamp(0), None);
     }

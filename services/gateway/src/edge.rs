@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidewall_client::{ConnectedFrom, Connections, ShardClient, Topology};
+use tidewall_proto::internal::v1 as pb;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
@@ -229,6 +230,36 @@ pub(crate) struct Call {
     pub(crate) now_ms: u64,
     /// Shard group of the region; 0 for calls without one.
     pub(crate) group: u32,
+    /// Hash of what the client sent; 0 for a method that writes nothing.
+    pub(crate) fingerprint: u64,
+    /// Finishes or undoes what was started.
+    finishes: bool,
+}
+
+impl Call {
+    /// What every command of the caller has in common; without a module it is a seal.
+    pub(crate) fn command(&self, request_id: Vec<u8>, fingerprint: u64) -> pb::Command {
+        pb::Command {
+            principal: self.principal.subject.clone(),
+            request_id,
+            expires_at_ms: self.deadline.expires_at_ms,
+            finishes: self.finishes,
+            fingerprint,
+            roles: self.principal.role_bits(),
+            ..Default::default()
+        }
+    }
+}
+
+/// What guards a request id: the method, and the message as the client sent it. Whoever builds a command of it, and however, copies
+/// of a request have the same one.
+pub(crate) fn fingerprint(method: &str, parts: &[&[u8]]) -> u64 {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    for part in [method.as_bytes()].iter().chain(parts) {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.digest()
 }
 
 /// What all services share.
@@ -251,6 +282,8 @@ struct Arrived<'a> {
     metadata: &'a MetadataMap,
     /// Bytes of its message.
     bytes: usize,
+    /// Hash of its message; 0 when it is not needed.
+    fingerprint: u64,
     /// The connection that it came by.
     peer: Option<SocketAddr>,
     began: Instant,
@@ -314,7 +347,9 @@ impl Edge {
         {
             principal.require(*first)?;
         }
-        Ok((Call { principal, deadline, now_ms, group }, permit, held))
+        let finishes = method.class() == Class::Finish;
+        let fingerprint = arrived.fingerprint;
+        Ok((Call { principal, deadline, now_ms, group, fingerprint, finishes }, permit, held))
     }
 
     /// Runs one call that has a message. `target` finds the region in it, if the method has one.
@@ -328,8 +363,14 @@ impl Edge {
     where
         Fut: Future<Output = Result<R, ApiError>>,
     {
-        let bytes = request.get_ref().encoded_len();
-        self.run_sized(method, request, bytes, target, handler).await
+        let message = request.get_ref();
+        let (bytes, fingerprint) = if method.writes() {
+            let bytes = message.encode_to_vec();
+            (bytes.len(), fingerprint(method.name(), &[&bytes]))
+        } else {
+            (message.encoded_len(), 0)
+        };
+        self.run_sized(method, request, (bytes, fingerprint), target, handler).await
     }
 
     /// Runs one call whose request is a stream; the region is not known before its first message.
@@ -342,14 +383,14 @@ impl Edge {
     where
         Fut: Future<Output = Result<R, ApiError>>,
     {
-        self.run_sized(method, request, 0, |_| None, handler).await
+        self.run_sized(method, request, (0, 0), |_| None, handler).await
     }
 
     async fn run_sized<T, R, Fut>(
         &self,
         method: Method,
         request: Request<T>,
-        bytes: usize,
+        (bytes, fingerprint): (usize, u64),
         target: impl FnOnce(&T) -> Option<Target<'_>>,
         handler: impl FnOnce(Call, T) -> Fut,
     ) -> Result<Response<R>, Status>
@@ -360,7 +401,7 @@ impl Edge {
         let (metadata, _, message) = request.into_parts();
         let began = Instant::now();
         let mut region = None;
-        let arrived = Arrived { method, metadata: &metadata, bytes, peer, began };
+        let arrived = Arrived { method, metadata: &metadata, bytes, fingerprint, peer, began };
         let (result, permit) = match self.enter(&arrived, target(&message), &mut region).await {
             Ok((call, permit, _held)) => (handler(call, message).await, permit),
             Err(error) => (Err(error), None),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use prost::Message as _;
 use rand::Rng as _;
 use tidewall_client::ClientError;
+use tidewall_messages::Rejection;
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::v1;
 use tonic::metadata::MetadataValue;
@@ -30,7 +31,7 @@ pub(crate) enum ApiError {
     Overloaded { retry_after: Duration, message: String },
     /// The region said "no".
     Rejected {
-        rejection: pb::RejectionView,
+        rejection: Rejection,
         /// Where it was decided; none when it was said without the log, and so is not remembered.
         receipt: Option<Box<v1::Receipt>>,
     },
@@ -110,7 +111,7 @@ impl ApiError {
 }
 
 /// The code of a rejection; one that makes no sense must not look like success.
-fn rejection_code(rejection: &pb::RejectionView) -> Code {
+fn rejection_code(rejection: &Rejection) -> Code {
     match Code::from(rejection.code) {
         Code::Ok => Code::Internal,
         code => code,
@@ -120,7 +121,7 @@ fn rejection_code(rejection: &pb::RejectionView) -> Code {
 /// Whether a region's "no" leaves the request as it was before: its deadline had passed when the region came
 /// to it, so that nothing was executed and nothing is remembered. Unlike an unknown outcome this is certain:
 /// the region looks for an earlier copy's outcome first.
-pub(crate) fn is_undecided(rejection: &pb::RejectionView) -> bool {
+pub(crate) fn is_undecided(rejection: &Rejection) -> bool {
     matches!(rejection.reason.as_str(), "EXPIRED" | "GATEWAY_CLOCK_AHEAD")
 }
 
@@ -312,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_rejection_keeps_its_reason_and_names_its_field() {
-        let rejection = pb::RejectionView {
+        let rejection = Rejection {
             reason: "SOLD_OUT".into(),
             message: "no ticket is left".into(),
             code: Code::FailedPrecondition.into(),
@@ -331,14 +332,14 @@ mod tests {
         let details = status.get_error_details();
         assert_eq!(details.error_info().unwrap().reason, "SOLD_OUT");
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "tier_id");
-        let rejection = pb::RejectionView { code: 0, ..Default::default() };
+        let rejection = Rejection { code: 0, ..Default::default() };
         let nonsense = ApiError::Rejected { rejection, receipt: None };
         assert_eq!(nonsense.code(), Code::Internal, "a no is never OK");
     }
 
     #[test]
     fn a_command_that_came_too_late_is_expired_and_not_unknown() {
-        let expired = pb::RejectionView {
+        let expired = Rejection {
             reason: "EXPIRED".into(),
             message: "too late".into(),
             code: Code::DeadlineExceeded.into(),

@@ -33,10 +33,24 @@ pub(crate) fn leading_region<'a>(field: &str, text: &'a str) -> Result<&'a str, 
         .ok_or_else(|| wrong(field, text, "regions/{region}, as RegionService.ListRegions gives them"))
 }
 
-/// What names the row in any resource name: the event, or nothing when the name has none. Only a part of the text:
-/// whether it is valid is found out by whoever parses it.
+/// What names the row in any resource name: the collection and the thing in it, such as `events/gala`, or nothing when the name
+/// has none. Only a part of the text: whether it is valid is found out by whoever parses it.
 pub(crate) fn row(text: &str) -> &str {
-    text.split_once("/events/").map_or("", |(_, rest)| rest.split_once('/').map_or(rest, |(event, _)| event))
+    let Some((_, rest)) = text.strip_prefix("regions/").and_then(|rest| rest.split_once('/')) else {
+        return "";
+    };
+    let Some(id) = rest.find('/').map(|slash| slash + 1) else { return "" };
+    rest[id..].find('/').map_or(rest, |end| &rest[..id + end])
+}
+
+/// The resource that a hot row of a region stands for, by module and row: `tickets/gala`. Rows that do not exist share actors,
+/// and have no name.
+pub(crate) fn hot_row(id: &str, row: &str) -> String {
+    match row.split_once('/') {
+        Some(("tickets", event)) if !event.starts_with('?') => self::event(id, event),
+        Some((module, row)) if !row.starts_with('?') => format!("regions/{id}/{module}/{row}"),
+        _ => format!("{}/-", region(id)),
+    }
 }
 
 /// `regions/{region}` and nothing more.
@@ -142,9 +156,21 @@ mod tests {
     fn whatever_belongs_to_an_event_is_of_its_row() {
         for name in [event("north", "gala"), ticket("north", "gala", "ga-1"), hold("north", "gala", "ga-h1")]
         {
-            assert_eq!(row(&name), "gala");
+            assert_eq!(row(&name), "events/gala");
         }
-        assert_eq!((row("regions/north"), row("nonsense"), row("")), ("", "", ""));
+        assert_eq!(row("regions/north/exams/gala"), "exams/gala", "another thing of the same name");
+        for none in ["regions/north", "regions/north/events", "nonsense", ""] {
+            assert_eq!(row(none), "", "{none}");
+        }
+    }
+
+    #[test]
+    fn a_hot_row_is_shown_as_the_resource_that_it_stands_for() {
+        assert_eq!(hot_row("north", "tickets/gala"), event("north", "gala"));
+        assert_eq!(hot_row("north", "exams/maths"), "regions/north/exams/maths");
+        for shared in ["tickets/?3", "exams/?0", "?"] {
+            assert_eq!(hot_row("north", shared), "regions/north/-", "{shared}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use prost_types::{FieldMask, Timestamp};
-use tidewall_proto::internal::v1 as pb;
+use tidewall_messages::tickets;
 use tidewall_proto::v1;
 
 use crate::auth::{SUBJECT_BYTES_MAX, valid_subject};
@@ -160,7 +160,7 @@ fn sale_window(opens_at_ms: u64, closes_at_ms: u64) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn tiers(tiers: &[v1::Tier]) -> Result<Vec<pb::TierSpec>, ApiError> {
+fn tiers(tiers: &[v1::Tier]) -> Result<Vec<tickets::TierSpec>, ApiError> {
     if !(1..=TIERS_MAX).contains(&tiers.len()) {
         return Err(ApiError::field("event.tiers", format!("must be 1 to {TIERS_MAX} tiers")));
     }
@@ -194,7 +194,7 @@ fn tiers(tiers: &[v1::Tier]) -> Result<Vec<pb::TierSpec>, ApiError> {
             }
         };
         let (currency_code, price_minor_units) = price(&field, tier.price.as_ref())?;
-        specs.push(pb::TierSpec {
+        specs.push(tickets::TierSpec {
             tier_id: tier.tier_id.clone(),
             display_name: tier.display_name.clone(),
             capacity,
@@ -224,7 +224,10 @@ fn price(field: &dyn Fn(&str) -> String, price: Option<&v1::Money>) -> Result<(S
     Ok((code.clone(), units))
 }
 
-fn seat_rows(field: &dyn Fn(&str) -> String, rows: &[v1::SeatRow]) -> Result<Vec<pb::SeatRowSpec>, ApiError> {
+fn seat_rows(
+    field: &dyn Fn(&str) -> String,
+    rows: &[v1::SeatRow],
+) -> Result<Vec<tickets::SeatRowSpec>, ApiError> {
     let mut seen = BTreeSet::new();
     let mut total = 0u64;
     let mut specs = Vec::with_capacity(rows.len());
@@ -246,13 +249,16 @@ fn seat_rows(field: &dyn Fn(&str) -> String, rows: &[v1::SeatRow]) -> Result<Vec
                 format!("the tier has more than {SEATS_PER_TIER_MAX} seats up to here"),
             ));
         }
-        specs.push(pb::SeatRowSpec { label: row.label.clone(), seats: row.seats as u32 });
+        specs.push(tickets::SeatRowSpec { label: row.label.clone(), seats: row.seats as u32 });
     }
     Ok(specs)
 }
 
 /// A new event.
-pub(crate) fn create_event(event_id: String, event: Option<&v1::Event>) -> Result<pb::CreateEvent, ApiError> {
+pub(crate) fn create_event(
+    event_id: String,
+    event: Option<&v1::Event>,
+) -> Result<tickets::CreateEvent, ApiError> {
     new_event_id(&event_id)?;
     let Some(event) = event else {
         return Err(ApiError::field("event", "is missing"));
@@ -261,7 +267,7 @@ pub(crate) fn create_event(event_id: String, event: Option<&v1::Event>) -> Resul
     let opens = time_ms("event.sale_opens_at", event.sale_opens_at.as_ref())?;
     let closes = time_ms("event.sale_closes_at", event.sale_closes_at.as_ref())?;
     sale_window(opens, closes)?;
-    Ok(pb::CreateEvent {
+    Ok(tickets::CreateEvent {
         event_id,
         display_name: event.display_name.clone(),
         quota_per_buyer: quota(event.quota_per_buyer, 0)?,
@@ -276,7 +282,7 @@ pub(crate) fn update_event(
     event_id: String,
     event: &v1::Event,
     mask: Option<&FieldMask>,
-) -> Result<pb::UpdateEvent, ApiError> {
+) -> Result<tickets::UpdateEvent, ApiError> {
     let mask_error = |message: String| ApiError::field_reason("update_mask", "UPDATE_MASK_INVALID", message);
     let paths = mask.map(|mask| mask.paths.as_slice()).unwrap_or_default();
     if paths.is_empty() {
@@ -286,7 +292,8 @@ pub(crate) fn update_event(
                 .to_owned(),
         ));
     }
-    let mut change = pb::UpdateEvent { event_id, expected_revision: event.revision, ..Default::default() };
+    let mut change =
+        tickets::UpdateEvent { event_id, expected_revision: event.revision, ..Default::default() };
     for path in paths {
         match path.as_str() {
             "display_name" => {

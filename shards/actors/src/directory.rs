@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use actix::prelude::*;
 use parking_lot::Mutex;
+use tidewall_machine::Machine;
 
 use crate::home::Home;
 use crate::proposer::{AbandonProposer, Proposer};
 use crate::request::{Refusal, Request};
-use crate::row::{Abandon, Requests, Retire, Row, Tidy};
+use crate::row::{Abandon, Requests, Retire, RowActor, Tidy};
 use crate::shard::Shard;
 
 /// Bounds of the actors. Nothing here grows without one.
@@ -71,7 +72,7 @@ pub(crate) struct RowStats {
 /// A row and how busy it is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HotRow {
-    /// The row: an event's id.
+    /// Module and row: "module/row".
     pub row: String,
     /// Commands since the last call of [`Directory::sample`].
     pub commands: u64,
@@ -80,7 +81,7 @@ pub struct HotRow {
 }
 
 struct Known {
-    address: Addr<Row>,
+    address: Addr<RowActor>,
     stats: Arc<RowStats>,
     /// `commands` at the last sample.
     sampled: u64,
@@ -115,8 +116,8 @@ impl Directory {
         Self { inner: Arc::new(Inner { shard, limits, home, actors }) }
     }
 
-    /// Hands requests for one row to its actor. Every request is answered, sooner or later; this never blocks.
-    pub fn submit(&self, row: &str, requests: Vec<Request>) {
+    /// Hands requests for one row of a module to its actor. Every request is answered, sooner or later; this never blocks.
+    pub fn submit(&self, module: u8, row: &str, requests: Vec<Request>) {
         if !self.inner.shard.leads() {
             let leader = self.inner.shard.leader();
             for request in requests {
@@ -124,10 +125,9 @@ impl Directory {
             }
             return;
         }
-        // An event that does not exist (yet) gets no actor of its own: names are free, actors are not.
-        let mut exists = false;
-        self.inner.shard.look(&mut |machine| exists = machine.tickets().event(row).is_some());
-        let Some(address) = self.actor(if exists { row } else { "" }) else {
+        let mut name = String::new();
+        self.inner.shard.look(&mut |machine| name = actor_name(machine, module, row));
+        let Some(address) = self.actor(&name) else {
             return self.refuse(requests, "too many rows are busy at once");
         };
         if let Err(SendError::Full(Requests(requests)) | SendError::Closed(Requests(requests))) =
@@ -144,7 +144,7 @@ impl Directory {
         }
     }
 
-    fn actor(&self, row: &str) -> Option<Addr<Row>> {
+    fn actor(&self, row: &str) -> Option<Addr<RowActor>> {
         let mut actors = self.inner.actors.lock();
         self.revive(&mut actors);
         if let Some(known) = actors.rows.get(row)
@@ -158,7 +158,7 @@ impl Directory {
         let stats = Arc::new(RowStats::default());
         let (shard, proposer) = (Arc::clone(&self.inner.shard), actors.proposer.clone());
         let (limits, shared, name) = (self.inner.limits, Arc::clone(&stats), Arc::from(row));
-        let address = self.inner.home.start(move || Row::new(name, shard, proposer, limits, shared));
+        let address = self.inner.home.start(move || RowActor::new(name, shard, proposer, limits, shared));
         let known = Known { address: address.clone(), stats, sampled: 0, idle_samples: 0 };
         actors.rows.insert(row.to_owned(), known);
         Some(address)
@@ -220,6 +220,21 @@ impl Directory {
         hot.sort_by(|a, b| (b.commands, b.queued, &a.row).cmp(&(a.commands, a.queued, &b.row)));
         hot.truncate(count);
         hot
+    }
+}
+
+/// Actors of rows that do not exist, a module: names are free, actors are not.
+pub(crate) const ABSENT_ROWS: u64 = 16;
+
+/// The actor of a row: its own, or one that it shares with others that do not exist (yet).
+fn actor_name(machine: &Machine, module: u8, row: &str) -> String {
+    match machine.module(module) {
+        Some(module) if module.has_row(row) => format!("{}/{row}", module.name()),
+        Some(module) => {
+            let shared = tidewall_machine::hash_64(row.as_bytes()) % ABSENT_ROWS;
+            format!("{}/?{shared}", module.name())
+        }
+        None => "?".to_owned(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The actors that serialise hot rows.
 //!
-//! A [`row::Row`] stands for one hot row (an event with its tiers): it joins repeated requests, answers at once what can
+//! A [`row::RowActor`] stands for one hot row of a module: it joins repeated requests, answers at once what can
 //! only fail, and queues the rest, finishing before starting. A [`proposer::Proposer`] stands for the shard group: it
 //! takes from all rows in turn, fairly, and merges what it takes into one Raft entry; while entries are on their
 //! way, the next one fills. [`Directory`] finds the actor of a row and makes it when it is needed.

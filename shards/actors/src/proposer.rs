@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::directory::Limits;
 use crate::home::Home;
 use crate::request::{Refusal, Reply};
-use crate::row::{Row, Settled};
+use crate::row::{RowActor, Settled};
 use crate::shard::Shard;
 
 /// How often the proposer looks whether something is due while nothing flows.
@@ -28,7 +28,7 @@ pub(crate) const UNCONFIRMED_TICK: Duration = Duration::from_secs(2);
 #[rtype(result = "()")]
 pub(crate) struct Offer {
     pub commands: Vec<Command>,
-    pub row: Addr<Row>,
+    pub row: Addr<RowActor>,
     /// The row's name.
     pub name: Arc<str>,
 }
@@ -40,7 +40,7 @@ pub(crate) struct AbandonProposer;
 
 /// An offer that is being worked off.
 struct Waiting {
-    row: Addr<Row>,
+    row: Addr<RowActor>,
     commands: VecDeque<Command>,
     /// Commands that are in entries and not answered.
     proposed: usize,

@@ -37,6 +37,8 @@ pub type Reply = Result<Decision, Refusal>;
 pub struct Request {
     /// What is asked.
     pub command: Command,
+    /// Finishes or undoes what was started: goes before what starts.
+    pub(crate) finishes: bool,
     /// Also a "no" is to be decided in the log and remembered.
     logged: bool,
     reply: Option<Box<dyn FnOnce(Reply) + Send>>,
@@ -45,7 +47,14 @@ pub struct Request {
 impl Request {
     /// A command and what to do with its answer.
     pub fn new(command: Command, reply: impl FnOnce(Reply) + Send + 'static) -> Self {
-        Self { command, logged: false, reply: Some(Box::new(reply)) }
+        Self { command, finishes: false, logged: false, reply: Some(Box::new(reply)) }
+    }
+
+    /// The same request, to go before those that start something, or not.
+    #[must_use]
+    pub fn finishing(mut self, finishes: bool) -> Self {
+        self.finishes = finishes;
+        self
     }
 
     /// The same request, to be decided in the log whatever the answer is: there is no quick no for it.
@@ -82,17 +91,15 @@ impl Drop for Request {
 
 #[cfg(tidewall_mutants)]
 mod mutants {
-    use tidewall_domain::tickets;
-    use tidewall_machine::{Answer, Command, Decision, Op, Outcome};
+    use tidewall_machine::{Answer, Command, Decision, Op};
 
     /// What somebody would answer who takes a lost request for a decided one.
     pub fn success(command: &Command) -> Decision {
-        let event = match &command.op {
-            Op::Tickets(op) => op.event().to_owned(),
-            Op::Seal | Op::System(_) => String::new(),
+        let answer = match &command.op {
+            Op::Module { module, .. } => Answer::Done { module: *module, outcome: Vec::new() },
+            Op::Seal | Op::System(_) => Answer::System,
         };
-        let saved = Outcome::Tickets(tickets::Outcome::Released { event, hold: String::new() });
-        Decision { receipt: None, answer: Answer::Done(saved), replayed: false }
+        Decision { receipt: None, answer, replayed: false }
     }
 }
 

@@ -1,8 +1,7 @@
 //! The actor of one hot row.
 //!
 //! The quick no is a linearizable read: leadership is confirmed after the request has arrived, and only then
-//! are the rows looked at. It carries no receipt and is not remembered. When a hold is due, or anything but *sold out*
-//! is possible, the log decides.
+//! are the rows looked at. It carries no receipt and is not remembered. Where the module is not certain, the log decides.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -10,10 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::prelude::*;
-use tidewall_domain::codec::Writer;
-use tidewall_domain::tickets;
-use tidewall_domain::tickets::queries::QuickNo;
-use tidewall_machine::{Answer, Command, Decision, Machine, Op, Stamp};
+use tidewall_machine::{Command, Decision, Machine};
 
 use crate::directory::{Limits, RowStats};
 use crate::proposer::{Offer, Proposer};
@@ -62,7 +58,7 @@ impl Pending {
 }
 
 /// Joins, refuses, queues: the actor of one row.
-pub(crate) struct Row {
+pub(crate) struct RowActor {
     name: Arc<str>,
     shard: Arc<dyn Shard>,
     proposer: Addr<Proposer>,
@@ -80,12 +76,11 @@ pub(crate) struct Row {
     retrying: bool,
     /// Ids whose outcome is unknown, and until when a copy in the log can still be decided: no quick no for them.
     limbo: BTreeMap<u128, u64>,
-    scratch: Writer,
     #[cfg(tidewall_mutants)]
-    sold_out_once: std::collections::BTreeSet<String>,
+    refused_once: Option<Decision>,
 }
 
-impl Row {
+impl RowActor {
     pub(crate) fn new(
         name: Arc<str>,
         shard: Arc<dyn Shard>,
@@ -107,9 +102,8 @@ impl Row {
             offers: 0,
             retrying: false,
             limbo: BTreeMap::new(),
-            scratch: Writer::new(),
             #[cfg(tidewall_mutants)]
-            sold_out_once: std::collections::BTreeSet::new(),
+            refused_once: None,
         }
     }
 
@@ -124,9 +118,10 @@ impl Row {
     /// Puts a pending request into its queue.
     fn enqueue(&mut self, id: u128) {
         let Some(pending) = self.pending.get(&id) else { return };
-        match &pending.first.command.op {
-            Op::Tickets(command) if command.finishes() => self.finishing.push_back(id),
-            _ => self.starting.push_back(id),
+        if pending.first.finishes {
+            self.finishing.push_back(id);
+        } else {
+            self.starting.push_back(id);
         }
     }
 
@@ -157,25 +152,24 @@ impl Row {
                 fresh.push(Pending { first: request, copies: Vec::new() });
             }
         }
-        let mut verdicts: Vec<(Option<Decision>, bool)> = Vec::with_capacity(fresh.len());
-        let (scratch, limbo) = (&mut self.scratch, &mut self.limbo);
+        let mut verdicts: Vec<(Option<Decision>, Option<Decision>)> = Vec::with_capacity(fresh.len());
+        let limbo = &mut self.limbo;
         shard.look(&mut |machine| {
             forget_void(limbo, machine);
             verdicts.extend(fresh.iter().map(|pending| {
                 let command = &pending.first.command;
-                let known = machine.remembered(command, scratch);
-                let hopeless = known.is_none()
-                    && !pending.is_logged()
-                    && !limbo.contains_key(&command.request_id)
-                    && sold_out(machine, command, stamp).is_some();
-                (known, hopeless)
+                let known = machine.remembered(command);
+                let log_decides =
+                    known.is_some() || pending.is_logged() || limbo.contains_key(&command.request_id);
+                let no = if log_decides { None } else { machine.quick_no(command, stamp) };
+                (known, no)
             }));
         });
-        for (pending, (known, hopeless)) in fresh.into_iter().zip(verdicts) {
+        for (pending, (known, no)) in fresh.into_iter().zip(verdicts) {
             let id = pending.first.command.request_id;
+            let hopeless = no.is_some();
             #[cfg(tidewall_mutants)]
-            let known = known
-                .or_else(|| mutants::by_memory(&mut self.sold_out_once, &pending.first.command, hopeless));
+            let known = known.or_else(|| mutants::by_memory(&mut self.refused_once, &pending.first, no));
             if let Some(decision) = known {
                 answer(pending, Ok(decision));
             } else if self.queued() >= self.limits.queue_max {
@@ -220,13 +214,13 @@ impl Row {
         let shard = Arc::clone(&self.shard);
         let stamp = shard.stamp();
         let mut verdicts = Vec::with_capacity(ids.len());
-        let (scratch, pending) = (&mut self.scratch, &self.pending);
+        let pending = &self.pending;
         shard.look(&mut |machine| {
             verdicts.extend(ids.iter().map(|id| {
                 let pending = pending.get(id)?;
                 let command = &pending.first.command;
-                let no = || if pending.is_logged() { None } else { sold_out(machine, command, stamp) };
-                machine.remembered(command, scratch).or_else(no)
+                let no = || if pending.is_logged() { None } else { machine.quick_no(command, stamp) };
+                machine.remembered(command).or_else(no)
             }));
         });
         for (id, verdict) in ids.into_iter().zip(verdicts) {
@@ -304,9 +298,9 @@ fn forget_void(limbo: &mut BTreeMap<u128, u64>, machine: &Machine) {
     limbo.retain(|_, until_ms| *until_ms >= applied_ms);
 }
 
-/// Whether two commands are copies of one request. A copy may carry a later expiry.
+/// Whether two commands are copies of one request, whoever built them.
 fn same(one: &Command, other: &Command) -> bool {
-    one.principal == other.principal && one.op == other.op
+    one.principal == other.principal && one.fingerprint == other.fingerprint
 }
 
 fn answer(pending: Pending, reply: Reply) {
@@ -318,54 +312,23 @@ fn answer(pending: Pending, reply: Reply) {
 
 #[cfg(tidewall_mutants)]
 mod mutants {
-    use std::collections::BTreeSet;
-
-    use tidewall_machine::{Reject, domain::tickets::Rejection};
-
     use super::*;
 
     /// A refusal by what was true once.
-    pub fn by_memory(once: &mut BTreeSet<String>, command: &Command, hopeless: bool) -> Option<Decision> {
-        let Op::Tickets(tickets::Command::Buy { tier, .. } | tickets::Command::Hold { tier, .. }) =
-            &command.op
-        else {
-            return None;
-        };
-        if !tidewall_mutant::active(tidewall_mutant::Mutant::StockDecidedOutsideApply) {
+    pub fn by_memory(
+        once: &mut Option<Decision>,
+        request: &Request,
+        no: Option<Decision>,
+    ) -> Option<Decision> {
+        if request.finishes || !tidewall_mutant::active(tidewall_mutant::Mutant::StockDecidedOutsideApply) {
             return None;
         }
-        if hopeless {
-            once.insert(tier.clone());
-        }
-        let no = Rejection::SoldOut { asked: 1, free: 0 };
-        let answer = Answer::Rejected(Reject::Tickets(no));
-        once.contains(tier).then_some(Decision { receipt: None, answer, replayed: false })
+        *once = once.take().or(no);
+        once.clone()
     }
 }
 
-/// The quick no to a command, if there is one.
-fn sold_out(machine: &Machine, command: &Command, stamp: Stamp) -> Option<Decision> {
-    let Op::Tickets(op) = &command.op else { return None };
-    let (event, tier, quantity, seats) = match op {
-        tickets::Command::Buy { event, tier, quantity, seats, .. }
-        | tickets::Command::Hold { event, tier, quantity, seats, .. } => (event, tier, *quantity, seats),
-        _ => return None,
-    };
-    // What log and timers would make of the time now.
-    let time = machine.time().at(stamp);
-    // What the log would answer otherwise is the log's: a forgotten id, a late copy, chosen seats.
-    if command.expires_ms < time.log_ms() || !seats.is_empty() || machine.forgotten(command.request_id) {
-        return None;
-    }
-    match machine.tickets().sold_out(event, tier, quantity, time.log_ms(), time.steady_ms) {
-        QuickNo::Certain(rejection) => {
-            Some(Decision { receipt: None, answer: Answer::Rejected(rejection.into()), replayed: false })
-        }
-        QuickNo::AskTheLog => None,
-    }
-}
-
-impl Actor for Row {
+impl Actor for RowActor {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Self::Context) {
@@ -373,7 +336,7 @@ impl Actor for Row {
     }
 }
 
-impl Handler<Requests> for Row {
+impl Handler<Requests> for RowActor {
     type Result = ();
 
     fn handle(&mut self, Requests(requests): Requests, context: &mut Self::Context) {
@@ -391,7 +354,7 @@ impl Handler<Requests> for Row {
     }
 }
 
-impl Handler<Settled> for Row {
+impl Handler<Settled> for RowActor {
     type Result = ();
 
     fn handle(&mut self, Settled { replies }: Settled, context: &mut Self::Context) {
@@ -403,7 +366,7 @@ impl Handler<Settled> for Row {
     }
 }
 
-impl Handler<Abandon> for Row {
+impl Handler<Abandon> for RowActor {
     type Result = ();
 
     fn handle(&mut self, _: Abandon, context: &mut Self::Context) {
@@ -411,7 +374,7 @@ impl Handler<Abandon> for Row {
     }
 }
 
-impl Handler<Tidy> for Row {
+impl Handler<Tidy> for RowActor {
     type Result = ();
 
     fn handle(&mut self, _: Tidy, _: &mut Self::Context) {
@@ -421,7 +384,7 @@ impl Handler<Tidy> for Row {
     }
 }
 
-impl Handler<Retire> for Row {
+impl Handler<Retire> for RowActor {
     type Result = ();
 
     fn handle(&mut self, _: Retire, context: &mut Self::Context) {

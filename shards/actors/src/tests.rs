@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tidewall_domain::tickets;
-use tidewall_domain::tickets::model::TierSpec;
-use tidewall_machine::{Answer, Command, Decision, Entry, Machine, Op, Position, Stamp, SystemCommand};
+use tidewall_domain::tickets::State;
+use tidewall_machine::{
+    Answer, Command, Decision, Entry, Machine, Op, Position, Reject, Stamp, SystemCommand,
+};
+use tidewall_messages::tickets;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -56,22 +58,21 @@ impl Fake {
             proposals: AtomicU64::new(0),
         };
         for (n, event) in events.iter().enumerate() {
-            let tier = TierSpec {
-                id: "ga".into(),
+            let tier = tickets::TierSpec {
+                tier_id: "ga".into(),
                 display_name: String::new(),
                 capacity,
-                currency: "EUR".into(),
-                price: 1,
+                currency_code: "EUR".into(),
+                price_minor_units: 1,
                 seat_rows: vec![],
             };
-            let create = tickets::Command::CreateEvent {
-                event: (*event).into(),
+            let create = tickets::Command::from(tickets::CreateEvent {
+                event_id: (*event).into(),
                 display_name: "x".into(),
-                quota: 100_000,
-                opens_ms: 0,
-                closes_ms: 0,
+                quota_per_buyer: 100_000,
                 tiers: vec![tier],
-            };
+                ..Default::default()
+            });
             fake.apply(&[command(1_000_000 + n as u64, create)]);
         }
         fake.entries.lock().clear();
@@ -160,20 +161,19 @@ impl Shard for Handle {
 
 fn command(n: u64, op: tickets::Command) -> Command {
     let request_id = (u128::from(T0) << 80) | u128::from(n);
-    let principal = format!("buyer-{n}");
-    Command { principal, request_id, expires_ms: T0 + 60_000, privileged: false, op: Op::Tickets(op) }
+    Command::asking(&format!("buyer-{n}"), request_id, T0 + 60_000, &op)
 }
 
 fn buy(n: u64, event: &str) -> Command {
     command(
         n,
-        tickets::Command::Buy {
-            event: event.into(),
-            tier: "ga".into(),
+        tickets::Command::from(tickets::Buy {
+            event_id: event.into(),
+            tier_id: "ga".into(),
             quantity: 1,
             seats: vec![],
             buyer: String::new(),
-        },
+        }),
     )
 }
 
@@ -216,17 +216,16 @@ fn sale(capacity: u64, limits: Limits) -> (Arc<Fake>, Directory, Asker, Answers)
 /// The same, when request 1 has bought the only place.
 async fn sold_out() -> (Arc<Fake>, Directory, Asker, Answers) {
     let (fake, rows, asker, mut answers) = sale(1, limits());
-    rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+    rows.submit(tickets::MODULE, "gala", vec![request(1, buy(1, "gala"), &asker)]);
     assert_eq!(reason(&next(&mut answers).await.1), "done");
     (fake, rows, asker, answers)
 }
 
 fn reason(reply: &Reply) -> String {
     match reply {
-        Ok(Decision { answer: Answer::Done(_), .. }) => "done".into(),
-        Ok(Decision { answer: Answer::Rejected(why), .. }) => {
-            format!("{why:?}").split([' ', '(']).nth(1).unwrap_or_default().into()
-        }
+        Ok(Decision { answer: Answer::Done { .. }, .. }) => "done".into(),
+        Ok(Decision { answer: Answer::Rejected(Reject::Module(why)), .. }) => why.reason.clone(),
+        Ok(Decision { answer, .. }) => format!("{answer:?}"),
         Err(refusal) => format!("{refusal:?}").split([' ', '(']).next().unwrap_or_default().into(),
     }
 }
@@ -240,14 +239,14 @@ fn many_requests_become_few_entries_and_sell_out_exactly() {
     run(async {
         let (fake, rows, asker, mut answers) = sale(100, limits());
         for n in 0..400 {
-            rows.submit("gala", vec![request(n, buy(n, "gala"), &asker)]);
+            rows.submit(tickets::MODULE, "gala", vec![request(n, buy(n, "gala"), &asker)]);
         }
         let mut done = 0;
         for _ in 0..400 {
             let (_, reply) = next(&mut answers).await;
             match reason(&reply).as_str() {
                 "done" => done += 1,
-                "SoldOut" => {}
+                "SOLD_OUT" => {}
                 other => panic!("{other}"),
             }
         }
@@ -265,12 +264,12 @@ fn copies_of_a_request_share_one_decision() {
         let rows = started(&fake, limits());
         let (asker, mut answers) = channel();
         for n in 0..5 {
-            rows.submit("gala", vec![request(n, buy(7, "gala"), &asker)]);
+            rows.submit(tickets::MODULE, "gala", vec![request(n, buy(7, "gala"), &asker)]);
         }
         // Somebody else's request with the same id is not a copy.
         let mut other = buy(7, "gala");
         other.principal = "mallory".into();
-        rows.submit("gala", vec![request(9, other, &asker)]);
+        rows.submit(tickets::MODULE, "gala", vec![request(9, other, &asker)]);
         let (n, refused) = next(&mut answers).await;
         assert_eq!((n, reason(&refused).as_str()), (9, "Overloaded"));
         fake.gate.add_permits(100);
@@ -291,9 +290,9 @@ fn an_unknown_outcome_is_told_as_such_and_a_retry_finds_the_truth() {
         fake.fail_next.store(true, Ordering::SeqCst);
         let rows = started(&fake, limits());
         let (asker, mut answers) = channel();
-        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        rows.submit(tickets::MODULE, "gala", vec![request(1, buy(1, "gala"), &asker)]);
         assert_eq!(next(&mut answers).await.1, Err(Refusal::Unknown("injected".into())));
-        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        rows.submit(tickets::MODULE, "gala", vec![request(1, buy(1, "gala"), &asker)]);
         assert_eq!(reason(&next(&mut answers).await.1), "done");
     });
 }
@@ -313,7 +312,7 @@ fn a_proposer_that_died_is_made_anew_and_its_callers_are_told_that_nobody_knows(
         fake.close();
         let rows = started(&fake, limits());
         let (asker, mut answers) = channel();
-        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        rows.submit(tickets::MODULE, "gala", vec![request(1, buy(1, "gala"), &asker)]);
         tokio::time::sleep(Duration::from_millis(20)).await;
         rows.abandon_proposer();
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -321,12 +320,12 @@ fn a_proposer_that_died_is_made_anew_and_its_callers_are_told_that_nobody_knows(
         rows.sample(5);
         assert_eq!(reason(&next(&mut answers).await.1), "Unknown");
         fake.gate.add_permits(100);
-        rows.submit("gala", vec![request(2, buy(2, "gala"), &asker)]);
+        rows.submit(tickets::MODULE, "gala", vec![request(2, buy(2, "gala"), &asker)]);
         assert_eq!(reason(&next(&mut answers).await.1), "done");
         // And by whoever asks next.
         rows.abandon_proposer();
         tokio::time::sleep(Duration::from_millis(20)).await;
-        rows.submit("gala", vec![request(3, buy(3, "gala"), &asker)]);
+        rows.submit(tickets::MODULE, "gala", vec![request(3, buy(3, "gala"), &asker)]);
         assert_eq!(reason(&next(&mut answers).await.1), "done");
     });
 }
@@ -337,14 +336,23 @@ fn what_is_due_ends_in_entries_that_follow_each_other_while_nothing_flows() {
         let fake = Fake::new(&["gala"], 100_000);
         let hold = |n: u64| {
             let (event, tier) = ("gala".into(), "ga".into());
-            command(n, tickets::Command::Hold { event, tier, quantity: 1, seats: vec![], ttl_ms: 1_000 })
+            command(
+                n,
+                tickets::Command::from(tickets::Hold {
+                    event_id: event,
+                    tier_id: tier,
+                    quantity: 1,
+                    seats: vec![],
+                    ttl_ms: 1_000,
+                }),
+            )
         };
         for n in 0..10 {
             fake.apply(&(n * 500..(n + 1) * 500).map(hold).collect::<Vec<_>>());
         }
         let held = |fake: &Fake| {
             let machine = fake.machine.lock();
-            let rows = machine.tickets();
+            let rows: &State = machine.rows_of().unwrap();
             rows.stock_of(rows.event("gala").unwrap()).next().unwrap().held
         };
         assert_eq!(held(&fake), 5_000);
@@ -366,16 +374,22 @@ fn an_unconfirmed_clock_ends_nothing_early_and_goes_on_stamping() {
         let (event, tier) = ("gala".into(), "ga".into());
         fake.apply(&[command(
             1,
-            tickets::Command::Hold { event, tier, quantity: 1, seats: vec![], ttl_ms: 60_000 },
+            tickets::Command::from(tickets::Hold {
+                event_id: event,
+                tier_id: tier,
+                quantity: 1,
+                seats: vec![],
+                ttl_ms: 60_000,
+            }),
         )]);
         // Ten minutes ahead, and nobody says that it is right.
         fake.trusted.store(false, Ordering::SeqCst);
         fake.now_ms.fetch_add(600_000, Ordering::SeqCst);
         let rows = started(&fake, limits());
         let (asker, mut answers) = channel();
-        rows.submit("gala", vec![request(2, buy(2, "gala"), &asker)]);
+        rows.submit(tickets::MODULE, "gala", vec![request(2, buy(2, "gala"), &asker)]);
         let decided = next(&mut answers).await.1;
-        assert_eq!(reason(&decided), "SoldOut", "the hold is not due");
+        assert_eq!(reason(&decided), "SOLD_OUT", "the hold is not due");
         let began = std::time::Instant::now();
         while fake.proposals.load(Ordering::SeqCst) < 1 {
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -12,9 +12,8 @@ use std::time::Duration;
 
 use tidewall_env::disk::{CrashMode, MemoryDisk};
 use tidewall_link::{Life, Lives};
-use tidewall_machine::domain::tickets;
-use tidewall_machine::domain::tickets::model::TierSpec;
-use tidewall_machine::{Answer, Command, Decision, Entry, Op};
+use tidewall_machine::{Answer, Command, Decision, Entry};
+use tidewall_messages::tickets;
 use tidewall_proto::internal::v1::peer_service_server::PeerServiceServer;
 use tidewall_store::checkpoint::memory::MemoryCheckpoints;
 use tidewall_store::checkpoint::{CheckpointStore, CheckpointWriter};
@@ -180,28 +179,27 @@ impl Cluster {
     /// Buys a ticket with request number `n`, and returns the index at which it was decided.
     async fn buy(&self, number: u32, n: u64) -> u64 {
         let decision = self.decide(number, vec![purchase(n)]).await.remove(0);
-        assert!(matches!(decision.answer, Answer::Done(_)), "{decision:?}");
+        assert!(matches!(decision.answer, Answer::Done { .. }), "{decision:?}");
         decision.receipt.unwrap().index
     }
 
     /// Returns when all running replicas have it: a majority may have decided it before the third one was reached.
     async fn create(&self, number: u32) {
-        let tier = TierSpec {
-            id: "ga".into(),
+        let tier = tickets::TierSpec {
+            tier_id: "ga".into(),
             display_name: String::new(),
             capacity: 100_000,
-            currency: "EUR".into(),
-            price: 1,
+            currency_code: "EUR".into(),
+            price_minor_units: 1,
             seat_rows: vec![],
         };
-        let op = tickets::Command::CreateEvent {
-            event: "gala".into(),
+        let op = tickets::Command::from(tickets::CreateEvent {
+            event_id: "gala".into(),
             display_name: "Gala".into(),
-            quota: 100_000,
-            opens_ms: 0,
-            closes_ms: 0,
+            quota_per_buyer: 100_000,
             tiers: vec![tier],
-        };
+            ..Default::default()
+        });
         let decision = self.decide(number, vec![command(0, op)]).await.remove(0);
         self.agree(number, decision.receipt.unwrap().index).await;
     }
@@ -243,24 +241,18 @@ fn request_id(n: u64) -> u128 {
 
 /// Alice's command with request number `n`.
 fn command(n: u64, op: tickets::Command) -> Command {
-    Command {
-        principal: "alice".into(),
-        request_id: request_id(n),
-        expires_ms: T0 + 60_000,
-        privileged: false,
-        op: Op::Tickets(op),
-    }
+    Command::asking("alice", request_id(n), T0 + 60_000, &op)
 }
 
 /// The purchase of a ticket with request number `n`.
 fn purchase(n: u64) -> Command {
-    let op = tickets::Command::Buy {
-        event: "gala".into(),
-        tier: "ga".into(),
+    let op = tickets::Command::from(tickets::Buy {
+        event_id: "gala".into(),
+        tier_id: "ga".into(),
         quantity: 1,
         seats: vec![],
         buyer: String::new(),
-    };
+    });
     command(n, op)
 }
 

@@ -24,6 +24,9 @@ pub enum DecodeError {
         /// The tag found.
         tag: u64,
     },
+    /// Bytes are no protobuf message of this kind.
+    #[error("the bytes are no {0}")]
+    Message(&'static str),
     /// Bytes are left after the value.
     #[error("{0} bytes are left after the value")]
     Trailing(usize),

@@ -7,14 +7,18 @@
 //! * [`table`] — ordered, paged, copy-on-write tables of rows with a running digest and an undo log
 //! * [`codec`] — the byte form of rows and commands
 //! * [`incarnation`] — how lives of a group's rows are counted
+//! * [`module`] — what a domain module is; [`registry`] — which there are
 //! * [`tickets`] — events, tiers, holds and tickets
 //!
-//! A domain module is one folder with four parts: `model` (rows and their keys), `commands` (typed
-//! requests → decide → events → rows), `queries` (reads over rows) and `tests`.
+//! A domain module is one folder with four parts: `model` (rows and their keys), `commands` (messages → decide →
+//! events → rows), `queries` (reads over rows) and `tests`. docs/DOMAINS.md tells how to add one.
 #![deny(clippy::float_arithmetic)]
 
 pub mod codec;
 pub mod incarnation;
+pub mod module;
+pub mod page;
+pub mod registry;
 pub mod table;
 pub mod tickets;
 
@@ -35,6 +39,37 @@ pub struct Context {
     pub index: u64,
     /// Position of the command in its entry, from 0.
     pub position: u32,
+    /// Behaviour of apply: what a later build does otherwise waits until all members support it.
+    pub apply_version: u32,
+}
+
+/// The times of a look at the rows between entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Log time, Unix milliseconds.
+    pub log_ms: u64,
+    /// Steady time, milliseconds.
+    pub steady_ms: u64,
+}
+
+/// What a caller may beyond its own, a bit each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Roles(pub u32);
+
+impl Roles {
+    /// None.
+    pub const NONE: Self = Self(0);
+    /// Makes and changes events.
+    pub const ORGANISER: Self = Self(1);
+    /// Buys for others.
+    pub const SELLER: Self = Self(2);
+    /// Looks after the platform, and may touch what is not its own.
+    pub const OPERATOR: Self = Self(4);
+
+    /// Whether all of these are among them.
+    pub fn contains(self, others: Self) -> bool {
+        self.0 & others.0 == others.0
+    }
 }
 
 /// Who asks, as the gateway verified it.
@@ -42,6 +77,15 @@ pub struct Context {
 pub struct Caller<'a> {
     /// Subject of the token.
     pub principal: &'a str,
-    /// May touch what is not its own (operators).
-    pub privileged: bool,
+    /// What it may beyond its own.
+    pub roles: Roles,
+    /// For whom it acts, when not for itself.
+    pub on_behalf_of: Option<&'a str>,
+}
+
+impl Caller<'_> {
+    /// May touch what is not its own.
+    pub fn is_operator(&self) -> bool {
+        self.roles.contains(Roles::OPERATOR)
+    }
 }

@@ -16,10 +16,23 @@ use std::sync::Arc;
 
 use crate::codec::{DecodeError, Reader, Writer};
 
+/// Number of a table: that of its module, and its own within it. Part of every stored page and of the digest.
+pub type TableId = u16;
+
+/// The number of a module's table.
+pub const fn table_id(module: u8, table: u8) -> TableId {
+    (module as TableId) << 8 | table as TableId
+}
+
+/// The module of a table.
+pub const fn module_of(table: TableId) -> u8 {
+    (table >> 8) as u8
+}
+
 /// A kind of row.
 pub trait Row: Clone + Debug + PartialEq + Send + Sync + 'static {
-    /// Number of the table; part of every stored page and of the digest. Never reused.
-    const TABLE: u8;
+    /// Number of the table. Never reused.
+    const TABLE: TableId;
     /// Key within the table. Its encoding must sort like the key itself.
     type Key: Clone + Ord + Debug + Send + Sync + 'static;
     /// Page of a key: must not decrease when the key increases.
@@ -56,7 +69,7 @@ type Slots<R> = Vec<Slot<R>>;
 
 /// A page as it was at a freeze, to be encoded by whoever stores it.
 pub struct FrozenPage {
-    table: u8,
+    table: TableId,
     page: Vec<u8>,
     content: Option<Arc<dyn EncodePage>>,
 }
@@ -69,7 +82,7 @@ impl Debug for FrozenPage {
 
 impl FrozenPage {
     /// Number of the table.
-    pub fn table(&self) -> u8 {
+    pub fn table(&self) -> TableId {
         self.table
     }
 
@@ -230,11 +243,6 @@ impl<R: Row> Table<R> {
         }
     }
 
-    /// Marks all pages as changed, so that the next freeze carries everything.
-    pub fn touch_all(&mut self) {
-        self.changed.extend(self.pages.keys().cloned());
-    }
-
     /// Pages that changed since the last freeze.
     pub fn changed_pages(&self) -> usize {
         self.changed.len()
@@ -301,16 +309,87 @@ impl<R: Row> Table<R> {
 
     /// How many rows were looked at or changed.
     #[cfg(test)]
-    pub(crate) fn looked_at(&self) -> u64 {
+    fn looked_at(&self) -> u64 {
         self.looked_at.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     fn hash(&mut self, key: &R::Key, row: &R) -> u128 {
         self.scratch.clear();
-        self.scratch.u8(R::TABLE);
+        self.scratch.key_u16(R::TABLE);
         R::encode_key(key, &mut self.scratch);
         row.encode(&mut self.scratch);
         xxhash_rust::xxh3::xxh3_128(self.scratch.as_slice())
+    }
+}
+
+/// A table as those know it who do the same with all of them.
+pub trait AnyTable {
+    /// Its number.
+    fn id(&self) -> TableId;
+    /// Number of rows.
+    fn len(&self) -> u64;
+    /// Whether there are no rows.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Wrapping sum of the hashes of all rows.
+    fn digest(&self) -> u128;
+    /// Rows that changed since the last commit or rollback, with repetitions.
+    fn touched_rows(&self) -> usize;
+    /// Pages that changed since the last freeze.
+    fn changed_pages(&self) -> usize;
+    /// Makes the changes since the last commit or rollback permanent.
+    fn commit(&mut self);
+    /// Takes the changes since the last commit or rollback back.
+    fn rollback(&mut self);
+    /// References to the pages that changed since the last freeze.
+    fn freeze(&mut self, into: &mut Vec<FrozenPage>);
+    /// References to all pages; does not count as a freeze.
+    fn freeze_all(&self, into: &mut Vec<FrozenPage>);
+    /// Takes in the rows of a stored page.
+    ///
+    /// # Errors
+    /// The page does not decode.
+    fn load(&mut self, bytes: &[u8]) -> Result<(), DecodeError>;
+    /// How many rows were looked at or changed.
+    #[cfg(test)]
+    fn looked_at(&self) -> u64;
+}
+
+impl<R: Row> AnyTable for Table<R> {
+    fn id(&self) -> TableId {
+        R::TABLE
+    }
+    fn len(&self) -> u64 {
+        self.rows
+    }
+    fn digest(&self) -> u128 {
+        self.digest
+    }
+    fn touched_rows(&self) -> usize {
+        self.undo.len()
+    }
+    fn changed_pages(&self) -> usize {
+        self.changed.len()
+    }
+    fn commit(&mut self) {
+        Self::commit(self);
+    }
+    fn rollback(&mut self) {
+        Self::rollback(self);
+    }
+    fn freeze(&mut self, into: &mut Vec<FrozenPage>) {
+        Self::freeze(self, into);
+    }
+    fn freeze_all(&self, into: &mut Vec<FrozenPage>) {
+        Self::freeze_all(self, into);
+    }
+    fn load(&mut self, bytes: &[u8]) -> Result<(), DecodeError> {
+        Self::load(self, bytes)
+    }
+    #[cfg(test)]
+    fn looked_at(&self) -> u64 {
+        Self::looked_at(self)
     }
 }
 
@@ -330,7 +409,7 @@ mod tests {
     struct Number(u64);
 
     impl Row for Number {
-        const TABLE: u8 = 200;
+        const TABLE: TableId = 200;
         type Key = u64;
         type Page = u64;
         type Index = BTreeMap<u64, u64>;
@@ -449,5 +528,6 @@ mod tests {
         assert_ne!(digest(1, 2), digest(1, 3));
         assert_ne!(digest(1, 2), digest(2, 2));
         assert_ne!(digest(1, 2), xxhash_rust::xxh3::xxh3_128(&[0, 0, 0, 0, 0, 0, 0, 1, 2]));
+        assert_eq!(digest(1, 2), xxhash_rust::xxh3::xxh3_128(&[0, 200, 0, 0, 0, 0, 0, 0, 0, 1, 2]));
     }
 }

@@ -8,9 +8,11 @@
 
 use std::time::{Duration, Instant};
 
-use tidewall_domain::tickets::model::{SeatRowSpec, TierSpec};
-use tidewall_domain::tickets::{Command as Ask, Outcome as Got};
-use tidewall_machine::{Answer, Command, Entry, Machine, Op, Outcome, Position, Stamp, SystemCommand};
+use prost::Message as _;
+use tidewall_domain::Roles;
+use tidewall_machine::{Answer, Command, Entry, Machine, Position, Stamp, SystemCommand};
+use tidewall_messages::tickets::outcome::Result as Got;
+use tidewall_messages::tickets::{self, Command as Ask, HoldView, PurchaseView, SeatRowSpec, TierSpec};
 
 const T0: u64 = 1_700_000_000_000;
 /// The most rows of seats that an event may have.
@@ -28,13 +30,9 @@ struct Bench {
 impl Bench {
     fn command(&mut self, who: u64, op: Ask) -> Command {
         self.index += 1;
-        Command {
-            principal: format!("buyer-{who}"),
-            request_id: (u128::from(self.now_ms) << 80) | u128::from(self.index),
-            expires_ms: self.now_ms + 5_000,
-            privileged: true,
-            op: Op::Tickets(op),
-        }
+        let id = (u128::from(self.now_ms) << 80) | u128::from(self.index);
+        let asked = Command::asking(&format!("buyer-{who}"), id, self.now_ms + 5_000, &op);
+        Command { roles: Roles::OPERATOR, ..asked }
     }
 
     /// Applies one entry; what its commands got, and how long all of it took.
@@ -51,7 +49,9 @@ impl Bench {
         let command = self.command(who, op);
         let (mut answers, took) = self.entry(vec![command]);
         match answers.remove(0) {
-            Answer::Done(Outcome::Tickets(got)) => (got, took),
+            Answer::Done { outcome, .. } => {
+                (tickets::Outcome::decode(&outcome[..]).unwrap().result.unwrap(), took)
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -60,12 +60,12 @@ impl Bench {
 fn tier(id: &str, capacity: u64, rows: u32) -> TierSpec {
     let row = |row| SeatRowSpec { label: format!("R{row}"), seats: SEATS_A_ROW };
     let (display_name, currency) = (id.to_uppercase(), "EUR".into());
-    TierSpec {
-        id: id.into(),
+    tickets::TierSpec {
+        tier_id: id.into(),
         display_name,
         capacity,
-        currency,
-        price: 4_200,
+        currency_code: currency,
+        price_minor_units: 4_200,
         seat_rows: (0..rows).map(row).collect(),
     }
 }
@@ -73,28 +73,44 @@ fn tier(id: &str, capacity: u64, rows: u32) -> TierSpec {
 fn create(event: &str) -> Ask {
     let tiers = vec![tier("vip", u64::from(SEAT_ROWS * SEATS_A_ROW), SEAT_ROWS), tier("ga", 1_000_000, 0)];
     let (event, display_name) = (event.to_owned(), event.to_uppercase());
-    Ask::CreateEvent { event, display_name, quota: 100_000, opens_ms: 0, closes_ms: 0, tiers }
+    Ask::from(tickets::CreateEvent {
+        event_id: event,
+        display_name,
+        quota_per_buyer: 100_000,
+        tiers,
+        ..Default::default()
+    })
 }
 
 fn update(tiers: Option<Vec<TierSpec>>) -> Ask {
     let (event, display_name) = ("gala".to_owned(), Some("Ball".to_owned()));
-    Ask::UpdateEvent {
-        event,
+    Ask::from(tickets::UpdateEvent {
+        event_id: event,
         display_name,
-        quota: None,
-        opens_ms: None,
-        closes_ms: None,
-        tiers,
-        expected_revision: 0,
-    }
+        set_tiers: tiers.is_some(),
+        tiers: tiers.unwrap_or_default(),
+        ..Default::default()
+    })
 }
 
 fn buy(tier: &str, quantity: u32, seats: Vec<String>) -> Ask {
-    Ask::Buy { event: "gala".into(), tier: tier.into(), quantity, seats, buyer: String::new() }
+    Ask::from(tickets::Buy {
+        event_id: "gala".into(),
+        tier_id: tier.into(),
+        quantity,
+        seats,
+        buyer: String::new(),
+    })
 }
 
 fn hold(tier: &str, quantity: u32, ttl_ms: u32) -> Ask {
-    Ask::Hold { event: "gala".into(), tier: tier.into(), quantity, seats: vec![], ttl_ms }
+    Ask::from(tickets::Hold {
+        event_id: "gala".into(),
+        tier_id: tier.into(),
+        quantity,
+        seats: vec![],
+        ttl_ms,
+    })
 }
 
 fn report(name: &str, mut times: Vec<Duration>) {
@@ -106,11 +122,19 @@ fn report(name: &str, mut times: Vec<Duration>) {
 /// Half of the event sold in hundreds, and every second ticket given back.
 fn scatter(bench: &mut Bench) {
     for turn in 0..u64::from(SEAT_ROWS * SEATS_A_ROW / 200) {
-        let (Got::Purchased { first, .. }, _) = bench.one(turn, buy("vip", 100, vec![])) else {
+        let (Got::Purchase(PurchaseView { first_number: first, .. }), _) =
+            bench.one(turn, buy("vip", 100, vec![]))
+        else {
             panic!("bought")
         };
         for number in (first..first + 100).step_by(2) {
-            bench.one(turn, Ask::CancelTicket { event: "gala".into(), ticket: format!("vip-{number}") });
+            bench.one(
+                turn,
+                Ask::from(tickets::CancelTicket {
+                    event_id: "gala".into(),
+                    ticket_id: format!("vip-{number}"),
+                }),
+            );
         }
     }
 }
@@ -141,14 +165,19 @@ fn main() {
     let mut holds = Vec::new();
     for who in 0..50 {
         for finish in [true, false] {
-            let (Got::Held { hold: number, .. }, took) = bench.one(who, hold("vip", 100, 60_000)) else {
+            let (Got::Hold(HoldView { hold_id: hold, .. }), took) = bench.one(who, hold("vip", 100, 60_000))
+            else {
                 panic!("held")
             };
             holds.push(took);
-            let (event, hold) = ("gala".to_owned(), format!("vip-h{number}"));
+            let event = "gala".to_owned();
             match finish {
-                true => confirms.push(bench.one(who, Ask::ConfirmHold { event, hold }).1),
-                false => releases.push(bench.one(who, Ask::ReleaseHold { event, hold }).1),
+                true => confirms.push(
+                    bench.one(who, Ask::from(tickets::ConfirmHold { event_id: event, hold_id: hold })).1,
+                ),
+                false => releases.push(
+                    bench.one(who, Ask::from(tickets::ReleaseHold { event_id: event, hold_id: hold })).1,
+                ),
             }
         }
     }

@@ -2,8 +2,9 @@
 //!
 //! Answers are remembered in their byte form, so that form never changes; a new kind of answer gets a new tag.
 
+use prost::Message as _;
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
-use tidewall_domain::tickets;
+use tidewall_messages::Rejection;
 
 use crate::EXPIRY_AHEAD_MS_MAX;
 
@@ -49,21 +50,12 @@ impl Receipt {
     }
 }
 
-/// What a command achieved, by module.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Events and tickets.
-    Tickets(tickets::Outcome),
-    /// A system command was carried out.
-    System,
-}
-
 /// Why a command was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Reject {
-    /// By the ticket module.
-    #[error(transparent)]
-    Tickets(#[from] tickets::Rejection),
+    /// By a module.
+    #[error("{}", .0.message)]
+    Module(Rejection),
     /// The command came after its `expires_ms`; nothing is remembered.
     #[error("the request reached its decision after its deadline and was not executed: send it again")]
     Expired,
@@ -101,7 +93,14 @@ pub enum Reject {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// Yes.
-    Done(Outcome),
+    Done {
+        /// Number of the module.
+        module: u8,
+        /// The encoded outcome of the module: what it achieved, with all that an answer says.
+        outcome: Vec<u8>,
+    },
+    /// A system command was carried out.
+    System,
     /// No.
     Rejected(Reject),
 }
@@ -109,14 +108,15 @@ pub enum Answer {
 impl Answer {
     pub(crate) fn encode(&self, w: &mut Writer) {
         match self {
-            Self::Done(Outcome::System) => w.u8(0),
-            Self::Done(Outcome::Tickets(outcome)) => {
+            Self::System => w.u8(0),
+            Self::Done { module, outcome } => {
                 w.u8(1);
-                outcome.encode(w);
+                w.u8(*module);
+                w.bytes(outcome);
             }
-            Self::Rejected(Reject::Tickets(rejection)) => {
+            Self::Rejected(Reject::Module(rejection)) => {
                 w.u8(2);
-                rejection.encode(w);
+                w.bytes(&rejection.encode_to_vec());
             }
             Self::Rejected(Reject::Expired) => w.u8(3),
             Self::Rejected(Reject::IdReused) => w.u8(4),
@@ -140,9 +140,13 @@ impl Answer {
 
     pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(match r.u8()? {
-            0 => Self::Done(Outcome::System),
-            1 => Self::Done(Outcome::Tickets(tickets::Outcome::decode(r)?)),
-            2 => Self::Rejected(Reject::Tickets(tickets::Rejection::decode(r)?)),
+            0 => Self::System,
+            1 => Self::Done { module: r.u8()?, outcome: r.bytes()?.to_vec() },
+            2 => {
+                let rejection =
+                    Rejection::decode(r.bytes()?).map_err(|_| DecodeError::Message("rejection"))?;
+                Self::Rejected(Reject::Module(rejection))
+            }
             3 => Self::Rejected(Reject::Expired),
             4 => Self::Rejected(Reject::IdReused),
             5 => Self::Rejected(Reject::IdForgotten),

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
-use tidewall_domain::table::{Row, Table};
+use tidewall_domain::table::{Row, Table, TableId};
 
 use crate::answer::{Answer, Decision, Receipt, SEALED};
 
@@ -18,8 +18,8 @@ pub struct DedupeRow {
     pub principal: Box<str>,
     /// UUIDv7 as a number.
     pub request_id: u128,
-    /// Hash over what was asked for.
-    pub payload_hash: u64,
+    /// Hash of what the client sent.
+    pub fingerprint: u64,
     /// Where it was decided.
     pub receipt: Receipt,
     /// Steady time of the decision, milliseconds.
@@ -52,7 +52,7 @@ impl DedupeRow {
 pub struct ById(BTreeSet<(u128, u64)>);
 
 impl Row for DedupeRow {
-    const TABLE: u8 = 11;
+    const TABLE: TableId = 11;
     type Key = u64;
     type Page = u64;
     type Index = ById;
@@ -72,7 +72,7 @@ impl Row for DedupeRow {
     fn encode(&self, w: &mut Writer) {
         w.str(&self.principal);
         w.u128(self.request_id);
-        w.u64(self.payload_hash);
+        w.key_u64(self.fingerprint);
         self.receipt.encode(w);
         w.u64(self.steady_ms);
         w.bytes(&self.answer);
@@ -81,7 +81,7 @@ impl Row for DedupeRow {
         Ok(Self {
             principal: r.str()?.into(),
             request_id: r.u128()?,
-            payload_hash: r.u64()?,
+            fingerprint: r.key_u64()?,
             receipt: Receipt::decode(r)?,
             steady_ms: r.u64()?,
             answer: r.bytes()?.into(),

@@ -1,15 +1,20 @@
 //! What a Raft entry of the state machine looks like: many commands under one time stamp.
 //!
-//! Format 2: version byte, stamp and whether it is confirmed, count, then each command. Decoding checks everything; an entry
-//! that does not decode is never skipped.
+//! Format 3: version byte, stamp and whether it is confirmed, count, then each command: its envelope, and the payload of its
+//! module as the gateway sent it. Decoding checks everything but the payload; an entry that does not decode is never skipped.
 
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
-use tidewall_domain::tickets;
+use tidewall_domain::{Caller, Roles};
+use tidewall_messages::ModuleCommand;
 
 use crate::time::Stamp;
 
 /// Version of the entry format that this build writes, and the highest that it reads.
-pub const ENTRY_FORMAT: u8 = 2;
+pub const ENTRY_FORMAT: u8 = 3;
+
+const SYSTEM: u8 = 0;
+const MODULE: u8 = 1;
+const SEAL: u8 = 2;
 
 /// A request as it stands in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,17 +25,27 @@ pub struct Command {
     pub request_id: u128,
     /// No copy of it may be decided after this time, Unix milliseconds.
     pub expires_ms: u64,
-    /// May touch what is not its own.
-    pub privileged: bool,
+    /// What the principal may beyond its own.
+    pub roles: Roles,
+    /// For whom it acts; empty for itself.
+    pub on_behalf_of: String,
+    /// Hash of what the client sent: guards the request id against other content. Whoever builds the payload, and however often,
+    /// copies of a request have the same one.
+    pub fingerprint: u64,
     /// What is asked for.
     pub op: Op,
 }
 
-/// What a command asks for: one variant a domain module, and the system's own.
+/// What a command asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    /// Events and tickets.
-    Tickets(tickets::Command),
+    /// Something of a module, in its own words.
+    Module {
+        /// Number of the module.
+        module: u8,
+        /// The encoded command of the module.
+        payload: Vec<u8>,
+    },
     /// Nothing shall ever be decided under this request id, unless something was before. The answer is what was.
     Seal,
     /// The shard group's own business.
@@ -85,8 +100,21 @@ impl Command {
         w.str(&self.principal);
         w.u128(self.request_id);
         w.u64(self.expires_ms);
-        w.bool(self.privileged);
-        self.op.encode(w);
+        w.u32(self.roles.0);
+        w.str(&self.on_behalf_of);
+        w.key_u64(self.fingerprint);
+        match &self.op {
+            Op::System(command) => {
+                w.u8(SYSTEM);
+                command.encode(w);
+            }
+            Op::Module { module, payload } => {
+                w.u8(MODULE);
+                w.u8(*module);
+                w.bytes(payload);
+            }
+            Op::Seal => w.u8(SEAL),
+        }
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -94,22 +122,16 @@ impl Command {
             principal: r.str()?.to_owned(),
             request_id: r.u128()?,
             expires_ms: r.u64()?,
-            privileged: r.bool()?,
+            roles: Roles(r.u32()?),
+            on_behalf_of: r.str()?.to_owned(),
+            fingerprint: r.key_u64()?,
             op: match r.u8()? {
-                0 => Op::System(SystemCommand::decode(r)?),
-                1 => Op::Tickets(tickets::Command::decode(r)?),
-                2 => Op::Seal,
-                tag => return Err(DecodeError::Tag { what: "module", tag: tag.into() }),
+                SYSTEM => Op::System(SystemCommand::decode(r)?),
+                MODULE => Op::Module { module: r.u8()?, payload: r.bytes()?.to_vec() },
+                SEAL => Op::Seal,
+                tag => return Err(DecodeError::Tag { what: "kind of command", tag: tag.into() }),
             },
         })
-    }
-
-    /// Hash over what the command asks for: guards its request id against other content. Retries may carry a
-    /// later expiry, so that is not part of it.
-    pub fn payload_hash(&self, scratch: &mut Writer) -> u64 {
-        scratch.clear();
-        self.op.encode(scratch);
-        xxhash_rust::xxh3::xxh3_64(scratch.as_slice())
     }
 
     /// About the bytes of its encoded form.
@@ -117,33 +139,48 @@ impl Command {
         /// Envelope and numbers.
         const FIXED: usize = 64;
         let op = match &self.op {
-            Op::Tickets(command) => command.bytes(),
+            Op::Module { payload, .. } => payload.len(),
             Op::System(SystemCommand::ImportChunk { bytes, .. }) => bytes.len(),
             Op::System(_) | Op::Seal => 0,
         };
-        FIXED + self.principal.len() + op
+        FIXED + self.principal.len() + self.on_behalf_of.len() + op
+    }
+
+    /// A command of a module as somebody sends it who has no client: fingerprint and payload say the same. For tests and tools.
+    pub fn asking(principal: &str, request_id: u128, expires_ms: u64, command: &impl ModuleCommand) -> Self {
+        let op = Op::of(command);
+        let fingerprint = match &op {
+            Op::Module { payload, .. } => crate::hash_64(payload),
+            Op::Seal | Op::System(_) => 0,
+        };
+        let (roles, on_behalf_of) = (Roles::NONE, String::new());
+        Self { principal: principal.to_owned(), request_id, expires_ms, roles, on_behalf_of, fingerprint, op }
     }
 
     /// A command of the group itself.
     pub fn system(op: SystemCommand) -> Self {
-        let op = Op::System(op);
-        Self { principal: String::new(), request_id: 0, expires_ms: u64::MAX, privileged: true, op }
+        Self {
+            principal: String::new(),
+            request_id: 0,
+            expires_ms: u64::MAX,
+            roles: Roles::NONE,
+            on_behalf_of: String::new(),
+            fingerprint: 0,
+            op: Op::System(op),
+        }
+    }
+
+    /// Who asks, as modules see it.
+    pub(crate) fn caller(&self) -> Caller<'_> {
+        let on_behalf_of = (!self.on_behalf_of.is_empty()).then_some(self.on_behalf_of.as_str());
+        Caller { principal: &self.principal, roles: self.roles, on_behalf_of }
     }
 }
 
 impl Op {
-    fn encode(&self, w: &mut Writer) {
-        match self {
-            Self::System(command) => {
-                w.u8(0);
-                command.encode(w);
-            }
-            Self::Tickets(command) => {
-                w.u8(1);
-                command.encode(w);
-            }
-            Self::Seal => w.u8(2),
-        }
+    /// What a module's command asks for.
+    pub fn of<C: ModuleCommand>(command: &C) -> Self {
+        Self::Module { module: C::MODULE, payload: command.encode_to_vec() }
     }
 }
 

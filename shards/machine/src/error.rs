@@ -3,6 +3,7 @@
 //! Both mean that this replica must not go on. What a client may hear instead is a rejection ([`crate::Reject`]).
 
 use tidewall_domain::codec::DecodeError;
+use tidewall_domain::table::TableId;
 
 /// Why an entry cannot be applied: the replica must halt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -14,6 +15,19 @@ pub enum ApplyError {
         index: u64,
         /// Why.
         source: DecodeError,
+    },
+    /// A command of the entry makes no sense to this build. Another one may carry it out, so that passing over it would part the
+    /// replicas.
+    #[error("command {position} of entry {index}, of module {module}: {why}: run the build that wrote it")]
+    UnknownCommand {
+        /// Log index of the entry.
+        index: u64,
+        /// Position of the command in it.
+        position: u32,
+        /// Number of the module.
+        module: u8,
+        /// Why.
+        why: String,
     },
     /// The entry does not follow the last one.
     #[error("entry {index} does not follow entry {applied}")]
@@ -49,13 +63,13 @@ pub enum LoadError {
     #[error("a page of table {table} does not decode: {source}")]
     Page {
         /// Its table.
-        table: u8,
+        table: TableId,
         /// Why.
         source: DecodeError,
     },
     /// No table of this build has the number.
     #[error("table {0} is not known to this build: run a newer one")]
-    Table(u8),
+    Table(TableId),
     /// The rows are not those that were stored.
     #[error("the rows have digest {found:032x}, expected {expected:032x}: something is lost or damaged")]
     Digest {

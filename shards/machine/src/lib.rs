@@ -20,7 +20,7 @@ pub mod snapshot;
 mod tests;
 pub mod time;
 
-pub use answer::{Answer, Decision, Outcome, Receipt, Reject};
+pub use answer::{Answer, Decision, Receipt, Reject};
 pub use entry::{Command, Entry, Op, SystemCommand};
 pub use error::{ApplyError, LoadError};
 pub use machine::{Frozen, Head, Loader, Machine, Position, Replaced};

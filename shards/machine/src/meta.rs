@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
-use tidewall_domain::table::Row;
+use tidewall_domain::table::{Row, TableId};
 
 use crate::time::GroupTime;
 
@@ -51,7 +51,7 @@ impl Default for MetaRow {
 pub struct MetaKey;
 
 impl Row for MetaRow {
-    const TABLE: u8 = 10;
+    const TABLE: TableId = 10;
     type Key = MetaKey;
     type Page = MetaKey;
     type Index = ();
@@ -93,7 +93,7 @@ impl Row for MetaRow {
 pub struct StagedRow(pub Arc<[u8]>);
 
 impl Row for StagedRow {
-    const TABLE: u8 = 12;
+    const TABLE: TableId = 12;
     type Key = (u128, u32);
     type Page = (u128, u32);
     type Index = ();
@@ -131,7 +131,7 @@ pub struct ImportRow {
 pub struct ByLastPart(pub BTreeSet<(u64, u128)>);
 
 impl Row for ImportRow {
-    const TABLE: u8 = 13;
+    const TABLE: TableId = 13;
     type Key = u128;
     type Page = u128;
     type Index = ByLastPart;

@@ -1,19 +1,20 @@
 //! The file form of a whole state at one log index: for new replicas, exports and imports.
 //!
-//! Format 2: magic, format number, header (checksummed), pages (each checksummed), end mark with a BLAKE3 hash
+//! Format 3: magic, format number, header (checksummed), pages (each checksummed), end mark with a BLAKE3 hash
 //! over everything before it. [`encode`] yields the file in parts and never holds it whole; [`Parser`] takes it in
 //! pieces and verifies the checksums, the hash, and at last the state digest. Nothing here touches a disk.
 
 use std::io::Read;
 
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
+use tidewall_domain::table::TableId;
 
 use crate::error::LoadError;
 use crate::machine::{Frozen, Head, Loader, Machine, Position};
 
 const MAGIC: &[u8; 8] = b"TIDESNAP";
 /// Version of the file format that this build writes and reads.
-pub const SNAPSHOT_FORMAT: u32 = 2;
+pub const SNAPSHOT_FORMAT: u32 = 3;
 /// Longest header or page; more is damage.
 const PART_MAX: usize = 64 << 20;
 /// Length and checksum of a header or page.
@@ -101,7 +102,7 @@ pub fn encode(frozen: &Frozen) -> impl Iterator<Item = Vec<u8>> + '_ {
             let mut out = Writer::new();
             out.u8(PAGE);
             let mut body = Writer::new();
-            body.u8(page.table());
+            body.key_u16(page.table());
             body.raw(&content);
             part(&mut out, &body.into_bytes());
             hasher.update(out.as_slice());
@@ -244,9 +245,10 @@ impl Parser {
                 Next::Tag
             }
             Next::Page => {
-                let (table, content) =
-                    part_content(item)?.split_first().ok_or(SnapshotError::Damaged("a page is empty"))?;
-                self.loader.page(*table, content)?;
+                let (table, content) = part_content(item)?
+                    .split_first_chunk()
+                    .ok_or(SnapshotError::Damaged("a page is empty"))?;
+                self.loader.page(TableId::from_be_bytes(*table), content)?;
                 Next::Tag
             }
             Next::Tag => match item {

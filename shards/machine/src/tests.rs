@@ -3,15 +3,19 @@
 
 mod ids;
 mod import;
+mod modules;
 mod snapshots;
 mod time;
 mod version;
 
 use proptest::prelude::*;
+use prost::Message as _;
 use tidewall_domain::codec::{Reader, Writer};
+use tidewall_domain::module::Reason as _;
 use tidewall_domain::table::Row as _;
-use tidewall_domain::tickets::model::{StockRow, TierSpec};
-use tidewall_domain::tickets::{self, Rejection};
+use tidewall_domain::tickets::model::StockRow;
+use tidewall_domain::tickets::{Rejection, State};
+use tidewall_messages::tickets;
 
 use crate::*;
 
@@ -22,42 +26,58 @@ fn id(ms: u64, n: u64) -> u128 {
 }
 
 fn command(n: u64, op: tickets::Command) -> Command {
-    let request_id = id(T0, n);
-    Command {
-        principal: "alice".into(),
-        request_id,
-        expires_ms: T0 + 5_000,
-        privileged: false,
-        op: Op::Tickets(op),
+    Command::asking("alice", id(T0, n), T0 + 5_000, &op)
+}
+
+impl Machine {
+    /// The rows of the ticket module.
+    fn tickets(&self) -> &State {
+        self.rows_of().unwrap()
+    }
+
+    /// Their digest, which knows nothing of time and remembered outcomes.
+    fn tickets_digest(&self) -> u128 {
+        self.module(tickets::MODULE).unwrap().digest()
     }
 }
 
 fn create() -> tickets::Command {
-    let tier = TierSpec {
-        id: "ga".into(),
+    let tier = tickets::TierSpec {
+        tier_id: "ga".into(),
         display_name: String::new(),
         capacity: 5,
-        currency: "EUR".into(),
-        price: 1,
+        currency_code: "EUR".into(),
+        price_minor_units: 1,
         seat_rows: vec![],
     };
-    tickets::Command::CreateEvent {
-        event: "gala".into(),
+    tickets::Command::from(tickets::CreateEvent {
+        event_id: "gala".into(),
         display_name: "Gala".into(),
-        quota: 100,
-        opens_ms: 0,
-        closes_ms: 0,
+        quota_per_buyer: 100,
         tiers: vec![tier],
-    }
+        ..Default::default()
+    })
 }
 
 fn buy(quantity: u32) -> tickets::Command {
     let seats = vec![];
-    tickets::Command::Buy { event: "gala".into(), tier: "ga".into(), quantity, seats, buyer: String::new() }
+    tickets::Command::from(tickets::Buy {
+        event_id: "gala".into(),
+        tier_id: "ga".into(),
+        quantity,
+        seats,
+        buyer: String::new(),
+    })
 }
 
 fn hold(quantity: u32, ttl_ms: u32) -> tickets::Command {
-    tickets::Command::Hold { event: "gala".into(), tier: "ga".into(), quantity, seats: vec![], ttl_ms }
+    tickets::Command::from(tickets::Hold {
+        event_id: "gala".into(),
+        tier_id: "ga".into(),
+        quantity,
+        seats: vec![],
+        ttl_ms,
+    })
 }
 
 fn tick() -> Command {
@@ -90,8 +110,8 @@ impl Log {
 
 fn reason(decision: &Decision) -> String {
     match &decision.answer {
-        Answer::Done(_) => "done".into(),
-        Answer::Rejected(Reject::Tickets(rejection)) => rejection.reason().into(),
+        Answer::Done { .. } | Answer::System => "done".into(),
+        Answer::Rejected(Reject::Module(rejection)) => rejection.reason.clone(),
         Answer::Rejected(other) => format!("{other:?}").split('(').next().unwrap().into(),
     }
 }
@@ -105,13 +125,13 @@ fn snapshot_of(machine: &Machine) -> Vec<u8> {
 fn a_repeated_request_gets_its_first_answer_and_executes_nothing() {
     let mut log = Log::new();
     let first = log.one(T0, command(1, buy(2)));
-    let digest_without_time = log.machine.tickets().digest();
+    let digest_without_time = log.machine.tickets_digest();
     let mut again = command(1, buy(2));
     again.expires_ms += 60_000;
     let second = log.one(T0, again);
     assert_eq!((second.receipt, &second.answer), (first.receipt, &first.answer));
     assert!(second.replayed && !first.replayed);
-    assert_eq!(log.machine.tickets().digest(), digest_without_time);
+    assert_eq!(log.machine.tickets_digest(), digest_without_time);
     assert_eq!(log.machine.outcome("alice", id(T0, 1)).unwrap().receipt, first.receipt);
     assert_eq!(log.machine.outcome("bob", id(T0, 1)), None);
 }
@@ -132,12 +152,11 @@ fn an_id_with_other_content_is_refused_and_a_rejection_is_remembered_too() {
     let again = log.one(T0, command(1, buy(9)));
     assert!(again.replayed);
     let expected = Rejection::SoldOut { asked: 9, free: 5 };
-    assert_eq!(again.answer, Answer::Rejected(expected.into()));
-    let mut scratch = Writer::new();
-    let reused = log.machine.remembered(&command(1, buy(1)), &mut scratch).unwrap();
+    assert_eq!(again.answer, Answer::Rejected(Reject::Module(expected.rejection())));
+    let reused = log.machine.remembered(&command(1, buy(1))).unwrap();
     assert_eq!(reason(&reused), "IdReused");
-    assert!(log.machine.remembered(&command(1, buy(9)), &mut scratch).unwrap().replayed);
-    assert_eq!(log.machine.remembered(&command(7, buy(9)), &mut scratch), None);
+    assert!(log.machine.remembered(&command(1, buy(9))).unwrap().replayed);
+    assert_eq!(log.machine.remembered(&command(7, buy(9))), None);
 }
 
 #[test]
@@ -184,12 +203,11 @@ fn a_delayed_copy_cannot_buy_after_a_refund() {
     let mut log = Log::new();
     log.one(T0, command(1, buy(5)));
     let refused = command(2, buy(1));
-    assert!(matches!(
-        log.machine.tickets().sold_out("gala", "ga", 1, T0, T0),
-        tickets::queries::QuickNo::Certain(_)
-    ));
-    let mut cancel =
-        command(3, tickets::Command::CancelTicket { event: "gala".into(), ticket: "ga-1".into() });
+    assert!(log.machine.quick_no(&refused, Stamp::confirmed(T0)).is_some());
+    let mut cancel = command(
+        3,
+        tickets::Command::from(tickets::CancelTicket { event_id: "gala".into(), ticket_id: "ga-1".into() }),
+    );
     cancel.expires_ms = T0 + 60_000;
     assert_eq!(reason(&log.one(T0 + 6_000, cancel)), "done");
     assert_eq!(reason(&log.one(T0 + 6_000, refused)), "Expired");
@@ -297,16 +315,12 @@ fn timers_that_would_break_an_invariant_are_counted_and_set_aside() {
 #[test]
 fn a_poison_command_is_taken_back_and_the_others_go_on() {
     let mut machine = poisoned();
-    let rows_before = machine.tickets().digest();
-    let update = tickets::Command::UpdateEvent {
-        event: "gala".into(),
+    let rows_before = machine.tickets_digest();
+    let update = tickets::Command::from(tickets::UpdateEvent {
+        event_id: "gala".into(),
         display_name: Some("Still serving".into()),
-        quota: None,
-        opens_ms: None,
-        closes_ms: None,
-        tiers: None,
-        expected_revision: 0,
-    };
+        ..Default::default()
+    });
     let commands = vec![command(1, buy(1)), command(2, update)];
     let payload = Entry { stamp: Stamp::confirmed(T0), commands }.encode();
     let position = Position { term: 1, node: 1, index: 1 };
@@ -314,7 +328,7 @@ fn a_poison_command_is_taken_back_and_the_others_go_on() {
     let poison = machine.command(&entry, 0).unwrap();
     assert_eq!(reason(&poison), "InternalInvariant");
     assert!(poison.receipt.is_some(), "the answer is remembered");
-    assert_eq!((machine.tickets().digest(), machine.faults()), (rows_before, 1));
+    assert_eq!((machine.tickets_digest(), machine.faults()), (rows_before, 1));
     assert_eq!(reason(&machine.command(&entry, 1).unwrap()), "done");
     assert!(machine.outcome("alice", id(T0, 1)).is_some());
 }
@@ -362,9 +376,9 @@ fn a_snapshot_brings_back_the_state_and_every_flipped_byte_is_noticed() {
 #[test]
 fn a_snapshot_of_a_newer_format_is_refused_by_name() {
     let mut file = snapshot_of(&Log::new().machine);
-    file[8] = 3;
+    file[8] = 9;
     let error = snapshot::read(&mut file.as_slice()).unwrap_err().to_string();
-    assert!(error.contains("format 3") && error.contains("format 2"), "{error}");
+    assert!(error.contains("format 9") && error.contains("format 3"), "{error}");
 }
 
 #[derive(Debug, Clone)]
@@ -379,10 +393,8 @@ fn any_step() -> impl Strategy<Value = Step> {
     let op = prop_oneof![
         4 => (0..4u32).prop_map(buy),
         2 => (0..4u32, 1..100u32).prop_map(|(q, ttl)| hold(q, ttl)),
-        1 => (1..8u64).prop_map(move |n| tickets::Command::CancelTicket {
-            event: "gala".into(), ticket: ticket(n) }),
-        1 => (1..8u64).prop_map(|n| tickets::Command::ConfirmHold {
-            event: "gala".into(), hold: format!("ga-h{n}") }),
+        1 => (1..8u64).prop_map(move |n| tickets::Command::from(tickets::CancelTicket { event_id: "gala".into(), ticket_id: ticket(n) })),
+        1 => (1..8u64).prop_map(|n| tickets::Command::from(tickets::ConfirmHold { event_id: "gala".into(), hold_id: format!("ga-h{n}") })),
     ];
     let commands = proptest::collection::vec((1..30u64, op).prop_map(|(n, op)| command(n, op)), 0..5);
     prop_oneof![
@@ -417,7 +429,7 @@ proptest! {
     ) {
         let mut log = Log::new();
         let mut other = Log::new();
-        let mut stored: std::collections::BTreeMap<(u8, Vec<u8>), Vec<u8>> = Default::default();
+        let mut stored: std::collections::BTreeMap<(u16, Vec<u8>), Vec<u8>> = Default::default();
         let mut generation: Option<(Head, u128)> = None;
         for step in steps {
             match step {
@@ -499,8 +511,10 @@ fn a_commands_bytes_are_its_envelope_its_principal_and_its_operation() {
     let envelope = tick().bytes();
     assert_eq!(envelope, 64);
     let asked = command(1, buy(1));
-    let Op::Tickets(op) = &asked.op else { panic!("it buys") };
-    assert_eq!(asked.bytes(), envelope + "alice".len() + op.bytes());
+    let Op::Module { payload, .. } = &asked.op else { panic!("it buys") };
+    assert_eq!(asked.bytes(), envelope + "alice".len() + payload.len());
+    let for_somebody = Command { on_behalf_of: "bob".into(), ..asked.clone() };
+    assert_eq!(for_somebody.bytes(), asked.bytes() + 3);
     let part = SystemCommand::ImportChunk { import: 1, number: 0, bytes: vec![0; 1_000] };
     assert_eq!(Command::system(part).bytes(), envelope + 1_000);
 }

@@ -2,7 +2,7 @@
 //!
 //! Two times pass together. *Steady time* never goes back and is never corrected: what lasts is kept in it (holds, how long
 //! outcomes are remembered). *Log time* is steady time plus an offset: what is compared with times that clocks and people
-//! outside the group set (expiries, request ids, sale windows). When log time was found to be ahead of the world, a *rebase*
+//! outside the group set (expiries, request ids, opening hours). When log time was found to be ahead of the world, a *rebase*
 //! changes the offset alone: writes go on at once, and no hold ends early or late for it.
 //!
 //! A stamp that leaps ahead of log time moves nothing until the clocks of a majority of the nodes have confirmed it: until

@@ -12,6 +12,7 @@ use tidewall_env::tasks;
 use tidewall_link::{ServeOptions, serve};
 use tidewall_machine::snapshot::{self, SnapshotError};
 use tidewall_machine::{Answer, Command, Machine, SystemCommand};
+use tidewall_messages::Rejection;
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::internal::v1::shard_service_server::ShardService;
 use tidewall_store::log::NodeLog;
@@ -127,7 +128,7 @@ impl ShardServer {
         });
         if let Err(error) = checked.await.map_err(Status::internal)? {
             let message = error.to_string();
-            return respond(R::Rejection(pb::RejectionView {
+            return respond(R::Rejection(Rejection {
                 reason: "BAD_SNAPSHOT".into(),
                 message,
                 code: tonic::Code::InvalidArgument.into(),
@@ -155,9 +156,9 @@ impl ShardServer {
         for step in std::iter::once(SystemCommand::ImportAbort).chain(chunks).chain([commit]) {
             let decided = shard::propose(&group, &self.shared.standing, vec![Command::system(step)]).await;
             match decided.as_ref().map(|decisions| decisions.first().map(|decision| &decision.answer)) {
-                Ok(Some(Answer::Done(_))) => {}
+                Ok(Some(Answer::Done { .. } | Answer::System)) => {}
                 Ok(Some(Answer::Rejected(why))) => {
-                    return respond(R::Rejection(pb::RejectionView {
+                    return respond(R::Rejection(Rejection {
                         reason: "IMPORT_REFUSED".into(),
                         message: why.to_string(),
                         code: tonic::Code::FailedPrecondition.into(),

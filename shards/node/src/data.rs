@@ -26,7 +26,7 @@ use crate::reports::Quarantine;
 
 /// Version of a node's data directory: its layout, and the form of what the log and the rows hold. 2: outcomes that say
 /// everything themselves, prices with their currency, steady time.
-const DATA_FORMAT: u32 = 2;
+const DATA_FORMAT: u32 = 3;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Identity {

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use tidewall_actors::{Directory, Refusal, Reply, Request};
 use tidewall_consensus::Group;
+use tidewall_domain::module::AnyModule;
+use tidewall_domain::registry;
 use tidewall_link::{ExchangeProtocol, Handler, ReplySender};
 use tidewall_machine::Op;
 use tidewall_proto::internal::v1 as pb;
@@ -48,6 +50,8 @@ pub struct Serving {
     pub metrics: Arc<Metrics>,
     /// What no checkpoint covers would take too long to apply again.
     replay_behind: AtomicBool,
+    /// The modules of this build, without rows: they know what they understand.
+    modules: Vec<Box<dyn AnyModule>>,
 }
 
 impl Serving {
@@ -59,7 +63,8 @@ impl Serving {
         space: Space,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { groups, faults, standing, space, metrics, replay_behind: AtomicBool::new(false) }
+        let (replay_behind, modules) = (AtomicBool::new(false), registry::modules());
+        Self { groups, faults, standing, space, metrics, replay_behind, modules }
     }
 
     /// Groups whose replica here has halted, or was never started.
@@ -80,6 +85,12 @@ impl Serving {
         }
     }
 
+    /// Whether a payload is a command of a module of this build.
+    fn understood(&self, module: u8, payload: &[u8]) -> Result<(), String> {
+        let known = self.modules.iter().find(|known| known.number() == module);
+        known.ok_or_else(|| format!("this build has no module {module}"))?.understands(payload)
+    }
+
     /// Why new work must be refused now, and when to come back, ms.
     fn pressure(&self) -> Option<(&'static str, u32)> {
         if self.space.is_low() {
@@ -92,8 +103,8 @@ impl Serving {
     }
 }
 
-/// Commands for the actors, by group and row, collected from one message.
-type ByRow = BTreeMap<(u32, String), Vec<Request>>;
+/// Commands for the actors, by group, module and row, collected from one message.
+type ByRow = BTreeMap<(u32, u8, String), Vec<Request>>;
 
 /// Serves one stream.
 pub struct ExchangeHandler {
@@ -120,7 +131,7 @@ impl ExchangeHandler {
     fn sort(
         &self,
         group: u32,
-        message: pb::Command,
+        mut message: pb::Command,
         by_row: &mut ByRow,
         answer: impl FnOnce(Answered) + Send + 'static,
     ) {
@@ -128,15 +139,19 @@ impl ExchangeHandler {
             Ok(served) => served,
             Err(refusal) => return answer(Answered::Refused(refusal)),
         };
-        let logged = message.logged;
+        let (logged, finishes) = (message.logged, message.finishes);
+        let row = std::mem::take(&mut message.row);
         let command = match convert::command(message) {
             Ok(command) => command,
             Err(why) => return answer(Answered::Refused(views::invalid(why))),
         };
-        let (row, finishes) = match &command.op {
-            Op::Tickets(op) => (op.event().to_owned(), op.finishes()),
-            Op::Seal => (String::new(), true),
-            Op::System(_) => return answer(Answered::Refused(views::invalid("not a command of clients"))),
+        let module = match &command.op {
+            // What this build does not understand must not get into the log: it would halt the group.
+            Op::Module { module, payload } => match self.serving.understood(*module, payload) {
+                Ok(()) => *module,
+                Err(why) => return answer(Answered::Refused(views::invalid(why))),
+            },
+            Op::Seal | Op::System(_) => 0,
         };
         // Only the active may speak for the region: a follower that is short of space sends callers on.
         if let Some((what, retry_after_ms)) = self.serving.pressure()
@@ -154,8 +169,9 @@ impl ExchangeHandler {
                 Err(refusal) => Answered::Refused(views::refusal(&refusal)),
             });
         });
+        let request = request.finishing(finishes);
         let request = if logged { request.logged() } else { request };
-        by_row.entry((group, row)).or_default().push(request);
+        by_row.entry((group, module, row)).or_default().push(request);
     }
 
     fn batch(
@@ -228,10 +244,6 @@ impl ExchangeHandler {
 
 /// What became of a command.
 #[derive(Clone)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "lives for a moment; a box would cost an allocation per purchase"
-)]
 enum Answered {
     Decided(pb::Outcome),
     Refused(pb::Refusal),
@@ -262,10 +274,10 @@ impl Handler<ExchangeProtocol> for ExchangeHandler {
                 }
             }
         }
-        for ((group, row), requests) in by_row {
+        for ((group, module, row), requests) in by_row {
             // `sort` has found the group; a request of one that is gone answers for itself.
             if let Some(served) = self.serving.groups.get(&group) {
-                served.rows.submit(&row, requests);
+                served.rows.submit(module, &row, requests);
             }
         }
         for (group, queries) in queries {

@@ -79,7 +79,7 @@ pub async fn keep(standing: Arc<Standing>, serving: Arc<Serving>, log: NodeLog, 
 fn sample(serving: &Serving, seconds: f64) {
     for served in serving.groups.values() {
         let hot = served.rows.sample(HOT_ROWS).into_iter().map(|hot| pb::HotRowState {
-            event_id: hot.row,
+            row: hot.row,
             commands_per_second: hot.commands as f64 / seconds,
             queued: hot.queued,
         });

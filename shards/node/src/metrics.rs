@@ -108,7 +108,7 @@ impl Metrics {
     /// Counts a command by what became of it.
     pub fn command(&self, group: u32, reply: &Reply) {
         let at = match reply {
-            Ok(decision) if matches!(decision.answer, Answer::Done(_)) => 0,
+            Ok(decision) if matches!(decision.answer, Answer::Done { .. }) => 0,
             Ok(_) => 1,
             Err(Refusal::NotLeader { .. }) => 2,
             Err(Refusal::Overloaded { .. }) => 3,

@@ -266,7 +266,7 @@ impl Reports {
         let command = Command::system(SystemCommand::RaiseVersion(supported));
         let decided = shard::propose(group, &self.standing, vec![command]).await;
         match decided.as_deref().map(|decisions| decisions.first().map(|decision| &decision.answer)) {
-            Ok(Some(Answer::Done(_))) => {
+            Ok(Some(Answer::System)) => {
                 tracing::info!(group = number, from = rows, to = supported, "apply version raised")
             }
             other => {
@@ -293,7 +293,7 @@ impl Reports {
         let command = Command::system(SystemCommand::Rebase { log_ms: stamp.ms });
         let decided = shard::propose(group, &self.standing, vec![command]).await;
         match decided.as_deref().map(|decisions| decisions.first().map(|decision| &decision.answer)) {
-            Ok(Some(Answer::Done(_))) => tracing::warn!(
+            Ok(Some(Answer::System)) => tracing::warn!(
                 group = number,
                 ahead_ms,
                 "log time was ahead of the clocks of a majority and was corrected: writes go on, holds last as long as they \

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message as _;
 use tidewall_actors::Home;
 use tidewall_client::topology::{Node, Region};
 use tidewall_client::{ClientError, ShardClient, ShardClientOptions, Topology};
 use tidewall_consensus::{FailStop, PeerServer, Peers, PeersConfig};
 use tidewall_env::disk::MemoryDisk;
+use tidewall_messages::tickets;
 use tidewall_node::assembly::{
     Front, LifeOfNode, LivesStore, Orders, Parts, Quarantine, Replicas, Space, SteadyClock, load_rows,
     peer_service,
@@ -102,20 +104,31 @@ async fn start(directory: &Path) -> One {
 }
 
 /// A command of Ann.
-fn command(n: u64, op: pb::command::Op) -> pb::Command {
+fn command(n: u64, asked: impl Into<tickets::Command>) -> pb::Command {
     let now_ms = tidewall_env::clock::unix_ms();
     pb::Command {
         principal: "ann".into(),
         request_id: (u128::from(now_ms) << 80 | u128::from(n)).to_be_bytes().to_vec(),
         expires_at_ms: now_ms + 30_000,
-        op: Some(op),
+        module: tickets::MODULE.into(),
+        payload: asked.into().encode_to_vec().into(),
+        fingerprint: n,
+        row: "gala".into(),
         ..Default::default()
+    }
+}
+
+/// What the ticket module says it has done.
+fn done(outcome: &pb::outcome::Result) -> Option<tickets::outcome::Result> {
+    match outcome {
+        pb::outcome::Result::Done(bytes) => tickets::Outcome::decode(&bytes[..]).unwrap().result,
+        pb::outcome::Result::Rejection(_) => None,
     }
 }
 
 fn purchase(n: u64, quantity: u32) -> pb::Command {
     let (event_id, tier_id) = ("gala".into(), "ga".into());
-    command(n, pb::command::Op::Buy(pb::Buy { event_id, tier_id, quantity, ..Default::default() }))
+    command(n, tickets::Buy { event_id, tier_id, quantity, ..Default::default() })
 }
 
 impl One {
@@ -134,33 +147,37 @@ impl One {
 
     async fn buy(&self, n: u64, quantity: u32) {
         let sold = self.ask(purchase(n, quantity)).await;
-        assert!(matches!(sold, pb::outcome::Result::Purchase(_)), "{sold:?}");
+        assert!(matches!(done(&sold), Some(tickets::outcome::Result::Purchase(_))), "{sold:?}");
     }
 
     async fn create(&self) {
-        let tier = pb::TierSpec {
+        let tier = tickets::TierSpec {
             tier_id: "ga".into(),
             capacity: 9,
             currency_code: "EUR".into(),
             price_minor_units: 1,
             ..Default::default()
         };
-        let create = pb::CreateEvent {
+        let create = tickets::CreateEvent {
             event_id: "gala".into(),
             display_name: "Gala".into(),
             quota_per_buyer: 9,
             tiers: vec![tier],
             ..Default::default()
         };
-        let created = self.ask(command(0, pb::command::Op::CreateEvent(create))).await;
-        assert!(matches!(created, pb::outcome::Result::Event(_)), "{created:?}");
+        let created = self.ask(command(0, create)).await;
+        assert!(matches!(done(&created), Some(tickets::outcome::Result::Event(_))), "{created:?}");
     }
 
     async fn tickets(&self) -> usize {
-        let list = pb::ListTickets { event_id: "gala".into(), limit: 100, ..Default::default() };
-        let query = pb::Query { op: Some(pb::query::Op::ListTickets(list)) };
-        match self.client.query(1, query, Instant::now() + PATIENCE).await.unwrap().result.unwrap() {
-            pb::query_result::Result::Tickets(list) => list.tickets.len(),
+        let list = tickets::ListTickets { event_id: "gala".into(), limit: 100, ..Default::default() };
+        let payload = tickets::Query::from(list).encode_to_vec();
+        let query = pb::ModuleQuery { module: tickets::MODULE.into(), payload };
+        let query = pb::Query { op: Some(pb::query::Op::Module(query)) };
+        let found = self.client.query(1, query, Instant::now() + PATIENCE).await.unwrap().result.unwrap();
+        let pb::query_result::Result::Module(answer) = found else { panic!("{found:?}") };
+        match tickets::Answer::decode(answer).unwrap().result {
+            Some(tickets::answer::Result::Tickets(list)) => list.tickets.len(),
             other => panic!("{other:?}"),
         }
     }
@@ -303,8 +320,8 @@ fn each_command_of_a_batch_gets_its_answer_in_its_place() {
         assert!(bad.message.contains("request id"), "{bad:?}");
         assert!(matches!(&no.result, Some(pb::outcome::Result::Rejection(_))), "{no:?}");
         for (outcome, count) in [(first, 2), (last, 3)] {
-            match &outcome.result {
-                Some(pb::outcome::Result::Purchase(sold)) => assert_eq!(sold.count, count),
+            match outcome.result.as_ref().and_then(done) {
+                Some(tickets::outcome::Result::Purchase(sold)) => assert_eq!(sold.count, count),
                 other => panic!("{other:?}"),
             }
             assert!(outcome.receipt.is_some());

@@ -100,7 +100,7 @@ pub fn contents(beds: &[Rc<Bed>]) -> BTreeMap<u32, BTreeMap<u64, Replica>> {
                 let (index, rows) = state.read(|machine| {
                     let mut hasher = xxhash_rust::xxh3::Xxh3::new();
                     for page in &machine.freeze_all().pages {
-                        hasher.update(&[page.table()]);
+                        hasher.update(&page.table().to_be_bytes());
                         hasher.update(page.page());
                         hasher.update(&page.encode().unwrap_or_default());
                     }

@@ -50,6 +50,7 @@ impl Role {
         }
     }
 
+    /// As the rules of the regions know it.
     fn bit(self) -> u8 {
         match self {
             Self::Organiser => 1,
@@ -79,6 +80,11 @@ pub(crate) struct Principal {
 impl Principal {
     pub(crate) fn has(&self, role: Role) -> bool {
         self.roles & role.bit() != 0
+    }
+
+    /// All roles, a bit each, as regions see them.
+    pub(crate) fn role_bits(&self) -> u32 {
+        self.roles.into()
     }
 
     /// Refuses who lacks the role.

@@ -1,6 +1,7 @@
 //! `EventService`: events and their tiers.
 
-use tidewall_proto::internal::v1 as pb;
+use tidewall_messages::tickets::outcome::Result as Done;
+use tidewall_messages::tickets::{self, answer};
 use tidewall_proto::v1;
 use tidewall_proto::v1::event_service_server::EventService;
 use tonic::{Request, Response, Status};
@@ -8,6 +9,7 @@ use tonic::{Request, Response, Status};
 use super::Services;
 use crate::edge::{Call, Method, Target};
 use crate::errors::ApiError;
+use crate::names::EventName;
 use crate::{convert, names, page, request_id, validate};
 
 const PAGE_DEFAULT: u32 = 50;
@@ -36,8 +38,10 @@ impl EventService for Services {
             let region = names::parse_region("parent", &message.parent)?;
             let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let create = validate::create_event(message.event_id, message.event.as_ref())?;
-            let decided = self.command(&call, region, id, pb::command::Op::CreateEvent(create)).await?;
-            let pb::outcome::Result::Event(view) = decided.result else {
+            let event = create.event_id.clone();
+            let name = EventName { region, event: &event };
+            let decided = self.tickets(&call, name, id, create).await?;
+            let Done::Event(view) = decided.outcome else {
                 return Err(convert::mismatch());
             };
             Ok(v1::CreateEventResponse {
@@ -57,9 +61,9 @@ impl EventService for Services {
         let handler = |call: Call, message: v1::GetEventRequest| async move {
             check_consistency(message.consistency)?;
             let name = names::parse_event("name", &message.name)?;
-            let query = pb::query::Op::GetEvent(pb::GetEvent { event_id: name.event.to_owned() });
-            match self.query(&call, query).await? {
-                pb::query_result::Result::Event(view) => {
+            let get = tickets::GetEvent { event_id: name.event.to_owned() };
+            match self.query(&call, tickets::Query::from(get)).await?.result {
+                Some(answer::Result::Event(view)) => {
                     Ok(v1::GetEventResponse { event: Some(convert::event(name.region, view)) })
                 }
                 _ => Err(convert::mismatch()),
@@ -76,8 +80,8 @@ impl EventService for Services {
             let region = names::parse_region("parent", &message.parent)?;
             let limit = page::size(message.page_size, PAGE_DEFAULT, PAGE_MAX)?;
             let after_event_id = page::decode(&message.parent, &message.page_token)?;
-            let query = pb::query::Op::ListEvents(pb::ListEvents { after_event_id, limit });
-            let pb::query_result::Result::Events(list) = self.query(&call, query).await? else {
+            let query = tickets::Query::from(tickets::ListEvents { after_event_id, limit });
+            let Some(answer::Result::Events(list)) = self.query(&call, query).await?.result else {
                 return Err(convert::mismatch());
             };
             let next_page_token = match list.events.last() {
@@ -101,8 +105,8 @@ impl EventService for Services {
             let name = names::parse_event("event.name", &event.name)?;
             let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let update = validate::update_event(name.event.to_owned(), event, message.update_mask.as_ref())?;
-            let decided = self.command(&call, name.region, id, pb::command::Op::UpdateEvent(update)).await?;
-            let pb::outcome::Result::Event(view) = decided.result else {
+            let decided = self.tickets(&call, name, id, update).await?;
+            let Done::Event(view) = decided.outcome else {
                 return Err(convert::mismatch());
             };
             Ok(v1::UpdateEventResponse {

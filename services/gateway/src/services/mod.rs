@@ -9,9 +9,10 @@ mod ticket;
 
 use std::sync::Arc;
 
+use prost::Message as _;
+use tidewall_messages::{ModuleCommand, ModuleQuery};
 use tidewall_proto::internal::v1 as pb;
 
-use crate::auth::Role;
 use crate::convert::{self, Decided};
 use crate::edge::{Call, Edge};
 use crate::errors::ApiError;
@@ -21,41 +22,51 @@ use crate::request_id;
 #[derive(Clone)]
 pub(crate) struct Services(pub(crate) Arc<Edge>);
 
+/// What is asked of a module: the name of the hot row that it is about, for its actor, and the command.
+struct Ask<'a, C> {
+    region: &'a str,
+    row: &'a str,
+    request_id: Vec<u8>,
+    command: C,
+}
+
 impl Services {
-    /// Has a command decided in the region of the call.
-    async fn command(
+    /// Has a command of a module decided in the region of the call.
+    async fn command<C: ModuleCommand, T: prost::Message + Default>(
         &self,
         call: &Call,
-        region: &str,
-        request_id: Vec<u8>,
-        op: pb::command::Op,
-    ) -> Result<Decided, ApiError> {
-        convert::decided(region, self.outcome(call, request_id, op).await?)
+        ask: Ask<'_, C>,
+    ) -> Result<Decided<T>, ApiError> {
+        let command = pb::Command {
+            module: C::MODULE.into(),
+            payload: ask.command.encode_to_vec().into(),
+            row: ask.row.to_owned(),
+            ..call.command(ask.request_id, call.fingerprint)
+        };
+        convert::decided(ask.region, C::MODULE, self.outcome(call, command).await?)
     }
 
     /// What the region of the call says to a command.
-    async fn outcome(
-        &self,
-        call: &Call,
-        request_id: Vec<u8>,
-        op: pb::command::Op,
-    ) -> Result<pb::Outcome, ApiError> {
-        let command = pb::Command {
-            principal: call.principal.subject.clone(),
-            request_id,
-            expires_at_ms: call.deadline.expires_at_ms,
-            op: Some(op),
-            privileged: call.principal.has(Role::Operator),
-            logged: false,
-        };
+    async fn outcome(&self, call: &Call, command: pb::Command) -> Result<pb::Outcome, ApiError> {
         // The id is needed again only when something goes wrong; 16 bytes are copied cheaply.
         let id: Option<[u8; 16]> = command.request_id.as_slice().try_into().ok();
         let decided = self.0.client.command(call.group, command, call.deadline.at).await;
         decided.map_err(|error| ApiError::Client { error, request_id: id.map(|id| request_id::format(&id)) })
     }
 
-    /// Reads in the region of the call.
-    async fn query(&self, call: &Call, op: pb::query::Op) -> Result<pb::query_result::Result, ApiError> {
+    /// Reads rows of a module in the region of the call.
+    async fn query<Q: ModuleQuery>(&self, call: &Call, query: Q) -> Result<Q::Answer, ApiError> {
+        let query = pb::ModuleQuery { module: Q::MODULE.into(), payload: query.encode_to_vec() };
+        match self.look(call, pb::query::Op::Module(query)).await? {
+            pb::query_result::Result::Module(answer) => {
+                Q::Answer::decode(answer).map_err(|_| convert::mismatch())
+            }
+            _ => Err(convert::mismatch()),
+        }
+    }
+
+    /// Looks at what a region has.
+    async fn look(&self, call: &Call, op: pb::query::Op) -> Result<pb::query_result::Result, ApiError> {
         let query = pb::Query { op: Some(op) };
         let result = self.0.client.query(call.group, query, call.deadline.at).await;
         match result.map_err(|error| ApiError::Client { error, request_id: None })?.result {

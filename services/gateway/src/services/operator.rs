@@ -76,7 +76,7 @@ fn region_status(region: &Region, reports: &Reports) -> v1::RegionStatus {
     };
     let reference = reference.cloned().unwrap_or_default();
     let hot_row = |row: pb::HotRowState| v1::HotRow {
-        name: names::event(&region.id, &row.event_id),
+        name: names::hot_row(&region.id, &row.row),
         commands_per_second: row.commands_per_second,
         queued: row.queued,
     };

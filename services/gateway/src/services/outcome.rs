@@ -20,7 +20,7 @@ impl OutcomeService for Services {
             let request_id = request_id::parse_any_age("request_id", &message.request_id)?;
             let principal = call.principal.subject.clone();
             let query = pb::query::Op::GetOutcome(pb::GetOutcome { principal, request_id });
-            match self.query(&call, query).await? {
+            match self.look(&call, query).await? {
                 pb::query_result::Result::Outcome(view) => {
                     convert::remembered(region, &call.principal.subject, view)
                 }
@@ -39,7 +39,7 @@ impl OutcomeService for Services {
         let handler = |call: Call, message: v1::SealRequestIdRequest| async move {
             let region = names::parse_region("parent", &message.parent)?;
             let id = request_id::parse_any_age("request_id", &message.request_id)?;
-            let outcome = self.outcome(&call, id, pb::command::Op::Seal(pb::Seal {})).await?;
+            let outcome = self.outcome(&call, call.command(id, call.fingerprint)).await?;
             let outcome = convert::sealed(region, &call.principal.subject, outcome)?;
             Ok(v1::SealRequestIdResponse { outcome: Some(outcome) })
         };

@@ -1,14 +1,18 @@
 //! `TicketService`: hold, confirm, release, buy, cancel, look up.
 
+use prost::Message as _;
+use tidewall_messages::tickets::outcome::Result as Done;
+use tidewall_messages::tickets::{self, answer};
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::v1;
 use tidewall_proto::v1::ticket_service_server::TicketService;
 use tonic::{Request, Response, Status};
 
-use super::Services;
 use super::event::check_consistency;
+use super::{Ask, Services};
 use crate::auth::Role;
-use crate::edge::{Call, Method, Target};
+use crate::convert::Decided;
+use crate::edge::{Call, Method, Target, fingerprint};
 use crate::errors::{ApiError, batch_refusal, is_undecided};
 use crate::names::EventName;
 use crate::{convert, names, page, request_id, validate};
@@ -42,9 +46,11 @@ fn batch_command(
 ) -> Result<pb::Command, ApiError> {
     let prefix = format!("purchases[{position}].");
     validate::buyer(&format!("{prefix}buyer"), &purchase.buyer)?;
+    let place = names::event(name.region, name.event);
+    let fingerprint = fingerprint("BatchBuyTickets", &[place.as_bytes(), &purchase.encode_to_vec()]);
     let request_id = request_id::parse(&format!("{prefix}request_id"), &purchase.request_id, call.now_ms)?;
     let places = validate::places(&prefix, purchase.tier_id, purchase.quantity, Vec::new())?;
-    let buy = pb::Buy {
+    let buy = tickets::Buy {
         event_id: name.event.to_owned(),
         tier_id: places.tier_id,
         quantity: places.quantity,
@@ -52,13 +58,20 @@ fn batch_command(
         buyer: purchase.buyer,
     };
     Ok(pb::Command {
-        principal: call.principal.subject.clone(),
-        request_id,
-        expires_at_ms: call.deadline.expires_at_ms,
-        op: Some(pb::command::Op::Buy(buy)),
-        privileged: call.principal.has(Role::Operator),
+        module: tickets::MODULE.into(),
+        payload: tickets::Command::from(buy).encode_to_vec().into(),
+        row: name.event.to_owned(),
         logged: true,
+        ..call.command(request_id, fingerprint)
     })
+}
+
+/// The purchase that a command of the batch led to.
+fn purchase(done: &[u8]) -> Option<tickets::PurchaseView> {
+    match tickets::Outcome::decode(done).ok()?.result? {
+        Done::Purchase(view) => Some(view),
+        _ => None,
+    }
 }
 
 fn batch_result(name: EventName<'_>, item: pb::BatchItem) -> v1::BatchBuyTicketsResult {
@@ -78,14 +91,15 @@ fn batch_result(name: EventName<'_>, item: pb::BatchItem) -> v1::BatchBuyTickets
     let (result, receipt) = match item.result {
         Some(pb::batch_item::Result::Outcome(outcome)) => {
             let result = match outcome.result {
-                Some(Stored::Purchase(view)) => {
-                    Shown::Purchase(convert::purchase(name.region, name.event, view))
-                }
+                Some(Stored::Done(bytes)) => match purchase(&bytes) {
+                    Some(view) => Shown::Purchase(convert::purchase(name.region, name.event, view)),
+                    None => unknown("the region answered with something else than a purchase"),
+                },
                 Some(Stored::Rejection(view)) if is_undecided(&view) => {
                     Shown::Undecided(convert::rejection(view))
                 }
                 Some(Stored::Rejection(view)) => Shown::Rejection(convert::rejection(view)),
-                _ => unknown("the region answered with something else than a purchase"),
+                None => unknown("the region answered with nothing"),
             };
             (result, outcome.receipt)
         }
@@ -95,6 +109,21 @@ fn batch_result(name: EventName<'_>, item: pb::BatchItem) -> v1::BatchBuyTickets
     v1::BatchBuyTicketsResult {
         result: Some(result),
         receipt: receipt.as_ref().map(|receipt| convert::receipt(name.region, receipt)),
+    }
+}
+
+impl Services {
+    /// Has a command about an event decided; its outcome is told by kind.
+    pub(super) async fn tickets(
+        &self,
+        call: &Call,
+        name: EventName<'_>,
+        request_id: Vec<u8>,
+        command: impl Into<tickets::Command>,
+    ) -> Result<Decided<Done>, ApiError> {
+        let ask = Ask { region: name.region, row: name.event, request_id, command: command.into() };
+        let Decided { outcome, receipt } = self.command::<_, tickets::Outcome>(call, ask).await?;
+        Ok(Decided { outcome: outcome.result.ok_or_else(convert::mismatch)?, receipt })
     }
 }
 
@@ -108,15 +137,15 @@ impl TicketService for Services {
             let name = names::parse_event("parent", &message.parent)?;
             let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let places = validate::places("", message.tier_id, message.quantity, message.seats)?;
-            let hold = pb::Hold {
+            let hold = tickets::Hold {
                 event_id: name.event.to_owned(),
                 tier_id: places.tier_id,
                 quantity: places.quantity,
                 seats: places.seats,
                 ttl_ms: validate::ttl_ms(message.ttl_seconds)?,
             };
-            let decided = self.command(&call, name.region, id, pb::command::Op::Hold(hold)).await?;
-            let pb::outcome::Result::Hold(view) = decided.result else {
+            let decided = self.tickets(&call, name, id, hold).await?;
+            let Done::Hold(view) = decided.outcome else {
                 return Err(convert::mismatch());
             };
             Ok(v1::HoldTicketsResponse {
@@ -137,9 +166,9 @@ impl TicketService for Services {
             let name = names::parse_hold("name", &message.name)?;
             let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let EventName { region, event } = name.event;
-            let confirm = pb::ConfirmHold { event_id: event.to_owned(), hold_id: name.id.to_owned() };
-            let decided = self.command(&call, region, id, pb::command::Op::ConfirmHold(confirm)).await?;
-            let pb::outcome::Result::Purchase(view) = decided.result else {
+            let confirm = tickets::ConfirmHold { event_id: event.to_owned(), hold_id: name.id.to_owned() };
+            let decided = self.tickets(&call, name.event, id, confirm).await?;
+            let Done::Purchase(view) = decided.outcome else {
                 return Err(convert::mismatch());
             };
             Ok(v1::ConfirmHoldResponse {
@@ -157,10 +186,10 @@ impl TicketService for Services {
         let handler = |call: Call, message: v1::ReleaseHoldRequest| async move {
             let name = names::parse_hold("name", &message.name)?;
             let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
-            let EventName { region, event } = name.event;
-            let release = pb::ReleaseHold { event_id: event.to_owned(), hold_id: name.id.to_owned() };
-            let decided = self.command(&call, region, id, pb::command::Op::ReleaseHold(release)).await?;
-            let pb::outcome::Result::ReleasedHoldId(_) = decided.result else {
+            let event = name.event.event;
+            let release = tickets::ReleaseHold { event_id: event.to_owned(), hold_id: name.id.to_owned() };
+            let decided = self.tickets(&call, name.event, id, release).await?;
+            let Done::ReleasedHoldId(_) = decided.outcome else {
                 return Err(convert::mismatch());
             };
             Ok(v1::ReleaseHoldResponse { receipt: decided.receipt })
@@ -176,15 +205,15 @@ impl TicketService for Services {
             let name = names::parse_event("parent", &message.parent)?;
             let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let places = validate::places("", message.tier_id, message.quantity, message.seats)?;
-            let buy = pb::Buy {
+            let buy = tickets::Buy {
                 event_id: name.event.to_owned(),
                 tier_id: places.tier_id,
                 quantity: places.quantity,
                 seats: places.seats,
                 buyer: String::new(),
             };
-            let decided = self.command(&call, name.region, id, pb::command::Op::Buy(buy)).await?;
-            let pb::outcome::Result::Purchase(view) = decided.result else {
+            let decided = self.tickets(&call, name, id, buy).await?;
+            let Done::Purchase(view) = decided.outcome else {
                 return Err(convert::mismatch());
             };
             Ok(v1::BuyTicketsResponse {
@@ -233,9 +262,9 @@ impl TicketService for Services {
             let name = names::parse_ticket("name", &message.name)?;
             let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let EventName { region, event } = name.event;
-            let cancel = pb::CancelTicket { event_id: event.to_owned(), ticket_id: name.id.to_owned() };
-            let decided = self.command(&call, region, id, pb::command::Op::CancelTicket(cancel)).await?;
-            let pb::outcome::Result::Cancelled(view) = decided.result else {
+            let cancel = tickets::CancelTicket { event_id: event.to_owned(), ticket_id: name.id.to_owned() };
+            let decided = self.tickets(&call, name.event, id, cancel).await?;
+            let Done::Cancelled(view) = decided.outcome else {
                 return Err(convert::mismatch());
             };
             Ok(v1::CancelTicketResponse {
@@ -254,10 +283,9 @@ impl TicketService for Services {
             check_consistency(message.consistency)?;
             let name = names::parse_ticket("name", &message.name)?;
             let EventName { region, event } = name.event;
-            let get = pb::GetTicket { event_id: event.to_owned(), ticket_id: name.id.to_owned() };
-            let pb::query_result::Result::Ticket(view) =
-                self.query(&call, pb::query::Op::GetTicket(get)).await?
-            else {
+            let get = tickets::GetTicket { event_id: event.to_owned(), ticket_id: name.id.to_owned() };
+            let found = self.query(&call, tickets::Query::from(get)).await?.result;
+            let Some(answer::Result::Ticket(view)) = found else {
                 return Err(convert::mismatch());
             };
             let caller = &call.principal;
@@ -291,13 +319,13 @@ impl TicketService for Services {
             // A token of one owner's list must not continue another's.
             let scope = format!("{} {}", message.parent, owner.unwrap_or("*"));
             let after_ticket_id = page::decode(&scope, &message.page_token)?;
-            let query = pb::query::Op::ListTickets(pb::ListTickets {
+            let query = tickets::Query::from(tickets::ListTickets {
                 event_id: name.event.to_owned(),
                 owner: owner.unwrap_or_default().to_owned(),
                 after_ticket_id,
                 limit,
             });
-            let pb::query_result::Result::Tickets(list) = self.query(&call, query).await? else {
+            let Some(answer::Result::Tickets(list)) = self.query(&call, query).await?.result else {
                 return Err(convert::mismatch());
             };
             let caller = &call.principal;
@@ -337,7 +365,11 @@ mod tests {
     fn an_item_that_came_too_late_is_undecided_and_other_rejections_are_decided() {
         use v1::batch_buy_tickets_result::Result as Shown;
         let shown = |reason: &str, code: tonic::Code| {
-            let view = pb::RejectionView { reason: reason.into(), code: code.into(), ..Default::default() };
+            let view = tidewall_messages::Rejection {
+                reason: reason.into(),
+                code: code.into(),
+                ..Default::default()
+            };
             let outcome =
                 pb::Outcome { result: Some(pb::outcome::Result::Rejection(view)), ..Default::default() };
             let item = pb::BatchItem { result: Some(pb::batch_item::Result::Outcome(outcome)) };

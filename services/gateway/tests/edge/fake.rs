@@ -10,10 +10,12 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt as _, stream};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use prost::Message as _;
 use tidewall_client::{ExchangeProtocol, Topology};
 use tidewall_gateway::auth::{KeyPair, Role, generate_key, mint};
 use tidewall_gateway::{Gateway, GatewayConfig};
 use tidewall_link::{Handler, NodeIdentity, ReplySender, ServeOptions, serve, server_builder};
+use tidewall_messages::tickets;
 use tidewall_proto::internal::v1 as pb;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
@@ -63,17 +65,25 @@ pub fn refuse(kind: pb::RefusalKind, leader_node: u64, retry_after_ms: u32) -> A
 }
 
 pub fn sold(first_number: u64, count: u32) -> pb::Outcome {
+    let view = tickets::PurchaseView { tier_id: "ga".into(), first_number, count, seats: vec![] };
+    let receipt = Some(pb::Receipt { incarnation: 1, term: 2, index: 3, ..Default::default() });
+    pb::Outcome { receipt, ..done(tickets::outcome::Result::Purchase(view)) }
+}
+
+/// What the ticket module says of an event called gala.
+pub fn done(result: tickets::outcome::Result) -> pb::Outcome {
+    let outcome = tickets::Outcome { event_id: "gala".into(), result: Some(result) };
     pb::Outcome {
-        receipt: Some(pb::Receipt { incarnation: 1, term: 2, index: 3, ..Default::default() }),
-        result: Some(pb::outcome::Result::Purchase(pb::PurchaseView {
-            tier_id: "ga".into(),
-            first_number,
-            count,
-            seats: vec![],
-        })),
-        event_id: "gala".into(),
-        replayed: false,
+        module: tickets::MODULE.into(),
+        result: Some(pb::outcome::Result::Done(outcome.encode_to_vec().into())),
+        ..Default::default()
     }
+}
+
+/// What a query of the ticket module finds.
+pub fn found(result: tickets::answer::Result) -> Action {
+    let answer = tickets::Answer { result: Some(result) };
+    query(pb::query_result::Result::Module(answer.encode_to_vec().into()))
 }
 
 pub fn outcome(outcome: pb::Outcome) -> Action {

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use fake::{Action, cluster, cluster_with, outcome, query, refusal, refuse, sold};
+use fake::{Action, cluster, cluster_with, done, found, outcome, query, refusal, refuse, sold};
 use futures_util::stream;
 use prost::Message as _;
 use tidewall_gateway::auth::Role;
 use tidewall_gateway::{Gateway, GatewayError};
+use tidewall_messages::{Rejection, tickets};
 use tidewall_proto::internal::v1::{self as pb, RefusalKind};
 use tidewall_proto::v1;
 use tidewall_proto::v1::event_service_client::EventServiceClient;
@@ -48,7 +49,7 @@ fn reason(status: &Status) -> String {
 }
 
 fn rejection(reason: &str) -> pb::Outcome {
-    let view = pb::RejectionView {
+    let view = Rejection {
         reason: reason.into(),
         message: "no".into(),
         code: Code::FailedPrecondition.into(),
@@ -74,7 +75,7 @@ async fn a_purchase_carries_the_tokens_subject_and_names_its_tickets() {
     assert_eq!((receipt.region.as_str(), receipt.term, receipt.index), ("regions/north", 2, 3));
     let commands = cluster.nodes[0].commands.lock();
     assert_eq!(commands.len(), 1);
-    assert_eq!((commands[0].principal.as_str(), commands[0].privileged), ("alice", false));
+    assert_eq!((commands[0].principal.as_str(), commands[0].roles), ("alice", 0));
     assert_eq!(commands[0].request_id, uuid::Uuid::parse_str(&message.request_id).unwrap().as_bytes());
     assert!(commands[0].expires_at_ms > before && commands[0].expires_at_ms <= before + 60_000);
     assert!(cluster.nodes[1].commands.lock().is_empty());
@@ -243,14 +244,23 @@ async fn a_batch_keeps_what_is_decided_and_replays_the_rest() {
     let batches = cluster.nodes[0].batches.lock();
     assert_eq!((batches[0].commands.len(), batches[1].commands.len()), (4, 1));
     assert_eq!(batches[1].commands[0], batches[0].commands[1], "replayed as it was");
-    let Some(pb::command::Op::Buy(buy)) = &batches[0].commands[1].op else { panic!("a purchase") };
-    assert_eq!((batches[0].commands[1].principal.as_str(), buy.buyer.as_str()), ("shop", "ben"));
+    let second = &batches[0].commands[1];
+    let asked = tickets::Command::decode(&second.payload[..]).unwrap().op;
+    let Some(tickets::command::Op::Buy(buy)) = asked else { panic!("a purchase") };
+    assert_eq!((second.principal.as_str(), buy.buyer.as_str()), ("shop", "ben"));
+    assert_eq!(
+        (second.module, second.row.as_str(), second.finishes),
+        (u32::from(tickets::MODULE), "gala", false)
+    );
+    let fingerprints: std::collections::BTreeSet<_> =
+        batches[0].commands.iter().map(|command| command.fingerprint).collect();
+    assert_eq!(fingerprints.len(), 4, "each purchase has its own");
 }
 
 #[tokio::test]
 async fn tickets_are_shown_to_those_who_may_see_them() {
     let cluster = cluster().await;
-    let view = || pb::TicketView {
+    let view = || tickets::TicketView {
         ticket_id: "ga-1".into(),
         owner: "alice".into(),
         organiser: "olga".into(),
@@ -265,17 +275,15 @@ async fn tickets_are_shown_to_those_who_may_see_them() {
         ("mallory", &[Role::Organiser], false),
     ];
     for (subject, roles, seen) in cases {
-        cluster.nodes[0].plan([query(pb::query_result::Result::Ticket(view()))]);
+        cluster.nodes[0].plan([found(tickets::answer::Result::Ticket(view()))]);
         let get = v1::GetTicketRequest { name: format!("{GALA}/tickets/ga-1"), consistency: 0 };
         let answer = tickets.get_ticket(cluster.request(subject, roles, get)).await;
         assert_eq!(answer.is_ok(), seen, "{subject}");
     }
     let list = |subject: &str, roles: &[Role], owner: &str, page_token: &str| {
-        cluster.nodes[0].plan([query(pb::query_result::Result::Tickets(pb::TicketList {
-            tickets: vec![view()],
-            more: true,
-            organiser: "olga".into(),
-        }))]);
+        let (tickets, organiser) = (vec![view()], "olga".into());
+        let list = tickets::TicketList { tickets, more: true, organiser };
+        cluster.nodes[0].plan([found(tickets::answer::Result::Tickets(list))]);
         let message = v1::ListTicketsRequest {
             parent: GALA.into(),
             owner: owner.into(),
@@ -288,7 +296,12 @@ async fn tickets_are_shown_to_those_who_may_see_them() {
     assert_eq!(own.tickets[0].name, format!("{GALA}/tickets/ga-1"));
     tickets.list_tickets(list("alice", &[], "", &own.next_page_token)).await.unwrap();
     let asked: Vec<_> = cluster.nodes[0].queries.lock().iter().rev().take(2).cloned().collect();
-    let Some(pb::query::Op::ListTickets(second)) = &asked[0].op else { panic!("a list") };
+    let Some(pb::query::Op::Module(second)) = &asked[0].op else { panic!("a query of a module") };
+    let Some(tickets::query::Op::ListTickets(second)) =
+        tickets::Query::decode(&second.payload[..]).unwrap().op
+    else {
+        panic!("a list")
+    };
     assert_eq!((second.owner.as_str(), second.after_ticket_id.as_str()), ("alice", "ga-1"));
     assert!(tickets.list_tickets(list("olga", &[], "*", "")).await.is_ok());
     assert!(tickets.list_tickets(list("root", &[Role::Operator], "*", "")).await.is_ok());
@@ -319,15 +332,14 @@ async fn a_lost_answer_can_be_asked_for() {
 async fn a_hold_belongs_to_the_caller() {
     let cluster = cluster().await;
     // As a node answers: it leaves the owner to the gateway.
-    let held = || pb::Outcome {
-        result: Some(pb::outcome::Result::Hold(pb::HoldView {
-            hold_id: "ga-h3".into(),
-            tier_id: "ga".into(),
+    let held = || {
+        let (hold_id, tier_id) = ("ga-h3".into(), "ga".into());
+        done(tickets::outcome::Result::Hold(tickets::HoldView {
+            hold_id,
+            tier_id,
             quantity: 2,
             ..Default::default()
-        })),
-        event_id: "gala".into(),
-        ..Default::default()
+        }))
     };
     cluster.nodes[0].plan([outcome(held())]);
     let request_id = buy().request_id;
@@ -352,11 +364,8 @@ async fn a_hold_belongs_to_the_caller() {
 #[tokio::test]
 async fn a_command_that_expired_is_not_unknown_even_after_a_doubtful_attempt() {
     let cluster = cluster().await;
-    let view = pb::RejectionView {
-        reason: "EXPIRED".into(),
-        code: Code::DeadlineExceeded.into(),
-        ..Default::default()
-    };
+    let view =
+        Rejection { reason: "EXPIRED".into(), code: Code::DeadlineExceeded.into(), ..Default::default() };
     let expired = pb::Outcome { result: Some(pb::outcome::Result::Rejection(view)), ..Default::default() };
     cluster.nodes[0].plan([refuse(RefusalKind::Unknown, 0, 0), outcome(expired)]);
     let mut tickets = TicketServiceClient::new(cluster.channel().await);

@@ -14,9 +14,9 @@ fn a_flood_on_one_row_leaves_room_for_the_others() {
         let rows = started(&fake, limits);
         let (asker, mut answers) = channel();
         let flood = (0..3_000).map(|n| request(n, buy(n, "flooded"), &asker)).collect();
-        rows.submit("flooded", flood);
+        rows.submit(tickets::MODULE, "flooded", flood);
         tokio::time::sleep(Duration::from_millis(50)).await;
-        rows.submit("quiet", vec![request(9_999, buy(9_999, "quiet"), &asker)]);
+        rows.submit(tickets::MODULE, "quiet", vec![request(9_999, buy(9_999, "quiet"), &asker)]);
         tokio::time::sleep(Duration::from_millis(50)).await;
         fake.gate.add_permits(1_000);
         let mut before = 0;
@@ -47,7 +47,11 @@ fn a_rows_commands_are_decided_in_the_order_in_which_they_came() {
         let rows = started(&fake, limits);
         let (asker, mut answers) = channel();
         for (first, row) in [(0, "gala"), (100, "opera")] {
-            rows.submit(row, (first..first + 20).map(|n| request(n, buy(n, row), &asker)).collect());
+            rows.submit(
+                tickets::MODULE,
+                row,
+                (first..first + 20).map(|n| request(n, buy(n, row), &asker)).collect(),
+            );
         }
         fake.gate.add_permits(100);
         for _ in 0..40 {
@@ -74,12 +78,16 @@ async fn filled(limits: Limits, rows_of: &[(&'static str, u64)]) -> Vec<BTreeMap
     fake.close();
     let rows = started(&fake, limits);
     let (asker, mut answers) = channel();
-    rows.submit(names[0], vec![request(0, buy(0, names[0]), &asker)]);
+    rows.submit(tickets::MODULE, names[0], vec![request(0, buy(0, names[0]), &asker)]);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let all = rows_of.iter().map(|(_, count)| count).sum::<u64>();
     for (row, first) in names.iter().zip((1..).map(|n| n * 1_000)) {
         let count = rows_of.iter().find(|(name, _)| name == row).map_or(0, |(_, count)| *count);
-        rows.submit(row, (first..first + count).map(|n| request(n, buy(n, row), &asker)).collect());
+        rows.submit(
+            tickets::MODULE,
+            row,
+            (first..first + count).map(|n| request(n, buy(n, row), &asker)).collect(),
+        );
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     fake.gate.add_permits(1_000);
@@ -156,9 +164,13 @@ fn only_large_entries_overlap_and_only_so_many() {
             };
             let rows = started(&fake, limits);
             let (asker, mut answers) = channel();
-            rows.submit("gala", vec![request(0, buy(0, "gala"), &asker)]);
+            rows.submit(tickets::MODULE, "gala", vec![request(0, buy(0, "gala"), &asker)]);
             tokio::time::sleep(Duration::from_secs(1)).await;
-            rows.submit("gala", (1..=waiting).map(|n| request(n, buy(n, "gala"), &asker)).collect());
+            rows.submit(
+                tickets::MODULE,
+                "gala",
+                (1..=waiting).map(|n| request(n, buy(n, "gala"), &asker)).collect(),
+            );
             tokio::time::sleep(Duration::from_secs(1)).await;
             assert_eq!(fake.proposals.load(Ordering::SeqCst), in_flight, "{waiting} commands wait");
             fake.gate.add_permits(1_000);
@@ -195,13 +207,13 @@ fn ticks_come_only_when_there_is_reason() {
 fn a_due_hold_is_ended_by_a_tick_when_nothing_flows() {
     run(async {
         let fake = Fake::new(&["gala"], 1);
-        let hold = tickets::Command::Hold {
-            event: "gala".into(),
-            tier: "ga".into(),
+        let hold = tickets::Command::from(tickets::Hold {
+            event_id: "gala".into(),
+            tier_id: "ga".into(),
             quantity: 1,
             seats: vec![],
             ttl_ms: 1_000,
-        };
+        });
         fake.apply(&[command(1, hold)]);
         let _rows = started(&fake, limits());
         tokio::time::sleep(Duration::from_millis(600)).await;

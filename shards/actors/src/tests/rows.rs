@@ -1,17 +1,19 @@
 //! Row actors: which there are, how much waits in them, and when they are let go.
 
 use super::*;
+use crate::directory::ABSENT_ROWS;
 
 #[test]
 fn invented_events_use_up_no_actors() {
     run(async {
-        let (_, rows, asker, mut answers) = sale(100, Limits { rows_max: 3, ..limits() });
-        for n in 0..20 {
+        let (_, rows, asker, mut answers) =
+            sale(100, Limits { rows_max: ABSENT_ROWS as usize + 1, ..limits() });
+        for n in 0..200 {
             let event = format!("invented-{n}");
-            rows.submit(&event, vec![request(n, buy(n, &event), &asker)]);
-            assert_eq!(reason(&next(&mut answers).await.1), "EventNotFound");
+            rows.submit(tickets::MODULE, &event, vec![request(n, buy(n, &event), &asker)]);
+            assert_eq!(reason(&next(&mut answers).await.1), "EVENT_NOT_FOUND");
         }
-        rows.submit("gala", vec![request(99, buy(99, "gala"), &asker)]);
+        rows.submit(tickets::MODULE, "gala", vec![request(999, buy(999, "gala"), &asker)]);
         assert_eq!(reason(&next(&mut answers).await.1), "done");
     });
 }
@@ -24,7 +26,7 @@ fn what_does_not_fit_is_refused_with_a_time_to_come_back() {
         let rows =
             started(&fake, Limits { queue_max: 50, offer_commands_max: 10, offers_max: 2, ..limits() });
         let (asker, mut answers) = channel();
-        rows.submit("gala", (0..200).map(|n| request(n, buy(n, "gala"), &asker)).collect());
+        rows.submit(tickets::MODULE, "gala", (0..200).map(|n| request(n, buy(n, "gala"), &asker)).collect());
         let (_, reply) = next(&mut answers).await;
         let Err(Refusal::Overloaded { retry_after_ms, .. }) = reply else { panic!("{reply:?}") };
         assert!(retry_after_ms > 0);
@@ -43,24 +45,30 @@ fn finishing_goes_before_starting() {
         let fake = Fake::new(&["gala"], 100_000);
         let mut hold = command(
             1,
-            tickets::Command::Hold {
-                event: "gala".into(),
-                tier: "ga".into(),
+            tickets::Command::from(tickets::Hold {
+                event_id: "gala".into(),
+                tier_id: "ga".into(),
                 quantity: 1,
                 seats: vec![],
                 ttl_ms: 50_000,
-            },
+            }),
         );
         hold.principal = "alice".into();
         fake.apply(&[hold]);
         fake.close();
         let rows = started(&fake, Limits { offers_max: 1, offer_commands_max: 10, ..limits() });
         let (asker, mut answers) = channel();
-        rows.submit("gala", (100..200).map(|n| request(n, buy(n, "gala"), &asker)).collect());
-        let mut confirm =
-            command(2, tickets::Command::ConfirmHold { event: "gala".into(), hold: "ga-h1".into() });
+        rows.submit(
+            tickets::MODULE,
+            "gala",
+            (100..200).map(|n| request(n, buy(n, "gala"), &asker)).collect(),
+        );
+        let mut confirm = command(
+            2,
+            tickets::Command::from(tickets::ConfirmHold { event_id: "gala".into(), hold_id: "ga-h1".into() }),
+        );
         confirm.principal = "alice".into();
-        rows.submit("gala", vec![request(2, confirm, &asker)]);
+        rows.submit(tickets::MODULE, "gala", vec![request(2, confirm, &asker).finishing(true)]);
         tokio::time::sleep(Duration::from_millis(50)).await;
         fake.gate.add_permits(1_000);
         let mut before = 0;
@@ -81,16 +89,16 @@ fn a_row_with_something_in_doubt_does_not_retire() {
     run(async {
         let (fake, rows, asker, mut answers) = sale(1, limits());
         fake.fail_next.store(true, Ordering::SeqCst);
-        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        rows.submit(tickets::MODULE, "gala", vec![request(1, buy(1, "gala"), &asker)]);
         let _ = next(&mut answers).await;
-        rows.submit("gala", vec![request(2, buy(2, "gala"), &asker)]);
+        rows.submit(tickets::MODULE, "gala", vec![request(2, buy(2, "gala"), &asker)]);
         let _ = next(&mut answers).await;
         for _ in 0..15 {
             rows.sample(5);
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         // A copy of the first may still be in the log: whichever actor answers, it must let the log decide.
-        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        rows.submit(tickets::MODULE, "gala", vec![request(1, buy(1, "gala"), &asker)]);
         assert!(next(&mut answers).await.1.unwrap().receipt.is_some(), "a quick no for what is in doubt");
         // Once no copy can be decided any more, the actor may go: nothing is kept for ever.
         fake.now_ms.fetch_add(61_000, Ordering::SeqCst);
@@ -110,7 +118,7 @@ fn a_mailbox_has_a_bound() {
         let (_, rows, asker, mut answers) = sale(100_000, Limits { mailbox: 4, ..limits() });
         // The actor lives on this thread: it reads nothing before this returns.
         for n in 0..300 {
-            rows.submit("gala", vec![request(n, buy(n, "gala"), &asker)]);
+            rows.submit(tickets::MODULE, "gala", vec![request(n, buy(n, "gala"), &asker)]);
         }
         let mut refused = 0;
         for _ in 0..300 {
@@ -128,6 +136,7 @@ fn hot_rows_are_reported_and_idle_ones_let_go() {
         let (asker, mut answers) = channel();
         for n in 0..10 {
             rows.submit(
+                tickets::MODULE,
                 if n < 7 { "blazing" } else { "warm" },
                 vec![request(n, buy(n, if n < 7 { "blazing" } else { "warm" }), &asker)],
             );
@@ -138,7 +147,7 @@ fn hot_rows_are_reported_and_idle_ones_let_go() {
         let sample = rows.sample(5);
         assert_eq!(
             sample.iter().map(|hot| (hot.row.as_str(), hot.commands)).collect::<Vec<_>>(),
-            [("blazing", 7), ("warm", 3)]
+            [("tickets/blazing", 7), ("tickets/warm", 3)]
         );
         for _ in 0..10 {
             assert_eq!(rows.sample(5), []);
@@ -147,7 +156,7 @@ fn hot_rows_are_reported_and_idle_ones_let_go() {
         assert_eq!((rows.sample(5), rows.actors()), (vec![], 0));
         // A new request finds a new actor.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        rows.submit("blazing", vec![request(50, buy(50, "blazing"), &asker)]);
+        rows.submit(tickets::MODULE, "blazing", vec![request(50, buy(50, "blazing"), &asker)]);
         assert_eq!(reason(&next(&mut answers).await.1), "done");
     });
 }
@@ -159,14 +168,14 @@ fn a_row_whose_callers_wait_is_hot_and_is_not_let_go() {
         fake.close();
         let rows = started(&fake, Limits { offer_commands_max: 4, offers_max: 1, ..limits() });
         let (asker, mut answers) = channel();
-        rows.submit("gala", (0..10).map(|n| request(n, buy(n, "gala"), &asker)).collect());
+        rows.submit(tickets::MODULE, "gala", (0..10).map(|n| request(n, buy(n, "gala"), &asker)).collect());
         tokio::time::sleep(Duration::from_millis(50)).await;
         // Four are offered.
         for commands in [10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] {
             let sample = rows.sample(5);
             let seen: Vec<_> =
                 sample.iter().map(|hot| (hot.row.as_str(), hot.commands, hot.queued)).collect();
-            assert_eq!(seen, [("gala", commands, 6)]);
+            assert_eq!(seen, [("tickets/gala", commands, 6)]);
             assert_eq!(rows.actors(), 1);
         }
         fake.gate.add_permits(100);
@@ -183,7 +192,7 @@ fn who_waits_in_an_abandoned_row_is_told_that_nobody_knows() {
         fake.close();
         let rows = started(&fake, limits());
         let (asker, mut answers) = channel();
-        rows.submit("gala", vec![request(1, buy(1, "gala"), &asker)]);
+        rows.submit(tickets::MODULE, "gala", vec![request(1, buy(1, "gala"), &asker)]);
         tokio::time::sleep(Duration::from_millis(50)).await;
         rows.abandon();
         assert_eq!(reason(&next(&mut answers).await.1), "Unknown");
@@ -200,7 +209,7 @@ fn an_actor_that_was_let_go_has_ended() {
         let without = Arc::strong_count(&shard);
         let (asker, mut answers) = channel();
         for (n, row) in [(1, "gala"), (2, "opera")] {
-            rows.submit(row, vec![request(n, buy(n, row), &asker)]);
+            rows.submit(tickets::MODULE, row, vec![request(n, buy(n, row), &asker)]);
             let _ = next(&mut answers).await;
         }
         assert!(Arc::strong_count(&shard) > without);

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tidewall_client::topology::{Node, Region};
 use tidewall_client::{ExchangeProtocol, ShardClient, ShardClientOptions, Topology};
 use tidewall_link::{Handler, NodeIdentity, ReplySender, ReplyStream, ServeOptions, serve, server_builder};
+use tidewall_messages::Rejection;
 use tidewall_proto::internal::v1 as pb;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -121,14 +122,14 @@ impl Fake {
             Mode::NotLeader(hint) => refuse(pb::RefusalKind::NotLeader, hint),
             Mode::Refuse(kind) => refuse(kind, 0),
             Mode::SoldOut => {
-                let no = pb::RejectionView { reason: "SOLD_OUT".into(), ..Default::default() };
+                let no = Rejection { reason: "SOLD_OUT".into(), ..Default::default() };
                 let receipt = command.logged.then(pb::Receipt::default);
                 let result = Some(pb::outcome::Result::Rejection(no));
                 Ok(pb::Outcome { receipt, result, ..Default::default() })
             }
             Mode::Decide | Mode::DecideHalf | Mode::Silent | Mode::SilentOnce => {
                 // The outcome names the request that it answers.
-                let result = Some(pb::outcome::Result::ReleasedHoldId(command.principal));
+                let result = Some(pb::outcome::Result::Done(command.principal.into()));
                 Ok(pb::Outcome { receipt: Some(pb::Receipt::default()), result, ..Default::default() })
             }
         }
@@ -276,7 +277,7 @@ pub fn after(ms: u64) -> Instant {
 
 pub fn decided_for(outcome: pb::Outcome) -> String {
     match outcome.result {
-        Some(pb::outcome::Result::ReleasedHoldId(id)) => id,
+        Some(pb::outcome::Result::Done(bytes)) => String::from_utf8(bytes.to_vec()).unwrap(),
         other => panic!("{other:?}"),
     }
 }

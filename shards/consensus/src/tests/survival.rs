@@ -40,7 +40,8 @@ async fn all_replicas_come_back_from_log_and_checkpoint() {
         }
     }
     cluster.agree(1, last).await;
-    let digest = cluster.leader(1).await.1.state().read(|machine| machine.tickets().digest());
+    let digest =
+        cluster.leader(1).await.1.state().read(|machine| machine.module(tickets::MODULE).unwrap().digest());
     for node in 1..=3 {
         cluster.crash(node).await;
     }
@@ -48,7 +49,7 @@ async fn all_replicas_come_back_from_log_and_checkpoint() {
         cluster.start(node).await;
     }
     let (_, group) = cluster.leader(1).await;
-    assert_eq!(group.state().read(|machine| machine.tickets().digest()), digest);
+    assert_eq!(group.state().read(|machine| machine.module(tickets::MODULE).unwrap().digest()), digest);
     let again = cluster.buy(1, 30).await;
     assert!(again <= last, "a repeated request was decided anew");
     let last = cluster.buy(1, 31).await;

@@ -5,10 +5,10 @@
 //! places of an event, held and valid together, than its quota; T4 ticket and hold numbers are never reused.
 //!
 //! * [`model`] — the rows and the indexes derived from them
-//! * [`commands`] — what can be asked for, how it is decided, what it changes
+//! * [`commands`] — how what can be asked for is decided, and what it changes
 //! * [`queries`] — reads over the rows
 //!
-//! This module never looks at anything but its rows, the command and the [`Context`](crate::Context).
+//! This module never looks at anything but its rows, the command and the [`Context`].
 
 pub mod commands;
 pub mod model;
@@ -16,5 +16,96 @@ pub mod queries;
 #[cfg(test)]
 mod tests;
 
-pub use commands::{Command, Fault, Outcome, Rejection, apply};
+use tidewall_messages::tickets::outcome::Result as Done;
+use tidewall_messages::tickets::{Answer, Command, Outcome, Query};
+
+use crate::module::{Decision, Fault, Module};
+use crate::table::AnyTable;
+use crate::{Caller, Context, Now};
+
+use commands::Event;
+use model::{HoldRow, HoldState, NumberKey};
+use queries::views;
+
+pub use commands::Rejection;
 pub use model::State;
+
+/// Something that is to be done about a hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timer(NumberKey);
+
+impl Module for State {
+    const NAME: &'static str = "tickets";
+    type Command = Command;
+    type Outcome = Outcome;
+    type Rejection = Rejection;
+    type Event = Event;
+    type Timer = Timer;
+    type Query = Query;
+
+    fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable)) {
+        self.each(show);
+    }
+
+    fn tables_mut(&mut self, show: &mut dyn FnMut(&mut dyn AnyTable)) {
+        self.each_mut(show);
+    }
+
+    /// A hot row is an event with its tiers.
+    fn has_row(&self, name: &str) -> bool {
+        self.event(name).is_some()
+    }
+
+    fn decide(&self, context: &Context, caller: Caller<'_>, command: &Command) -> Decision<Self> {
+        commands::decide(self, context, caller, command)
+    }
+
+    fn evolve(&mut self, context: &Context, event: &Event) -> Result<(), Fault> {
+        commands::evolve(self, context, event)
+    }
+
+    fn check(&self, context: &Context, events: &[Event]) -> Result<(), Fault> {
+        commands::check(self, context, events)
+    }
+
+    fn complete(&self, outcome: &mut Outcome) {
+        if let Some(Done::Event(view)) = &mut outcome.result
+            && let Some(row) = self.event(&outcome.event_id)
+        {
+            *view = views::event(&outcome.event_id, row, row.tiers.iter().zip(self.stock_of(row)));
+        }
+    }
+
+    fn due_ms(&self) -> Option<u64> {
+        self.holds.derived().next_timer_ms()
+    }
+
+    fn next_timer(&self, context: &Context) -> Option<Timer> {
+        self.holds.derived().next_timer(context.steady_ms).map(Timer)
+    }
+
+    fn fire(&self, _: &Context, Timer(hold): Timer) -> Result<Vec<Event>, Fault> {
+        let row = self.holds.get(&hold).ok_or_else(|| Fault(format!("hold {hold:?} is missing")))?;
+        match row.state {
+            HoldState::Live => Ok(vec![Event::HoldExpired { hold }]),
+            HoldState::Expired => Ok(vec![Event::HoldForgotten { hold }]),
+            HoldState::Stuck => Err(Fault(format!("hold {hold:?} is stuck and has no timer"))),
+        }
+    }
+
+    /// The hold keeps its places until somebody has looked at it.
+    fn shelve(&mut self, Timer(hold): Timer) {
+        if let Some(row) = self.holds.get(&hold) {
+            let row = HoldRow { state: HoldState::Stuck, ..row.clone() };
+            self.holds.set(hold, Some(row));
+        }
+    }
+
+    fn quick_no(&self, now: Now, command: &Command) -> Option<Rejection> {
+        queries::quick_no(self, now, command)
+    }
+
+    fn query(&self, now: Now, query: &Query) -> Result<Answer, Rejection> {
+        queries::query(self, now, query)
+    }
+}

@@ -75,7 +75,7 @@ impl Machine {
     /// Steady time at which something is to be done though nothing flows, milliseconds: a tick is due then.
     pub fn next_due_ms(&self) -> Option<u64> {
         let idle = self.imports.derived().0.first().map(|(last, _)| last.saturating_add(IMPORT_IDLE_MS));
-        self.tickets.next_timer_ms().into_iter().chain(idle).min()
+        self.modules.iter().filter_map(|module| module.due_ms()).chain(idle).min()
     }
 
     /// Reads the parts of imports that stood in stored rows.
@@ -202,10 +202,8 @@ impl Machine {
         if let Some(missing) = (0..chunks).find(|number| self.staged.get(&(import, *number)).is_none()) {
             return Err(format!("part {missing} of the import is missing: start it again"));
         }
-        if !replace && self.tickets.events_count() > 0 {
-            return Err(
-                "the region holds events: importing would replace them, which must be asked for".into()
-            );
+        if !replace && self.modules.iter().any(|module| module.rows() > 0) {
+            return Err("the region holds data: importing would replace it, which must be asked for".into());
         }
         if self.shadows.get(&import).is_some_and(|shadow| shadow.next > chunks) {
             self.discard_shadow(import);
@@ -224,8 +222,8 @@ impl Machine {
         row.incarnation = row.incarnation.max(old.incarnation) + 1;
         if row.incarnation & u64::from(u32::MAX) > IMPORTS_MAX {
             return Err(format!(
-                "{IMPORTS_MAX} imports were made, and more could not be told apart: what they sell would be numbered like what \
-                 was sold before"
+                "{IMPORTS_MAX} imports were made, and more could not be told apart: what they number would be numbered like \
+                 what was lost"
             ));
         }
         row.time = row.time.moved_to(old.time);

@@ -1,6 +1,8 @@
 //! A machine from stored pages: all of them, with the digest that was stored with them, or none.
 
-use tidewall_domain::table::Row;
+#[cfg(test)]
+use tidewall_domain::module::AnyModule;
+use tidewall_domain::table::{Row, TableId, module_of};
 
 use super::{Head, Machine};
 use crate::dedupe::DedupeRow;
@@ -39,9 +41,21 @@ impl Machine {
         self.supported
     }
 
+    /// A machine with other modules than this build has.
+    #[cfg(test)]
+    pub(crate) fn with_modules(modules: Vec<Box<dyn AnyModule>>) -> Self {
+        Self { modules, ..Self::default() }
+    }
+
     /// A machine without rows, to be filled with stored pages.
     pub fn loader() -> Loader {
-        let mut machine = Self::new();
+        Self::default().into_loader()
+    }
+
+    /// The same machine without rows, to be filled with stored pages.
+    pub(crate) fn into_loader(self) -> Loader {
+        let modules = self.modules.iter().map(|module| module.fresh()).collect();
+        let mut machine = Self { modules, supported: self.supported, ..Self::default() };
         machine.meta.set(MetaKey, None);
         machine.meta.commit();
         machine.clear_changes();
@@ -66,19 +80,26 @@ impl Loader {
     ///
     /// # Errors
     /// [`LoadError::Table`] or [`LoadError::Page`] when it means nothing to this build.
-    pub fn page(&mut self, table: u8, bytes: &[u8]) -> Result<(), LoadError> {
+    pub fn page(&mut self, table: TableId, bytes: &[u8]) -> Result<(), LoadError> {
         let machine = &mut self.machine;
-        let known = match table {
-            MetaRow::TABLE => machine.meta.load(bytes).map(|()| true),
-            DedupeRow::TABLE => machine.dedupe.load(bytes).map(|()| true),
-            StagedRow::TABLE => machine.staged.load(bytes).map(|()| true),
-            ImportRow::TABLE => machine.imports.load(bytes).map(|()| true),
-            _ => machine.tickets.load(table, bytes),
+        let mut loaded = match table {
+            MetaRow::TABLE => Some(machine.meta.load(bytes)),
+            DedupeRow::TABLE => Some(machine.dedupe.load(bytes)),
+            StagedRow::TABLE => Some(machine.staged.load(bytes)),
+            ImportRow::TABLE => Some(machine.imports.load(bytes)),
+            _ => None,
         };
-        match known {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(LoadError::Table(table)),
-            Err(source) => Err(LoadError::Page { table, source }),
+        if let Some(module) = machine.modules.iter_mut().find(|module| module.number() == module_of(table)) {
+            module.tables_mut(&mut |known| {
+                if known.id() == table {
+                    loaded = Some(known.load(bytes));
+                }
+            });
+        }
+        match loaded {
+            Some(Ok(())) => Ok(()),
+            Some(Err(source)) => Err(LoadError::Page { table, source }),
+            None => Err(LoadError::Table(table)),
         }
     }
 

@@ -9,20 +9,23 @@ mod load;
 #[cfg(tidewall_mutants)]
 mod mutants;
 
+use std::any::Any;
 use std::collections::BTreeMap;
 
 use tidewall_domain::codec::Writer;
-use tidewall_domain::table::{FrozenPage, Table};
-use tidewall_domain::tickets;
-use tidewall_domain::{Caller, Context};
+use tidewall_domain::module::{AnyModule, Module, ModuleError};
+use tidewall_domain::registry;
+use tidewall_domain::table::{AnyTable, FrozenPage, Table};
+use tidewall_domain::{Caller, Context, Now};
+use tidewall_messages::Rejection;
 use tidewall_mutant::{Mutant, active};
 
-use crate::answer::{Answer, Decision, Outcome, Receipt, Reject};
+use crate::answer::{Answer, Decision, Receipt, Reject};
 use crate::dedupe::{self, DedupeRow};
 use crate::entry::{Command, Entry, Op, SystemCommand};
 use crate::error::ApplyError;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
-use crate::time::GroupTime;
+use crate::time::{GroupTime, Stamp};
 use crate::{
     APPLY_VERSION, EXPIRY_AHEAD_MS_MAX, GIVES_IMPORTS_UP, ID_AHEAD_MS_MAX, REMEMBERED_BYTES_MAX,
     REMEMBERED_MS, id_time_ms,
@@ -31,9 +34,9 @@ use crate::{
 pub use import::Replaced;
 pub use load::Loader;
 
-/// What the timers change that an entry fires, rows, before no further one is fired; twice its commands if that is more, so
+/// What the timers change that an entry fires, rows, before no further one is fired; four times its commands if that is more, so
 /// that ending keeps up with filling.
-const FIRED_MAX: usize = 1_024;
+const FIRED_MAX: usize = 2_048;
 /// Remembered outcomes that an entry forgets at most; twice its commands if that is more.
 const FORGET_MAX: usize = 256;
 
@@ -87,7 +90,8 @@ pub struct Machine {
     staged: Table<StagedRow>,
     /// Empty under apply version 1.
     imports: Table<ImportRow>,
-    tickets: tickets::State,
+    /// In the order of their numbers.
+    modules: Vec<Box<dyn AnyModule>>,
     /// By import, what its staged parts make so far. Derived.
     shadows: BTreeMap<u128, import::Shadow>,
     /// What the last entry has replaced.
@@ -114,7 +118,7 @@ impl Default for Machine {
             dedupe: Table::default(),
             staged: Table::default(),
             imports: Table::default(),
-            tickets: tickets::State::default(),
+            modules: registry::modules(),
             shadows: BTreeMap::new(),
             leftover: Replaced::default(),
             supported: APPLY_VERSION,
@@ -142,9 +146,68 @@ impl Machine {
         self.head.applied.map_or(0, |position| position.index)
     }
 
-    /// Rows of the ticket module.
-    pub fn tickets(&self) -> &tickets::State {
-        &self.tickets
+    /// The module of this number.
+    pub fn module(&self, number: u8) -> Option<&dyn AnyModule> {
+        self.modules.iter().find(|module| module.number() == number).map(|module| &**module)
+    }
+
+    /// The rows of a module, by its type: for tests and tools that know it.
+    pub fn rows_of<M: Module>(&self) -> Option<&M> {
+        self.modules.iter().find_map(|module| (&**module as &dyn Any).downcast_ref())
+    }
+
+    /// The rejection that a module would certainly give to a command when the clock shows `stamp`: linearizable when this node's
+    /// lead was confirmed before. Carries no receipt and is not remembered.
+    pub fn quick_no(&self, command: &Command, stamp: Stamp) -> Option<Decision> {
+        let Op::Module { module, payload } = &command.op else { return None };
+        // What log and timers would make of the time now.
+        let now = self.now(stamp);
+        // What the log would answer otherwise is the log's: a forgotten id, a late copy.
+        if command.expires_ms < now.log_ms || self.forgotten(command.request_id) {
+            return None;
+        }
+        let rejection = self.module(*module)?.quick_no(now, payload)?;
+        Some(Decision::passing(Reject::Module(rejection)))
+    }
+
+    /// Answers a query of a module, as of when the clock shows `stamp`: the answer's bytes, or a rejection.
+    ///
+    /// # Errors
+    /// No such module, or no such query.
+    pub fn query(
+        &self,
+        module: u8,
+        payload: &[u8],
+        stamp: Stamp,
+    ) -> Result<Result<Vec<u8>, Rejection>, String> {
+        let known = self.module(module).ok_or_else(|| no_module(module))?;
+        known.query(self.now(stamp), payload)
+    }
+
+    fn now(&self, stamp: Stamp) -> Now {
+        let time = self.time().at(stamp);
+        Now { log_ms: time.log_ms(), steady_ms: time.steady_ms }
+    }
+
+    /// What every table of the group, its own and its modules', says.
+    fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable)) {
+        show(&self.meta);
+        show(&self.dedupe);
+        show(&self.staged);
+        show(&self.imports);
+        for module in &self.modules {
+            module.tables(show);
+        }
+    }
+
+    fn tables_mut(&mut self, show: &mut dyn FnMut(&mut dyn AnyTable)) {
+        show(&mut self.meta);
+        show(&mut self.dedupe);
+        show(&mut self.staged);
+        show(&mut self.imports);
+        for module in &mut self.modules {
+            module.tables_mut(show);
+        }
     }
 
     /// Log time, Unix milliseconds.
@@ -174,24 +237,26 @@ impl Machine {
 
     /// State digest: wrapping sum of the hashes of all rows.
     pub fn digest(&self) -> u128 {
-        let remembered = if active(Mutant::DigestMissesATable) { 0 } else { self.dedupe.digest() };
-        [self.meta.digest(), remembered, self.staged.digest(), self.imports.digest()]
-            .into_iter()
-            .fold(self.tickets.digest(), u128::wrapping_add)
+        let (mut sum, mut last) = (0u128, 0);
+        self.tables(&mut |table| {
+            sum = sum.wrapping_add(table.digest());
+            last = table.digest();
+        });
+        if active(Mutant::DigestMissesATable) { sum.wrapping_sub(last) } else { sum }
     }
 
     /// Number of rows.
     pub fn rows(&self) -> u64 {
-        self.meta.len() + self.dedupe.len() + self.staged.len() + self.imports.len() + self.tickets.rows()
+        let mut rows = 0;
+        self.tables(&mut |table| rows += table.len());
+        rows
     }
 
     /// Pages that changed since the last freeze.
     pub fn changed_pages(&self) -> usize {
-        self.meta.changed_pages()
-            + self.dedupe.changed_pages()
-            + self.staged.changed_pages()
-            + self.imports.changed_pages()
-            + self.tickets.changed_pages()
+        let mut pages = 0;
+        self.tables(&mut |table| pages += table.changed_pages());
+        pages
     }
 
     /// What was decided for a request id, if that is remembered.
@@ -200,12 +265,12 @@ impl Machine {
     }
 
     /// Like [`Machine::outcome`] for a command that is about to be proposed: also tells a reused id.
-    pub fn remembered(&self, command: &Command, scratch: &mut Writer) -> Option<Decision> {
+    pub fn remembered(&self, command: &Command) -> Option<Decision> {
         if active(Mutant::ReplayAppliedTwice) {
             return None;
         }
         let row = dedupe::find(&self.dedupe, &command.principal, command.request_id)?;
-        if !answers(row, command, scratch) {
+        if !answers(row, command) {
             return Some(Decision::passing(Reject::IdReused));
         }
         row.decision().ok()
@@ -288,26 +353,25 @@ impl Machine {
         if row.apply_version >= GIVES_IMPORTS_UP {
             self.give_imports_up(row.time.steady_ms);
         }
-        self.fire_timers(&context(&row, position), FIRED_MAX.max(2 * entry.commands.len()));
+        self.fire_timers(&context(&row, position), FIRED_MAX.max(4 * entry.commands.len()));
         Ok(entry)
     }
 
-    /// Fires what is due, each timer as a transaction of its own: what is wrong with one delays no other.
+    /// Fires what is due, each timer as a transaction of its own: what is wrong with one delays no other. The modules take turns.
     fn fire_timers(&mut self, context: &Context, most: usize) {
         let mut changed = 0;
-        while changed < most
-            && let Some(timer) = tickets::commands::next_timer(&self.tickets, context)
-        {
-            match tickets::commands::fire(&mut self.tickets, context, timer) {
-                Ok(rows) => changed += rows,
-                Err(_) => {
-                    self.tickets.rollback();
-                    self.faults += 1;
-                    tickets::commands::shelve(&mut self.tickets, timer);
-                    changed += 1;
+        let mut fired = true;
+        while std::mem::take(&mut fired) {
+            for module in &mut self.modules {
+                if changed >= most {
+                    return;
+                }
+                if let Some(timer) = module.fire_next(context) {
+                    fired = true;
+                    changed += timer.rows.max(1);
+                    self.faults += u64::from(timer.faulted);
                 }
             }
-            self.tickets.commit();
         }
     }
 
@@ -349,11 +413,10 @@ impl Machine {
         if let Op::System(op) = &command.op {
             return Ok(self.system(op, row));
         }
-        let hash = command.payload_hash(&mut self.scratch);
         if let Some(known) = dedupe::find(&self.dedupe, &command.principal, command.request_id)
             && !active(Mutant::ReplayAppliedTwice)
         {
-            return if answers(known, command, &mut self.scratch) {
+            return if answers(known, command) {
                 known.decision().map_err(ApplyError::Remembered)
             } else {
                 Ok(Decision::passing(Reject::IdReused))
@@ -375,18 +438,17 @@ impl Machine {
             return Ok(Decision::passing(refused));
         }
         let answer = match &command.op {
-            Op::Tickets(op) => {
+            Op::Module { module, payload } => {
                 let context = Context {
                     request_id: command.request_id,
                     position: at as u32,
                     ..context(&row, position)
                 };
-                let caller = Caller { principal: &command.principal, privileged: command.privileged };
-                self.decide(&context, caller, op)
+                self.decide(&context, command.caller(), *module, payload)?
             }
             Op::Seal => Answer::Rejected(Reject::Sealed),
             // Carried out above.
-            Op::System(_) => Answer::Done(Outcome::System),
+            Op::System(_) => Answer::System,
         };
         let receipt = Receipt {
             incarnation: row.incarnation,
@@ -404,7 +466,7 @@ impl Machine {
         let remembered = DedupeRow {
             principal: command.principal.as_str().into(),
             request_id: command.request_id,
-            payload_hash: hash,
+            fingerprint: command.fingerprint,
             receipt,
             steady_ms: row.time.steady_ms,
             answer: self.scratch.as_slice().into(),
@@ -419,21 +481,30 @@ impl Machine {
         Ok(Decision { receipt: Some(receipt), answer, replayed: false })
     }
 
-    /// Has the ticket module decide a command.
-    fn decide(&mut self, context: &Context, caller: Caller<'_>, op: &tickets::Command) -> Answer {
-        match tickets::apply(&mut self.tickets, context, caller, op) {
-            Ok(result) => {
-                self.tickets.commit();
-                match result {
-                    Ok(outcome) => Answer::Done(Outcome::Tickets(outcome)),
-                    Err(rejection) => Answer::Rejected(rejection.into()),
-                }
-            }
-            Err(fault) => {
-                self.tickets.rollback();
+    /// Has a module decide a command.
+    fn decide(
+        &mut self,
+        context: &Context,
+        caller: Caller<'_>,
+        number: u8,
+        payload: &[u8],
+    ) -> Result<Answer, ApplyError> {
+        let unknown = |why| ApplyError::UnknownCommand {
+            index: context.index,
+            position: context.position,
+            module: number,
+            why,
+        };
+        let module = self.modules.iter_mut().find(|module| module.number() == number);
+        let module = module.ok_or_else(|| unknown(no_module(number)))?;
+        match module.apply(context, caller, payload) {
+            Ok(Ok(outcome)) => Ok(Answer::Done { module: number, outcome }),
+            Ok(Err(rejection)) => Ok(Answer::Rejected(Reject::Module(rejection))),
+            Err(ModuleError::Fault(fault)) => {
                 self.faults += 1;
-                Answer::Rejected(Reject::InternalInvariant(fault.0))
+                Ok(Answer::Rejected(Reject::InternalInvariant(fault.0)))
             }
+            Err(ModuleError::Undecodable(why)) => Err(unknown(why)),
         }
     }
 
@@ -473,7 +544,7 @@ impl Machine {
             SystemCommand::Rebase { log_ms } => self.rebase(*log_ms, row),
         };
         match result {
-            Ok(()) => Decision { receipt: None, answer: Answer::Done(Outcome::System), replayed: false },
+            Ok(()) => Decision { receipt: None, answer: Answer::System, replayed: false },
             Err(why) => Decision::passing(Reject::System(why)),
         }
     }
@@ -496,22 +567,14 @@ impl Machine {
             return frozen;
         }
         let mut pages = Vec::new();
-        self.meta.freeze(&mut pages);
-        self.dedupe.freeze(&mut pages);
-        self.staged.freeze(&mut pages);
-        self.imports.freeze(&mut pages);
-        self.tickets.freeze(&mut pages);
+        self.tables_mut(&mut |table| table.freeze(&mut pages));
         self.frozen(pages, false)
     }
 
     /// All pages. Only between entries. Does not count as a freeze.
     pub fn freeze_all(&self) -> Frozen {
         let mut pages = Vec::new();
-        self.meta.freeze_all(&mut pages);
-        self.dedupe.freeze_all(&mut pages);
-        self.staged.freeze_all(&mut pages);
-        self.imports.freeze_all(&mut pages);
-        self.tickets.freeze_all(&mut pages);
+        self.tables(&mut |table| table.freeze_all(&mut pages));
         self.frozen(pages, true)
     }
 
@@ -522,11 +585,7 @@ impl Machine {
 
     fn clear_changes(&mut self) {
         let mut dropped = Vec::new();
-        self.meta.freeze(&mut dropped);
-        self.dedupe.freeze(&mut dropped);
-        self.staged.freeze(&mut dropped);
-        self.imports.freeze(&mut dropped);
-        self.tickets.freeze(&mut dropped);
+        self.tables_mut(&mut |table| table.freeze(&mut dropped));
     }
 
     fn frozen(&self, pages: Vec<FrozenPage>, full: bool) -> Frozen {
@@ -554,12 +613,17 @@ fn context(row: &MetaRow, position: Position) -> Context {
         request_id: 0,
         index: position.index,
         position: 0,
+        apply_version: row.apply_version,
     }
 }
 
 /// Whether what is remembered is the answer to this command: it was the same, or either of them is a seal.
-fn answers(known: &DedupeRow, command: &Command, scratch: &mut Writer) -> bool {
-    known.is_seal() || command.op == Op::Seal || known.payload_hash == command.payload_hash(scratch)
+fn answers(known: &DedupeRow, command: &Command) -> bool {
+    known.is_seal() || command.op == Op::Seal || known.fingerprint == command.fingerprint
+}
+
+fn no_module(number: u8) -> String {
+    format!("this build has no module {number}")
 }
 
 fn first_8(bytes: &[u8; 32]) -> [u8; 8] {

@@ -16,7 +16,7 @@ pub(super) fn commit(import: u128, chunks: u32, replace: bool) -> Command {
 }
 
 /// All pages as they would be stored, with their tables.
-pub(super) fn pages(machine: &Machine) -> Vec<(u8, Vec<u8>)> {
+pub(super) fn pages(machine: &Machine) -> Vec<(u16, Vec<u8>)> {
     machine.freeze_all().pages.iter().map(|page| (page.table(), page.encode().unwrap())).collect()
 }
 
@@ -38,7 +38,7 @@ fn plain_read(file: &[u8]) -> Result<Machine, SnapshotError> {
         return Err(Foreign);
     }
     match r.raw(4).map_err(|_| CUT)? {
-        [2, 0, 0, 0] => {}
+        [3, 0, 0, 0] => {}
         other => return Err(Format(u32::from_le_bytes(other.try_into().unwrap()))),
     }
     let mut h = Reader::new(part(&mut r)?);
@@ -51,8 +51,8 @@ fn plain_read(file: &[u8]) -> Result<Machine, SnapshotError> {
     loop {
         match r.u8().map_err(|_| CUT)? {
             1 => {
-                let (table, page) = part(&mut r)?.split_first().ok_or(Damaged("a page is empty"))?;
-                loader.page(*table, page)?;
+                let (table, page) = part(&mut r)?.split_first_chunk().ok_or(Damaged("a page is empty"))?;
+                loader.page(u16::from_be_bytes(*table), page)?;
             }
             2 => break,
             _ => return Err(Damaged("a part is of no known kind")),
@@ -73,7 +73,7 @@ fn meta(machine: &Machine) -> MetaRow {
     MetaRow::decode(&mut Reader::new(&page[1..])).unwrap()
 }
 
-fn without_parts(machine: &Machine) -> Vec<(u8, Vec<u8>)> {
+fn without_parts(machine: &Machine) -> Vec<(u16, Vec<u8>)> {
     let staged = [StagedRow::TABLE, ImportRow::TABLE];
     pages(machine).into_iter().filter(|(table, _)| !staged.contains(table)).collect()
 }
@@ -84,7 +84,7 @@ fn plain_import(
     import: u128,
     chunks: u32,
     replace: bool,
-) -> Result<Vec<(u8, Vec<u8>)>, String> {
+) -> Result<Vec<(u16, Vec<u8>)>, String> {
     let mut parts = std::collections::BTreeMap::new();
     for (_, page) in pages(before).iter().filter(|(table, _)| *table == StagedRow::TABLE) {
         let mut r = Reader::new(&page[1..]);
@@ -97,8 +97,8 @@ fn plain_import(
             part.ok_or(format!("part {number} of the import is missing: start it again"))?,
         );
     }
-    if !replace && before.tickets().events_count() > 0 {
-        let why = "the region holds events: importing would replace them, which must be asked for";
+    if !replace && before.tickets().events_after("").next().is_some() {
+        let why = "the region holds data: importing would replace it, which must be asked for";
         return Err(why.into());
     }
     let read = plain_read(&file).map_err(|error| error.to_string())?;
@@ -369,7 +369,7 @@ fn an_import_replaces_everything_or_nothing() {
     // An empty region takes it.
     let mut empty = Log { machine: Machine::new(), entries: Vec::new() };
     assert_eq!(reason(&import(&mut empty, &file, false)), "done");
-    assert_eq!(empty.machine.tickets().digest(), source.machine.tickets().digest());
+    assert_eq!(empty.machine.tickets_digest(), source.machine.tickets_digest());
     assert_eq!(empty.machine.incarnation(), 2);
     assert!(empty.machine.outcome("alice", id(T0, 1)).is_some());
     let frozen = empty.machine.freeze();
@@ -377,15 +377,15 @@ fn an_import_replaces_everything_or_nothing() {
     // One that holds events does not, unless told so.
     let mut taken = Log::new();
     taken.one(T0, command(5, buy(1)));
-    let before = taken.machine.tickets().digest();
+    let before = taken.machine.tickets_digest();
     assert_eq!(reason(&import(&mut taken, &file, false)), "System");
     // A damaged file changes nothing, even when told so.
     let mut broken = file.clone();
     broken[file.len() / 2] ^= 1;
     assert_eq!(reason(&import(&mut taken, &broken, true)), "System");
-    assert_eq!(taken.machine.tickets().digest(), before);
+    assert_eq!(taken.machine.tickets_digest(), before);
     assert_eq!(reason(&import(&mut taken, &file, true)), "done");
-    assert_eq!(taken.machine.tickets().digest(), source.machine.tickets().digest());
+    assert_eq!(taken.machine.tickets_digest(), source.machine.tickets_digest());
     // What was staged is gone.
     assert!(!taken.machine.freeze_all().pages.iter().any(|page| page.table() == 12));
 }

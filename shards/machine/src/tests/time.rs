@@ -25,7 +25,11 @@ fn asked_at(n: u64, ms: u64, op: tickets::Command) -> Command {
 }
 
 fn confirm(n: u64, ms: u64) -> Command {
-    asked_at(n, ms, tickets::Command::ConfirmHold { event: "gala".into(), hold: "ga-h1".into() })
+    asked_at(
+        n,
+        ms,
+        tickets::Command::from(tickets::ConfirmHold { event_id: "gala".into(), hold_id: "ga-h1".into() }),
+    )
 }
 
 fn rebase(log_ms: u64) -> Command {
@@ -123,15 +127,19 @@ fn time_that_passed_since_the_export_has_passed_for_what_was_exported() {
 #[test]
 fn due_holds_end_at_once_a_bounded_number_an_entry_and_a_broken_one_delays_none() {
     let mut log = Log::new();
-    let mut roomy = create();
-    if let tickets::Command::CreateEvent { event, tiers, quota, .. } = &mut roomy {
-        (*event, tiers[0].capacity, *quota) = ("roomy".into(), 10_000, 100_000);
-    }
+    let Some(tickets::command::Op::CreateEvent(mut roomy)) = create().op else { panic!() };
+    (roomy.event_id, roomy.tiers[0].capacity, roomy.quota_per_buyer) = ("roomy".into(), 10_000, 100_000);
+    let roomy = roomy.into();
     log.one(T0, command(1, roomy));
     let hold = |n: u64| {
         let event = "roomy".into();
-        let op =
-            tickets::Command::Hold { event, tier: "ga".into(), quantity: 1, seats: vec![], ttl_ms: 1_000 };
+        let op = tickets::Command::from(tickets::Hold {
+            event_id: event,
+            tier_id: "ga".into(),
+            quantity: 1,
+            seats: vec![],
+            ttl_ms: 1_000,
+        });
         Command { principal: format!("p{}", n % 4), ..command(n, op) }
     };
     for first in [2, 1_002] {

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tidewall_machine::domain::table::TableId;
 use tidewall_machine::{Frozen, Machine};
 
 use super::{CheckpointError, CheckpointStore, Generation, StoredPage, assemble};
 
-type PageKey = (u8, Vec<u8>, u64);
+type PageKey = (TableId, Vec<u8>, u64);
 
 #[derive(Debug, Default, Clone)]
 struct Group {

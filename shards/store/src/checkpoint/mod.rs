@@ -15,12 +15,13 @@ mod tests;
 mod writer;
 
 use tidewall_machine::domain::codec::{DecodeError, Reader, Writer};
+use tidewall_machine::domain::table::TableId;
 use tidewall_machine::{Frozen, Head, LoadError, Machine, Position};
 
 pub use writer::{CheckpointWriter, Written};
 
 /// Version of the checkpoint format that this build reads and writes.
-pub const CHECKPOINT_FORMAT: u32 = 1;
+pub const CHECKPOINT_FORMAT: u32 = 2;
 
 /// A stored generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,7 +136,7 @@ impl Generation {
 /// One stored version of a page, as the engines see it.
 struct StoredPage<'a> {
     generation: u64,
-    table: u8,
+    table: TableId,
     page: &'a [u8],
     /// `None`: the page is gone since this generation.
     content: Option<&'a [u8]>,

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use tidewall_machine::{Frozen, Machine};
 
+use tidewall_machine::domain::table::TableId;
+
 use super::{CHECKPOINT_FORMAT, CheckpointError, CheckpointStore, Generation, StoredPage, assemble};
 
 const IDENTITY: &[u8] = b"identity";
@@ -178,21 +180,22 @@ fn engine(doing: &'static str, error: sled::Error) -> CheckpointError {
     }
 }
 
-fn page_key(table: u8, page: &[u8], generation: u64) -> Vec<u8> {
-    let mut key = Vec::with_capacity(10 + page.len());
-    key.extend_from_slice(&[PAGE, table]);
+fn page_key(table: TableId, page: &[u8], generation: u64) -> Vec<u8> {
+    let mut key = Vec::with_capacity(11 + page.len());
+    key.push(PAGE);
+    key.extend_from_slice(&table.to_be_bytes());
     key.extend_from_slice(page);
     key.extend_from_slice(&generation.to_be_bytes());
     key
 }
 
 /// (table, page, generation) of a key.
-fn split_page_key(key: &[u8]) -> Option<(u8, &[u8], u64)> {
+fn split_page_key(key: &[u8]) -> Option<(TableId, &[u8], u64)> {
     let (head, generation) = key.split_last_chunk::<8>()?;
-    let (&[PAGE, table], page) = head.split_first_chunk::<2>()? else {
+    let (&[PAGE, high, low], page) = head.split_first_chunk::<3>()? else {
         return None;
     };
-    Some((table, page, u64::from_be_bytes(*generation)))
+    Some((TableId::from_be_bytes([high, low]), page, u64::from_be_bytes(*generation)))
 }
 
 fn record_key(generation: u64) -> Vec<u8> {
@@ -409,7 +412,7 @@ fn xxhash(bytes: &[u8]) -> u64 {
 pub(super) mod tests_support {
     //! What tests need to lay a half-written generation on disk.
 
-    pub fn page_key(table: u8, page: &[u8], generation: u64) -> Vec<u8> {
+    pub fn page_key(table: super::TableId, page: &[u8], generation: u64) -> Vec<u8> {
         super::page_key(table, page, generation)
     }
 

@@ -1,9 +1,8 @@
 //! A checkpoint is the state at one index, or an error: never something in between.
 #![allow(clippy::unwrap_used)]
 
-use tidewall_machine::domain::tickets;
-use tidewall_machine::domain::tickets::model::TierSpec;
-use tidewall_machine::{Command, Entry, Machine, Op, Position};
+use tidewall_machine::{Command, Entry, Machine, Position};
+use tidewall_messages::tickets;
 
 use super::memory::{Faults, MemoryCheckpoints};
 use super::sled_store::SledCheckpoints;
@@ -13,14 +12,7 @@ const T0: u64 = 1_700_000_000_000;
 
 fn tickets_command(n: u64, op: tickets::Command) -> Command {
     let request_id = (u128::from(T0) << 80) | u128::from(n);
-    let op = Op::Tickets(op);
-    Command {
-        principal: format!("buyer-{}", n % 50),
-        request_id,
-        expires_ms: T0 + 1_000,
-        privileged: false,
-        op,
-    }
+    Command::asking(&format!("buyer-{}", n % 50), request_id, T0 + 1_000, &op)
 }
 
 struct World {
@@ -31,24 +23,23 @@ struct World {
 impl World {
     fn new() -> Self {
         let mut world = Self { machine: Machine::new(), next: 0 };
-        let tier = TierSpec {
-            id: "ga".into(),
+        let tier = tickets::TierSpec {
+            tier_id: "ga".into(),
             display_name: String::new(),
             capacity: 1_000_000,
-            currency: "EUR".into(),
-            price: 1,
+            currency_code: "EUR".into(),
+            price_minor_units: 1,
             seat_rows: vec![],
         };
         world.apply(vec![tickets_command(
             0,
-            tickets::Command::CreateEvent {
-                event: "gala".into(),
+            tickets::Command::from(tickets::CreateEvent {
+                event_id: "gala".into(),
                 display_name: "Gala".into(),
-                quota: 100_000,
-                opens_ms: 0,
-                closes_ms: 0,
+                quota_per_buyer: 100_000,
                 tiers: vec![tier],
-            },
+                ..Default::default()
+            }),
         )]);
         world
     }
@@ -63,13 +54,13 @@ impl World {
 
     fn buy(&mut self, count: u64) {
         let commands = (0..count).map(|n| {
-            let op = tickets::Command::Buy {
-                event: "gala".into(),
-                tier: "ga".into(),
+            let op = tickets::Command::from(tickets::Buy {
+                event_id: "gala".into(),
+                tier_id: "ga".into(),
                 quantity: 1,
                 seats: vec![],
                 buyer: String::new(),
-            };
+            });
             tickets_command(self.next * 10_000 + n, op)
         });
         let commands = commands.collect();
@@ -118,19 +109,22 @@ fn marks_of_pages_that_are_gone_go_too() {
     let mut store = opened(directory.path());
     let mut world = World::new();
     let hold = |n: u64| {
-        let op = tickets::Command::Hold {
-            event: "gala".into(),
-            tier: "ga".into(),
+        let op = tickets::Command::from(tickets::Hold {
+            event_id: "gala".into(),
+            tier_id: "ga".into(),
             quantity: 1,
             seats: vec![],
             ttl_ms: 1,
-        };
+        });
         tickets_command(n, op)
     };
     world.apply(vec![hold(1)]);
     store.write(1, &world.machine.freeze()).unwrap();
     let release = |n: u64| {
-        tickets_command(n, tickets::Command::ReleaseHold { event: "gala".into(), hold: "ga-h1".into() })
+        tickets_command(
+            n,
+            tickets::Command::from(tickets::ReleaseHold { event_id: "gala".into(), hold_id: "ga-h1".into() }),
+        )
     };
     // The hold's page is gone; its mark stays with this generation and goes with the next, also over a restart.
     world.apply(vec![release(51)]);

@@ -36,7 +36,7 @@ impl GroupLog {
             What::Nothing
         } else {
             let core = &mut *core;
-            change(core.groups.entry(self.group).or_default(), &mut core.next_ticket)
+            change(core.groups.entry(self.group).or_default(), &mut core.next_turn)
         };
         shared.submit(core, Operation { group: self.group, what, done });
     }
@@ -47,7 +47,7 @@ impl GroupLog {
     /// If the entries do not continue the log without a gap (the first entry of a group has index 0), or one is
     /// larger than [`PAYLOAD_BYTES_MAX`]: a log with a hole must not come into being.
     pub fn append(&self, entries: Vec<LogEntry>, done: Done) {
-        self.change(done, |memory, next_ticket| {
+        self.change(done, |memory, next_turn| {
             if entries.is_empty() {
                 return What::Nothing;
             }
@@ -66,16 +66,16 @@ impl GroupLog {
                     entry.payload.len()
                 );
             }
-            let first_ticket = *next_ticket;
+            let first_turn = *next_turn;
             for entry in &entries {
                 let LogPosition { term, node, .. } = entry.position;
-                memory.slots.push_back(Slot { term, node, place: Place::Waiting(*next_ticket) });
+                memory.slots.push_back(Slot { term, node, place: Place::Waiting(*next_turn) });
                 memory.cache.push_back(entry.payload.clone());
                 memory.cache_bytes += entry.payload.len();
                 memory.state.last = Some(entry.position);
-                *next_ticket += 1;
+                *next_turn += 1;
             }
-            What::Append { entries, first_ticket }
+            What::Append { entries, first_turn }
         });
     }
 

@@ -97,7 +97,7 @@ pub(super) struct Segment {
 pub(super) enum What {
     Append {
         entries: Vec<LogEntry>,
-        first_ticket: u64,
+        first_turn: u64,
     },
     Vote(Vote),
     /// The position of what remains the last entry.
@@ -136,7 +136,7 @@ pub(super) struct Core {
     pub(super) queue: VecDeque<Operation>,
     /// Committed positions that wait for a barrier to ride on.
     pub(super) committed: BTreeMap<u32, Option<LogPosition>>,
-    pub(super) next_ticket: u64,
+    pub(super) next_turn: u64,
     pub(super) failed: Option<LogError>,
     /// Somebody was asked to write what is queued, later.
     pub(super) asked: bool,

@@ -262,14 +262,14 @@ impl Shared {
         for operation in &batch.operations {
             let group = operation.group;
             match &operation.what {
-                What::Append { entries, first_ticket } => {
+                What::Append { entries, first_turn } => {
                     let memory = core.groups.get_mut(&group).expect("appending has made the group");
-                    for ((entry, ticket), offset) in entries.iter().zip(*first_ticket..).zip(&mut offsets) {
+                    for ((entry, turn), offset) in entries.iter().zip(*first_turn..).zip(&mut offsets) {
                         let index = entry.position.index;
                         let at = index.checked_sub(memory.state.first_index());
                         let slot = at.and_then(|at| memory.slots.get_mut(usize::try_from(at).ok()?));
                         // By now the entry may be truncated or purged, and its index taken by another.
-                        if let Some(slot) = slot.filter(|slot| slot.place == Place::Waiting(ticket)) {
+                        if let Some(slot) = slot.filter(|slot| slot.place == Place::Waiting(turn)) {
                             let length = u32::try_from(entry.payload.len()).expect("payloads are bounded");
                             slot.place = Place::At { segment: writer.active, offset: *offset, length };
                         }

@@ -1,10 +1,14 @@
 //! Decides what a command leads to: events and an outcome, or a rejection. It only reads rows, and never changes one.
 
+use tidewall_messages::tickets::command::Op;
+use tidewall_messages::tickets::outcome::Result as Done;
+use tidewall_messages::tickets::{self as messages, Command, Outcome};
+
 use crate::{Caller, Context, incarnation};
 
 use super::super::model::*;
-use super::super::queries::TicketView;
-use super::{Command, Event, Outcome, Rejection, fields};
+use super::super::queries::views;
+use super::{Event, Rejection, fields};
 
 /// What a command leads to.
 type Decision = Result<(Vec<Event>, Outcome), Rejection>;
@@ -13,60 +17,28 @@ type Decision = Result<(Vec<Event>, Outcome), Rejection>;
 type Capacities = (Vec<Event>, Vec<(TierNo, u64)>);
 
 /// Decides a command.
-pub(super) fn decide(state: &State, context: &Context, caller: Caller<'_>, command: &Command) -> Decision {
+pub(in crate::tickets) fn decide(
+    state: &State,
+    context: &Context,
+    caller: Caller<'_>,
+    command: &Command,
+) -> Decision {
     let case = Case { state, context, caller };
-    match command {
-        Command::CreateEvent { event, display_name, quota, opens_ms, closes_ms, tiers } => {
-            let row = EventRow {
-                no: state.counters.get(&COUNTER_EVENTS).map_or(1, |counter| counter.0 + 1),
-                display_name: display_name.clone(),
-                organiser: caller.principal.to_owned(),
-                quota: *quota,
-                opens_ms: *opens_ms,
-                closes_ms: *closes_ms,
-                revision: 1,
-                tiers: tiers.clone(),
-            };
-            case.create(event, row)
-        }
-        Command::UpdateEvent {
-            event,
-            display_name,
-            quota,
-            opens_ms,
-            closes_ms,
-            tiers,
-            expected_revision,
-        } => {
-            let old = case.event_to_update(event, *expected_revision)?;
-            let (ended, stock) = match tiers {
-                Some(tiers) => case.changed_capacities(old, tiers)?,
-                None => (Vec::new(), Vec::new()),
-            };
-            let row = EventRow {
-                no: old.no,
-                display_name: display_name.as_ref().unwrap_or(&old.display_name).clone(),
-                organiser: old.organiser.clone(),
-                quota: quota.unwrap_or(old.quota),
-                opens_ms: opens_ms.unwrap_or(old.opens_ms),
-                closes_ms: closes_ms.unwrap_or(old.closes_ms),
-                revision: old.revision + 1,
-                tiers: tiers.as_ref().unwrap_or(&old.tiers).clone(),
-            };
-            fields::check_event(event, &row)?;
-            Ok(saved(event.clone(), row, ended, stock))
-        }
-        Command::Hold { event, tier, quantity, seats, ttl_ms } => {
-            case.hold(event, tier, *quantity, seats, *ttl_ms)
-        }
-        Command::Buy { event, tier, quantity, seats, buyer } => {
-            let owner = if buyer.is_empty() { caller.principal } else { buyer };
-            case.buy(owner, event, tier, *quantity, seats)
-        }
-        Command::ConfirmHold { event, hold } => case.confirm(event, hold),
-        Command::ReleaseHold { event, hold } => case.release(event, hold),
-        Command::CancelTicket { event, ticket } => case.cancel(event, ticket),
+    match &command.op {
+        Some(Op::CreateEvent(create)) => case.create(create),
+        Some(Op::UpdateEvent(update)) => case.update(update),
+        Some(Op::Hold(hold)) => case.hold(hold),
+        Some(Op::Buy(buy)) => case.buy(buy),
+        Some(Op::ConfirmHold(confirm)) => case.confirm(&confirm.event_id, &confirm.hold_id),
+        Some(Op::ReleaseHold(release)) => case.release(&release.event_id, &release.hold_id),
+        Some(Op::CancelTicket(cancel)) => case.cancel(&cancel.event_id, &cancel.ticket_id),
+        None => Err(Rejection::invalid("op", "the command asks for nothing")),
     }
+}
+
+/// What was done to an event.
+fn done(event: &str, result: Done) -> Outcome {
+    Outcome { event_id: event.to_owned(), result: Some(result) }
 }
 
 /// The rows before the command, what the log says about it, and who asks.
@@ -78,8 +50,18 @@ pub(super) struct Case<'a> {
 
 impl<'a> Case<'a> {
     /// Makes an event; without an id of its own it gets one that no other event of the group has or has ever had.
-    fn create(&self, id: &str, row: EventRow) -> Decision {
-        let id = match id {
+    fn create(&self, create: &messages::CreateEvent) -> Decision {
+        let row = EventRow {
+            no: self.state.counters.get(&COUNTER_EVENTS).map_or(1, |counter| counter.0 + 1),
+            display_name: create.display_name.clone(),
+            organiser: self.caller.principal.to_owned(),
+            quota: create.quota_per_buyer,
+            opens_ms: create.sale_opens_at_ms,
+            closes_ms: create.sale_closes_at_ms,
+            revision: 1,
+            tiers: create.tiers.iter().map(TierSpec::from).collect(),
+        };
+        let id = match create.event_id.as_str() {
             "" => format!("e{}-{}", self.context.incarnation, row.no),
             id if is_given_id(id) => {
                 let why =
@@ -89,17 +71,40 @@ impl<'a> Case<'a> {
             id => id.to_owned(),
         };
         fields::check_event(&id, &row)?;
-        if self.state.events.get(&id).is_some() {
+        if self.state.event(&id).is_some() {
             return Err(Rejection::EventExists(id));
         }
         let stock = row.tiers.iter().enumerate().map(|(no, tier)| (no as TierNo, tier.capacity)).collect();
         Ok(saved(id, row, Vec::new(), stock))
     }
 
+    /// Changes an event; tiers can be added and changed, never removed.
+    fn update(&self, update: &messages::UpdateEvent) -> Decision {
+        let old = self.event_to_update(&update.event_id, update.expected_revision)?;
+        let tiers: Option<Vec<TierSpec>> =
+            update.set_tiers.then(|| update.tiers.iter().map(TierSpec::from).collect());
+        let (ended, stock) = match &tiers {
+            Some(tiers) => self.changed_capacities(old, tiers)?,
+            None => (Vec::new(), Vec::new()),
+        };
+        let row = EventRow {
+            no: old.no,
+            display_name: update.display_name.as_ref().unwrap_or(&old.display_name).clone(),
+            organiser: old.organiser.clone(),
+            quota: update.quota_per_buyer.unwrap_or(old.quota),
+            opens_ms: update.sale_opens_at_ms.unwrap_or(old.opens_ms),
+            closes_ms: update.sale_closes_at_ms.unwrap_or(old.closes_ms),
+            revision: old.revision + 1,
+            tiers: tiers.unwrap_or_else(|| old.tiers.clone()),
+        };
+        fields::check_event(&update.event_id, &row)?;
+        Ok(saved(update.event_id.clone(), row, ended, stock))
+    }
+
     /// The event, if the caller may change it and has seen its last revision.
     fn event_to_update(&self, id: &str, expected_revision: u64) -> Result<&'a EventRow, Rejection> {
         let old = self.event(id)?;
-        if !self.caller.privileged && old.organiser != self.caller.principal {
+        if !self.caller.is_operator() && old.organiser != self.caller.principal {
             return Err(Rejection::NotOwner(format!("event {id:?}")));
         }
         if expected_revision != 0 && expected_revision != old.revision {
@@ -140,12 +145,13 @@ impl<'a> Case<'a> {
         Ok((ended, stock))
     }
 
-    /// Takes places out of the stock until `ttl_ms` from now.
-    fn hold(&self, event: &str, tier: &str, quantity: u32, seats: &[String], ttl_ms: u32) -> Decision {
-        if ttl_ms == 0 || ttl_ms > HOLD_MS_MAX {
+    /// Takes places out of the stock for a while.
+    fn hold(&self, asked: &messages::Hold) -> Decision {
+        if asked.ttl_ms == 0 || asked.ttl_ms > HOLD_MS_MAX {
             return Err(Rejection::invalid("ttl_seconds", "a hold lasts 1 to 3600 seconds"));
         }
-        let take = self.take(self.caller.principal, event, tier, quantity, seats)?;
+        let messages::Hold { event_id, tier_id, quantity, seats, ttl_ms } = asked;
+        let take = self.take(self.caller.principal, event_id, tier_id, *quantity, seats)?;
         let mut events = take.ended;
         self.check_holds(take.tier.0, &mut events)?;
         let number = self.number(take.stock.next_hold);
@@ -153,20 +159,21 @@ impl<'a> Case<'a> {
             owner: self.caller.principal.into(),
             quantity: take.quantity,
             seats: take.seats,
-            expires_ms: self.context.steady_ms.saturating_add(ttl_ms.into()),
+            expires_ms: self.context.steady_ms.saturating_add((*ttl_ms).into()),
             price: take.price,
             state: HoldState::Live,
         };
-        let outcome = Outcome::Held {
-            event: event.to_owned(),
-            tier: tier.to_owned(),
-            hold: number,
+        let view = messages::HoldView {
+            hold_id: format!("{tier_id}-h{number}"),
+            // The holder is who asked; the gateway knows it from the token.
+            owner: String::new(),
+            tier_id: tier_id.clone(),
             quantity: take.quantity,
             seats: take.spec.seat_names(&hold.seats),
-            expires_ms: self.context.now_ms.saturating_add(ttl_ms.into()),
+            expires_at_ms: self.context.now_ms.saturating_add((*ttl_ms).into()),
         };
         events.push(Event::Held { tier: take.tier, number, hold });
-        Ok((events, outcome))
+        Ok((events, done(event_id, Done::Hold(view))))
     }
 
     /// Whether the caller may have one hold more of an event. A due one of its own gives way.
@@ -193,14 +200,15 @@ impl<'a> Case<'a> {
     }
 
     /// Sells places out of the stock.
-    fn buy(&self, owner: &str, event: &str, tier: &str, quantity: u32, seats: &[String]) -> Decision {
-        let take = self.take(owner, event, tier, quantity, seats)?;
+    fn buy(&self, asked: &messages::Buy) -> Decision {
+        let messages::Buy { event_id, tier_id, quantity, seats, buyer } = asked;
+        let owner = if buyer.is_empty() { self.caller.principal } else { buyer };
+        let take = self.take(owner, event_id, tier_id, *quantity, seats)?;
         let mut events = take.ended;
         let first = self.number(take.stock.next_ticket);
-        let outcome = Outcome::Purchased {
-            event: event.to_owned(),
-            tier: tier.to_owned(),
-            first,
+        let view = messages::PurchaseView {
+            tier_id: tier_id.clone(),
+            first_number: first,
             count: take.quantity,
             seats: take.spec.seat_names(&take.seats),
         };
@@ -213,7 +221,7 @@ impl<'a> Case<'a> {
             price: take.price,
             from_hold: None,
         });
-        Ok((events, outcome))
+        Ok((events, done(event_id, Done::Purchase(view))))
     }
 
     /// Sells the places of a hold to its owner.
@@ -231,21 +239,19 @@ impl<'a> Case<'a> {
             from_hold: Some(key.2),
         };
         let spec = row.tiers.get(usize::from(key.1));
-        let outcome = Outcome::Purchased {
-            event: event.to_owned(),
-            tier: spec.map(|spec| spec.id.clone()).unwrap_or_default(),
-            first,
+        let view = messages::PurchaseView {
+            tier_id: spec.map(|spec| spec.id.clone()).unwrap_or_default(),
+            first_number: first,
             count: hold.quantity,
             seats: spec.map(|spec| spec.seat_names(&hold.seats)).unwrap_or_default(),
         };
-        Ok((vec![sold], outcome))
+        Ok((vec![sold], done(event, Done::Purchase(view))))
     }
 
     /// Gives the places of a hold back.
     fn release(&self, event: &str, id: &str) -> Decision {
         let (_, key, _) = self.live_hold_of_caller(event, id)?;
-        let outcome = Outcome::Released { event: event.to_owned(), hold: id.to_owned() };
-        Ok((vec![Event::HoldReleased { hold: key }], outcome))
+        Ok((vec![Event::HoldReleased { hold: key }], done(event, Done::ReleasedHoldId(id.to_owned()))))
     }
 
     /// Gives the place of a ticket back; its owner may, and the organiser of the event.
@@ -254,17 +260,16 @@ impl<'a> Case<'a> {
         let missing = || Rejection::TicketNotFound(id.to_owned());
         let key = parse_ticket_id(row, id).ok_or_else(missing)?;
         let ticket = self.state.tickets.get(&key).ok_or_else(missing)?;
-        let Caller { principal, privileged } = self.caller;
-        if !privileged && &*ticket.owner != principal && row.organiser != principal {
+        let principal = self.caller.principal;
+        if !self.caller.is_operator() && &*ticket.owner != principal && row.organiser != principal {
             return Err(Rejection::NotOwner(format!("ticket {id:?}")));
         }
         if ticket.cancelled {
             return Err(Rejection::TicketCancelled(id.to_owned()));
         }
         let cancelled = TicketRow { cancelled: true, ..ticket.clone() };
-        let ticket = Box::new(TicketView::of(row, &key, &cancelled));
-        let outcome = Outcome::Cancelled { event: event.to_owned(), ticket };
-        Ok((vec![Event::TicketCancelled { ticket: key }], outcome))
+        let view = views::ticket(row, &key, &cancelled);
+        Ok((vec![Event::TicketCancelled { ticket: key }], done(event, Done::Cancelled(view))))
     }
 
     /// The event of this id.
@@ -288,7 +293,7 @@ impl<'a> Case<'a> {
         let missing = || Rejection::HoldNotFound(id.to_owned());
         let key = parse_hold_id(row, id).ok_or_else(missing)?;
         let hold = self.state.holds.get(&key).ok_or_else(missing)?;
-        if !self.caller.privileged && &*hold.owner != self.caller.principal {
+        if !self.caller.is_operator() && &*hold.owner != self.caller.principal {
             return Err(Rejection::NotOwner(format!("hold {id:?}")));
         }
         // Whether its timer has fired or not.
@@ -299,14 +304,14 @@ impl<'a> Case<'a> {
     }
 }
 
-/// What writing an event's row leads to, once these due holds have ended.
+/// What writing an event's row leads to, once these due holds have ended. What the event is afterwards stands in the rows then.
 fn saved(
     id: String,
     row: EventRow,
     mut events: Vec<Event>,
     stock: Vec<(TierNo, u64)>,
 ) -> (Vec<Event>, Outcome) {
-    let outcome = Outcome::EventSaved { event: id.clone(), row: Box::new(row.clone()), stock: Vec::new() };
+    let outcome = done(&id, Done::Event(messages::EventView::default()));
     events.push(Event::EventSaved { id, row, stock });
     (events, outcome)
 }

@@ -2,40 +2,57 @@
 //! [`Fault`], and the caller takes the changes back.
 
 use crate::Context;
+use crate::module::Fault;
 
 use super::super::model::*;
+use super::Event;
 use super::take::held_and_owned;
-use super::{Event, Fault};
 
 /// Changes the rows as an event says.
-pub(super) fn evolve(state: &mut State, context: &Context, event: Event) -> Result<(), Fault> {
+pub(in crate::tickets) fn evolve(state: &mut State, context: &Context, event: &Event) -> Result<(), Fault> {
     match event {
         Event::EventSaved { id, row, stock } => event_saved(state, id, row, stock),
-        Event::Held { tier, number, hold } => held(state, tier, number, hold),
-        Event::HoldReleased { hold } => hold_ended(state, hold, None),
-        Event::HoldExpired { hold } => hold_ended(state, hold, Some(HoldState::Expired)),
+        Event::Held { tier, number, hold } => held(state, *tier, *number, hold),
+        Event::HoldReleased { hold } => hold_ended(state, *hold, None),
+        Event::HoldExpired { hold } => hold_ended(state, *hold, Some(HoldState::Expired)),
         Event::HoldForgotten { hold } => {
-            state.holds.set(hold, None);
+            state.holds.set(*hold, None);
             Ok(())
         }
         Event::Sold { tier, first, count, seats, owner, price, from_hold } => {
             let ticket = TicketRow {
-                owner,
+                owner: owner.clone(),
                 seat: None,
-                price,
+                price: *price,
                 sold_ms: context.now_ms,
                 request_id: context.request_id,
                 cancelled: false,
             };
-            sold(state, tier, first, count, &seats, &ticket, from_hold)
+            sold(state, *tier, *first, *count, seats, &ticket, *from_hold)
         }
-        Event::TicketCancelled { ticket } => ticket_cancelled(state, ticket),
+        Event::TicketCancelled { ticket } => ticket_cancelled(state, *ticket),
     }
 }
 
-fn event_saved(state: &mut State, id: String, row: EventRow, stock: Vec<(TierNo, u64)>) -> Result<(), Fault> {
+/// Checks the invariants of what events touched. T2 and T4 are checked where seats and tickets are written.
+pub(in crate::tickets) fn check(state: &State, context: &Context, events: &[Event]) -> Result<(), Fault> {
+    check_stock(state)?;
+    for event in events {
+        let gained = match event {
+            Event::Held { tier, hold, .. } => Some((tier.0, &hold.owner)),
+            Event::Sold { tier, owner, from_hold: None, .. } => Some((tier.0, owner)),
+            _ => None,
+        };
+        if let Some((event, owner)) = gained {
+            check_quota(state, context, event, owner)?;
+        }
+    }
+    Ok(())
+}
+
+fn event_saved(state: &mut State, id: &str, row: &EventRow, stock: &[(TierNo, u64)]) -> Result<(), Fault> {
     let no = row.no;
-    for (tier, capacity) in stock {
+    for &(tier, capacity) in stock {
         let mut numbers = state.stock.get(&(no, tier)).copied().unwrap_or(StockRow {
             next_ticket: 1,
             next_hold: 1,
@@ -46,14 +63,14 @@ fn event_saved(state: &mut State, id: String, row: EventRow, stock: Vec<(TierNo,
         numbers.free = take_off(capacity, taken, "capacity")?;
         state.stock.set((no, tier), Some(numbers));
     }
-    if state.events.get(&id).is_none() {
+    if state.event(id).is_none() {
         state.counters.set(COUNTER_EVENTS, Some(CounterRow(no)));
     }
-    state.events.set(id, Some(row));
+    state.events.set(id.to_owned(), Some(row.clone()));
     Ok(())
 }
 
-fn held(state: &mut State, tier: TierKey, number: u64, hold: HoldRow) -> Result<(), Fault> {
+fn held(state: &mut State, tier: TierKey, number: u64, hold: &HoldRow) -> Result<(), Fault> {
     let quantity = u64::from(hold.quantity);
     change_stock(state, tier, |stock| {
         stock.free = take_off(stock.free, quantity, "free")?;
@@ -63,7 +80,7 @@ fn held(state: &mut State, tier: TierKey, number: u64, hold: HoldRow) -> Result<
         Ok(())
     })?;
     occupy(state, tier, &hold.seats, None, |_| SeatRow::Held(number))?;
-    state.holds.set((tier.0, tier.1, number), Some(hold));
+    state.holds.set((tier.0, tier.1, number), Some(hold.clone()));
     Ok(())
 }
 
@@ -183,8 +200,8 @@ fn vacate(state: &mut State, tier: TierKey, seats: &[u32], from: SeatRow) -> Res
     Ok(())
 }
 
-/// Checks T1 on the tiers that the command touched. T2 and T4 are checked where seats and tickets are written.
-pub(super) fn check_stock(state: &State) -> Result<(), Fault> {
+/// Checks T1 on the tiers that the command touched.
+fn check_stock(state: &State) -> Result<(), Fault> {
     for key in state.stock.touched() {
         let Some(stock) = state.stock.get(key) else { continue };
         if stock.capacity != stock.free + stock.held + stock.sold {

@@ -1,6 +1,8 @@
 //! The ways in which a command can be refused by decision, with the words for people and the reasons for programs. It
 //! decides nothing.
 
+use crate::module::{Class, Reason};
+
 /// A "no": replicated, remembered for its request id, and answered to the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
@@ -97,30 +99,14 @@ pub enum Rejection {
     },
 }
 
-/// How a client shall understand a rejection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
-    /// The request itself is wrong.
-    InvalidArgument,
-    /// What it names does not exist.
-    NotFound,
-    /// What it would make exists.
-    AlreadyExists,
-    /// The state does not allow it (now).
-    FailedPrecondition,
-    /// The caller may not.
-    PermissionDenied,
-    /// Somebody else was faster.
-    Aborted,
-}
-
 impl Rejection {
-    pub(super) fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
+    pub(in crate::tickets) fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), why: why.into() }
     }
+}
 
-    /// Stable reason for programs.
-    pub fn reason(&self) -> &'static str {
+impl Reason for Rejection {
+    fn reason(&self) -> &'static str {
         match self {
             Self::EventNotFound(_) => "EVENT_NOT_FOUND",
             Self::EventExists(_) => "EVENT_EXISTS",
@@ -144,8 +130,7 @@ impl Rejection {
         }
     }
 
-    /// How a client shall understand it.
-    pub fn class(&self) -> Class {
+    fn class(&self) -> Class {
         match self {
             Self::EventNotFound(_)
             | Self::TierNotFound(_)
@@ -169,8 +154,7 @@ impl Rejection {
         }
     }
 
-    /// The field to blame, if there is one.
-    pub fn field(&self) -> &str {
+    fn field(&self) -> &str {
         match self {
             Self::Invalid { field, .. } => field,
             _ => "",

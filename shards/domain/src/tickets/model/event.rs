@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::codec::{DecodeError, Reader, Writer};
-use crate::table::Row;
+use tidewall_messages::tickets as messages;
 
-use super::{Currency, EventNo, Price, TierNo};
+use crate::codec::{DecodeError, Reader, Writer};
+use crate::table::{Row, TableId, table_id};
+
+use super::{Currency, EventNo, MODULE, Price, TierNo};
 
 /// A row of numbered seats.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,13 +107,6 @@ impl TierSpec {
         })
     }
 
-    /// About the bytes of a list of tiers.
-    pub fn bytes(tiers: &[Self]) -> usize {
-        let rows = |tier: &Self| tier.seat_rows.iter().map(|row| row.label.len() + 4).sum::<usize>();
-        let tier = |tier: &Self| 24 + tier.id.len() + tier.display_name.len() + rows(tier);
-        tiers.iter().map(tier).sum()
-    }
-
     /// Encodes a list of tiers.
     pub fn encode_list(tiers: &[Self], w: &mut Writer) {
         w.seq(tiers, |w, tier| tier.encode(w));
@@ -120,6 +115,34 @@ impl TierSpec {
     /// Decodes a list of tiers.
     pub fn decode_list(r: &mut Reader<'_>) -> Result<Vec<Self>, DecodeError> {
         r.seq(Self::decode)
+    }
+}
+
+impl From<&messages::TierSpec> for TierSpec {
+    fn from(spec: &messages::TierSpec) -> Self {
+        let row = |row: &messages::SeatRowSpec| SeatRowSpec { label: row.label.clone(), seats: row.seats };
+        Self {
+            id: spec.tier_id.clone(),
+            display_name: spec.display_name.clone(),
+            capacity: spec.capacity,
+            currency: spec.currency_code.clone(),
+            price: spec.price_minor_units,
+            seat_rows: spec.seat_rows.iter().map(row).collect(),
+        }
+    }
+}
+
+impl From<&TierSpec> for messages::TierSpec {
+    fn from(spec: &TierSpec) -> Self {
+        let row = |row: &SeatRowSpec| messages::SeatRowSpec { label: row.label.clone(), seats: row.seats };
+        Self {
+            tier_id: spec.id.clone(),
+            display_name: spec.display_name.clone(),
+            capacity: spec.capacity,
+            currency_code: spec.currency.clone(),
+            price_minor_units: spec.price,
+            seat_rows: spec.seat_rows.iter().map(row).collect(),
+        }
     }
 }
 
@@ -153,7 +176,7 @@ impl EventRow {
 }
 
 impl Row for EventRow {
-    const TABLE: u8 = 1;
+    const TABLE: TableId = table_id(MODULE, 1);
     type Key = String;
     type Page = String;
     type Index = BTreeMap<EventNo, String>;

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::codec::{DecodeError, Reader, Writer};
-use crate::table::Row;
+use crate::table::{Row, TableId, table_id};
 
 use super::{
-    EXPIRED_KEPT_MS, EventNo, NumberKey, Price, TierKey, TierNo, decode_number_key, encode_number_key,
+    EXPIRED_KEPT_MS, EventNo, MODULE, NumberKey, Price, TierKey, TierNo, decode_number_key, encode_number_key,
 };
 
 /// What became of a hold whose row is still there.
@@ -108,7 +108,7 @@ impl HoldRow {
 }
 
 impl Row for HoldRow {
-    const TABLE: u8 = 4;
+    const TABLE: TableId = table_id(MODULE, 4);
     type Key = NumberKey;
     type Page = NumberKey;
     type Index = HoldIndex;

@@ -10,7 +10,9 @@ mod stock;
 mod ticket;
 
 use crate::codec::{DecodeError, Reader, Writer};
-use crate::table::{FrozenPage, Row, Table};
+use crate::table::{AnyTable, Table};
+
+pub use tidewall_messages::tickets::MODULE;
 
 pub use event::{EventRow, SeatRowSpec, TierSpec};
 pub use hold::{HoldIndex, HoldRow, HoldState};
@@ -72,116 +74,26 @@ pub struct State {
     pub(super) counters: Table<CounterRow>,
 }
 
-/// Does the same with every table: the one list of them.
-macro_rules! each_table {
-    ($state:expr, $table:ident => $body:expr) => {{
-        {
-            let $table = &mut $state.events;
-            $body;
-        }
-        {
-            let $table = &mut $state.stock;
-            $body;
-        }
-        {
-            let $table = &mut $state.tickets;
-            $body;
-        }
-        {
-            let $table = &mut $state.holds;
-            $body;
-        }
-        {
-            let $table = &mut $state.seats;
-            $body;
-        }
-        {
-            let $table = &mut $state.counters;
-            $body;
-        }
-    }};
-}
-
 impl State {
-    /// Makes the changes of the last command permanent.
-    pub fn commit(&mut self) {
-        each_table!(self, table => table.commit());
+    /// Every table.
+    pub(super) fn each<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable)) {
+        let Self { events, stock, tickets, holds, seats, counters } = self;
+        show(events);
+        show(stock);
+        show(tickets);
+        show(holds);
+        show(seats);
+        show(counters);
     }
 
-    /// Takes the changes of the last command back.
-    pub fn rollback(&mut self) {
-        each_table!(self, table => table.rollback());
-    }
-
-    /// Pages that changed since the last freeze.
-    pub fn freeze(&mut self, into: &mut Vec<FrozenPage>) {
-        each_table!(self, table => table.freeze(into));
-    }
-
-    /// All pages.
-    pub fn freeze_all(&self, into: &mut Vec<FrozenPage>) {
-        self.events.freeze_all(into);
-        self.stock.freeze_all(into);
-        self.tickets.freeze_all(into);
-        self.holds.freeze_all(into);
-        self.seats.freeze_all(into);
-        self.counters.freeze_all(into);
-    }
-
-    /// Marks everything as changed.
-    pub fn touch_all(&mut self) {
-        each_table!(self, table => table.touch_all());
-    }
-
-    /// Takes in a stored page; `Ok(false)` when the table is not one of this module.
-    pub fn load(&mut self, number: u8, bytes: &[u8]) -> Result<bool, DecodeError> {
-        fn load_if<R: Row>(table: &mut Table<R>, number: u8, bytes: &[u8]) -> Result<bool, DecodeError> {
-            if R::TABLE == number { table.load(bytes).map(|()| true) } else { Ok(false) }
-        }
-        Ok(load_if(&mut self.events, number, bytes)?
-            || load_if(&mut self.stock, number, bytes)?
-            || load_if(&mut self.tickets, number, bytes)?
-            || load_if(&mut self.holds, number, bytes)?
-            || load_if(&mut self.seats, number, bytes)?
-            || load_if(&mut self.counters, number, bytes)?)
-    }
-
-    /// Wrapping sum of the hashes of all rows.
-    pub fn digest(&self) -> u128 {
-        [
-            self.events.digest(),
-            self.stock.digest(),
-            self.tickets.digest(),
-            self.holds.digest(),
-            self.seats.digest(),
-            self.counters.digest(),
-        ]
-        .into_iter()
-        .fold(0, u128::wrapping_add)
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> u64 {
-        self.events.len()
-            + self.stock.len()
-            + self.tickets.len()
-            + self.holds.len()
-            + self.seats.len()
-            + self.counters.len()
-    }
-
-    /// Number of pages that changed since the last freeze.
-    pub fn changed_pages(&self) -> usize {
-        self.events.changed_pages()
-            + self.stock.changed_pages()
-            + self.tickets.changed_pages()
-            + self.holds.changed_pages()
-            + self.seats.changed_pages()
-            + self.counters.changed_pages()
-    }
-
-    /// Number of events.
-    pub fn events_count(&self) -> u64 {
-        self.events.len()
+    /// Every table, to be changed as a whole.
+    pub(super) fn each_mut(&mut self, show: &mut dyn FnMut(&mut dyn AnyTable)) {
+        let Self { events, stock, tickets, holds, seats, counters } = self;
+        show(events);
+        show(stock);
+        show(tickets);
+        show(holds);
+        show(seats);
+        show(counters);
     }
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::codec::{DecodeError, Reader, Writer};
-use crate::table::Row;
+use crate::table::{Row, TableId, table_id};
 
-use super::{EventNo, TierKey, TierNo, decode_number_key, encode_number_key};
+use super::{EventNo, MODULE, TierKey, TierNo, decode_number_key, encode_number_key};
 
 /// The numbers of a tier: the row that a sale is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,7 +25,7 @@ pub struct StockRow {
 }
 
 impl Row for StockRow {
-    const TABLE: u8 = 2;
+    const TABLE: TableId = table_id(MODULE, 2);
     type Key = TierKey;
     type Page = EventNo;
     type Index = ();
@@ -121,7 +121,7 @@ impl TakenSeats {
 }
 
 impl Row for SeatRow {
-    const TABLE: u8 = 5;
+    const TABLE: TableId = table_id(MODULE, 5);
     type Key = (EventNo, TierNo, u32);
     type Page = (EventNo, TierNo, u32);
     type Index = TakenSeats;
@@ -174,7 +174,7 @@ pub struct CounterRow(pub u64);
 pub const COUNTER_EVENTS: u64 = 1;
 
 impl Row for CounterRow {
-    const TABLE: u8 = 6;
+    const TABLE: TableId = table_id(MODULE, 6);
     type Key = u64;
     type Page = u64;
     type Index = ();

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::codec::{DecodeError, Reader, Writer};
-use crate::table::Row;
+use crate::table::{Row, TableId, table_id};
 
-use super::{EventNo, NumberKey, Price, TierNo, decode_number_key, encode_number_key};
+use super::{EventNo, MODULE, NumberKey, Price, TierNo, decode_number_key, encode_number_key};
 
 /// A ticket: the right to one place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl TicketIndex {
 }
 
 impl Row for TicketRow {
-    const TABLE: u8 = 3;
+    const TABLE: TableId = table_id(MODULE, 3);
     type Key = NumberKey;
     type Page = NumberKey;
     type Index = TicketIndex;

@@ -1,12 +1,14 @@
 //! Events: who may change what, what names are given, and what a receipt keeps of them.
 
+use tidewall_messages::tickets as messages;
+
 use super::*;
 
 /// What was decided is what is told for ever, and what was sold keeps its price, whatever becomes of the tier.
 #[test]
 fn what_was_decided_says_everything_and_keeps_its_price_and_currency() {
     let mut world = World::new(9);
-    let Outcome::Purchased { tier: sold_in, first: 1, count: 1, seats, .. } =
+    let Done::Purchase(PurchaseView { tier_id: sold_in, first_number: 1, count: 1, seats }) =
         world.buy("alice", "vip", 1).unwrap()
     else {
         panic!()
@@ -18,29 +20,30 @@ fn what_was_decided_says_everything_and_keeps_its_price_and_currency() {
         price: 7,
         ..tier(id, capacity, seat_rows)
     };
-    let dearer = Command::UpdateEvent {
-        event: "gala".into(),
-        display_name: None,
-        quota: None,
-        opens_ms: None,
-        closes_ms: None,
+    let dearer = change(Change {
         tiers: Some(vec![yen("ga", 10, &[]), yen("vip", 6, &[("A", 4), ("B", 2)])]),
-        expected_revision: 0,
-    };
-    let Outcome::EventSaved { row, stock, .. } = world.ask("organiser", &dearer).unwrap() else { panic!() };
-    assert_eq!((row.revision, row.tiers[1].currency.as_str()), (2, "JPY"));
+        ..Change::default()
+    });
+    let Done::Event(event) = world.ask("organiser", &dearer).unwrap() else { panic!() };
+    let spec = |at: usize| event.tiers[at].spec.as_ref().unwrap();
+    assert_eq!((event.revision, spec(1).currency_code.as_str()), (2, "JPY"));
     assert_eq!(
-        stock.iter().map(|s| (s.capacity, s.free, s.held, s.sold)).collect::<Vec<_>>(),
+        [0, 1].map(|at| (
+            spec(at).capacity,
+            event.tiers[at].free,
+            event.tiers[at].held,
+            event.tiers[at].sold
+        )),
         [(10, 9, 1, 0), (6, 5, 0, 1)]
     );
-    let confirm = Command::ConfirmHold { event: "gala".into(), hold: "ga-h1".into() };
+    let confirm = confirm("ga-h1");
     world.ask("alice", &confirm).unwrap();
     for id in ["vip-1", "ga-1"] {
-        let cancel = Command::CancelTicket { event: "gala".into(), ticket: id.into() };
-        let Outcome::Cancelled { ticket, .. } = world.ask("alice", &cancel).unwrap() else { panic!() };
-        assert_eq!((ticket.price.minor_units, ticket.price.currency.as_str()), (4_200, "EUR"), "{id}");
+        let cancel = cancel(id);
+        let Done::Cancelled(ticket) = world.ask("alice", &cancel).unwrap() else { panic!() };
+        assert_eq!((ticket.price_minor_units, ticket.currency_code.as_str()), (4_200, "EUR"), "{id}");
         assert!(ticket.cancelled && ticket.owner == "alice" && ticket.organiser == "organiser");
-        assert_eq!((ticket.id.as_str(), ticket.seat.is_empty()), (id, id == "ga-1"));
+        assert_eq!((ticket.ticket_id.as_str(), ticket.seat.is_empty()), (id, id == "ga-1"));
     }
 }
 
@@ -49,12 +52,8 @@ fn what_was_decided_says_everything_and_keeps_its_price_and_currency() {
 fn ids_and_numbers_of_a_new_incarnation_were_never_given_before() {
     let mut world = World::new(9);
     let given = |world: &mut World| {
-        let mut create = create(9);
-        if let Command::CreateEvent { event, .. } = &mut create {
-            event.clear();
-        }
-        let Outcome::EventSaved { event, .. } = world.ask("organiser", &create).unwrap() else { panic!() };
-        event
+        let Done::Event(event) = world.ask("organiser", &create_as("")).unwrap() else { panic!() };
+        event.event_id
     };
     assert_eq!(given(&mut world), "e1-2");
     world.buy("alice", "ga", 1).unwrap();
@@ -62,13 +61,21 @@ fn ids_and_numbers_of_a_new_incarnation_were_never_given_before() {
     // The log begins anew: its places say nothing about what is taken.
     world.context.index = 0;
     assert_eq!(given(&mut world), "e2-3");
-    let Outcome::Purchased { first, .. } = world.buy("alice", "ga", 2).unwrap() else { panic!() };
+    let Done::Purchase(PurchaseView { first_number: first, .. }) = world.buy("alice", "ga", 2).unwrap()
+    else {
+        panic!()
+    };
     assert_eq!(first, NUMBERS_PER_INCARNATION + 1);
     let one_place = hold("ga", 1, &[], 50);
-    let Outcome::Held { hold, .. } = world.ask("alice", &one_place).unwrap() else { panic!() };
-    assert_eq!(hold, NUMBERS_PER_INCARNATION + 1);
-    let confirm = Command::ConfirmHold { event: "gala".into(), hold: format!("ga-h{hold}") };
-    let Outcome::Purchased { first, .. } = world.ask("alice", &confirm).unwrap() else { panic!() };
+    let Done::Hold(HoldView { hold_id: hold, .. }) = world.ask("alice", &one_place).unwrap() else {
+        panic!()
+    };
+    assert_eq!(hold_number(&hold), NUMBERS_PER_INCARNATION + 1);
+    let confirm = confirm(hold);
+    let Done::Purchase(PurchaseView { first_number: first, .. }) = world.ask("alice", &confirm).unwrap()
+    else {
+        panic!()
+    };
     assert_eq!(first, NUMBERS_PER_INCARNATION + 3);
     // A forced recovery counts further up; imports follow it.
     let recovered = 1 << 32;
@@ -76,18 +83,19 @@ fn ids_and_numbers_of_a_new_incarnation_were_never_given_before() {
         let mut world = World::new(9);
         world.context.incarnation = incarnation;
         for next in [1, 2] {
-            let Outcome::Purchased { first, .. } = world.buy("bob", "ga", 1).unwrap() else { panic!() };
+            let Done::Purchase(PurchaseView { first_number: first, .. }) = world.buy("bob", "ga", 1).unwrap()
+            else {
+                panic!()
+            };
             assert_eq!(first, before * NUMBERS_PER_INCARNATION + next, "{incarnation:x}");
         }
-        let Outcome::Held { hold: number, .. } = world.ask("bob", &one_place).unwrap() else { panic!() };
-        assert_eq!(number, before * NUMBERS_PER_INCARNATION + 1);
+        let Done::Hold(HoldView { hold_id: number, .. }) = world.ask("bob", &one_place).unwrap() else {
+            panic!()
+        };
+        assert_eq!(hold_number(&number), before * NUMBERS_PER_INCARNATION + 1);
     }
     for taken in ["e1-2", "e77-1"] {
-        let mut create = create(9);
-        if let Command::CreateEvent { event, .. } = &mut create {
-            *event = taken.into();
-        }
-        assert_eq!(world.ask("organiser", &create).unwrap_err().field(), "event_id", "{taken}");
+        assert_eq!(world.ask("organiser", &create_as(taken)).unwrap_err().field(), "event_id", "{taken}");
     }
 }
 
@@ -95,22 +103,11 @@ fn ids_and_numbers_of_a_new_incarnation_were_never_given_before() {
 fn a_quota_lowered_later_breaks_nothing() {
     let mut world = World::new(5);
     world.ask("alice", &hold("ga", 5, &[], 50)).unwrap();
-    let lower = Command::UpdateEvent {
-        event: "gala".into(),
-        display_name: None,
-        quota: Some(2),
-        opens_ms: None,
-        closes_ms: None,
-        tiers: None,
-        expected_revision: 1,
-    };
-    let caller = Caller { principal: "organiser", privileged: false };
-    apply(&mut world.state, &world.context, caller, &lower).unwrap().unwrap();
-    world.state.commit();
-    let caller = Caller { principal: "alice", privileged: false };
-    let confirm = Command::ConfirmHold { event: "gala".into(), hold: "ga-h1".into() };
+    let lower = change(Change { quota: Some(2), expected_revision: 1, ..Change::default() });
+    apply(&mut world.state, &world.context, caller("organiser"), &lower).unwrap().unwrap();
+    let caller = caller("alice");
+    let confirm = confirm("ga-h1");
     apply(&mut world.state, &world.context, caller, &confirm).expect("no fault").unwrap();
-    world.state.commit();
     let more = apply(&mut world.state, &world.context, caller, &buy("ga", 1, &[])).unwrap();
     assert_eq!(more.unwrap_err().reason(), "QUOTA_EXCEEDED");
 }
@@ -118,15 +115,7 @@ fn a_quota_lowered_later_breaks_nothing() {
 #[test]
 fn sales_happen_inside_their_window() {
     let mut world = World::new(9);
-    let window = Command::UpdateEvent {
-        event: "gala".into(),
-        display_name: None,
-        quota: None,
-        opens_ms: Some(2_000),
-        closes_ms: Some(3_000),
-        tiers: None,
-        expected_revision: 0,
-    };
+    let window = change(Change { opens_ms: Some(2_000), closes_ms: Some(3_000), ..Change::default() });
     world.ask("organiser", &window).unwrap();
     for (now, reason) in
         [(1_999, Some("SALE_NOT_OPEN")), (2_000, None), (2_999, None), (3_000, Some("SALE_CLOSED"))]
@@ -140,14 +129,8 @@ fn sales_happen_inside_their_window() {
 fn an_event_can_only_be_changed_by_its_organiser_and_within_reason() {
     let mut world = World::new(9);
     world.buy("alice", "ga", 5).unwrap();
-    let update = |tiers: Option<Vec<TierSpec>>, expected_revision| Command::UpdateEvent {
-        event: "gala".into(),
-        display_name: None,
-        quota: None,
-        opens_ms: None,
-        closes_ms: None,
-        tiers,
-        expected_revision,
+    let update = |tiers: Option<Vec<TierSpec>>, expected_revision| {
+        change(Change { tiers, expected_revision, ..Change::default() })
     };
     let vip = || tier("vip", 6, &[("A", 4), ("B", 2)]);
     let mut reason = |who: &str, command: Command| world.ask(who, &command).err().map(|r| r.reason());
@@ -169,37 +152,25 @@ fn an_event_can_only_be_changed_by_its_organiser_and_within_reason() {
 #[test]
 fn bad_fields_are_named() {
     let mut world = World::new(9);
-    let mut field = |change: &dyn Fn(&mut Command)| {
-        let mut command = create(3);
-        if let Command::CreateEvent { event, .. } = &mut command {
-            *event = "other".into();
-        }
-        change(&mut command);
-        let Err(Rejection::Invalid { field, .. }) = world.ask("organiser", &command) else {
+    let mut field = |change: &dyn Fn(&mut CreateEvent)| {
+        let mut create = CreateEvent { event_id: "other".into(), ..gala(3) };
+        change(&mut create);
+        let Err(Rejection::Invalid { field, .. }) = world.ask("organiser", &create.into()) else {
             panic!("accepted")
         };
         field
     };
-    macro_rules! with {
-        ($name:ident => $change:expr) => {
-            field(&|c| {
-                if let Command::CreateEvent { $name, .. } = c {
-                    $change
-                }
-            })
-        };
-    }
-    assert_eq!(with!(event => *event = "Gala".into()), "event_id");
-    assert_eq!(with!(display_name => display_name.clear()), "event.display_name");
-    assert_eq!(with!(quota => *quota = 0), "event.quota_per_buyer");
-    assert_eq!(with!(tiers => tiers.clear()), "event.tiers");
-    assert_eq!(with!(tiers => tiers[1].id = "ga".into()), "event.tiers[1].tier_id");
-    assert_eq!(with!(tiers => tiers[0].capacity = 0), "event.tiers[0].capacity");
-    assert_eq!(with!(tiers => tiers[1].capacity = 7), "event.tiers[1].seat_rows");
-    assert_eq!(with!(tiers => tiers[0].currency = "euro".into()), "event.tiers[0].price.currency_code");
-    assert_eq!(with!(tiers => tiers[0].currency.clear()), "event.tiers[0].price.currency_code");
-    let row = |n| SeatRowSpec { label: format!("R{n}"), seats: 1 };
-    let rows = |count: usize| (0..count).map(row).collect();
-    assert_eq!(with!(tiers => tiers[1].seat_rows = rows(SEAT_ROWS_MAX + 1)), "event.tiers");
-    assert_eq!(with!(tiers => tiers[1].seat_rows[1].label = "A".into()), "event.tiers[1].seat_rows");
+    assert_eq!(field(&|c| c.event_id = "Gala".into()), "event_id");
+    assert_eq!(field(&|c| c.display_name.clear()), "event.display_name");
+    assert_eq!(field(&|c| c.quota_per_buyer = 0), "event.quota_per_buyer");
+    assert_eq!(field(&|c| c.tiers.clear()), "event.tiers");
+    assert_eq!(field(&|c| c.tiers[1].tier_id = "ga".into()), "event.tiers[1].tier_id");
+    assert_eq!(field(&|c| c.tiers[0].capacity = 0), "event.tiers[0].capacity");
+    assert_eq!(field(&|c| c.tiers[1].capacity = 7), "event.tiers[1].seat_rows");
+    assert_eq!(field(&|c| c.tiers[0].currency_code = "euro".into()), "event.tiers[0].price.currency_code");
+    assert_eq!(field(&|c| c.tiers[0].currency_code.clear()), "event.tiers[0].price.currency_code");
+    let row = |n| messages::SeatRowSpec { label: format!("R{n}"), seats: 1 };
+    let rows = |count: usize| (0..count).map(row).collect::<Vec<_>>();
+    assert_eq!(field(&|c| c.tiers[1].seat_rows = rows(SEAT_ROWS_MAX + 1)), "event.tiers");
+    assert_eq!(field(&|c| c.tiers[1].seat_rows[1].label = "A".into()), "event.tiers[1].seat_rows");
 }

@@ -1,0 +1,30 @@
+//! What stands in the log, module by module: commands, outcomes and rejections as protobuf, without a transport.
+//!
+//! Gateways build the commands, apply reads them, and nobody between them does. **Never here:** rules, services, and anything
+//! that a stored byte could come to mean otherwise: messages only ever grow.
+
+pub mod tickets;
+
+#[allow(missing_docs, clippy::all)]
+mod v1 {
+    include!(concat!(env!("OUT_DIR"), "/tidewall.log.v1.rs"));
+}
+
+pub use v1::Rejection;
+
+/// A command of a module.
+pub trait ModuleCommand: prost::Message + Default {
+    /// Number of the module; never reused.
+    const MODULE: u8;
+
+    /// Whether it asks for something that this build has. An operation of a later build decodes to none.
+    fn is_known(&self) -> bool;
+}
+
+/// A read of a module.
+pub trait ModuleQuery: prost::Message {
+    /// Number of the module.
+    const MODULE: u8;
+    /// What it finds.
+    type Answer: prost::Message + Default;
+}

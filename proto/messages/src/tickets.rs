@@ -1,0 +1,40 @@
+//! Events, tiers, holds and tickets.
+
+use crate::{ModuleCommand, ModuleQuery};
+
+#[allow(missing_docs, clippy::all)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/tidewall.log.tickets.v1.rs"));
+}
+
+pub use generated::*;
+
+/// Number of the module.
+pub const MODULE: u8 = 1;
+
+impl ModuleCommand for Command {
+    const MODULE: u8 = MODULE;
+
+    fn is_known(&self) -> bool {
+        self.op.is_some()
+    }
+}
+
+impl ModuleQuery for Query {
+    const MODULE: u8 = MODULE;
+    type Answer = Answer;
+}
+
+/// Makes a whole of each of its parts.
+macro_rules! parts {
+    ($whole:ident, $of:ident: $($part:ident),*) => {$(
+        impl From<$part> for $whole {
+            fn from(part: $part) -> Self {
+                Self { op: Some($of::Op::$part(part)) }
+            }
+        }
+    )*};
+}
+
+parts!(Command, command: CreateEvent, UpdateEvent, Hold, ConfirmHold, ReleaseHold, Buy, CancelTicket);
+parts!(Query, query: GetEvent, ListEvents, GetTicket, ListTickets);

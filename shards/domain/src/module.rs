@@ -1,0 +1,345 @@
+//! What a domain module is, and what the state machine sees of it.
+//!
+//! The author of a module implements [`Module`] over its own messages and rows and names it in [`crate::registry`]. Everybody
+//! else knows modules as [`AnyModule`], which follows from it: bytes in, bytes out, and one transaction a command or timer.
+//!
+//! A command is *decided* on rows that nothing may change, so that a rejection changes nothing; its events then become rows; then
+//! the invariants of the rows it touched are checked. What breaks one is taken back.
+//!
+//! **The bound.** A command may look at and change a number of rows that follows from its own size, never from how many there are:
+//! apply runs for all regions, and who takes long holds up everybody. The tests of a module count rows to prove it.
+
+use std::any::Any;
+use std::fmt::Debug;
+
+use prost::Message;
+use tidewall_messages::{ModuleCommand, ModuleQuery, Rejection};
+
+use crate::table::{AnyTable, FrozenPage};
+use crate::{Caller, Context, Now};
+
+/// An invariant is broken: the changes must be taken back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Fault(pub String);
+
+/// How a client shall understand a rejection; the numbers are those of gRPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// The request itself is wrong.
+    InvalidArgument = 3,
+    /// What it names does not exist.
+    NotFound = 5,
+    /// What it would make exists.
+    AlreadyExists = 6,
+    /// The caller may not.
+    PermissionDenied = 7,
+    /// The state does not allow it (now).
+    FailedPrecondition = 9,
+    /// Somebody else was faster.
+    Aborted = 10,
+}
+
+/// Why a command of a module is refused by decision; its words are those for people.
+pub trait Reason: std::error::Error {
+    /// Stable reason for programs, UPPER_SNAKE_CASE.
+    fn reason(&self) -> &'static str;
+    /// How a client shall understand it.
+    fn class(&self) -> Class;
+    /// The field to blame, if there is one.
+    fn field(&self) -> &str;
+
+    /// The rejection as it is remembered and answered.
+    fn rejection(&self) -> Rejection {
+        Rejection {
+            reason: self.reason().to_owned(),
+            message: self.to_string(),
+            code: self.class() as i32,
+            field: self.field().to_owned(),
+        }
+    }
+}
+
+/// What a decision of a module leads to.
+pub type Decision<M> = Result<(Vec<<M as Module>::Event>, <M as Module>::Outcome), <M as Module>::Rejection>;
+
+/// A domain module: its rows, and the rules over them. Pure, as the whole crate is.
+pub trait Module: Default + Debug + Send + Sync + 'static {
+    /// Its name, in names of rows and in metrics: `[a-z]+`.
+    const NAME: &'static str;
+    /// What can be asked for.
+    type Command: ModuleCommand;
+    /// What a command achieved, with all that an answer says.
+    type Outcome: Message;
+    /// Why a command is refused.
+    type Rejection: Reason;
+    /// What a decision changes, past tense; rows follow from it and from nothing else.
+    type Event;
+    /// Something that is to be done at a time that has come.
+    type Timer: Copy;
+    /// A read.
+    type Query: ModuleQuery + Default;
+
+    /// Shows every table.
+    fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable));
+    /// Shows every table, to be changed as a whole.
+    fn tables_mut(&mut self, show: &mut dyn FnMut(&mut dyn AnyTable));
+
+    /// Whether the hot row of this name exists: an actor of its own is only for what does.
+    fn has_row(&self, name: &str) -> bool;
+
+    /// Decides a command. Deadlines are compared with the context's times only.
+    ///
+    /// # Errors
+    /// The rejection that is remembered and answered.
+    fn decide(&self, context: &Context, caller: Caller<'_>, command: &Self::Command) -> Decision<Self>;
+
+    /// Changes the rows as an event says. It decides nothing: what does not fit is a fault.
+    ///
+    /// # Errors
+    /// A broken invariant.
+    fn evolve(&mut self, context: &Context, event: &Self::Event) -> Result<(), Fault>;
+
+    /// Checks the invariants of the rows that these events touched.
+    ///
+    /// # Errors
+    /// A broken invariant.
+    fn check(&self, context: &Context, events: &[Self::Event]) -> Result<(), Fault>;
+
+    /// Completes an outcome by what the rows say once its events are in them.
+    fn complete(&self, _outcome: &mut Self::Outcome) {}
+
+    /// Steady time of the earliest timer, milliseconds.
+    fn due_ms(&self) -> Option<u64>;
+    /// The earliest timer that is due.
+    fn next_timer(&self, context: &Context) -> Option<Self::Timer>;
+    /// What a timer that is due leads to.
+    ///
+    /// # Errors
+    /// A broken invariant, of this timer alone: it is shelved.
+    fn fire(&self, context: &Context, timer: Self::Timer) -> Result<Vec<Self::Event>, Fault>;
+    /// Takes a timer that cannot be carried out out of the way, so that it delays no other.
+    fn shelve(&mut self, timer: Self::Timer);
+
+    /// The rejection that the log would certainly give to a command now; `None` when the log must decide.
+    fn quick_no(&self, now: Now, command: &Self::Command) -> Option<Self::Rejection>;
+
+    /// Answers a query. What is due by now counts for nothing, whether its timer has fired or not.
+    ///
+    /// # Errors
+    /// A rejection such as *not found*.
+    fn query(&self, now: Now, query: &Self::Query) -> Result<Answer<Self>, Self::Rejection>;
+}
+
+/// What a query of a module finds.
+pub type Answer<M> = <<M as Module>::Query as ModuleQuery>::Answer;
+
+/// Why a module cannot go on with a command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ModuleError {
+    /// An invariant would have been broken; everything was taken back.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// The bytes are no command of this build. Another build may carry it out, so that passing over it would part the replicas.
+    #[error("the command means nothing to this build: {0}")]
+    Undecodable(String),
+}
+
+/// What firing a timer came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fired {
+    /// Rows that changed.
+    pub rows: usize,
+    /// It would have broken an invariant, and was shelved.
+    pub faulted: bool,
+}
+
+/// A module as everybody but its author knows it.
+pub trait AnyModule: Any + Debug + Send + Sync {
+    /// Its number; never reused.
+    fn number(&self) -> u8;
+    /// Its name, in names of rows.
+    fn name(&self) -> &'static str;
+    /// The same module without rows.
+    fn fresh(&self) -> Box<dyn AnyModule>;
+    /// Shows every table.
+    fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable));
+    /// Shows every table, to be changed as a whole.
+    fn tables_mut(&mut self, show: &mut dyn FnMut(&mut dyn AnyTable));
+    /// Whether the hot row of this name exists.
+    fn has_row(&self, name: &str) -> bool;
+    /// Whether bytes are a command of this module.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    fn understands(&self, payload: &[u8]) -> Result<(), String>;
+    /// Decides a command and changes the rows accordingly, or not at all: the outcome's bytes, or the rejection.
+    ///
+    /// # Errors
+    /// [`ModuleError`]; nothing has changed.
+    fn apply(
+        &mut self,
+        context: &Context,
+        caller: Caller<'_>,
+        payload: &[u8],
+    ) -> Result<Result<Vec<u8>, Rejection>, ModuleError>;
+    /// Steady time of the earliest timer, milliseconds.
+    fn due_ms(&self) -> Option<u64>;
+    /// Fires the earliest timer that is due, as a transaction of its own.
+    fn fire_next(&mut self, context: &Context) -> Option<Fired>;
+    /// The rejection that the log would certainly give now.
+    fn quick_no(&self, now: Now, payload: &[u8]) -> Option<Rejection>;
+    /// Answers a query: the answer's bytes, or a rejection.
+    ///
+    /// # Errors
+    /// The bytes are no query of this build.
+    fn query(&self, now: Now, payload: &[u8]) -> Result<Result<Vec<u8>, Rejection>, String>;
+}
+
+impl<M: Module> AnyModule for M {
+    fn number(&self) -> u8 {
+        M::Command::MODULE
+    }
+
+    fn name(&self) -> &'static str {
+        M::NAME
+    }
+
+    fn fresh(&self) -> Box<dyn AnyModule> {
+        Box::<M>::default()
+    }
+
+    fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable)) {
+        Module::tables(self, show);
+    }
+
+    fn tables_mut(&mut self, show: &mut dyn FnMut(&mut dyn AnyTable)) {
+        Module::tables_mut(self, show);
+    }
+
+    fn has_row(&self, name: &str) -> bool {
+        Module::has_row(self, name)
+    }
+
+    fn understands(&self, payload: &[u8]) -> Result<(), String> {
+        decode::<M>(payload).map(drop)
+    }
+
+    fn apply(
+        &mut self,
+        context: &Context,
+        caller: Caller<'_>,
+        payload: &[u8],
+    ) -> Result<Result<Vec<u8>, Rejection>, ModuleError> {
+        let command = decode::<M>(payload).map_err(ModuleError::Undecodable)?;
+        let answer = apply(self, context, caller, &command)?;
+        Ok(answer.map(|outcome| outcome.encode_to_vec()).map_err(|why| why.rejection()))
+    }
+
+    fn due_ms(&self) -> Option<u64> {
+        Module::due_ms(self)
+    }
+
+    fn fire_next(&mut self, context: &Context) -> Option<Fired> {
+        fire_next(self, context)
+    }
+
+    fn quick_no(&self, now: Now, payload: &[u8]) -> Option<Rejection> {
+        let command = M::Command::decode(payload).ok()?;
+        Module::quick_no(self, now, &command).map(|why| why.rejection())
+    }
+
+    fn query(&self, now: Now, payload: &[u8]) -> Result<Result<Vec<u8>, Rejection>, String> {
+        let query = M::Query::decode(payload).map_err(|why| why.to_string())?;
+        let answer = Module::query(self, now, &query);
+        Ok(answer.map(|answer| answer.encode_to_vec()).map_err(|why| why.rejection()))
+    }
+}
+
+fn decode<M: Module>(payload: &[u8]) -> Result<M::Command, String> {
+    let command = M::Command::decode(payload).map_err(|why| why.to_string())?;
+    if command.is_known() { Ok(command) } else { Err("it asks for nothing that this build has".into()) }
+}
+
+/// Decides a command and makes its changes permanent, or takes all of them back.
+///
+/// # Errors
+/// A broken invariant. An inner rejection has changed nothing.
+pub fn apply<M: Module>(
+    module: &mut M,
+    context: &Context,
+    caller: Caller<'_>,
+    command: &M::Command,
+) -> Result<Result<M::Outcome, M::Rejection>, Fault> {
+    let (events, mut outcome) = match module.decide(context, caller, command) {
+        Ok(decision) => decision,
+        Err(rejection) => return Ok(Err(rejection)),
+    };
+    evolve(module, context, &events)?;
+    module.complete(&mut outcome);
+    commit(module);
+    Ok(Ok(outcome))
+}
+
+/// Fires the earliest timer that is due, or shelves it: what is wrong with one delays no other.
+pub fn fire_next<M: Module>(module: &mut M, context: &Context) -> Option<Fired> {
+    let timer = module.next_timer(context)?;
+    let fired = module.fire(context, timer).and_then(|events| evolve(module, context, &events));
+    if fired.is_err() {
+        module.shelve(timer);
+    }
+    let mut rows = 0;
+    Module::tables(module, &mut |table| rows += table.touched_rows());
+    commit(module);
+    Some(Fired { rows, faulted: fired.is_err() })
+}
+
+/// Turns events into rows that keep the invariants, or into none.
+fn evolve<M: Module>(module: &mut M, context: &Context, events: &[M::Event]) -> Result<(), Fault> {
+    let evolved = events.iter().try_for_each(|event| module.evolve(context, event));
+    let kept = evolved.and_then(|()| module.check(context, events));
+    if kept.is_err() {
+        Module::tables_mut(module, &mut |table| table.rollback());
+    }
+    kept
+}
+
+fn commit<M: Module>(module: &mut M) {
+    Module::tables_mut(module, &mut |table| table.commit());
+}
+
+/// What is the same for the tables of every module.
+impl dyn AnyModule {
+    /// Number of rows.
+    pub fn rows(&self) -> u64 {
+        self.sum(|table| table.len())
+    }
+
+    /// Wrapping sum of the hashes of all rows.
+    pub fn digest(&self) -> u128 {
+        let mut sum = 0u128;
+        self.tables(&mut |table| sum = sum.wrapping_add(table.digest()));
+        sum
+    }
+
+    /// Pages that changed since the last freeze.
+    pub fn changed_pages(&self) -> usize {
+        self.sum(|table| table.changed_pages() as u64) as usize
+    }
+
+    /// Pages that changed since the last freeze.
+    pub fn freeze(&mut self, into: &mut Vec<FrozenPage>) {
+        self.tables_mut(&mut |table| table.freeze(into));
+    }
+
+    /// All pages.
+    pub fn freeze_all(&self, into: &mut Vec<FrozenPage>) {
+        self.tables(&mut |table| table.freeze_all(into));
+    }
+
+    fn sum(&self, of: impl Fn(&dyn AnyTable) -> u64) -> u64 {
+        let mut sum = 0;
+        self.tables(&mut |table| sum += of(table));
+        sum
+    }
+}

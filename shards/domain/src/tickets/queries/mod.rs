@@ -1,0 +1,166 @@
+//! Reads over the rows of the ticket module. Nothing here changes anything.
+
+pub mod views;
+
+use tidewall_messages::tickets::answer::Result as Found;
+use tidewall_messages::tickets::command::Op as Asked;
+use tidewall_messages::tickets::query::Op;
+use tidewall_messages::tickets::{Answer, Command, EventList, EventView, ListTickets, Query, TicketList};
+
+use super::commands::{Rejection, parse_ticket_id};
+use super::model::*;
+use crate::Now;
+use crate::page::page;
+
+/// Most events in a page.
+const EVENTS_MAX: u32 = 1_000;
+/// Most tickets in a page.
+const TICKETS_MAX: u32 = 5_000;
+
+/// One tier with its numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TierView<'a> {
+    /// What it is.
+    pub spec: &'a TierSpec,
+    /// Its numbers.
+    pub stock: StockRow,
+}
+
+/// Answers a query.
+pub(super) fn query(state: &State, now: Now, query: &Query) -> Result<Answer, Rejection> {
+    let found = match &query.op {
+        Some(Op::GetEvent(asked)) => {
+            Found::Event(shown(state, now, &asked.event_id, state.known(&asked.event_id)?))
+        }
+        Some(Op::ListEvents(asked)) => {
+            let events =
+                state.events_after(&asked.after_event_id).map(|(id, row)| shown(state, now, id, row));
+            let (events, more) = page(events, asked.limit, EVENTS_MAX);
+            Found::Events(EventList { events, more })
+        }
+        Some(Op::GetTicket(asked)) => {
+            let row = state.known(&asked.event_id)?;
+            let key = parse_ticket_id(row, &asked.ticket_id);
+            let found = key.and_then(|key| Some((key, state.ticket(&key)?)));
+            let (key, ticket) = found.ok_or_else(|| Rejection::TicketNotFound(asked.ticket_id.clone()))?;
+            Found::Ticket(views::ticket(row, &key, ticket))
+        }
+        Some(Op::ListTickets(asked)) => Found::Tickets(tickets(state, state.known(&asked.event_id)?, asked)?),
+        None => return Err(Rejection::invalid("op", "the query asks for nothing that this build has")),
+    };
+    Ok(Answer { result: Some(found) })
+}
+
+fn shown(state: &State, now: Now, id: &str, row: &EventRow) -> EventView {
+    views::event(id, row, state.tiers(row, now.steady_ms).map(|tier| (tier.spec, tier.stock)))
+}
+
+fn tickets(state: &State, row: &EventRow, asked: &ListTickets) -> Result<TicketList, Rejection> {
+    let after = match asked.after_ticket_id.as_str() {
+        "" => (0, 0),
+        id => {
+            let key = parse_ticket_id(row, id).ok_or_else(|| Rejection::TicketNotFound(id.to_owned()))?;
+            (key.1, key.2)
+        }
+    };
+    let owner = (!asked.owner.is_empty()).then_some(asked.owner.as_str());
+    let found = state.tickets_after(row.no, owner, after, asked.limit.clamp(1, TICKETS_MAX) as usize + 1);
+    let found = found.into_iter().map(|(key, found)| views::ticket(row, &key, found));
+    let (tickets, more) = page(found, asked.limit, TICKETS_MAX);
+    Ok(TicketList { tickets, more, organiser: row.organiser.clone() })
+}
+
+/// The rejection of a purchase or hold that the log would certainly refuse as sold out. When seats are named, or a hold of the
+/// tier could be due by now, the log must decide.
+pub(super) fn quick_no(state: &State, now: Now, command: &Command) -> Option<Rejection> {
+    let (event, tier, quantity, seats) = match command.op.as_ref()? {
+        Asked::Buy(buy) => (&buy.event_id, &buy.tier_id, buy.quantity, &buy.seats),
+        Asked::Hold(hold) => (&hold.event_id, &hold.tier_id, hold.quantity, &hold.seats),
+        _ => return None,
+    };
+    if seats.is_empty() { state.sold_out(event, tier, quantity, now) } else { None }
+}
+
+impl State {
+    /// The event with this id.
+    pub fn event(&self, id: &str) -> Option<&EventRow> {
+        // The table's keys are owned strings; a page is one event, so this is one look-up.
+        self.events.get(&id.to_owned())
+    }
+
+    /// The event with this id, or why there is none.
+    fn known(&self, id: &str) -> Result<&EventRow, Rejection> {
+        self.event(id).ok_or_else(|| Rejection::EventNotFound(id.to_owned()))
+    }
+
+    /// Events after an id (exclusive), ordered by id.
+    pub fn events_after<'a>(&'a self, after: &'a str) -> impl Iterator<Item = (&'a str, &'a EventRow)> {
+        self.events
+            .range_from(&after.to_owned())
+            .filter(move |(id, _)| id.as_str() > after)
+            .map(|(id, row)| (id.as_str(), row))
+    }
+
+    /// The numbers of an event's tiers, in their order, as the rows say.
+    pub fn stock_of<'a>(&'a self, event: &'a EventRow) -> impl Iterator<Item = StockRow> + 'a {
+        (0..event.tiers.len())
+            .map(|no| self.stock.get(&(event.no, no as TierNo)).copied().unwrap_or_default())
+    }
+
+    /// The tiers of an event, with their numbers: what is due by `now_ms` of steady time is free, whether it was ended or not.
+    pub fn tiers<'a>(&'a self, event: &'a EventRow, now_ms: u64) -> impl Iterator<Item = TierView<'a>> {
+        event.tiers.iter().zip(self.stock_of(event)).enumerate().map(move |(no, (spec, mut stock))| {
+            let due = self.holds.derived().due((event.no, no as TierNo), now_ms);
+            let due: u64 = due.map(|(_, places)| u64::from(places)).sum();
+            stock.held = stock.held.saturating_sub(due);
+            stock.free += due;
+            TierView { spec, stock }
+        })
+    }
+
+    /// A ticket.
+    pub fn ticket(&self, key: &NumberKey) -> Option<&TicketRow> {
+        self.tickets.get(key)
+    }
+
+    /// Tickets of an event after a key (exclusive), of one owner or of all.
+    pub fn tickets_after(
+        &self,
+        event: EventNo,
+        owner: Option<&str>,
+        after: (TierNo, u64),
+        limit: usize,
+    ) -> Vec<(NumberKey, &TicketRow)> {
+        match owner {
+            Some(owner) => {
+                let Some(mine) = self.tickets.derived().of(event, owner) else { return Vec::new() };
+                let from = (after.0, after.1.saturating_add(1));
+                let keys = mine.tickets.range(from..).take(limit);
+                keys.filter_map(|(tier, number)| {
+                    let key = (event, *tier, *number);
+                    Some((key, self.tickets.get(&key)?))
+                })
+                .collect()
+            }
+            None => self
+                .tickets
+                .range_from(&(event, after.0, after.1.saturating_add(1)))
+                .take_while(|(key, _)| key.0 == event)
+                .take(limit)
+                .map(|(key, row)| (*key, row))
+                .collect(),
+        }
+    }
+
+    /// Why a purchase or hold of `quantity` places can only be refused as sold out now.
+    fn sold_out(&self, event: &str, tier: &str, quantity: u32, now: Now) -> Option<Rejection> {
+        let row = self.event(event)?;
+        let (no, _) = row.tier(tier)?;
+        let key = (row.no, no);
+        let stock = self.stock.get(&key)?;
+        let due = self.holds.derived().due(key, now.steady_ms).next().is_some();
+        let open = now.log_ms >= row.opens_ms && (row.closes_ms == 0 || now.log_ms < row.closes_ms);
+        let lasts = stock.free >= u64::from(quantity.max(1));
+        (!lasts && !due && open).then_some(Rejection::SoldOut { asked: quantity, free: stock.free })
+    }
+}
