@@ -433,3 +433,64 @@ fn patience(timeout_ms: u32) -> Duration {
     const PATIENCE_MAX_MS: u32 = 60_000;
     Duration::from_millis(timeout_ms.min(PATIENCE_MAX_MS).into())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_group_is_recovered_by_force_only_when_it_is_lost_looked_at_and_fenced() {
+        const FENCE: u64 = 1 << 32;
+        let silence = |node, silent_ms| pb::Silence { node, silent_ms, never_heard: false };
+        let found = pb::RecoverResponse {
+            node: 1,
+            last_log_index: 40,
+            incarnation: 3,
+            voters: vec![1, 2, 3],
+            silences: vec![silence(2, 10_000), silence(3, 60_000)],
+            ..Default::default()
+        };
+        let order = pb::RecoverRequest {
+            group: 1,
+            seen_last_log_index: 40,
+            seen_incarnation: 3,
+            ..Default::default()
+        };
+        let why = |order: &pb::RecoverRequest, found: &pb::RecoverResponse, fence| {
+            unrecoverable(order, found, fence).map(|refusal| refusal.message)
+        };
+        assert_eq!(why(&order, &found, FENCE), None);
+        let says = |why: Option<String>, what: &str| {
+            assert!(why.as_ref().is_some_and(|why| why.contains(what)), "{why:?}")
+        };
+        let empty = pb::RecoverResponse { last_log_index: 0, ..found.clone() };
+        says(why(&order, &empty, FENCE), "never received");
+        let alive =
+            pb::RecoverResponse { silences: vec![silence(2, 9_999), silence(3, 60_000)], ..found.clone() };
+        says(why(&order, &alive, FENCE), "[2] may be alive");
+        let dry_run = pb::RecoverRequest { group: 1, dry_run: true, ..Default::default() };
+        assert_eq!(why(&dry_run, &found, 0), None, "looking needs no fence");
+        for (index, incarnation) in [(39, 3), (40, 2)] {
+            let seen = pb::RecoverRequest {
+                seen_last_log_index: index,
+                seen_incarnation: incarnation,
+                ..order.clone()
+            };
+            says(why(&seen, &found, FENCE), "has changed since");
+        }
+        let recovered = pb::RecoverResponse { incarnation: FENCE, ..found.clone() };
+        let seen = pb::RecoverRequest { seen_incarnation: FENCE, ..order.clone() };
+        for (fence, fenced) in [(FENCE, false), (FENCE + 1, false), (2 * FENCE, true), (0, false)] {
+            assert_eq!(why(&seen, &recovered, fence).is_none(), fenced, "{fence:x}");
+        }
+        says(why(&order, &found, 7), "not fenced");
+    }
+
+    #[test]
+    fn an_order_takes_as_long_as_its_caller_grants_within_reason() {
+        for (asked, granted) in [(0, 0), (59_999, 59_999), (60_000, 60_000), (u32::MAX, 60_000)] {
+            assert_eq!(patience(asked), Duration::from_millis(granted));
+        }
+    }
+}

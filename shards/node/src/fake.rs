@@ -29,6 +29,7 @@ pub struct Replica {
     pub log: NodeLog,
     pub writer: CheckpointWriter,
     pub life: LifeOfNode,
+    pub server: PeerServer,
 }
 
 /// The replicas on these nodes of a group of three, node 1 among them, in this order. The others cannot be reached.
@@ -70,10 +71,10 @@ pub async fn replicas(present: &[u64]) -> Vec<Replica> {
         tokio::spawn(
             tidewall_link::server_builder()
                 .layer(tidewall_link::NodeIdentity::peer_port(CLUSTER, Arc::clone(life.lives()), false))
-                .add_service(crate::assembly::peer_service(server))
+                .add_service(crate::assembly::peer_service(server.clone()))
                 .serve_with_incoming(TcpIncoming::from(listener)),
         );
-        started.push(Replica { group, peers, log, writer, life });
+        started.push(Replica { group, peers, log, writer, life, server });
     }
     let first = &started[0].group;
     first.initialize().await.unwrap();

@@ -32,3 +32,25 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole_and_removed_once_or_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().join("below");
+        replace_below(&below, "a.json", b"old").unwrap();
+        replace(&below, "a.json", b"new").unwrap();
+        assert_eq!(std::fs::read(below.join("a.json")).unwrap(), b"new");
+        assert_eq!(std::fs::read_dir(&below).unwrap().count(), 1, "nothing is left beside it");
+        remove(&below.join("a.json")).unwrap();
+        assert!(!below.join("a.json").exists());
+        remove(&below.join("a.json")).unwrap();
+        assert!(remove(&below).is_err(), "a directory is no file");
+        assert!(replace(&directory.path().join("nowhere"), "a.json", b"").is_err());
+        assert!(sync_directory(&directory.path().join("nowhere")).is_err());
+    }
+}

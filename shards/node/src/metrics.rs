@@ -152,3 +152,52 @@ impl Metrics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use tidewall_env::disk::MemoryDisk;
+    use tidewall_machine::{Decision, Reject};
+    use tidewall_store::log::LogOptions;
+
+    use super::*;
+    use crate::fake::{serving, topology};
+    use crate::space::Space;
+
+    #[test]
+    fn what_becomes_of_commands_and_queries_is_counted_each_by_its_name() {
+        let metrics = Metrics::new(&topology());
+        let decided = |answer| Ok(Decision { receipt: None, answer, replayed: false });
+        let replies: [(u64, Reply); OUTCOMES.len()] = [
+            (1, decided(Answer::Done { module: 1, outcome: Vec::new() })),
+            (2, decided(Answer::Rejected(Reject::Expired))),
+            (3, Err(Refusal::NotLeader { leader: None })),
+            (4, Err(Refusal::Overloaded { what: "it is full", retry_after_ms: 1 })),
+            (5, Err(Refusal::Unknown("lost".into()))),
+            (6, Err(Refusal::Halted("stopped".into()))),
+        ];
+        for (times, reply) in &replies {
+            (0..*times).for_each(|_| metrics.command(1, reply));
+            metrics.command(99, reply);
+        }
+        metrics.queries(1, 7, true);
+        metrics.queries(1, 8, false);
+        metrics.queries(99, 9, true);
+        let (log, _) = NodeLog::open(Arc::new(MemoryDisk::new()), LogOptions::new([7; 16], 1)).unwrap();
+        let space = Space::unlimited();
+        space.judge(0);
+        let text = metrics.text(&serving(BTreeMap::new(), space), &log, 4_321);
+        let has = |line: String| assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        for (name, (times, _)) in OUTCOMES.iter().zip(&replies) {
+            has(format!("tidewall_node_commands_total{{region=\"north\",outcome=\"{name}\"}} {times}"));
+        }
+        has("tidewall_node_queries_total{region=\"north\",outcome=\"done\"} 7".into());
+        has("tidewall_node_queries_total{region=\"north\",outcome=\"refused\"} 8".into());
+        has(format!("tidewall_node_log_bytes {}", log.disk_bytes()));
+        has("tidewall_node_checkpoint_bytes 4321".into());
+        has("tidewall_node_disk_low 1".into());
+        log.close().unwrap();
+    }
+}

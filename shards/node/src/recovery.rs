@@ -128,6 +128,12 @@ impl Orders {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use tidewall_env::disk::MemoryDisk;
+    use tidewall_store::checkpoint::memory::MemoryCheckpoints;
+    use tidewall_store::log::LogOptions;
+
     use super::*;
 
     #[test]
@@ -140,5 +146,30 @@ mod tests {
         assert_eq!(Orders::new(directory.path()).find(2).unwrap(), Some(order));
         std::fs::write(orders.path(2), "{").unwrap();
         assert!(orders.find(2).is_err());
+    }
+
+    #[test]
+    fn an_order_that_another_recovery_has_overtaken_is_put_aside_and_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let orders = Orders::new(directory.path());
+        let (log, _) = NodeLog::open(Arc::new(MemoryDisk::new()), LogOptions::new([7; 16], 1)).unwrap();
+        let mut store = MemoryCheckpoints::new();
+        let kept = |order: &str| {
+            let found = std::fs::read_dir(orders.path(2).parent().unwrap()).unwrap();
+            found.map(|entry| entry.unwrap().file_name()).any(|name| name.to_string_lossy().contains(order))
+        };
+        let mut carry_out = |fence| {
+            orders.give(&Order { group: 2, incarnation: 5, principal: "ann".into(), given_ms: 7 }).unwrap();
+            let survivor = Survivor { node: 1, address: "127.0.0.1:1".into(), group: 2, fence };
+            orders.carry_out(survivor, &log, &mut store, Machine::new())
+        };
+        let machine = carry_out(6).unwrap();
+        assert_eq!((machine.incarnation(), orders.find(2).unwrap()), (1, None));
+        assert!(kept("incarnation-5.superseded"));
+        std::fs::remove_dir_all(orders.path(2).parent().unwrap()).unwrap();
+        // Whatever comes of it: it is obeyed.
+        let _ = carry_out(5);
+        assert!(!kept("superseded"));
+        log.close().unwrap();
     }
 }

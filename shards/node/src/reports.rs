@@ -332,7 +332,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn who_differs_from_a_majority_is_quarantined_and_without_one_nobody_decides() {
-        let Replica { group, peers, log, writer, life } = replicas(&[1]).await.remove(0);
+        let Replica { group, peers, log, writer, life, .. } = replicas(&[1]).await.remove(0);
         let directory = tempfile::tempdir().unwrap();
         let quarantine = Quarantine::new(directory.path());
         let groups = BTreeMap::from([(1, group.clone())]);
@@ -374,5 +374,79 @@ mod tests {
         assert!(reports.own().replicas.is_empty(), "a quarantined replica speaks for nobody");
         writer.stop();
         log.close().unwrap();
+    }
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// Node 1 of three with its reports, beside node 2. Node 3 cannot be reached.
+    async fn two(directory: &std::path::Path) -> (Reports, Vec<Replica>) {
+        let running = replicas(&[1, 2]).await;
+        let leads = async {
+            while !running[0].group.believes_to_lead() || !running[0].group.caught_up(2) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LONG, leads).await.unwrap();
+        let groups = BTreeMap::from([(1, running[0].group.clone())]);
+        let life = running[0].life.clone();
+        (Reports::new(standing(1), groups, Quarantine::new(directory), life), running)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_round_hears_who_answers_for_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let (reports, running) = two(directory.path()).await;
+        let who = Arc::new(std::sync::atomic::AtomicU64::new(9));
+        let said = Arc::clone(&who);
+        running[1].server.on_report(move |asked| {
+            assert_eq!(asked.node, 1);
+            let node = said.load(std::sync::atomic::Ordering::SeqCst);
+            let (unix_ms, accepts_lead) = (asked.unix_ms, true);
+            pb::NodeReport { node, unix_ms, accepts_lead, apply_version: 2, ..Default::default() }
+        });
+        let peers = &running[0].peers;
+        assert!(!reports.round(peers).await);
+        assert!(!reports.standing.is_heard(2), "that was somebody else's report");
+        who.store(2, std::sync::atomic::Ordering::SeqCst);
+        assert!(!reports.round(peers).await, "node 3 does not answer");
+        assert!(reports.standing.is_heard(2) && reports.standing.takes_lead(2));
+        assert!(reports.standing.stamp().confirmed, "its clock was measured");
+        running.iter().for_each(|replica| replica.writer.stop());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn clocks_are_compared_until_enough_are_known_or_patience_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let (reports, running) = two(directory.path()).await;
+        let peers = &running[0].peers;
+        let patience = Duration::from_millis(300);
+        let began = Instant::now();
+        tokio::time::timeout(LONG, reports.compare_clocks(peers, patience)).await.unwrap();
+        assert!(began.elapsed() >= patience, "nobody was heard");
+        for node in [2, 3] {
+            reports.standing.measured(node, reports.standing.now_ms());
+        }
+        tokio::time::timeout(LONG, reports.compare_clocks(peers, 10 * LONG)).await.unwrap();
+        running.iter().for_each(|replica| replica.writer.stop());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_apply_version_is_raised_once_when_every_member_supports_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (reports, running) = two(directory.path()).await;
+        let group = &running[0].group;
+        let version = || group.state().read(Machine::apply_version);
+        reports.raise_version(group).await;
+        assert_eq!(version(), 1, "nobody was heard");
+        for (third, raised) in [(1, 1), (2, 2), (2, 2)] {
+            reports.standing.hear(2, true, 2);
+            reports.standing.hear(3, true, third);
+            let applied = group.state().read(Machine::applied_index);
+            reports.raise_version(group).await;
+            assert_eq!(version(), raised, "node 3 supports {third}");
+            let entries = group.state().read(Machine::applied_index) - applied;
+            assert!(raised > 1 || entries == 0, "it was proposed though node 3 does not support it");
+        }
+        running.iter().for_each(|replica| replica.writer.stop());
     }
 }

@@ -84,3 +84,38 @@ impl Shard for GroupShard {
         self.standing.stamp()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::fake::{replicas, standing};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn actors_see_who_leads_and_a_replica_alone_confirms_nothing() {
+        let running = replicas(&[1, 2]).await;
+        let shards: Vec<GroupShard> = running
+            .iter()
+            .zip(1..)
+            .map(|(replica, node)| GroupShard::new(replica.group.clone(), standing(node)))
+            .collect();
+        let leads = async {
+            while shards[1].leader().is_none() || !shards.iter().any(|shard| shard.leads()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), leads).await.unwrap();
+        let leader = if shards[0].leads() { 0 } else { 1 };
+        assert_eq!(shards[1 - leader].leader(), Some(leader as u64 + 1));
+        assert!(shards[leader].confirm().await.is_ok());
+        let other = shards[1 - leader].confirm().await;
+        assert_eq!(other, Err(Refusal::NotLeader { leader: Some(leader as u64 + 1) }));
+        let mut rows = 0;
+        shards[leader].look(&mut |machine| rows = machine.rows());
+        assert!(rows > 0);
+        running.iter().for_each(|replica| replica.writer.stop());
+        let alone = replicas(&[3]).await;
+        let alone = GroupShard::new(alone[0].group.clone(), standing(3));
+        assert!(!alone.leads() && alone.confirm().await.is_err());
+    }
+}

@@ -105,6 +105,20 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_is_looked_at_in_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let space = Space { directory: Some(directory.path().to_owned()), low: Arc::default() };
+        let stat = rustix::fs::statvfs(directory.path()).unwrap();
+        for low in [true, false] {
+            space.low.store(low, Ordering::Relaxed);
+            space.check().unwrap();
+            assert_eq!(space.is_low(), stat.f_bavail * stat.f_frsize < LOW_WATER_BYTES, "it was {low}");
+        }
+        let gone = Space { directory: Some(directory.path().join("gone")), low: Arc::default() };
+        assert!(gone.check().is_err());
+    }
+
+    #[test]
     fn the_ballast_is_laid_out_once_and_given_up() {
         let directory = tempfile::tempdir().unwrap();
         let ballast = directory.path().join("ballast");

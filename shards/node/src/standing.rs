@@ -541,4 +541,80 @@ mod tests {
         standing.hear(2, true, 2);
         assert!(standing.takes_lead(2));
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_heard_counts_until_it_is_old() {
+        let one = standing(1);
+        assert!(one.is_heard(1) && !one.is_heard(2), "this node always is");
+        assert_eq!(one.silence(2), (Duration::ZERO, false));
+        one.hear(2, true, 2);
+        tokio::time::advance(FRESH - Duration::from_millis(1)).await;
+        assert!(one.is_heard(2) && one.takes_lead(2));
+        assert_eq!(one.supported_by(&[1, 2]), Some(2));
+        assert_eq!(one.silence(2), (FRESH - Duration::from_millis(1), true));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!one.is_heard(2) && !one.takes_lead(2));
+        assert_eq!(one.supported_by(&[1, 2]), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_others_are_told_by_a_round_that_began_after_the_change() {
+        let one = Arc::new(standing(1));
+        one.announced();
+        let telling = tokio::spawn({
+            let one = Arc::clone(&one);
+            async move { one.announce(Duration::from_secs(60)).await }
+        });
+        for round in 0..2 {
+            one.announcement_wanted().await;
+            assert!(!telling.is_finished(), "after {round} rounds");
+            one.announced();
+        }
+        telling.await.unwrap();
+        let began = Instant::now();
+        one.announce(Duration::from_secs(3)).await;
+        assert_eq!(began.elapsed(), Duration::from_secs(3), "nobody tells them");
+    }
+
+    #[test]
+    fn what_a_node_follows_says_where_the_others_are_and_what_is_fenced() {
+        let one = standing(1);
+        let mut topology = one.topology.read().clone();
+        assert_eq!((one.others(), one.fence(2), one.peer_address(9)), (vec![2, 3], 0, None));
+        topology.fences.insert(2, 7);
+        topology.nodes.remove(1);
+        one.adopt(&topology);
+        assert_eq!((one.others(), one.fence(2), one.fence(1)), (vec![3], 7, 0));
+        assert_eq!(one.peer_address(3), Some("127.0.0.1:1".parse().unwrap()));
+    }
+
+    #[test]
+    fn clocks_are_compared_once_enough_were_measured() {
+        let one = standing(1);
+        assert!(!one.clocks_compared() && !one.clock_is_confirmed());
+        one.ahead(2, 0);
+        assert!(!one.clocks_compared(), "two of three cannot tell who is wrong");
+        one.ahead(3, 0);
+        one.judge_clock();
+        assert!(one.clocks_compared() && one.clock_is_confirmed());
+        // A node alone has nobody to ask.
+        let alone = standing(1);
+        let mut topology = alone.topology.read().clone();
+        topology.nodes.truncate(1);
+        alone.adopt(&topology);
+        assert!(alone.clocks_compared());
+    }
+
+    #[test]
+    fn wishes_are_told_with_the_time_when_they_were_made() {
+        let one = standing(1);
+        let before = one.now_ms();
+        one.place(2, 3);
+        let [(2, 3, made_ms)] = one.placements()[..] else { panic!("{:?}", one.placements()) };
+        assert!((before..=one.now_ms()).contains(&made_ms));
+        one.placed(2, 1, made_ms);
+        assert_eq!(one.placements(), [(2, 3, made_ms)], "as old as the one that is known");
+        one.placed(2, 1, made_ms + 1);
+        assert_eq!(one.placements(), [(2, 1, made_ms + 1)]);
+    }
 }

@@ -319,6 +319,7 @@ fn each_command_of_a_batch_gets_its_answer_in_its_place() {
         };
         assert!(bad.message.contains("request id"), "{bad:?}");
         assert!(matches!(&no.result, Some(pb::outcome::Result::Rejection(_))), "{no:?}");
+        assert!(no.receipt.is_some(), "a seller who repeats the batch would buy it");
         for (outcome, count) in [(first, 2), (last, 3)] {
             match outcome.result.as_ref().and_then(done) {
                 Some(tickets::outcome::Result::Purchase(sold)) => assert_eq!(sold.count, count),
