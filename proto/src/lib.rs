@@ -1,7 +1,8 @@
 //! Generated code of Tidewall's protocols.
 //!
 //! [`v1`] is the public API (documented in the .proto files under `proto/proto`), [`internal`] is
-//! spoken between our own processes. Nothing but generated code and its descriptors lives here.
+//! spoken between our own processes. [`Method`] is the table of the API's
+//! methods with the policies that they declare. Nothing but generated code and its descriptors lives here.
 
 /// The public API, package `tidewall.v1`.
 #[allow(missing_docs, clippy::all)]
@@ -20,3 +21,7 @@ pub mod internal {
 
 /// Encoded `FileDescriptorSet` of all files, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+mod methods;
+
+pub use methods::{Declared, Method, Policy, Resource};

@@ -8,217 +8,41 @@ use std::time::Duration;
 
 use tidewall_client::{ConnectedFrom, Connections, ShardClient, Topology};
 use tidewall_proto::internal::v1 as pb;
+use tidewall_proto::v1::{Effect, Priority};
+use tidewall_proto::{Declared, Policy, Resource};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 use crate::admission::{Admission, Arriving, Class, End, Permit};
-use crate::auth::{Authenticator, Caller, Principal, Role};
+use crate::auth::{Authenticator, Caller, Principal};
 use crate::budget::{Budget, Held};
 use crate::deadline::Deadline;
 use crate::errors::ApiError;
 use crate::metrics::Metrics;
 use crate::names;
 
-/// The methods of the public API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub(crate) enum Method {
-    ListRegions,
-    GetRegion,
-    CreateEvent,
-    GetEvent,
-    ListEvents,
-    UpdateEvent,
-    HoldTickets,
-    ConfirmHold,
-    ReleaseHold,
-    BuyTickets,
-    BatchBuyTickets,
-    CancelTicket,
-    GetTicket,
-    ListTickets,
-    GetOutcome,
-    SealRequestId,
-    ListRegionStatuses,
-    GetRegionStatus,
-    ListNodes,
-    ExportRegion,
-    ImportRegion,
-    TransferLeader,
-    DrainNode,
-    UndrainNode,
-    ChangeReplicas,
-    FailoverRegion,
-}
+pub(crate) use tidewall_proto::Method;
 
-impl Method {
-    pub(crate) const ALL: [Method; 26] = [
-        Method::ListRegions,
-        Method::GetRegion,
-        Method::CreateEvent,
-        Method::GetEvent,
-        Method::ListEvents,
-        Method::UpdateEvent,
-        Method::HoldTickets,
-        Method::ConfirmHold,
-        Method::ReleaseHold,
-        Method::BuyTickets,
-        Method::BatchBuyTickets,
-        Method::CancelTicket,
-        Method::GetTicket,
-        Method::ListTickets,
-        Method::GetOutcome,
-        Method::SealRequestId,
-        Method::ListRegionStatuses,
-        Method::GetRegionStatus,
-        Method::ListNodes,
-        Method::ExportRegion,
-        Method::ImportRegion,
-        Method::TransferLeader,
-        Method::DrainNode,
-        Method::UndrainNode,
-        Method::ChangeReplicas,
-        Method::FailoverRegion,
-    ];
-
-    /// Its name in the .proto files.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::ListRegions => "ListRegions",
-            Self::GetRegion => "GetRegion",
-            Self::CreateEvent => "CreateEvent",
-            Self::GetEvent => "GetEvent",
-            Self::ListEvents => "ListEvents",
-            Self::UpdateEvent => "UpdateEvent",
-            Self::HoldTickets => "HoldTickets",
-            Self::ConfirmHold => "ConfirmHold",
-            Self::ReleaseHold => "ReleaseHold",
-            Self::BuyTickets => "BuyTickets",
-            Self::BatchBuyTickets => "BatchBuyTickets",
-            Self::CancelTicket => "CancelTicket",
-            Self::GetTicket => "GetTicket",
-            Self::ListTickets => "ListTickets",
-            Self::GetOutcome => "GetOutcome",
-            Self::SealRequestId => "SealRequestId",
-            Self::ListRegionStatuses => "ListRegionStatuses",
-            Self::GetRegionStatus => "GetRegionStatus",
-            Self::ListNodes => "ListNodes",
-            Self::ExportRegion => "ExportRegion",
-            Self::ImportRegion => "ImportRegion",
-            Self::TransferLeader => "TransferLeader",
-            Self::DrainNode => "DrainNode",
-            Self::UndrainNode => "UndrainNode",
-            Self::ChangeReplicas => "ChangeReplicas",
-            Self::FailoverRegion => "FailoverRegion",
-        }
-    }
-
-    fn class(self) -> Class {
-        match self {
-            Self::ConfirmHold
-            | Self::ReleaseHold
-            | Self::CancelTicket
-            | Self::GetOutcome
-            | Self::SealRequestId => Class::Finish,
-            // What operators do about an overload must not be refused because of it.
-            Self::TransferLeader
-            | Self::DrainNode
-            | Self::UndrainNode
-            | Self::ChangeReplicas
-            | Self::FailoverRegion => Class::Finish,
-            Self::CreateEvent
-            | Self::UpdateEvent
-            | Self::HoldTickets
-            | Self::BuyTickets
-            | Self::BatchBuyTickets
-            | Self::ImportRegion => Class::Start,
-            Self::ListRegions
-            | Self::GetRegion
-            | Self::GetEvent
-            | Self::ListEvents
-            | Self::GetTicket
-            | Self::ListTickets
-            | Self::ListRegionStatuses
-            | Self::GetRegionStatus
-            | Self::ListNodes
-            | Self::ExportRegion => Class::Browse,
-        }
-    }
-
-    /// Whether success means that a single command went through the region's log.
-    fn writes(self) -> bool {
-        matches!(
-            self,
-            Self::CreateEvent
-                | Self::UpdateEvent
-                | Self::HoldTickets
-                | Self::ConfirmHold
-                | Self::ReleaseHold
-                | Self::BuyTickets
-                | Self::CancelTicket
-                | Self::SealRequestId
-        )
-    }
-
-    /// The roles of which the caller needs one; empty: anybody with a token may call.
-    fn roles(self) -> &'static [Role] {
-        match self {
-            // An operator may change any event.
-            Self::UpdateEvent => &[Role::Organiser, Role::Operator],
-            Self::CreateEvent => &[Role::Organiser],
-            Self::BatchBuyTickets => &[Role::Seller],
-            Self::ListRegionStatuses
-            | Self::GetRegionStatus
-            | Self::ListNodes
-            | Self::ExportRegion
-            | Self::ImportRegion
-            | Self::TransferLeader
-            | Self::DrainNode
-            | Self::UndrainNode
-            | Self::ChangeReplicas
-            | Self::FailoverRegion => &[Role::Operator],
-            Self::ListRegions
-            | Self::GetRegion
-            | Self::GetEvent
-            | Self::ListEvents
-            | Self::HoldTickets
-            | Self::ConfirmHold
-            | Self::ReleaseHold
-            | Self::BuyTickets
-            | Self::CancelTicket
-            | Self::GetTicket
-            | Self::ListTickets
-            | Self::GetOutcome
-            | Self::SealRequestId => &[],
-        }
-    }
-
-    fn deadline(self, metadata: &MetadataMap, now_ms: u64) -> Result<Deadline, ApiError> {
-        match self {
-            Self::ExportRegion | Self::ImportRegion | Self::ChangeReplicas => {
-                Deadline::of_transfer(metadata, now_ms)
-            }
-            _ => Deadline::of_call(metadata, now_ms),
-        }
+/// Who goes first in admission.
+fn class(priority: Priority) -> Class {
+    match priority {
+        Priority::Finish => Class::Finish,
+        Priority::Start => Class::Start,
+        Priority::Unspecified | Priority::Browse => Class::Browse,
     }
 }
 
-/// The region and row that a request is for: the field that names them and what it says, and how many single
-/// calls this one weighs.
-pub(crate) struct Target<'a> {
-    pub(crate) field: &'static str,
-    pub(crate) name: &'a str,
-    pub(crate) weight: usize,
+/// Whether success means that a single command went through the region's log.
+fn writes(policy: &Policy) -> bool {
+    policy.effect == Effect::Command
 }
 
-impl<'a> Target<'a> {
-    pub(crate) fn parent(name: &'a str) -> Self {
-        Self { field: "parent", name, weight: 1 }
-    }
-
-    pub(crate) fn name(name: &'a str) -> Self {
-        Self { field: "name", name, weight: 1 }
+fn deadline_of(policy: &Policy, metadata: &MetadataMap, now_ms: u64) -> Result<Deadline, ApiError> {
+    if policy.transfers {
+        Deadline::of_transfer(metadata, now_ms)
+    } else {
+        Deadline::of_call(metadata, now_ms)
     }
 }
 
@@ -276,10 +100,21 @@ pub(crate) struct Edge {
 /// Whatever waits under this name has not proven who it is: no event can be called so.
 const UNVERIFIED_ROW: &str = "?unverified";
 
+/// How large a request is.
+struct Size {
+    bytes: usize,
+    fingerprint: u64,
+    weight: usize,
+}
+
 /// A request on its way through the edge.
 struct Arrived<'a> {
-    method: Method,
+    policy: Policy,
     metadata: &'a MetadataMap,
+    /// Name of the resource that it is about; empty: none.
+    resource: &'a str,
+    /// How many single calls it weighs.
+    weight: usize,
     /// Bytes of its message.
     bytes: usize,
     /// Hash of its message; 0 when it is not needed.
@@ -304,14 +139,14 @@ impl Edge {
     async fn enter<'a>(
         &'a self,
         arrived: &Arrived<'_>,
-        target: Option<Target<'_>>,
         region: &mut Option<usize>,
     ) -> Result<(Call, Option<Permit>, Held<'a>), ApiError> {
-        let method = arrived.method;
+        let (policy, resource) = (arrived.policy, arrived.resource);
         let now_ms = self.client.clock().unix_ms();
         let caller = self.authenticator.look_up(arrived.metadata, now_ms)?;
-        let deadline = method.deadline(arrived.metadata, now_ms)?;
-        let position = target.as_ref().map(|target| self.region(target.field, target.name)).transpose()?;
+        let deadline = deadline_of(&policy, arrived.metadata, now_ms)?;
+        let routed = !policy.resource.is_empty();
+        let position = routed.then(|| self.region(policy.resource, resource)).transpose()?;
         *region = position;
         let held = self.budget.hold(arrived.bytes, position, arrived.peer).ok_or_else(|| {
             ApiError::overloaded("this gateway holds as many bytes of large requests as it may")
@@ -327,50 +162,64 @@ impl Edge {
         let verified = matches!(caller, Caller::Known(_));
         let mut group = 0;
         let mut permit = None;
-        if let (Some(target), Some(position)) = (target, position) {
+        if let Some(position) = position {
             group = self.topology.regions[position].group;
-            let class = method.class();
+            let class = class(policy.priority);
             let arriving = Arriving {
                 region: position,
                 class: if class == Class::Finish && !verified { Class::Start } else { class },
-                row: if verified { names::row(target.name) } else { UNVERIFIED_ROW },
-                weight: target.weight,
+                row: if verified { names::row(resource) } else { UNVERIFIED_ROW },
+                weight: arrived.weight,
                 at: arrived.began,
                 deadline: deadline.at,
             };
             permit = Some(self.admission.enter(arriving).await?);
         }
         let principal = self.authenticator.verify(caller, now_ms)?;
-        let roles = method.roles();
+        let roles = policy.roles;
         if let Some(first) = roles.first()
             && !roles.iter().any(|role| principal.has(*role))
         {
             principal.require(*first)?;
         }
-        let finishes = method.class() == Class::Finish;
+        let finishes = policy.priority == Priority::Finish;
         let fingerprint = arrived.fingerprint;
         Ok((Call { principal, deadline, now_ms, group, fingerprint, finishes }, permit, held))
     }
 
-    /// Runs one call that has a message. `target` finds the region in it, if the method has one.
-    pub(crate) async fn run<T: prost::Message, R, Fut>(
+    /// Runs one call that has a message.
+    pub(crate) async fn run<T: prost::Message + Resource, R, Fut>(
         &self,
         method: Method,
         request: Request<T>,
-        target: impl FnOnce(&T) -> Option<Target<'_>>,
+        handler: impl FnOnce(Call, T) -> Fut,
+    ) -> Result<Response<R>, Status>
+    where
+        Fut: Future<Output = Result<R, ApiError>>,
+    {
+        self.run_weighing(method, request, 1, handler).await
+    }
+
+    /// Runs one call that stands for several.
+    pub(crate) async fn run_weighing<T: prost::Message + Resource, R, Fut>(
+        &self,
+        method: Method,
+        request: Request<T>,
+        weight: usize,
         handler: impl FnOnce(Call, T) -> Fut,
     ) -> Result<Response<R>, Status>
     where
         Fut: Future<Output = Result<R, ApiError>>,
     {
         let message = request.get_ref();
-        let (bytes, fingerprint) = if method.writes() {
+        let (bytes, fingerprint) = if writes(&method.declared().policy) {
             let bytes = message.encode_to_vec();
-            (bytes.len(), fingerprint(method.name(), &[&bytes]))
+            (bytes.len(), fingerprint(method.declared().name, &[&bytes]))
         } else {
             (message.encoded_len(), 0)
         };
-        self.run_sized(method, request, (bytes, fingerprint), target, handler).await
+        let size = Size { bytes, fingerprint, weight };
+        self.run_sized(method, request, size, |message| message.resource(), handler).await
     }
 
     /// Runs one call whose request is a stream; the region is not known before its first message.
@@ -383,15 +232,15 @@ impl Edge {
     where
         Fut: Future<Output = Result<R, ApiError>>,
     {
-        self.run_sized(method, request, (0, 0), |_| None, handler).await
+        self.run_sized(method, request, Size { bytes: 0, fingerprint: 0, weight: 1 }, |_| "", handler).await
     }
 
     async fn run_sized<T, R, Fut>(
         &self,
         method: Method,
         request: Request<T>,
-        (bytes, fingerprint): (usize, u64),
-        target: impl FnOnce(&T) -> Option<Target<'_>>,
+        Size { bytes, fingerprint, weight }: Size,
+        resource: impl FnOnce(&T) -> &str,
         handler: impl FnOnce(Call, T) -> Fut,
     ) -> Result<Response<R>, Status>
     where
@@ -401,14 +250,16 @@ impl Edge {
         let (metadata, _, message) = request.into_parts();
         let began = Instant::now();
         let mut region = None;
-        let arrived = Arrived { method, metadata: &metadata, bytes, fingerprint, peer, began };
-        let (result, permit) = match self.enter(&arrived, target(&message), &mut region).await {
+        let Declared { policy, .. } = method.declared();
+        let (metadata, resource) = (&metadata, resource(&message));
+        let arrived = Arrived { policy, metadata, resource, weight, bytes, fingerprint, peer, began };
+        let (result, permit) = match self.enter(&arrived, &mut region).await {
             Ok((call, permit, _held)) => (handler(call, message).await, permit),
             Err(error) => (Err(error), None),
         };
         let now = Instant::now();
         if let Some(permit) = permit {
-            let end = end_of(method.writes(), permit.took(now), &result);
+            let end = end_of(writes(&policy), permit.took(now), &result);
             permit.end(now, end);
         }
         self.finish(method, region, now.saturating_duration_since(began), result)
@@ -441,6 +292,7 @@ fn end_of<R>(writes: bool, took: Duration, result: &Result<R, ApiError>) -> End 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::Role;
 
     /// A region that answers reads only, or only says no, is as fast as it is; one that is silent is not.
     #[test]
@@ -461,7 +313,27 @@ mod tests {
     #[test]
     fn every_method_has_its_own_place_in_the_metrics() {
         for (position, method) in Method::ALL.into_iter().enumerate() {
-            assert_eq!(method as usize, position, "{}", method.name());
+            assert_eq!(method as usize, position, "{}", method.declared().name);
         }
+    }
+
+    /// What the .proto files say, for some that must never change without being noticed.
+    #[test]
+    fn who_may_do_what_and_who_goes_first() {
+        let policy = |method: Method| method.declared().policy;
+        for method in Method::ALL {
+            let declared = method.declared();
+            let operators = declared.service.ends_with("OperatorService");
+            assert_eq!(declared.policy.roles == [Role::Operator], operators, "{}", declared.name);
+            // A command without a region could be decided nowhere.
+            assert!(!writes(&declared.policy) || !declared.policy.resource.is_empty(), "{}", declared.name);
+        }
+        assert_eq!(policy(Method::BatchBuyTickets).roles, [Role::Seller]);
+        assert_eq!(policy(Method::UpdateEvent).roles, [Role::Organiser, Role::Operator]);
+        assert_eq!(policy(Method::UpdateEvent).resource, "event.name");
+        assert!(policy(Method::BuyTickets).roles.is_empty());
+        let finish = [Method::ConfirmHold, Method::ReleaseHold, Method::CancelTicket, Method::SealRequestId];
+        assert!(finish.iter().all(|method| policy(*method).priority == Priority::Finish));
+        assert_eq!(policy(Method::BuyTickets).priority, Priority::Start);
     }
 }

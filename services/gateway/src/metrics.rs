@@ -137,7 +137,7 @@ impl Metrics {
         let index = (method as usize * self.regions.len() + region) * CODES + code_index;
         let (calls, latency) = self.handles[index].get_or_init(|| {
             let labels = CallLabels {
-                method: method.name(),
+                method: method.declared().name,
                 region: self.regions[region].clone(),
                 code: code_name(code),
             };

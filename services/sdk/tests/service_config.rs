@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message as _;
 use prost_types::{DescriptorProto, FileDescriptorSet, MethodDescriptorProto};
-use serde_json::Value;
+use serde_json::{Value, json};
+use tidewall_proto::v1::Effect;
+use tidewall_proto::{Declared, Method};
 
 const PACKAGE: &str = "tidewall.v1";
 
@@ -60,6 +62,55 @@ fn carries_id(api: &Api, message: &DescriptorProto) -> bool {
                     && carries_id(api, inner)
             })
     })
+}
+
+/// The file as it follows from the policies that the methods declare.
+fn generated() -> Value {
+    let names = |of: &dyn Fn(&Declared) -> bool| -> Vec<Value> {
+        let methods = Method::ALL.into_iter().map(Method::declared).filter(|declared| of(declared));
+        methods.map(|declared| json!({ "service": declared.service, "method": declared.name })).collect()
+    };
+    let repeated = |declared: &Declared| declared.policy.effect != Effect::Order && !declared.streams;
+    let orders: BTreeSet<&str> = Method::ALL
+        .into_iter()
+        .map(Method::declared)
+        .filter(|declared| !repeated(declared) && !declared.policy.transfers)
+        .map(|declared| declared.service)
+        .collect();
+    let orders: Vec<Value> = orders.into_iter().map(|service| json!({ "service": service })).collect();
+    json!({
+        "methodConfig": [
+            {
+                "name": names(&repeated),
+                "waitForReady": true,
+                "timeout": "60s",
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.2s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
+                }
+            },
+            {
+                "name": names(&|declared| declared.policy.transfers),
+                "waitForReady": true,
+                "timeout": "3600s"
+            },
+            { "name": orders, "waitForReady": true, "timeout": "60s" }
+        ],
+        "retryThrottling": { "maxTokens": 1000, "tokenRatio": 0.1 }
+    })
+}
+
+#[test]
+fn it_follows_from_the_policies_of_the_methods() {
+    let generated = generated();
+    if config() != generated {
+        let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("service-config.json");
+        std::fs::write(&file, serde_json::to_string_pretty(&generated).unwrap() + "\n").unwrap();
+        panic!("proto/service-config.json is not what the .proto files say: copy {} over it", file.display());
+    }
 }
 
 #[test]

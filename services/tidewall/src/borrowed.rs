@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use tidewall_gateway::auth::{Minter, Role};
+use tidewall_gateway::auth::{Minter, ROLES, Role, role_name};
 use tidewall_load::Target;
 
 use crate::cluster::{Cluster, Plan};
@@ -107,7 +107,7 @@ async fn ready(cluster: &Cluster) -> Result<(), Failure> {
 pub fn target(urls: Vec<String>, key: &PrivateKey) -> Result<Target, Failure> {
     let minter = Minter::new(key.pkcs8()).map_err(|e| Failure::new(Exit::Environment, e))?;
     Ok(Target::new(urls, move |subject, roles| {
-        let roles: Vec<Role> = Role::ALL.into_iter().filter(|role| roles.contains(&role.name())).collect();
+        let roles: Vec<Role> = ROLES.into_iter().filter(|role| roles.contains(&role_name(*role))).collect();
         minter.mint(subject, &roles, TOKEN_TTL).unwrap_or_else(|error| {
             tracing::error!("cannot mint a token for {subject:?}: {error}");
             // A call with it is refused, and counted as that.

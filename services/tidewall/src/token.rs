@@ -26,7 +26,7 @@ pub struct TokenCommand {
     #[arg(long, visible_alias = "user", value_name = "NAME", value_parser = subject)]
     pub subject: String,
     /// What the subject may do, beyond buying; may be given several times
-    #[arg(long, value_name = "ROLE", value_delimiter = ',', value_parser = PossibleValuesParser::new(Role::ALL.map(Role::name)))]
+    #[arg(long, value_name = "ROLE", value_delimiter = ',', value_parser = PossibleValuesParser::new(auth::ROLES.map(auth::role_name)))]
     pub role: Vec<String>,
     /// How long the token is valid
     #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "12h")]
@@ -56,8 +56,10 @@ pub fn run(command: &TokenCommand, format: Format) -> Result<(), Failure> {
         Some(path) => path.clone(),
         None => keys::private_path(&DataDir::new(&command.data).keys()),
     };
-    let roles: Vec<Role> =
-        Role::ALL.into_iter().filter(|role| command.role.iter().any(|name| name == role.name())).collect();
+    let roles: Vec<Role> = auth::ROLES
+        .into_iter()
+        .filter(|role| command.role.iter().any(|name| name == auth::role_name(*role)))
+        .collect();
     let token = mint(&gateway::load_key(&path)?, &command.subject, &roles, command.ttl)?;
     match format {
         Format::Table => output::text(&(token + "\n")),

@@ -15,6 +15,7 @@ use tonic::metadata::MetadataMap;
 use crate::errors::ApiError;
 
 pub(crate) use cache::TokenCache;
+pub use tidewall_proto::v1::Role;
 pub use token::{KeyPair, Minter, TokenError, generate_key, mint, public_key_of};
 
 /// Audience that tokens must name.
@@ -26,37 +27,26 @@ const TOKEN_BYTES_MAX: usize = 8 * 1024;
 /// How far the clocks of issuer and gateway may differ, seconds.
 const LEEWAY_S: f64 = 5.0;
 
-/// What a principal may do beyond buying for itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Creates and changes events.
-    Organiser,
-    /// Sells on behalf of many buyers.
-    Seller,
-    /// Runs the platform; may touch what is not its own.
-    Operator,
+/// All roles.
+pub const ROLES: [Role; 3] = [Role::Organiser, Role::Seller, Role::Operator];
+
+/// A role's name in the token's `roles` claim.
+pub fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Unspecified => "none",
+        Role::Organiser => "organiser",
+        Role::Seller => "seller",
+        Role::Operator => "operator",
+    }
 }
 
-impl Role {
-    /// All roles.
-    pub const ALL: [Role; 3] = [Role::Organiser, Role::Seller, Role::Operator];
-
-    /// Its name in the token's `roles` claim.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Organiser => "organiser",
-            Self::Seller => "seller",
-            Self::Operator => "operator",
-        }
-    }
-
-    /// As the rules of the regions know it.
-    fn bit(self) -> u8 {
-        match self {
-            Self::Organiser => 1,
-            Self::Seller => 2,
-            Self::Operator => 4,
-        }
+/// As the rules of the regions know it.
+fn bit(role: Role) -> u8 {
+    match role {
+        Role::Unspecified => 0,
+        Role::Organiser => 1,
+        Role::Seller => 2,
+        Role::Operator => 4,
     }
 }
 
@@ -79,7 +69,7 @@ pub(crate) struct Principal {
 
 impl Principal {
     pub(crate) fn has(&self, role: Role) -> bool {
-        self.roles & role.bit() != 0
+        self.roles & bit(role) != 0
     }
 
     /// All roles, a bit each, as regions see them.
@@ -97,7 +87,7 @@ impl Principal {
             format!(
                 "this call needs the role {0}, which the token of {1} does not have: use a token with {0} in \
                  its roles claim (tidewall token --user {1} --role {0} mints one for development)",
-                role.name(),
+                role_name(role),
                 self.subject
             ),
         ))

@@ -8,7 +8,7 @@ use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde::Serialize;
 use tidewall_env::clock::unix_ms;
 
-use super::{AUDIENCE, Role, jws, valid_subject};
+use super::{AUDIENCE, Role, jws, role_name, valid_subject};
 
 /// Header of the tokens that are minted here.
 const HEADER: &[u8] = br#"{"typ":"JWT","alg":"EdDSA"}"#;
@@ -103,7 +103,7 @@ impl Minter {
             aud: AUDIENCE,
             iat,
             exp: iat.saturating_add(lifetime.as_secs()),
-            roles: roles.iter().map(|role| role.name()).collect(),
+            roles: roles.iter().map(|role| role_name(*role)).collect(),
         };
         Ok(jws::sign(&self.key, HEADER, &serde_json::to_vec(&claims)?))
     }

@@ -7,7 +7,7 @@ use tidewall_proto::v1::event_service_server::EventService;
 use tonic::{Request, Response, Status};
 
 use super::Services;
-use crate::edge::{Call, Method, Target};
+use crate::edge::{Call, Method};
 use crate::errors::ApiError;
 use crate::names::EventName;
 use crate::{convert, names, page, request_id, validate};
@@ -20,12 +20,6 @@ pub(super) fn check_consistency(value: i32) -> Result<(), ApiError> {
     v1::ReadConsistency::try_from(value).map(|_| ()).map_err(|_| {
         ApiError::field("consistency", "is not a consistency that this server has: use LINEARIZABLE")
     })
-}
-
-/// An update carries the name in the event itself.
-fn update_target(message: &v1::UpdateEventRequest) -> Option<Target<'_>> {
-    let name = message.event.as_ref().map(|event| event.name.as_str()).unwrap_or_default();
-    Some(Target { field: "event.name", name, weight: 1 })
 }
 
 #[tonic::async_trait]
@@ -49,9 +43,7 @@ impl EventService for Services {
                 receipt: decided.receipt,
             })
         };
-        self.0
-            .run(Method::CreateEvent, request, |message| Some(Target::parent(&message.parent)), handler)
-            .await
+        self.0.run(Method::CreateEvent, request, handler).await
     }
 
     async fn get_event(
@@ -69,7 +61,7 @@ impl EventService for Services {
                 _ => Err(convert::mismatch()),
             }
         };
-        self.0.run(Method::GetEvent, request, |message| Some(Target::name(&message.name)), handler).await
+        self.0.run(Method::GetEvent, request, handler).await
     }
 
     async fn list_events(
@@ -91,9 +83,7 @@ impl EventService for Services {
             let events = list.events.into_iter().map(|view| convert::event(region, view)).collect();
             Ok(v1::ListEventsResponse { events, next_page_token })
         };
-        self.0
-            .run(Method::ListEvents, request, |message| Some(Target::parent(&message.parent)), handler)
-            .await
+        self.0.run(Method::ListEvents, request, handler).await
     }
 
     async fn update_event(
@@ -114,6 +104,6 @@ impl EventService for Services {
                 receipt: decided.receipt,
             })
         };
-        self.0.run(Method::UpdateEvent, request, update_target, handler).await
+        self.0.run(Method::UpdateEvent, request, handler).await
     }
 }

@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Services;
 use crate::convert::hex;
-use crate::edge::{Call, Edge, Method, Target};
+use crate::edge::{Call, Edge, Method};
 use crate::errors::ApiError;
 use crate::names;
 
@@ -244,7 +244,7 @@ impl OperatorService for Services {
             let status = |region| region_status(region, &reports);
             Ok(v1::ListRegionStatusesResponse { regions: edge.topology.regions.iter().map(status).collect() })
         };
-        edge.run(Method::ListRegionStatuses, request, |_| None, handler).await
+        edge.run(Method::ListRegionStatuses, request, handler).await
     }
 
     async fn get_region_status(
@@ -259,7 +259,7 @@ impl OperatorService for Services {
             let region = region_status(&edge.topology.regions[position], &reports);
             Ok(v1::GetRegionStatusResponse { region: Some(region) })
         };
-        edge.run(Method::GetRegionStatus, request, |message| Some(Target::name(&message.name)), handler).await
+        edge.run(Method::GetRegionStatus, request, handler).await
     }
 
     async fn list_nodes(
@@ -272,7 +272,7 @@ impl OperatorService for Services {
             let nodes = reports.iter().map(|(node, report)| node_status(edge, *node, report)).collect();
             Ok(v1::ListNodesResponse { nodes })
         };
-        edge.run(Method::ListNodes, request, |_| None, handler).await
+        edge.run(Method::ListNodes, request, handler).await
     }
 
     type ExportRegionStream = Pin<Box<dyn Stream<Item = Result<v1::ExportRegionResponse, Status>> + Send>>;
@@ -305,7 +305,7 @@ impl OperatorService for Services {
             });
             Ok(Box::pin(stream) as Self::ExportRegionStream)
         };
-        edge.run(Method::ExportRegion, request, |message| Some(Target::name(&message.name)), handler).await
+        edge.run(Method::ExportRegion, request, handler).await
     }
 
     async fn import_region(
@@ -332,7 +332,7 @@ impl OperatorService for Services {
             let moved = moved.map_err(|error| ApiError::Client { error, request_id: None })?;
             Ok(v1::TransferLeaderResponse { leader_node: moved.leader_node, took_ms: moved.took_ms })
         };
-        edge.run(Method::TransferLeader, request, |message| Some(Target::name(&message.name)), handler).await
+        edge.run(Method::TransferLeader, request, handler).await
     }
 
     async fn drain_node(
@@ -349,7 +349,7 @@ impl OperatorService for Services {
                 kept: drained.kept.iter().filter_map(region).collect(),
             })
         };
-        edge.run(Method::DrainNode, request, |_| None, handler).await
+        edge.run(Method::DrainNode, request, handler).await
     }
 
     async fn undrain_node(
@@ -360,7 +360,7 @@ impl OperatorService for Services {
         let handler = |call: Call, message: v1::UndrainNodeRequest| async move {
             drain(edge, &call, message.node, false).await.map(|_| v1::UndrainNodeResponse {})
         };
-        edge.run(Method::UndrainNode, request, |_| None, handler).await
+        edge.run(Method::UndrainNode, request, handler).await
     }
 
     async fn change_replicas(
@@ -379,7 +379,7 @@ impl OperatorService for Services {
             let changed = changed.await.map_err(|error| ApiError::Client { error, request_id: None })?;
             Ok(v1::ChangeReplicasResponse { voters: changed.voters, learners: changed.learners })
         };
-        edge.run(Method::ChangeReplicas, request, |message| Some(Target::name(&message.name)), handler).await
+        edge.run(Method::ChangeReplicas, request, handler).await
     }
 
     async fn failover_region(
@@ -391,7 +391,7 @@ impl OperatorService for Services {
             names::parse_region("name", &message.name)?;
             failover(edge, &call, &message).await
         };
-        edge.run(Method::FailoverRegion, request, |message| Some(Target::name(&message.name)), handler).await
+        edge.run(Method::FailoverRegion, request, handler).await
     }
 }
 

@@ -6,7 +6,7 @@ use tidewall_proto::v1::outcome_service_server::OutcomeService;
 use tonic::{Request, Response, Status};
 
 use super::Services;
-use crate::edge::{Call, Method, Target};
+use crate::edge::{Call, Method};
 use crate::{convert, names, request_id};
 
 #[tonic::async_trait]
@@ -27,9 +27,7 @@ impl OutcomeService for Services {
                 _ => Err(convert::mismatch()),
             }
         };
-        self.0
-            .run(Method::GetOutcome, request, |message| Some(Target::parent(&message.parent)), handler)
-            .await
+        self.0.run(Method::GetOutcome, request, handler).await
     }
 
     async fn seal_request_id(
@@ -43,8 +41,6 @@ impl OutcomeService for Services {
             let outcome = convert::sealed(region, &call.principal.subject, outcome)?;
             Ok(v1::SealRequestIdResponse { outcome: Some(outcome) })
         };
-        self.0
-            .run(Method::SealRequestId, request, |message| Some(Target::parent(&message.parent)), handler)
-            .await
+        self.0.run(Method::SealRequestId, request, handler).await
     }
 }

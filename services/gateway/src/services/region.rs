@@ -5,7 +5,7 @@ use tidewall_proto::v1::region_service_server::RegionService;
 use tonic::{Request, Response, Status};
 
 use super::Services;
-use crate::edge::{Method, Target};
+use crate::edge::Method;
 use crate::{names, page};
 
 const PAGE_DEFAULT: u32 = 100;
@@ -37,7 +37,7 @@ impl RegionService for Services {
             };
             Ok(v1::ListRegionsResponse { regions: regions.into_iter().map(shown).collect(), next_page_token })
         };
-        self.0.run(Method::ListRegions, request, |_| None, handler).await
+        self.0.run(Method::ListRegions, request, handler).await
     }
 
     async fn get_region(
@@ -50,6 +50,6 @@ impl RegionService for Services {
             let position = edge.region("name", &message.name)?;
             Ok(v1::GetRegionResponse { region: Some(shown(&edge.topology.regions[position])) })
         };
-        edge.run(Method::GetRegion, request, |message| Some(Target::name(&message.name)), handler).await
+        edge.run(Method::GetRegion, request, handler).await
     }
 }

@@ -12,7 +12,7 @@ use super::event::check_consistency;
 use super::{Ask, Services};
 use crate::auth::Role;
 use crate::convert::Decided;
-use crate::edge::{Call, Method, Target, fingerprint};
+use crate::edge::{Call, Method, fingerprint};
 use crate::errors::{ApiError, batch_refusal, is_undecided};
 use crate::names::EventName;
 use crate::{convert, names, page, request_id, validate};
@@ -29,12 +29,6 @@ fn listed_owner<'a>(call: &'a Call, owner: &'a str) -> Option<&'a str> {
         "*" => None,
         other => Some(other),
     }
-}
-
-/// A batch counts for more than a single call.
-fn batch_target(message: &v1::BatchBuyTicketsRequest) -> Option<Target<'_>> {
-    let weight = 1 + message.purchases.len() / BATCH_ITEMS_PER_WEIGHT;
-    Some(Target { field: "parent", name: &message.parent, weight })
 }
 
 /// One purchase of a batch as a command.
@@ -153,9 +147,7 @@ impl TicketService for Services {
                 receipt: decided.receipt,
             })
         };
-        self.0
-            .run(Method::HoldTickets, request, |message| Some(Target::parent(&message.parent)), handler)
-            .await
+        self.0.run(Method::HoldTickets, request, handler).await
     }
 
     async fn confirm_hold(
@@ -176,7 +168,7 @@ impl TicketService for Services {
                 receipt: decided.receipt,
             })
         };
-        self.0.run(Method::ConfirmHold, request, |message| Some(Target::name(&message.name)), handler).await
+        self.0.run(Method::ConfirmHold, request, handler).await
     }
 
     async fn release_hold(
@@ -194,7 +186,7 @@ impl TicketService for Services {
             };
             Ok(v1::ReleaseHoldResponse { receipt: decided.receipt })
         };
-        self.0.run(Method::ReleaseHold, request, |message| Some(Target::name(&message.name)), handler).await
+        self.0.run(Method::ReleaseHold, request, handler).await
     }
 
     async fn buy_tickets(
@@ -221,9 +213,7 @@ impl TicketService for Services {
                 receipt: decided.receipt,
             })
         };
-        self.0
-            .run(Method::BuyTickets, request, |message| Some(Target::parent(&message.parent)), handler)
-            .await
+        self.0.run(Method::BuyTickets, request, handler).await
     }
 
     async fn batch_buy_tickets(
@@ -251,7 +241,9 @@ impl TicketService for Services {
             let results = answer.items.into_iter().map(|item| batch_result(name, item)).collect();
             Ok(v1::BatchBuyTicketsResponse { results })
         };
-        self.0.run(Method::BatchBuyTickets, request, batch_target, handler).await
+        // A batch counts for more than a single call.
+        let weight = 1 + request.get_ref().purchases.len() / BATCH_ITEMS_PER_WEIGHT;
+        self.0.run_weighing(Method::BatchBuyTickets, request, weight, handler).await
     }
 
     async fn cancel_ticket(
@@ -272,7 +264,7 @@ impl TicketService for Services {
                 receipt: decided.receipt,
             })
         };
-        self.0.run(Method::CancelTicket, request, |message| Some(Target::name(&message.name)), handler).await
+        self.0.run(Method::CancelTicket, request, handler).await
     }
 
     async fn get_ticket(
@@ -302,7 +294,7 @@ impl TicketService for Services {
             }
             Ok(v1::GetTicketResponse { ticket: Some(convert::ticket(region, event, view)) })
         };
-        self.0.run(Method::GetTicket, request, |message| Some(Target::name(&message.name)), handler).await
+        self.0.run(Method::GetTicket, request, handler).await
     }
 
     async fn list_tickets(
@@ -350,9 +342,7 @@ impl TicketService for Services {
                 next_page_token,
             })
         };
-        self.0
-            .run(Method::ListTickets, request, |message| Some(Target::parent(&message.parent)), handler)
-            .await
+        self.0.run(Method::ListTickets, request, handler).await
     }
 }
 

@@ -1,0 +1,39 @@
+//! The methods of the public API, with what the .proto files declare of them.
+
+use crate::v1;
+
+/// What a method declares of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Declared {
+    /// Its name.
+    pub name: &'static str,
+    /// Its service, with the package.
+    pub service: &'static str,
+    /// Either side streams.
+    pub streams: bool,
+    /// How it is authorised, admitted, repeated and routed.
+    pub policy: Policy,
+}
+
+/// How a method is authorised, admitted, repeated and routed: `policy.proto` says what each part means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Roles of which the caller needs one; none: anybody with a token.
+    pub roles: &'static [v1::Role],
+    /// Who goes first.
+    pub priority: v1::Priority,
+    /// What a call does.
+    pub effect: v1::Effect,
+    /// Path of the field that names the resource; empty: none.
+    pub resource: &'static str,
+    /// It moves much data.
+    pub transfers: bool,
+}
+
+/// A request that may name a resource.
+pub trait Resource {
+    /// The name that it gives, where its method's policy says that it stands.
+    fn resource(&self) -> &str;
+}
+
+include!(concat!(env!("OUT_DIR"), "/methods.rs"));
