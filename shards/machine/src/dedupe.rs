@@ -1,10 +1,13 @@
 //! Outcomes by request id, so that a repeated request gets its first answer.
 //!
 //! Rows are numbered in the order of decision and stored append-only; the look-up by id is derived. The oldest are
-//! forgotten by log time and under a byte cap; then the watermark rises, and ids older than it
-//! are refused instead of executed.
+//! forgotten by time, and under a byte cap; then a watermark rises, and ids older than it are refused instead of executed.
+//!
+//! Under the cap nobody pushes the outcomes of others out. Principals are spread over [`SHARES`] by their hash. While a share has
+//! more than its part of the cap, the oldest of the largest one go, and its own watermark rises; who falls into one share with a
+//! principal that decides that much has a watermark with it. Otherwise the oldest of all go.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
 use tidewall_domain::table::{Row, Table, TableId};
@@ -47,15 +50,111 @@ impl DedupeRow {
     }
 }
 
-/// (request id, number) of all rows.
+/// Shares over which principals are spread.
+pub const SHARES: u16 = 4_096;
+
+/// The share of a principal.
+pub fn share_of(principal: &str) -> u16 {
+    (crate::hash_64(principal.as_bytes()) % u64::from(SHARES)) as u16
+}
+
+/// What a share has.
+#[derive(Debug, Default, Clone, PartialEq)]
+struct Share {
+    /// About what its outcomes cost, bytes.
+    bytes: u64,
+    /// Their numbers, in order: nearly always added at the end and taken from the front.
+    numbers: VecDeque<u64>,
+}
+
+impl Share {
+    fn add(&mut self, number: u64, cost: u64) {
+        self.bytes += cost;
+        match self.numbers.back() {
+            Some(last) if *last > number => {
+                let at = self.numbers.partition_point(|known| *known < number);
+                self.numbers.insert(at, number);
+            }
+            _ => self.numbers.push_back(number),
+        }
+    }
+
+    fn take(&mut self, number: u64, cost: u64) {
+        if let Ok(at) = self.numbers.binary_search(&number) {
+            self.bytes -= cost;
+            self.numbers.remove(at);
+        }
+    }
+}
+
+/// Where outcomes are found: by id, and by share.
 #[derive(Debug, Default, PartialEq)]
-pub struct ById(BTreeSet<(u128, u64)>);
+pub struct Lookup {
+    /// (request id, number) of all rows.
+    by_id: BTreeSet<(u128, u64)>,
+    /// Empty as long as nothing was remembered.
+    shares: Vec<Share>,
+}
+
+impl Lookup {
+    fn share(&mut self, principal: &str) -> &mut Share {
+        if self.shares.is_empty() {
+            self.shares.resize(SHARES.into(), Share::default());
+        }
+        &mut self.shares[usize::from(share_of(principal))]
+    }
+
+    /// The largest share that has more than `bytes`. Looks at all of them.
+    pub fn largest_above(&self, bytes: u64) -> Option<u16> {
+        let largest = (0..).zip(&self.shares).max_by_key(|(number, share)| (share.bytes, *number))?;
+        (largest.1.bytes > bytes).then_some(largest.0)
+    }
+
+    /// The number of a share's oldest outcome, while it has more than `bytes`.
+    pub fn oldest_above(&self, share: u16, bytes: u64) -> Option<u64> {
+        let share = self.shares.get(usize::from(share)).filter(|share| share.bytes > bytes)?;
+        share.numbers.front().copied()
+    }
+}
+
+/// Up to where a share was forgotten beyond the others. Rows are only for shares that ever had too much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShareRow {
+    /// Request ids with an earlier time may have been forgotten.
+    pub forgotten_before_ms: u64,
+}
+
+impl Row for ShareRow {
+    const TABLE: TableId = 14;
+    type Key = u16;
+    type Page = u16;
+    type Index = ();
+
+    fn page(key: &u16) -> u16 {
+        key >> 6
+    }
+    fn encode_page(page: &u16, w: &mut Writer) {
+        w.key_u16(*page);
+    }
+    fn encode_key(key: &u16, w: &mut Writer) {
+        w.key_u16(*key);
+    }
+    fn decode_key(r: &mut Reader<'_>) -> Result<u16, DecodeError> {
+        r.key_u16()
+    }
+    fn encode(&self, w: &mut Writer) {
+        w.u64(self.forgotten_before_ms);
+    }
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self { forgotten_before_ms: r.u64()? })
+    }
+}
 
 impl Row for DedupeRow {
     const TABLE: TableId = 11;
     type Key = u64;
     type Page = u64;
-    type Index = ById;
+    type Index = Lookup;
 
     fn page(key: &u64) -> u64 {
         key >> 6
@@ -87,16 +186,18 @@ impl Row for DedupeRow {
             answer: r.bytes()?.into(),
         })
     }
-    fn index(index: &mut ById, key: &u64, row: &Self) {
-        index.0.insert((row.request_id, *key));
+    fn index(index: &mut Lookup, key: &u64, row: &Self) {
+        index.by_id.insert((row.request_id, *key));
+        index.share(&row.principal).add(*key, row.cost());
     }
-    fn unindex(index: &mut ById, key: &u64, row: &Self) {
-        index.0.remove(&(row.request_id, *key));
+    fn unindex(index: &mut Lookup, key: &u64, row: &Self) {
+        index.by_id.remove(&(row.request_id, *key));
+        index.share(&row.principal).take(*key, row.cost());
     }
 }
 
 /// The row of a request id in the scope of a principal.
 pub fn find<'a>(table: &'a Table<DedupeRow>, principal: &str, request_id: u128) -> Option<&'a DedupeRow> {
-    let numbers = table.derived().0.range((request_id, 0)..=(request_id, u64::MAX));
+    let numbers = table.derived().by_id.range((request_id, 0)..=(request_id, u64::MAX));
     numbers.filter_map(|(_, number)| table.get(number)).find(|row| &*row.principal == principal)
 }

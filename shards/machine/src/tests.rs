@@ -1,6 +1,7 @@
 //! Rules of the core: repeated requests, log time, digests, poison commands, snapshots, imports, versions.
 #![allow(clippy::unwrap_used)]
 
+mod forgetting;
 mod ids;
 mod import;
 mod modules;
@@ -220,7 +221,7 @@ fn old_ids_are_forgotten_and_then_refused() {
     let later = T0 + REMEMBERED_MS + 6_000;
     log.entry(later, vec![tick()]);
     assert_eq!(log.machine.outcome("alice", id(T0, 1)), None);
-    assert!(log.machine.forgotten(id(T0, 1)));
+    assert!(log.machine.forgotten("alice", id(T0, 1)));
     let mut copy = command(1, buy(1));
     copy.expires_ms = later + 5_000;
     assert_eq!(reason(&log.one(later, copy)), "IdForgotten");
@@ -240,7 +241,7 @@ fn an_id_ahead_of_time_shuts_nobody_out() {
     assert_eq!(reason(&log.one(T0, ahead)), "done");
     // However old it gets by log time, it is not forgotten before its own time has come.
     log.entry(T0 + 10_000, vec![tick()]);
-    assert!(!log.machine.forgotten(id(T0 + 10_000, 2)));
+    assert!(!log.machine.forgotten("alice", id(T0 + 10_000, 2)));
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn remembered(machine: &Machine, asked: &pb::GetOutcome) -> Result<pb::OutcomeVi
     let id = crate::convert::request_id(&asked.request_id)?;
     let decided = machine.outcome(&asked.principal, id);
     Ok(pb::OutcomeView {
-        forgotten: decided.is_none() && machine.forgotten(id),
+        forgotten: decided.is_none() && machine.forgotten(&asked.principal, id),
         outcome: decided.map(outcome),
     })
 }

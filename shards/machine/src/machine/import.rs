@@ -244,6 +244,7 @@ impl Machine {
         restored.settled = self.settled;
         restored.faults = self.faults;
         restored.supported = self.supported;
+        restored.remembered_bytes_max = self.remembered_bytes_max;
         restored.replaced = true;
         Ok(restored)
     }

@@ -5,7 +5,7 @@ use tidewall_domain::module::AnyModule;
 use tidewall_domain::table::{Row, TableId, module_of};
 
 use super::{Head, Machine};
-use crate::dedupe::DedupeRow;
+use crate::dedupe::{DedupeRow, ShareRow};
 use crate::error::LoadError;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
 use crate::{APPLY_VERSION, GIVES_IMPORTS_UP};
@@ -47,6 +47,12 @@ impl Machine {
         Self { modules, ..Self::default() }
     }
 
+    /// A machine that remembers no more than so many bytes of outcomes.
+    #[cfg(test)]
+    pub(crate) fn remembering(bytes_max: u64) -> Self {
+        Self { remembered_bytes_max: bytes_max, ..Self::default() }
+    }
+
     /// A machine without rows, to be filled with stored pages.
     pub fn loader() -> Loader {
         Self::default().into_loader()
@@ -85,6 +91,7 @@ impl Loader {
         let mut loaded = match table {
             MetaRow::TABLE => Some(machine.meta.load(bytes)),
             DedupeRow::TABLE => Some(machine.dedupe.load(bytes)),
+            ShareRow::TABLE => Some(machine.shares.load(bytes)),
             StagedRow::TABLE => Some(machine.staged.load(bytes)),
             ImportRow::TABLE => Some(machine.imports.load(bytes)),
             _ => None,

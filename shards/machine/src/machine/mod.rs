@@ -21,7 +21,7 @@ use tidewall_messages::Rejection;
 use tidewall_mutant::{Mutant, active};
 
 use crate::answer::{Answer, Decision, Receipt, Reject};
-use crate::dedupe::{self, DedupeRow};
+use crate::dedupe::{self, DedupeRow, ShareRow};
 use crate::entry::{Command, Entry, Op, SystemCommand};
 use crate::error::ApplyError;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
@@ -37,8 +37,10 @@ pub use load::Loader;
 /// What the timers change that an entry fires, rows, before no further one is fired; four times its commands if that is more, so
 /// that ending keeps up with filling.
 const FIRED_MAX: usize = 2_048;
-/// Remembered outcomes that an entry forgets at most; twice its commands if that is more.
+/// Remembered outcomes that an entry forgets or passes over at most; three times its commands if that is more.
 const FORGET_MAX: usize = 256;
+/// A share of the principals may have this part of all remembered bytes before its own are forgotten first.
+const SHARE_PARTS: u64 = 8;
 
 /// A place in the Raft log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -87,6 +89,7 @@ pub struct Machine {
     head: Head,
     meta: Table<MetaRow>,
     dedupe: Table<DedupeRow>,
+    shares: Table<ShareRow>,
     staged: Table<StagedRow>,
     /// Empty under apply version 1.
     imports: Table<ImportRow>,
@@ -94,6 +97,8 @@ pub struct Machine {
     modules: Vec<Box<dyn AnyModule>>,
     /// By import, what its staged parts make so far. Derived.
     shadows: BTreeMap<u128, import::Shadow>,
+    /// Remembered outcomes take at most about this many bytes. The same in every build: replicas decide alike.
+    remembered_bytes_max: u64,
     /// What the last entry has replaced.
     leftover: Replaced,
     /// Highest apply version that this build, or the one that it plays, supports.
@@ -116,12 +121,14 @@ impl Default for Machine {
             head: Head::default(),
             meta,
             dedupe: Table::default(),
+            shares: Table::default(),
             staged: Table::default(),
             imports: Table::default(),
             modules: registry::modules(),
             shadows: BTreeMap::new(),
             leftover: Replaced::default(),
             supported: APPLY_VERSION,
+            remembered_bytes_max: REMEMBERED_BYTES_MAX,
             replaced: false,
             scratch: Writer::new(),
             settled: (0, 0),
@@ -163,7 +170,7 @@ impl Machine {
         // What log and timers would make of the time now.
         let now = self.now(stamp);
         // What the log would answer otherwise is the log's: a forgotten id, a late copy.
-        if command.expires_ms < now.log_ms || self.forgotten(command.request_id) {
+        if command.expires_ms < now.log_ms || self.forgotten(&command.principal, command.request_id) {
             return None;
         }
         let rejection = self.module(*module)?.quick_no(now, payload)?;
@@ -193,6 +200,7 @@ impl Machine {
     fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable)) {
         show(&self.meta);
         show(&self.dedupe);
+        show(&self.shares);
         show(&self.staged);
         show(&self.imports);
         for module in &self.modules {
@@ -203,6 +211,7 @@ impl Machine {
     fn tables_mut(&mut self, show: &mut dyn FnMut(&mut dyn AnyTable)) {
         show(&mut self.meta);
         show(&mut self.dedupe);
+        show(&mut self.shares);
         show(&mut self.staged);
         show(&mut self.imports);
         for module in &mut self.modules {
@@ -276,9 +285,15 @@ impl Machine {
         row.decision().ok()
     }
 
-    /// Whether outcomes as old as this request id may have been forgotten.
-    pub fn forgotten(&self, request_id: u128) -> bool {
-        id_time_ms(request_id) < self.row().forgotten_before_ms
+    /// Whether outcomes of a principal as old as this request id may have been forgotten.
+    pub fn forgotten(&self, principal: &str, request_id: u128) -> bool {
+        id_time_ms(request_id) < self.forgotten_before_ms(principal)
+    }
+
+    /// Request ids of a principal with an earlier time may have been forgotten.
+    fn forgotten_before_ms(&self, principal: &str) -> u64 {
+        let share = if self.shares.is_empty() { None } else { self.shares.get(&dedupe::share_of(principal)) };
+        self.row().forgotten_before_ms.max(share.map_or(0, |share| share.forgotten_before_ms))
     }
 
     fn row(&self) -> MetaRow {
@@ -346,10 +361,11 @@ impl Machine {
         self.advance(position, payload);
         let mut row = self.row();
         row.time = row.time.at(entry.stamp);
-        self.forget(&mut row, FORGET_MAX.max(2 * entry.commands.len()));
+        self.forget(&mut row, FORGET_MAX.max(3 * entry.commands.len()));
         self.meta.set(MetaKey, Some(row));
         self.meta.commit();
         self.dedupe.commit();
+        self.shares.commit();
         if row.apply_version >= GIVES_IMPORTS_UP {
             self.give_imports_up(row.time.steady_ms);
         }
@@ -375,31 +391,66 @@ impl Machine {
         }
     }
 
+    /// Forgets what is too old, and under the byte cap what takes too much: the oldest of the share that has the most, if it has
+    /// more than its part, else the oldest of all.
     fn forget(&mut self, row: &mut MetaRow, limit: usize) {
+        let part = self.remembered_bytes_max / SHARE_PARTS;
+        let mut largest = None;
         for _ in 0..limit {
             if row.dedupe_first == row.dedupe_next {
                 break;
             }
-            let Some(oldest) = self.dedupe.get(&row.dedupe_first) else { break };
+            let Some(oldest) = self.dedupe.get(&row.dedupe_first) else {
+                // It went before its turn.
+                row.dedupe_first += 1;
+                continue;
+            };
             let aged = oldest.steady_ms.saturating_add(REMEMBERED_MS) < row.time.steady_ms;
-            if !aged && row.dedupe_bytes <= REMEMBERED_BYTES_MAX {
+            if !aged && row.dedupe_bytes <= self.remembered_bytes_max {
                 break;
             }
-            // An id from the future must not make the watermark refuse everybody of the present, nor keep the others from being
+            let large = if aged { None } else { self.too_large(&mut largest, part) };
+            let number = large.map_or(row.dedupe_first, |(_, number)| number);
+            let Some(goes) = self.dedupe.get(&number).cloned() else { break };
+            // An id from the future must not make a watermark refuse everybody of the present, nor keep the others from being
             // forgotten: it goes behind them.
-            if id_time_ms(oldest.request_id) >= row.time.log_ms() {
-                let later = DedupeRow { steady_ms: row.time.steady_ms, ..oldest.clone() };
-                self.dedupe.set(row.dedupe_first, None);
+            if id_time_ms(goes.request_id) >= row.time.log_ms() {
+                let later = DedupeRow { steady_ms: row.time.steady_ms, ..goes };
+                self.dedupe.set(number, None);
                 self.dedupe.set(row.dedupe_next, Some(later));
-                row.dedupe_first += 1;
                 row.dedupe_next += 1;
                 continue;
             }
-            row.dedupe_bytes = row.dedupe_bytes.saturating_sub(oldest.cost());
-            row.forgotten_before_ms = row.forgotten_before_ms.max(id_time_ms(oldest.request_id) + 1);
-            self.dedupe.set(row.dedupe_first, None);
-            row.dedupe_first += 1;
+            row.dedupe_bytes = row.dedupe_bytes.saturating_sub(goes.cost());
+            let before_ms = id_time_ms(goes.request_id) + 1;
+            match large {
+                Some((share, _)) => {
+                    let known = self.shares.get(&share).map_or(0, |share| share.forgotten_before_ms);
+                    self.shares.set(share, Some(ShareRow { forgotten_before_ms: known.max(before_ms) }));
+                }
+                None => row.forgotten_before_ms = row.forgotten_before_ms.max(before_ms),
+            }
+            self.dedupe.set(number, None);
         }
+    }
+
+    /// A share that has more than `part` bytes, and the number of its oldest outcome. What was `found` before stays it until it has
+    /// less, and if there was none, there is none: looking at all of them takes long.
+    fn too_large(&self, found: &mut Option<Option<u16>>, part: u64) -> Option<(u16, u64)> {
+        let lookup = self.dedupe.derived();
+        let oldest = |share: u16| Some((share, lookup.oldest_above(share, part)?));
+        match found {
+            Some(None) => return None,
+            Some(Some(share)) => {
+                if let Some(known) = oldest(*share) {
+                    return Some(known);
+                }
+            }
+            None => {}
+        }
+        let largest = lookup.largest_above(part);
+        *found = Some(largest);
+        largest.and_then(oldest)
     }
 
     /// Decides command `at` of the entry that was begun last.
@@ -427,7 +478,7 @@ impl Machine {
             Some(Reject::Expired)
         } else if command.expires_ms > now_ms.saturating_add(EXPIRY_AHEAD_MS_MAX) {
             Some(Reject::ExpiresTooLate { ahead_ms: command.expires_ms - now_ms })
-        } else if id_ms < row.forgotten_before_ms {
+        } else if self.forgotten(&command.principal, command.request_id) {
             Some(Reject::IdForgotten)
         } else if id_ms > now_ms.saturating_add(ID_AHEAD_MS_MAX) {
             Some(Reject::IdFromFuture)

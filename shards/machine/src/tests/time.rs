@@ -171,5 +171,5 @@ fn what_goes_behind_the_others_because_it_is_from_the_future_is_remembered_from_
     log.one(ahead + 60_000, tick());
     assert!(remembered(&log), "its time begins when it went behind");
     log.one(ahead + 24 * HOUR, tick());
-    assert!(!remembered(&log) && log.machine.forgotten(id(ahead, 1)));
+    assert!(!remembered(&log) && log.machine.forgotten("alice", id(ahead, 1)));
 }
