@@ -363,6 +363,11 @@ impl SpecMaker<'_> {
         if ephemeral {
             arguments.push("--ephemeral".into());
         }
+        // Who says it in the environment is not overruled.
+        if std::env::var_os("TIDEWALL_RAFT_THREADS").is_none() {
+            let threads = crate::serve::raft_threads(NODES_ON_A_MACHINE);
+            arguments.extend(["--raft-threads".into(), threads.to_string().into()]);
+        }
         self.spec(node_name(id), address, arguments)
     }
 
@@ -375,6 +380,9 @@ impl SpecMaker<'_> {
         self.spec(gateway_name(id), ports::reachable(listen), arguments)
     }
 }
+
+/// Nodes that share this machine, as long as nobody adds some.
+const NODES_ON_A_MACHINE: usize = 3;
 
 /// Whether too many processes are gone for good.
 fn beyond_repair(given_up: &[GivenUp], endpoints: &Endpoints) -> Option<GivenUp> {

@@ -74,6 +74,11 @@ pub struct ShardArgs {
     /// The data need not outlive this run
     #[arg(long)]
     pub ephemeral: bool,
+    /// Threads that run the replicas, so that a long apply in one region delays only those that share its thread; 0: the node's
+    /// main thread, which costs least [default: half of the cores, 0 with less than four]
+    #[arg(long, value_name = "N", env = "TIDEWALL_RAFT_THREADS",
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=256))]
+    pub raft_threads: Option<usize>,
     /// Newest version of the rules of apply to support; lower than the default plays an older build
     #[arg(long, value_name = "N", default_value_t = APPLY_VERSION, env = "TIDEWALL_APPLY_VERSION", hide = true,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(APPLY_VERSION)))]
@@ -156,6 +161,7 @@ fn shard(arguments: &ShardArgs) -> Result<(), Failure> {
         ephemeral: arguments.ephemeral,
         create: may_create(&arguments.data)?,
         credentials: Some(credentials),
+        raft_threads: arguments.raft_threads.unwrap_or_else(|| raft_threads(1)),
         apply_version: arguments.apply_version,
     };
     tidewall_node::run(config)
@@ -204,6 +210,18 @@ fn gateway(arguments: &GatewayArgs) -> Result<(), Failure> {
             .await
             .map_err(|e| environment(&e))
     })
+}
+
+/// Threads of Raft for each of so many nodes on this machine: on few cores, wake-ups between threads cost more than they gain.
+pub fn raft_threads(nodes: usize) -> usize {
+    threads_of(std::thread::available_parallelism().map_or(1, usize::from), nodes)
+}
+
+fn threads_of(cores: usize, nodes: usize) -> usize {
+    match cores / nodes.max(1) {
+        0..4 => 0,
+        cores => cores / 2,
+    }
 }
 
 /// Half of the cores, at least one: what a process may use that shares its machine with a whole cluster.
@@ -366,6 +384,7 @@ mod tests {
             topology: data.topology(),
             tls: None,
             ephemeral: false,
+            raft_threads: None,
             apply_version: APPLY_VERSION,
             parent_pipe: false,
         };
@@ -373,6 +392,15 @@ mod tests {
         assert_eq!(failure.code(), 2);
         assert!(failure.to_string().contains("no node 9; it has 1, 2, 3"), "{failure}");
         assert!(!data.node(9).exists());
+    }
+
+    #[test]
+    fn replicas_have_threads_of_their_own_where_there_are_cores_for_them() {
+        for (cores, nodes, threads) in
+            [(2, 1, 0), (3, 1, 0), (4, 1, 2), (16, 1, 8), (8, 3, 0), (16, 3, 2), (4, 0, 2)]
+        {
+            assert_eq!(threads_of(cores, nodes), threads, "{cores} cores, {nodes} nodes");
+        }
     }
 
     #[test]

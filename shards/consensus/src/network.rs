@@ -66,14 +66,17 @@ pub struct Peers {
     cluster: [u8; 16],
     lives: Arc<Lives>,
     credentials: Option<Credentials>,
+    /// Where the links are at home: no group's work keeps those of others waiting.
+    runtime: Option<tokio::runtime::Handle>,
 }
 
 impl Peers {
-    /// No link is opened before it is used.
+    /// No link is opened before it is used; all of them are served by the runtime that this is called in.
     pub fn new(config: PeersConfig) -> Self {
         let PeersConfig { cluster, lives, credentials, addresses } = config;
         let addresses = Arc::new(RwLock::new(addresses));
-        Self { addresses, links: Arc::default(), cluster, lives, credentials }
+        let runtime = tokio::runtime::Handle::try_current().ok();
+        Self { addresses, links: Arc::default(), cluster, lives, credentials, runtime }
     }
 
     /// Nodes have joined, left or moved.
@@ -106,6 +109,7 @@ impl Peers {
             backoff_min: Duration::from_millis(20),
             backoff_max: Duration::from_millis(200),
             credentials: self.credentials.clone(),
+            runtime: self.runtime.clone(),
             ..LinkOptions::default()
         };
         Some(link.or_insert_with(|| Link::connect_lazy(address, self.parties(node), options)).clone())

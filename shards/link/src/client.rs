@@ -153,7 +153,11 @@ impl<P: Protocol> Link<P> {
             (state.writer.take(), !std::mem::replace(&mut state.started, true))
         };
         if start {
-            tokio::spawn(Driver::new(Arc::clone(shared)).run());
+            let driver = Driver::new(Arc::clone(shared)).run();
+            match &shared.options.runtime {
+                Some(runtime) => drop(runtime.spawn(driver)),
+                None => drop(tokio::spawn(driver)),
+            }
         } else if earlier {
             shared.rearm.store(true, Ordering::Release);
             shared.driver.wake();

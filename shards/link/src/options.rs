@@ -42,6 +42,8 @@ pub struct LinkOptions {
     pub backoff_max: Duration,
     /// What this process proves itself with; `None` where there is no TLS, as in a simulation.
     pub credentials: Option<Credentials>,
+    /// Where the link's task runs; `None`: where its first call is made.
+    pub runtime: Option<tokio::runtime::Handle>,
 }
 
 impl Default for LinkOptions {
@@ -54,6 +56,7 @@ impl Default for LinkOptions {
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(1),
             credentials: None,
+            runtime: None,
         }
     }
 }

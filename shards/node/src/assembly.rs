@@ -28,6 +28,8 @@ use crate::reports::Reports;
 use crate::shard::GroupShard;
 use crate::standing::Standing;
 
+pub use crate::threads::RaftThreads;
+
 pub use crate::clock::SteadyClock;
 pub use crate::data::load as load_rows;
 pub use crate::lives::{LifeOfNode, LivesStore};
@@ -69,6 +71,8 @@ pub struct Parts {
     pub life: LifeOfNode,
     /// Told when the disk fails.
     pub fail_stop: FailStop,
+    /// Where the groups run.
+    pub threads: RaftThreads,
 }
 
 /// The replicas of a node, running.
@@ -85,6 +89,7 @@ pub struct Replicas {
     log: NodeLog,
     writer: CheckpointWriter,
     orders: Orders,
+    _threads: RaftThreads,
 }
 
 /// The peer port's service, to be served before [`Replicas::start`] so that the others find it.
@@ -160,7 +165,7 @@ impl Replicas {
             let virgin = part.state().vote.is_none() && part.state().last.is_none();
             let state = StateHandle::new(number, machine);
             rows.insert(number, state.clone());
-            let group = Group::start(GroupConfig {
+            let begins = Group::start(GroupConfig {
                 number,
                 node,
                 members: members.clone(),
@@ -172,11 +177,12 @@ impl Replicas {
                 fail_stop: fail_stop.clone(),
             });
             // What a group's log or rows do to it must not take the others down, at a start no more than later.
-            let group = match group.await {
+            let begun = parts.threads.begin(number, begins).await;
+            let group = match begun.and_then(|begun| begun.map_err(|error| error.to_string())) {
                 Ok(group) => group,
-                Err(error) => {
-                    tracing::error!(group = number, %error, "this replica cannot start; the other groups go on");
-                    faults.insert(number, error.to_string());
+                Err(why) => {
+                    tracing::error!(group = number, why, "this replica cannot start; the other groups go on");
+                    faults.insert(number, why);
                     continue;
                 }
             };
@@ -209,7 +215,8 @@ impl Replicas {
                 tracing::error!(group = number, %error, "the group cannot be made");
             }
         }
-        Self { groups, faults, rows, standing, reports, topology, log, writer, orders: parts.orders }
+        let (orders, _threads) = (parts.orders, parts.threads);
+        Self { groups, faults, rows, standing, reports, topology, log, writer, orders, _threads }
     }
 
     /// Takes in later states of the topology: nodes join, leave and move, and groups are fenced.

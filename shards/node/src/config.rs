@@ -23,6 +23,8 @@ pub struct NodeConfig {
     pub create: bool,
     /// What the node proves itself with; `None` in tests without TLS.
     pub credentials: Option<Credentials>,
+    /// Threads that run the groups; 0: the main thread, with the connections.
+    pub raft_threads: usize,
     /// Newest apply version to support; lower than the build's own to play an older build in tests of upgrades.
     pub apply_version: u32,
 }

@@ -348,6 +348,7 @@ mod tests {
             ],
         );
         NodeConfig {
+            raft_threads: 0,
             node: 1,
             data_dir: directory.to_owned(),
             topology,

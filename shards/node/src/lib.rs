@@ -27,6 +27,7 @@ mod reports;
 mod shard;
 mod space;
 mod standing;
+mod threads;
 mod views;
 
 pub use config::{NodeConfig, NodeError};

@@ -26,6 +26,7 @@ use crate::clock::SteadyClock;
 use crate::config::{NodeConfig, NodeError};
 use crate::data::{self, Data};
 use crate::space::Space;
+use crate::threads::RaftThreads;
 use crate::{keeper, lead};
 
 /// How long handing over leads may take before a stop.
@@ -47,7 +48,8 @@ pub fn run(config: NodeConfig) -> Result<(), NodeError> {
     // Ports first: a second node on the same ports must not touch the data.
     let client_port = bind(me.address)?;
     let peer_port = bind(me.peer_address)?;
-    // One thread for all groups: no wake-ups between threads, which cost more than what a group does in between.
+    // Connections and the peer port live here, and all groups where they have no threads of their own: on few cores wake-ups between
+    // threads cost more than what a group does in between.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -129,6 +131,8 @@ async fn serve(
         fresh: data.fresh,
         life: life.clone(),
         fail_stop,
+        threads: RaftThreads::start(config.raft_threads)
+            .map_err(NodeError::system("cannot start the threads of Raft"))?,
     };
     let replicas = tokio::select! {
         biased;

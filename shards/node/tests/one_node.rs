@@ -15,8 +15,8 @@ use tidewall_consensus::{FailStop, PeerServer, Peers, PeersConfig};
 use tidewall_env::disk::MemoryDisk;
 use tidewall_messages::tickets;
 use tidewall_node::assembly::{
-    Front, LifeOfNode, LivesStore, Orders, Parts, Quarantine, Replicas, Space, SteadyClock, load_rows,
-    peer_service,
+    Front, LifeOfNode, LivesStore, Orders, Parts, Quarantine, RaftThreads, Replicas, Space, SteadyClock,
+    load_rows, peer_service,
 };
 use tidewall_proto::internal::v1 as pb;
 use tidewall_store::checkpoint::CheckpointWriter;
@@ -35,14 +35,19 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 struct One {
-    client: ShardClient,
+    client: Arc<ShardClient>,
     front: Front,
     log: NodeLog,
     writer: CheckpointWriter,
+    replicas: Replicas,
 }
 
-/// Two groups on one node, both led by it.
+/// Two groups on one node, both led by it, in its main thread.
 async fn start(directory: &Path) -> One {
+    start_on(directory, RaftThreads::none()).await
+}
+
+async fn start_on(directory: &Path, threads: RaftThreads) -> One {
     let client_port = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let peer_port = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let node = Node {
@@ -83,6 +88,7 @@ async fn start(directory: &Path) -> One {
         fresh: true,
         life,
         fail_stop,
+        threads,
     };
     let replicas = Replicas::start(parts, &peers, &server).await;
     assert!(replicas.faults.is_empty(), "{:?}", replicas.faults);
@@ -94,13 +100,13 @@ async fn start(directory: &Path) -> One {
             .add_service(front.service())
             .serve_with_incoming(TcpIncoming::from(client_port)),
     );
-    let client = ShardClient::new(Arc::new(topology), ShardClientOptions::default());
+    let client = Arc::new(ShardClient::new(Arc::new(topology), ShardClientOptions::default()));
     let deadline = Instant::now() + PATIENCE;
     while client.discover(PATIENCE).await > 0 {
         assert!(Instant::now() < deadline, "a group of one has no leader");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    One { client, front, log, writer }
+    One { client, front, log, writer, replicas }
 }
 
 /// A command of Ann.
@@ -328,6 +334,45 @@ fn each_command_of_a_batch_gets_its_answer_in_its_place() {
             assert!(outcome.receipt.is_some());
         }
         assert_eq!(one.tickets().await, 5);
+        one.stop();
+    });
+}
+
+/// What holds one group's rows up holds up no other group, where each has a thread.
+#[test]
+fn a_long_apply_in_one_group_delays_no_other() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let one = start_on(directory.path(), RaftThreads::start(2).unwrap()).await;
+        one.create().await;
+        one.buy(1, 1).await;
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let rows = one.replicas.rows[&1].clone();
+        // A reader that does not let go: apply waits for it, as it would take long by itself.
+        let reader = std::thread::spawn(move || {
+            rows.read(|_| {
+                begun.send(()).unwrap();
+                let _ = held.recv_timeout(PATIENCE);
+            });
+        });
+        begins.await.unwrap();
+        let client = Arc::clone(&one.client);
+        let stuck =
+            tokio::spawn(async move { client.command(1, purchase(2, 1), Instant::now() + PATIENCE).await });
+        let create = tickets::CreateEvent {
+            event_id: "other".into(),
+            display_name: "Other".into(),
+            quota_per_buyer: 9,
+            tiers: vec![tickets::TierSpec { tier_id: "ga".into(), capacity: 9, ..Default::default() }],
+            ..Default::default()
+        };
+        let decided = one.client.command(2, command(3, create), Instant::now() + PATIENCE).await.unwrap();
+        assert!(done(&decided.result.unwrap()).is_some());
+        assert!(!stuck.is_finished(), "group 1 was not held up at all");
+        release.send(()).unwrap();
+        assert!(stuck.await.unwrap().is_ok());
+        reader.join().unwrap();
         one.stop();
     });
 }

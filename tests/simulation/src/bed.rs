@@ -20,8 +20,8 @@ use tidewall_consensus::{
 };
 use tidewall_env::disk::{CrashMode, MemoryDisk};
 use tidewall_node::assembly::{
-    Front, LifeOfNode, LivesStore, Orders, Parts, Quarantine, Replicas, Space, SteadyClock, load_rows,
-    peer_service,
+    Front, LifeOfNode, LivesStore, Orders, Parts, Quarantine, RaftThreads, Replicas, Space, SteadyClock,
+    load_rows, peer_service,
 };
 use tidewall_store::checkpoint::memory::{Faults, MemoryCheckpoints};
 use tidewall_store::checkpoint::{CheckpointStore as _, CheckpointWriter};
@@ -448,6 +448,7 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
         fresh,
         life,
         fail_stop,
+        threads: RaftThreads::none(),
     };
     let replicas = Replicas::start(parts, &peers, &server).await;
     for (group, why) in &replicas.faults {
