@@ -4,6 +4,8 @@
 //! [`BANS`] which third-party crates it must not. [`check`] compares both with what the manifests say. This
 //! crate must never depend on one of the crates that it judges.
 
+pub mod dependencies;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use cargo_metadata::{DependencyKind, Metadata};
@@ -437,16 +439,30 @@ mod tests {
 
     /// What the manifests of this checkout say. Works without network: only the host's packages are
     /// resolved, and those are here because this test was compiled from them.
-    fn this_workspace() -> Workspace {
+    fn metadata() -> Metadata {
         let version = Command::new("rustc").arg("-vV").output().unwrap();
         let version = String::from_utf8(version.stdout).unwrap();
         let host = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
-        let metadata = MetadataCommand::new()
+        MetadataCommand::new()
             .manifest_path(root().join("Cargo.toml"))
             .other_options(vec!["--offline".into(), "--filter-platform".into(), host.into()])
             .exec()
-            .unwrap();
-        Workspace::of(&metadata)
+            .unwrap()
+    }
+
+    fn this_workspace() -> Workspace {
+        Workspace::of(&metadata())
+    }
+
+    #[test]
+    fn dependencies_have_licences_that_we_can_live_with_and_no_needless_versions() {
+        let mut metadata = metadata();
+        let violations = dependencies::check(&metadata);
+        assert!(violations.is_empty(), "\n{}\n", violations.join("\n"));
+        // It sees what it looks at.
+        let foreign = metadata.packages.iter_mut().find(|package| package.name.as_str() == "prost").unwrap();
+        foreign.license = Some("GPL-3.0".into());
+        assert_eq!(dependencies::check(&metadata).len(), 1);
     }
 
     /// A workspace in which every row uses exactly what the table grants.

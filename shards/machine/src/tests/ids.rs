@@ -141,3 +141,17 @@ proptest! {
         prop_assert!(log.one(stamp, fresh).receipt.is_some());
     }
 }
+
+/// Two builds of a gateway make different payloads of one message: the request is the same, and gets its first answer.
+#[test]
+fn a_copy_that_another_build_made_is_the_same_request_and_what_the_client_changed_is_not() {
+    let mut log = Log::new();
+    let first = command(1, buy(2));
+    let decided = log.one(T0, first.clone());
+    let other_build = Command { op: Op::of(&buy(1)), ..first.clone() };
+    let again = log.one(T0, other_build.clone());
+    assert_eq!((&again.answer, again.receipt, again.replayed), (&decided.answer, decided.receipt, true));
+    assert_eq!(log.machine.remembered(&other_build).unwrap().receipt, decided.receipt);
+    let other_message = Command { fingerprint: first.fingerprint + 1, ..first };
+    assert_eq!(reason(&log.one(T0, other_message)), "IdReused");
+}
