@@ -169,7 +169,8 @@ impl StateHandle {
 
     /// Notes where this replica stands now, so that replicas of an idle group can be compared as well.
     pub fn note_settled(&self) {
-        let standing = self.read(|machine| {
+        // A group whose apply is busy is not idle, and notes by itself; whoever asks must not wait for it.
+        let standing = self.shared.machine.try_read().and_then(|machine| {
             // Who has applied nothing has nothing to compare: index 0 is that of a group's first entry, and a node that
             // joins would be found to differ there from all the others.
             machine.head().applied.map(|_| (machine.incarnation(), machine.settled()))

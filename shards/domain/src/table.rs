@@ -288,7 +288,14 @@ impl<R: Row> Table<R> {
         }
         let old = match (found, new) {
             (Ok(at), Some(new)) => Some(std::mem::replace(&mut slots[at], new)),
-            (Ok(at), None) => Some(slots.remove(at)),
+            (Ok(at), None) => {
+                let old = slots.remove(at);
+                // Rows that go from the middle leave no room behind that nobody uses.
+                if slots.len() * 4 <= slots.capacity() {
+                    slots.shrink_to(slots.len() * 2);
+                }
+                Some(old)
+            }
             (Err(at), Some(new)) => {
                 slots.insert(at, new);
                 None

@@ -104,16 +104,53 @@ impl Lookup {
         &mut self.shares[usize::from(share_of(principal))]
     }
 
-    /// The largest share that has more than `bytes`. Looks at all of them.
-    pub fn largest_above(&self, bytes: u64) -> Option<u16> {
-        let largest = (0..).zip(&self.shares).max_by_key(|(number, share)| (share.bytes, *number))?;
+    /// The largest share that has more than `bytes` and was not passed over. Looks at all of them.
+    fn largest_above(&self, bytes: u64, passed: &BTreeSet<u16>) -> Option<u16> {
+        let shares = (0..).zip(&self.shares).filter(|(number, _)| !passed.contains(number));
+        let largest = shares.max_by_key(|(number, share)| (share.bytes, *number))?;
         (largest.1.bytes > bytes).then_some(largest.0)
     }
 
     /// The number of a share's oldest outcome, while it has more than `bytes`.
-    pub fn oldest_above(&self, share: u16, bytes: u64) -> Option<u64> {
+    fn oldest_above(&self, share: u16, bytes: u64) -> Option<u64> {
         let share = self.shares.get(usize::from(share)).filter(|share| share.bytes > bytes)?;
         share.numbers.front().copied()
+    }
+}
+
+/// Finds the shares that have too much, one after the other, within one entry. Looking at all of them takes long: one that was found
+/// stays it until it has less, and when there is none any more, there is none.
+#[derive(Debug, Default)]
+pub struct Large {
+    found: Option<Option<u16>>,
+    /// What is oldest in them cannot be forgotten yet.
+    passed: BTreeSet<u16>,
+}
+
+impl Large {
+    /// A share that has more than `bytes`, and the number of its oldest outcome.
+    pub fn next(&mut self, lookup: &Lookup, bytes: u64) -> Option<(u16, u64)> {
+        let oldest = |share: u16| Some((share, lookup.oldest_above(share, bytes)?));
+        match self.found {
+            Some(None) => return None,
+            Some(Some(share)) => {
+                if let Some(known) = oldest(share) {
+                    return Some(known);
+                }
+            }
+            None => {}
+        }
+        let largest = lookup.largest_above(bytes, &self.passed);
+        self.found = Some(largest);
+        largest.and_then(oldest)
+    }
+
+    /// Leaves out the share that was found last.
+    pub fn pass_over(&mut self) {
+        if let Some(Some(share)) = self.found {
+            self.passed.insert(share);
+            self.found = None;
+        }
     }
 }
 

@@ -29,6 +29,9 @@ pub fn command(message: pb::Command) -> Result<Command, String> {
     let op = match message.module {
         0 if message.payload.is_empty() => Op::Seal,
         0 => return Err("a seal carries nothing".into()),
+        _ if message.fingerprint == 0 => {
+            return Err("a command carries the fingerprint of what was asked for".into());
+        }
         module => Op::Module {
             module: u8::try_from(module).map_err(|_| format!("there is no module {module}"))?,
             payload: message.payload.into(),
@@ -59,7 +62,7 @@ mod tests {
     }
 
     fn with(module: u32, payload: usize) -> pb::Command {
-        pb::Command { module, payload: vec![1; payload].into(), ..seal(1, 16) }
+        pb::Command { module, payload: vec![1; payload].into(), fingerprint: 5, ..seal(1, 16) }
     }
 
     #[test]
@@ -73,6 +76,7 @@ mod tests {
             (seal(1, 17), "request id"),
             (with(0, 1), "seal"),
             (with(256, 1), "module 256"),
+            (pb::Command { fingerprint: 0, ..with(1, 1) }, "fingerprint"),
         ] {
             let why = command(bad).err();
             assert!(why.as_ref().is_some_and(|why| why.contains(names)), "{names}: {why:?}");

@@ -118,6 +118,9 @@ async fn serve(
             .add_service(assembly::peer_service(peer_server.clone()))
             .serve_with_incoming_shutdown(incoming(peer_listener, credentials, true), until(stopped.clone())),
     );
+    // Kept until the groups have ended: they run there.
+    let threads = RaftThreads::start(config.raft_threads)
+        .map_err(NodeError::system("cannot start the threads of Raft"))?;
     let parts = Parts {
         node: config.node,
         topology: topology.clone(),
@@ -131,8 +134,7 @@ async fn serve(
         fresh: data.fresh,
         life: life.clone(),
         fail_stop,
-        threads: RaftThreads::start(config.raft_threads)
-            .map_err(NodeError::system("cannot start the threads of Raft"))?,
+        threads: threads.clone(),
     };
     let replicas = tokio::select! {
         biased;
@@ -148,9 +150,14 @@ async fn serve(
     let identity = NodeIdentity::client_port(cluster, config.node, credentials.is_some());
     let edge = Edge { replicas, space: space.clone(), identity, credentials: credentials.cloned() };
     let edge_stopped = stopped.clone();
+    let (edge_runs, edge_ended) = tokio::sync::oneshot::channel::<()>();
     let edge_thread = std::thread::Builder::new()
         .name("edge".into())
-        .spawn(move || edge.run(client_port, edge_stopped))
+        .spawn(move || {
+            // Dropped when the thread ends, however it ends.
+            let _edge_runs = edge_runs;
+            edge.run(client_port, edge_stopped)
+        })
         .map_err(NodeError::system("cannot start the thread of the client port"))?;
     tracing::info!(node = config.node, groups = groups.len(), "node is up");
     let ended = tokio::select! {
@@ -159,6 +166,10 @@ async fn serve(
             space.drop_ballast();
             // No clean stop: nothing that the disk says can be trusted any more.
             return Err(error);
+        }
+        _ = edge_ended => {
+            let why = "the thread of the client port ended by itself: see its messages above".to_owned();
+            return Err(NodeError::Internal(why));
         }
         stop = signals.next() => stop,
         () = standing.restart_asked() => Stop::Restart,
@@ -186,6 +197,7 @@ async fn serve(
     for group in groups.values() {
         group.stop().await;
     }
+    drop(threads);
     life.save().await;
     // Streams of other nodes never end by themselves, and there is nothing left that could answer them.
     peer_task.abort();

@@ -118,7 +118,7 @@ fn command(n: u64, asked: impl Into<tickets::Command>) -> pb::Command {
         expires_at_ms: now_ms + 30_000,
         module: tickets::MODULE.into(),
         payload: asked.into().encode_to_vec().into(),
-        fingerprint: n,
+        fingerprint: n + 1,
         row: "gala".into(),
         ..Default::default()
     }

@@ -6,6 +6,7 @@ mod bounds;
 mod cost;
 mod events;
 mod holds;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -21,7 +21,7 @@ use tidewall_messages::Rejection;
 use tidewall_mutant::{Mutant, active};
 
 use crate::answer::{Answer, Decision, Receipt, Reject};
-use crate::dedupe::{self, DedupeRow, ShareRow};
+use crate::dedupe::{self, DedupeRow, Large, ShareRow};
 use crate::entry::{Command, Entry, Op, SystemCommand};
 use crate::error::ApplyError;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
@@ -395,35 +395,32 @@ impl Machine {
     /// more than its part, else the oldest of all.
     fn forget(&mut self, row: &mut MetaRow, limit: usize) {
         let part = self.remembered_bytes_max / SHARE_PARTS;
-        let mut largest = None;
+        let mut large = Large::default();
         for _ in 0..limit {
-            if row.dedupe_first == row.dedupe_next {
-                break;
-            }
-            let Some(oldest) = self.dedupe.get(&row.dedupe_first) else {
-                // It went before its turn.
-                row.dedupe_first += 1;
-                continue;
-            };
+            // Those of large shares went before their turn.
+            let oldest = self.dedupe.range_from(&row.dedupe_first).next();
+            row.dedupe_first = oldest.map_or(row.dedupe_next, |(number, _)| *number);
+            let Some((_, oldest)) = oldest else { break };
             let aged = oldest.steady_ms.saturating_add(REMEMBERED_MS) < row.time.steady_ms;
             if !aged && row.dedupe_bytes <= self.remembered_bytes_max {
                 break;
             }
-            let large = if aged { None } else { self.too_large(&mut largest, part) };
-            let number = large.map_or(row.dedupe_first, |(_, number)| number);
+            let share = if aged { None } else { large.next(self.dedupe.derived(), part) };
+            let number = share.map_or(row.dedupe_first, |(_, number)| number);
             let Some(goes) = self.dedupe.get(&number).cloned() else { break };
             // An id from the future must not make a watermark refuse everybody of the present, nor keep the others from being
-            // forgotten: it goes behind them.
+            // forgotten: it goes behind them, and its share is passed over.
             if id_time_ms(goes.request_id) >= row.time.log_ms() {
                 let later = DedupeRow { steady_ms: row.time.steady_ms, ..goes };
                 self.dedupe.set(number, None);
                 self.dedupe.set(row.dedupe_next, Some(later));
                 row.dedupe_next += 1;
+                large.pass_over();
                 continue;
             }
             row.dedupe_bytes = row.dedupe_bytes.saturating_sub(goes.cost());
             let before_ms = id_time_ms(goes.request_id) + 1;
-            match large {
+            match share {
                 Some((share, _)) => {
                     let known = self.shares.get(&share).map_or(0, |share| share.forgotten_before_ms);
                     self.shares.set(share, Some(ShareRow { forgotten_before_ms: known.max(before_ms) }));
@@ -432,25 +429,6 @@ impl Machine {
             }
             self.dedupe.set(number, None);
         }
-    }
-
-    /// A share that has more than `part` bytes, and the number of its oldest outcome. What was `found` before stays it until it has
-    /// less, and if there was none, there is none: looking at all of them takes long.
-    fn too_large(&self, found: &mut Option<Option<u16>>, part: u64) -> Option<(u16, u64)> {
-        let lookup = self.dedupe.derived();
-        let oldest = |share: u16| Some((share, lookup.oldest_above(share, part)?));
-        match found {
-            Some(None) => return None,
-            Some(Some(share)) => {
-                if let Some(known) = oldest(*share) {
-                    return Some(known);
-                }
-            }
-            None => {}
-        }
-        let largest = lookup.largest_above(part);
-        *found = Some(largest);
-        largest.and_then(oldest)
     }
 
     /// Decides command `at` of the entry that was begun last.

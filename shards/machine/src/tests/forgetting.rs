@@ -63,9 +63,62 @@ fn without_anybody_who_has_too_much_the_oldest_of_all_go() {
 }
 
 impl Machine {
+    fn rows_in(&self, table: u16) -> usize {
+        self.freeze_all().pages.iter().filter(|page| page.table() == table).map(|page| page.rows()).sum()
+    }
+
     /// Shares that were forgotten beyond the others.
     fn shares_forgotten(&self) -> usize {
-        self.freeze_all().pages.iter().filter(|page| page.table() == 14).map(|page| page.rows()).sum()
+        self.rows_in(14)
+    }
+
+    /// Outcomes that are remembered.
+    fn outcomes(&self) -> usize {
+        self.rows_in(11)
+    }
+}
+
+/// What large shares lost before its turn must not cost those who come later their turn.
+#[test]
+fn gaps_that_a_flood_has_left_do_not_keep_others_from_being_forgotten() {
+    let mut log = remembering(400);
+    let mut now = T0;
+    // Between any two outcomes of others lie many of the flood, which go before their turn.
+    for n in 0..300 {
+        now += 1;
+        let flood = (0..40).map(|m| asked("flood", n * 100 + m, now));
+        log.entry(now, flood.chain([asked(&format!("early-{n}"), n * 100 + 50, now)]).collect());
+    }
+    let most = log.machine.outcomes();
+    for n in 0..60 {
+        now += 1;
+        let small = (0..20).map(|m| asked(&format!("late-{n}-{m}"), 1_000_000 + n * 100 + m, now));
+        log.entry(now, small.collect());
+    }
+    let left = log.machine.outcomes();
+    assert!(left <= most + 20, "{left} outcomes are remembered, {most} were after the flood");
+}
+
+/// Ids that are ahead of the clock cannot be forgotten yet; they must not keep everything else from it.
+#[test]
+fn a_principal_with_ids_from_the_future_keeps_nobody_elses_outcomes_from_being_forgotten() {
+    let mut log = remembering(400);
+    let mut now = T0;
+    for n in 0..400 {
+        now += 1;
+        let ahead = now + ID_AHEAD_MS_MAX - 1_000;
+        let fast = (0..2).map(|m| Command { expires_ms: now + 5_000, ..asked("fast", n * 10 + m, ahead) });
+        let others = (0..4).map(|m| asked(&format!("buyer-{n}-{m}"), n * 10 + 5 + m, now));
+        log.entry(now, fast.chain(others).collect());
+    }
+    // 800 of the fast one stay, because their time has not come; of the others no more than have room, and a few.
+    let kept = (0..400).flat_map(|n| (0..4).map(move |m| (n, m)));
+    let others =
+        kept.filter(|(n, m)| known(&log, &format!("buyer-{n}-{m}"), n * 10 + 5 + m, T0 + n + 1)).count();
+    assert!(others < 200, "{others} outcomes of others are remembered, {} in all", log.machine.outcomes());
+    for n in [0, 399] {
+        let ahead = T0 + n + 1 + ID_AHEAD_MS_MAX - 1_000;
+        assert!(known(&log, "fast", n * 10, ahead), "what is ahead of the clock was forgotten");
     }
 }
 
