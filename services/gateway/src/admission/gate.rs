@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::limit::{Limit, LimitOptions, Window};
 use super::pace::{Pace, RETURN_MAX, RETURN_STANDING_MAX};
-use super::room::{Arrival, Class, Place, Room, RowKey, Ticket};
+use super::room::{Arrival, Class, Place, QueuePlace, Room, RowKey};
 
 /// The limit is looked at once in so long a time.
 const WINDOW: Duration = Duration::from_millis(100);
@@ -170,8 +170,8 @@ impl<W> Gate<W> {
     }
 
     /// Somebody no longer wants to wait.
-    pub(crate) fn withdraw(&mut self, ticket: Ticket) -> Option<W> {
-        let gone = self.room.withdraw(ticket);
+    pub(crate) fn withdraw(&mut self, queued: QueuePlace) -> Option<W> {
+        let gone = self.room.withdraw(queued);
         self.note_empty();
         gone
     }
@@ -210,8 +210,8 @@ mod tests {
             let Arrival::In(mut place) = arrive(&mut gate) else { panic!("there is room") };
             let mut last = None;
             for _ in 0..30 {
-                let Arrival::Waits { ticket, .. } = arrive(&mut gate) else { panic!("the limit is one") };
-                last = Some(ticket);
+                let Arrival::Waits { queued, .. } = arrive(&mut gate) else { panic!("the limit is one") };
+                last = Some(queued);
             }
             for second in 1..30 {
                 let admitted = gate.end(at(second), place, End::Decided(at(1)), false);

@@ -29,7 +29,7 @@ pub(crate) use gate::{End, GateState};
 use gate::{Gate, longest_wait};
 pub use limit::LimitOptions;
 pub(crate) use room::Class;
-use room::{Arrival, Place, Ticket};
+use room::{Arrival, Place, QueuePlace};
 
 /// With no more calls under way than this in all regions together, by weight, what is slow is slow without load.
 const CALM_CALLS: usize = 32;
@@ -133,19 +133,19 @@ impl Drop for Permit {
 /// A call that waits; leaves the queue when dropped.
 struct Waiting {
     region: Arc<Region>,
-    ticket: Ticket,
+    queued: QueuePlace,
 }
 
 impl Waiting {
-    fn new(region: Arc<Region>, ticket: Ticket) -> Self {
+    fn new(region: Arc<Region>, queued: QueuePlace) -> Self {
         region.waiting.fetch_add(1, Ordering::Relaxed);
-        Self { region, ticket }
+        Self { region, queued }
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        drop(self.region.gate.lock().withdraw(self.ticket));
+        drop(self.region.gate.lock().withdraw(self.queued));
         self.region.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -209,12 +209,12 @@ impl Region {
             turn = Some(receiver);
             waiter
         });
-        let (ticket, pushed_out) = match arrival {
+        let (queued, pushed_out) = match arrival {
             Arrival::In(place) => return Ok(self.permit(place, call.at)),
-            Arrival::Waits { ticket, pushed_out } => (ticket, pushed_out),
+            Arrival::Waits { queued, pushed_out } => (queued, pushed_out),
             Arrival::Full => return Err(self.come_back(call.at)),
         };
-        let _waiting = Waiting::new(Arc::clone(self), ticket);
+        let _waiting = Waiting::new(Arc::clone(self), queued);
         if let Some(pushed_out) = pushed_out {
             let _ = pushed_out.send(Err(self.come_back(call.at)));
         }

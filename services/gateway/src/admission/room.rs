@@ -54,7 +54,7 @@ pub(crate) struct Place {
 
 /// A place in the queue, for [`Room::withdraw`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ticket {
+pub(crate) struct QueuePlace {
     class: Class,
     row: RowKey,
     number: u64,
@@ -66,7 +66,7 @@ pub(crate) enum Arrival<W> {
     /// It is under way.
     In(Place),
     /// It waits; if there was no room for it, `pushed_out` has to go instead.
-    Waits { ticket: Ticket, pushed_out: Option<W> },
+    Waits { queued: QueuePlace, pushed_out: Option<W> },
     /// There is no room for it.
     Full,
 }
@@ -162,7 +162,7 @@ impl<W> Room<W> {
         self.waiting += weight;
         self.rows.entry(row).or_default().waiting += weight;
         self.queues[class as usize].push(row, Waiter { number, weight, handle: waiter() });
-        Arrival::Waits { ticket: Ticket { class, row, number }, pushed_out }
+        Arrival::Waits { queued: QueuePlace { class, row, number }, pushed_out }
     }
 
     /// About how many calls, by weight, are let in before a new one of a row: all that wait in its class and those before
@@ -217,9 +217,9 @@ impl<W> Room<W> {
     }
 
     /// Somebody no longer wants to wait; `None` if it is not waiting any more.
-    pub(crate) fn withdraw(&mut self, ticket: Ticket) -> Option<W> {
-        let waiter = self.queues[ticket.class as usize].withdraw(ticket.row, ticket.number)?;
-        self.no_longer_waits(ticket.row, waiter.weight);
+    pub(crate) fn withdraw(&mut self, queued: QueuePlace) -> Option<W> {
+        let waiter = self.queues[queued.class as usize].withdraw(queued.row, queued.number)?;
+        self.no_longer_waits(queued.row, waiter.weight);
         Some(waiter.handle)
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::gate::{End, Gate, longest_wait};
 use super::limit::LimitOptions;
 use super::pace::{RETURN_MIN, RETURN_STANDING_MAX};
-use super::room::{Arrival, Class, Place, Ticket};
+use super::room::{Arrival, Class, Place, QueuePlace};
 
 const HOT: u64 = 1;
 const COLD: u64 = 2;
@@ -51,7 +51,7 @@ struct Client {
     /// First attempt of the call.
     began: Duration,
     /// Where it waits, and since when.
-    waits: Option<(Ticket, Duration)>,
+    waits: Option<(QueuePlace, Duration)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -151,8 +151,8 @@ impl World {
         let row = self.clients[client].row;
         match self.gate.arrive(Class::Start, row, 1, PATIENCE, usize::MAX, || client) {
             Arrival::In(place) => self.queue.push((client, place, self.now, self.now)),
-            Arrival::Waits { ticket, pushed_out } => {
-                self.clients[client].waits = Some((ticket, self.now));
+            Arrival::Waits { queued, pushed_out } => {
+                self.clients[client].waits = Some((queued, self.now));
                 let overdue = Event::Overdue(client, self.now);
                 self.events.push(Reverse((self.now + longest_wait(PATIENCE), overdue)));
                 if let Some(other) = pushed_out {
@@ -165,11 +165,11 @@ impl World {
     }
 
     fn overdue(&mut self, client: usize, since: Duration) {
-        if let Some((ticket, began)) = self.clients[client].waits
+        if let Some((queued, began)) = self.clients[client].waits
             && began == since
         {
             self.clients[client].waits = None;
-            assert_eq!(self.gate.withdraw(ticket), Some(client));
+            assert_eq!(self.gate.withdraw(queued), Some(client));
             self.refuse(client);
         }
     }

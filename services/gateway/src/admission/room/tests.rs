@@ -187,13 +187,13 @@ fn a_heavy_call_is_not_overtaken_and_gets_in_alone() {
 #[test]
 fn who_gives_up_leaves_nothing_behind() {
     let (mut room, mut places) = flooded(8, 100);
-    let Arrival::Waits { ticket, .. } = arrive(&mut room, Class::Start, HOT, 9) else { panic!("must wait") };
+    let Arrival::Waits { queued, .. } = arrive(&mut room, Class::Start, HOT, 9) else { panic!("must wait") };
     assert!(waits(&arrive(&mut room, Class::Start, HOT, 10)));
-    assert_eq!(room.withdraw(ticket), Some(9));
-    assert_eq!(room.withdraw(ticket), None, "twice is once");
+    assert_eq!(room.withdraw(queued), Some(9));
+    assert_eq!(room.withdraw(queued), None, "twice is once");
     room.leave(places.pop().unwrap());
     assert_eq!(room.next().unwrap().1, 10);
-    assert_eq!(room.withdraw(ticket), None);
+    assert_eq!(room.withdraw(queued), None);
     assert_eq!(room.waiting(), 0);
 }
 
@@ -201,7 +201,7 @@ fn who_gives_up_leaves_nothing_behind() {
 #[test]
 fn the_books_are_right_after_any_history() {
     let mut room: Room<u32> = Room::new(8, 40);
-    let (mut places, mut tickets) = (Vec::new(), Vec::new());
+    let (mut places, mut waiting) = (Vec::new(), Vec::new());
     // A fixed generator: the test must not depend on luck.
     let mut seed = 42u64;
     let mut random = |below: u64| {
@@ -214,15 +214,15 @@ fn the_books_are_right_after_any_history() {
             0..=1 => {
                 match room.arrive(class, random(6), 1 + random(3) as usize, random(40) as usize, || name) {
                     Arrival::In(place) => places.push(place),
-                    Arrival::Waits { ticket, .. } => tickets.push(ticket),
+                    Arrival::Waits { queued, .. } => waiting.push(queued),
                     Arrival::Full => {}
                 }
             }
             2 if !places.is_empty() => {
                 room.leave(places.swap_remove(random(places.len() as u64) as usize));
             }
-            3 if !tickets.is_empty() => {
-                room.withdraw(tickets.swap_remove(random(tickets.len() as u64) as usize));
+            3 if !waiting.is_empty() => {
+                room.withdraw(waiting.swap_remove(random(waiting.len() as u64) as usize));
             }
             _ => room.set_limit(1 + random(12) as usize),
         }
@@ -231,7 +231,7 @@ fn the_books_are_right_after_any_history() {
         }
         let weight: usize = places.iter().map(|place| place.weight).sum();
         assert_eq!(room.under_way(), weight);
-        assert!(room.rows.len() <= places.len() + tickets.len());
+        assert!(room.rows.len() <= places.len() + waiting.len());
     }
     for place in places {
         room.leave(place);
