@@ -103,7 +103,6 @@ const UNVERIFIED_ROW: &str = "?unverified";
 /// How large a request is.
 struct Size {
     bytes: usize,
-    fingerprint: u64,
     weight: usize,
 }
 
@@ -117,8 +116,6 @@ struct Arrived<'a> {
     weight: usize,
     /// Bytes of its message.
     bytes: usize,
-    /// Hash of its message; 0 when it is not needed.
-    fingerprint: u64,
     /// The connection that it came by.
     peer: Option<SocketAddr>,
     began: Instant,
@@ -183,8 +180,7 @@ impl Edge {
             principal.require(*first)?;
         }
         let finishes = policy.priority == Priority::Finish;
-        let fingerprint = arrived.fingerprint;
-        Ok((Call { principal, deadline, now_ms, group, fingerprint, finishes }, permit, held))
+        Ok((Call { principal, deadline, now_ms, group, fingerprint: 0, finishes }, permit, held))
     }
 
     /// Runs one call that has a message.
@@ -211,15 +207,13 @@ impl Edge {
     where
         Fut: Future<Output = Result<R, ApiError>>,
     {
-        let message = request.get_ref();
-        let (bytes, fingerprint) = if writes(&method.declared().policy) {
-            let bytes = message.encode_to_vec();
-            (bytes.len(), fingerprint(method.declared().name, &[&bytes]))
-        } else {
-            (message.encoded_len(), 0)
+        let size = Size { bytes: request.get_ref().encoded_len(), weight };
+        let Declared { name, policy, .. } = method.declared();
+        let fingerprint = |message: &T| match writes(&policy) {
+            true => fingerprint(name, &[&message.encode_to_vec()]),
+            false => 0,
         };
-        let size = Size { bytes, fingerprint, weight };
-        self.run_sized(method, request, size, |message| message.resource(), handler).await
+        self.run_sized(method, request, size, |message| message.resource(), fingerprint, handler).await
     }
 
     /// Runs one call whose request is a stream; the region is not known before its first message.
@@ -232,15 +226,16 @@ impl Edge {
     where
         Fut: Future<Output = Result<R, ApiError>>,
     {
-        self.run_sized(method, request, Size { bytes: 0, fingerprint: 0, weight: 1 }, |_| "", handler).await
+        self.run_sized(method, request, Size { bytes: 0, weight: 1 }, |_| "", |_| 0, handler).await
     }
 
     async fn run_sized<T, R, Fut>(
         &self,
         method: Method,
         request: Request<T>,
-        Size { bytes, fingerprint, weight }: Size,
+        Size { bytes, weight }: Size,
         resource: impl FnOnce(&T) -> &str,
+        fingerprint: impl FnOnce(&T) -> u64,
         handler: impl FnOnce(Call, T) -> Fut,
     ) -> Result<Response<R>, Status>
     where
@@ -252,9 +247,13 @@ impl Edge {
         let mut region = None;
         let Declared { policy, .. } = method.declared();
         let (metadata, resource) = (&metadata, resource(&message));
-        let arrived = Arrived { policy, metadata, resource, weight, bytes, fingerprint, peer, began };
+        let arrived = Arrived { policy, metadata, resource, weight, bytes, peer, began };
         let (result, permit) = match self.enter(&arrived, &mut region).await {
-            Ok((call, permit, _held)) => (handler(call, message).await, permit),
+            Ok((call, permit, _held)) => {
+                // Only now: a call that is refused is not paid for.
+                let call = Call { fingerprint: fingerprint(&message), ..call };
+                (handler(call, message).await, permit)
+            }
             Err(error) => (Err(error), None),
         };
         let now = Instant::now();

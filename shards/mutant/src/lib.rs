@@ -48,11 +48,13 @@ pub enum Mutant {
     ImportForgetsIds,
     /// A forced recovery goes on from the rows, without the log behind them.
     RecoveryDropsLog,
+    /// A request id is guarded by what a gateway built, not by what the client sent.
+    IdGuardedByPayload,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -72,6 +74,7 @@ impl Mutant {
         Self::BatchGetsQuickNo,
         Self::ImportForgetsIds,
         Self::RecoveryDropsLog,
+        Self::IdGuardedByPayload,
     ];
 }
 

@@ -1,9 +1,10 @@
 //! Puts the parts of a node together, and takes them apart again.
 //!
-//! Threads: one for the client port and the actors, one runtime for Raft and the peer port, one writer for the log, one
-//! for checkpoints. The order of a start: directory, log, checkpoints, groups, ports. The order of a stop is the
+//! Threads: one for the client port and the actors, one for the peer port and what has no thread of its own, as many for Raft as
+//! are asked for, one writer for the log, one for checkpoints. The order of a start: directory, log, checkpoints, groups, ports. The order of a stop is the
 //! reverse; what was acknowledged is on disk at any moment, so that a kill loses nothing either.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use parking_lot::Mutex;
 use tidewall_actors::Home;
 use tidewall_client::follow::follow;
 use tidewall_client::topology::Topology;
-use tidewall_consensus::{FailStop, PeerServer, Peers, PeersConfig, StorageFault};
+use tidewall_consensus::{FailStop, Group, PeerServer, Peers, PeersConfig, StorageFault};
 use tidewall_link::{AcceptLimits, Accepted, Connections, Credentials, NodeIdentity};
 use tidewall_proto::internal::v1::shard_service_server::ShardServiceServer;
 use tokio::net::TcpListener;
@@ -25,7 +26,9 @@ use crate::assembly::{self, LifeOfNode, Parts, Replicas};
 use crate::clock::SteadyClock;
 use crate::config::{NodeConfig, NodeError};
 use crate::data::{self, Data};
+use crate::reports::Reports;
 use crate::space::Space;
+use crate::standing::Standing;
 use crate::threads::RaftThreads;
 use crate::{keeper, lead};
 
@@ -175,19 +178,7 @@ async fn serve(
         () = standing.restart_asked() => Stop::Restart,
     };
     if matches!(ended, Stop::Orderly | Stop::Restart) {
-        // Leads first, so that clients wait for a transfer instead of an election.
-        standing.set_drained(true);
-        let drained = async {
-            // The others must not hand leads to this node meanwhile.
-            reports.round(&peers).await;
-            lead::leave_all(&groups, &standing, DRAIN_PATIENCE).await
-        };
-        match tokio::time::timeout(DRAIN_PATIENCE, drained).await {
-            Ok(moved) => {
-                tracing::info!(moved = moved.moved.len(), kept = moved.kept.len(), "leads handed over")
-            }
-            Err(_) => tracing::warn!("not all leads could be handed over in time"),
-        }
+        leave(&standing, &reports, &peers, &groups).await;
     }
     reporting.abort();
     following.abort();
@@ -212,6 +203,20 @@ async fn serve(
     match ended {
         Stop::Orderly | Stop::AtOnce => Ok(()),
         Stop::Restart => Err(NodeError::Restart),
+    }
+}
+
+/// Hands all leads over, in bounded time, so that clients wait for a transfer instead of an election.
+async fn leave(standing: &Standing, reports: &Reports, peers: &Peers, groups: &BTreeMap<u32, Group>) {
+    standing.set_drained(true);
+    let drained = async {
+        // The others must not hand leads to this node meanwhile.
+        reports.round(peers).await;
+        lead::leave_all(groups, standing, DRAIN_PATIENCE).await
+    };
+    match tokio::time::timeout(DRAIN_PATIENCE, drained).await {
+        Ok(moved) => tracing::info!(moved = moved.moved.len(), kept = moved.kept.len(), "leads handed over"),
+        Err(_) => tracing::warn!("not all leads could be handed over in time"),
     }
 }
 

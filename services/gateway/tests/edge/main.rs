@@ -42,6 +42,10 @@ fn buy() -> v1::BuyTicketsRequest {
     }
 }
 
+fn uuid_of(bytes: &[u8]) -> String {
+    uuid::Uuid::from_slice(bytes).unwrap().to_string()
+}
+
 fn reason(status: &Status) -> String {
     let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
     assert_eq!(info.domain, "tidewall");
@@ -89,6 +93,14 @@ async fn a_call_follows_the_leader_under_the_same_request_id() {
     tickets.buy_tickets(cluster.request("alice", &[], buy())).await.unwrap();
     assert_eq!(cluster.nodes[0].request_ids().len(), 1);
     assert_eq!(cluster.nodes[0].request_ids(), cluster.nodes[1].request_ids());
+    // What guards the id is of the message alone: the same for copies, another one for other content.
+    let of = |node: usize| cluster.nodes[node].commands.lock()[0].fingerprint;
+    assert!(of(0) == of(1) && of(0) != 0);
+    let first = cluster.nodes[1].commands.lock()[0].clone();
+    let more = v1::BuyTicketsRequest { quantity: 2, request_id: uuid_of(&first.request_id), ..buy() };
+    tickets.buy_tickets(cluster.request("alice", &[], more)).await.unwrap();
+    let again = cluster.nodes[1].commands.lock().last().cloned().unwrap();
+    assert!(again.request_id == first.request_id && again.fingerprint != first.fingerprint);
 }
 
 #[tokio::test]

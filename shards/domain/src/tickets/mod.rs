@@ -44,11 +44,15 @@ impl Module for State {
     type Query = Query;
 
     fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable)) {
-        self.each(show);
+        let Self { events, stock, tickets, holds, seats, counters } = self;
+        let tables: [&'a dyn AnyTable; 6] = [events, stock, tickets, holds, seats, counters];
+        tables.into_iter().for_each(show);
     }
 
     fn tables_mut(&mut self, show: &mut dyn FnMut(&mut dyn AnyTable)) {
-        self.each_mut(show);
+        let Self { events, stock, tickets, holds, seats, counters } = self;
+        let tables: [&mut dyn AnyTable; 6] = [events, stock, tickets, holds, seats, counters];
+        tables.into_iter().for_each(show);
     }
 
     /// A hot row is an event with its tiers.

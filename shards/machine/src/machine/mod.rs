@@ -4,6 +4,7 @@
 //! A reader may look between two commands: every command that was decided belongs to a committed
 //! entry. A freeze or a snapshot may only be taken between entries.
 
+mod forget;
 mod import;
 mod load;
 #[cfg(tidewall_mutants)]
@@ -21,14 +22,13 @@ use tidewall_messages::Rejection;
 use tidewall_mutant::{Mutant, active};
 
 use crate::answer::{Answer, Decision, Receipt, Reject};
-use crate::dedupe::{self, DedupeRow, Large, ShareRow};
+use crate::dedupe::{self, DedupeRow, ShareRow};
 use crate::entry::{Command, Entry, Op, SystemCommand};
 use crate::error::ApplyError;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
 use crate::time::{GroupTime, Stamp};
 use crate::{
-    APPLY_VERSION, EXPIRY_AHEAD_MS_MAX, GIVES_IMPORTS_UP, ID_AHEAD_MS_MAX, REMEMBERED_BYTES_MAX,
-    REMEMBERED_MS, id_time_ms,
+    APPLY_VERSION, EXPIRY_AHEAD_MS_MAX, GIVES_IMPORTS_UP, ID_AHEAD_MS_MAX, REMEMBERED_BYTES_MAX, id_time_ms,
 };
 
 pub use import::Replaced;
@@ -39,8 +39,6 @@ pub use load::Loader;
 const FIRED_MAX: usize = 2_048;
 /// Remembered outcomes that an entry forgets or passes over at most; three times its commands if that is more.
 const FORGET_MAX: usize = 256;
-/// A share of the principals may have this part of all remembered bytes before its own are forgotten first.
-const SHARE_PARTS: u64 = 8;
 
 /// A place in the Raft log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -391,46 +389,6 @@ impl Machine {
         }
     }
 
-    /// Forgets what is too old, and under the byte cap what takes too much: the oldest of the share that has the most, if it has
-    /// more than its part, else the oldest of all.
-    fn forget(&mut self, row: &mut MetaRow, limit: usize) {
-        let part = self.remembered_bytes_max / SHARE_PARTS;
-        let mut large = Large::default();
-        for _ in 0..limit {
-            // Those of large shares went before their turn.
-            let oldest = self.dedupe.range_from(&row.dedupe_first).next();
-            row.dedupe_first = oldest.map_or(row.dedupe_next, |(number, _)| *number);
-            let Some((_, oldest)) = oldest else { break };
-            let aged = oldest.steady_ms.saturating_add(REMEMBERED_MS) < row.time.steady_ms;
-            if !aged && row.dedupe_bytes <= self.remembered_bytes_max {
-                break;
-            }
-            let share = if aged { None } else { large.next(self.dedupe.derived(), part) };
-            let number = share.map_or(row.dedupe_first, |(_, number)| number);
-            let Some(goes) = self.dedupe.get(&number).cloned() else { break };
-            // An id from the future must not make a watermark refuse everybody of the present, nor keep the others from being
-            // forgotten: it goes behind them, and its share is passed over.
-            if id_time_ms(goes.request_id) >= row.time.log_ms() {
-                let later = DedupeRow { steady_ms: row.time.steady_ms, ..goes };
-                self.dedupe.set(number, None);
-                self.dedupe.set(row.dedupe_next, Some(later));
-                row.dedupe_next += 1;
-                large.pass_over();
-                continue;
-            }
-            row.dedupe_bytes = row.dedupe_bytes.saturating_sub(goes.cost());
-            let before_ms = id_time_ms(goes.request_id) + 1;
-            match share {
-                Some((share, _)) => {
-                    let known = self.shares.get(&share).map_or(0, |share| share.forgotten_before_ms);
-                    self.shares.set(share, Some(ShareRow { forgotten_before_ms: known.max(before_ms) }));
-                }
-                None => row.forgotten_before_ms = row.forgotten_before_ms.max(before_ms),
-            }
-            self.dedupe.set(number, None);
-        }
-    }
-
     /// Decides command `at` of the entry that was begun last.
     ///
     /// # Panics
@@ -495,7 +453,7 @@ impl Machine {
         let remembered = DedupeRow {
             principal: command.principal.as_str().into(),
             request_id: command.request_id,
-            fingerprint: command.fingerprint,
+            fingerprint: guard(command),
             receipt,
             steady_ms: row.time.steady_ms,
             answer: self.scratch.as_slice().into(),
@@ -648,7 +606,15 @@ fn context(row: &MetaRow, position: Position) -> Context {
 
 /// Whether what is remembered is the answer to this command: it was the same, or either of them is a seal.
 fn answers(known: &DedupeRow, command: &Command) -> bool {
-    known.is_seal() || command.op == Op::Seal || known.fingerprint == command.fingerprint
+    known.is_seal() || command.op == Op::Seal || known.fingerprint == guard(command)
+}
+
+/// What guards the request id of a command against other content.
+fn guard(command: &Command) -> u64 {
+    match &command.op {
+        Op::Module { payload, .. } if active(Mutant::IdGuardedByPayload) => crate::hash_64(payload),
+        _ => command.fingerprint,
+    }
 }
 
 fn no_module(number: u8) -> String {

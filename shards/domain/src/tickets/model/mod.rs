@@ -10,7 +10,7 @@ mod stock;
 mod ticket;
 
 use crate::codec::{DecodeError, Reader, Writer};
-use crate::table::{AnyTable, Table};
+use crate::table::Table;
 
 pub use tidewall_messages::tickets::MODULE;
 
@@ -72,28 +72,4 @@ pub struct State {
     pub(super) holds: Table<HoldRow>,
     pub(super) seats: Table<SeatRow>,
     pub(super) counters: Table<CounterRow>,
-}
-
-impl State {
-    /// Every table.
-    pub(super) fn each<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable)) {
-        let Self { events, stock, tickets, holds, seats, counters } = self;
-        show(events);
-        show(stock);
-        show(tickets);
-        show(holds);
-        show(seats);
-        show(counters);
-    }
-
-    /// Every table, to be changed as a whole.
-    pub(super) fn each_mut(&mut self, show: &mut dyn FnMut(&mut dyn AnyTable)) {
-        let Self { events, stock, tickets, holds, seats, counters } = self;
-        show(events);
-        show(stock);
-        show(tickets);
-        show(holds);
-        show(seats);
-        show(counters);
-    }
 }
