@@ -12,8 +12,10 @@ const FILES: &[&str] = &[
     "tidewall/v1/region.proto",
     "tidewall/v1/event.proto",
     "tidewall/v1/ticket.proto",
+    "tidewall/v1/account.proto",
     "tidewall/v1/outcome.proto",
     "tidewall/v1/operator.proto",
+    "tidewall/internal/v1/keyring.proto",
     "tidewall/internal/v1/shard.proto",
     "tidewall/internal/v1/peer.proto",
 ];
@@ -66,13 +68,17 @@ fn table(methods: &[MethodDescriptor]) -> Result<String, Failure> {
         let priority = enumerated(&policy, "priority", &field("priority")?, name)?;
         let effect = enumerated(&policy, "effect", &field("effect")?, name)?;
         let path = field("resource")?.as_str().unwrap_or_default().to_owned();
-        let transfers = field("transfers")?.as_bool().unwrap_or_default();
+        let flags: Result<Vec<String>, Failure> = ["transfers", "anonymous", "secret", "stepwise"]
+            .iter()
+            .map(|name| Ok(format!("{name}: {}", field(name)?.as_bool().unwrap_or_default())))
+            .collect();
         writeln!(
             arms,
             "            Self::{name} => Declared {{ name: {name:?}, service: {service:?}, streams: {}, policy: Policy {{ roles: \
-             &[{}], priority: {priority}, effect: {effect}, resource: {path:?}, transfers: {transfers} }} }},",
+             &[{}], priority: {priority}, effect: {effect}, resource: {path:?}, {} }} }},",
             method.is_client_streaming() || method.is_server_streaming(),
             roles?.join(", "),
+            flags?.join(", "),
         )?;
         if !method.is_client_streaming() {
             let input = method.input();

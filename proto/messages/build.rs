@@ -1,6 +1,10 @@
 //! Compiles the messages of the modules with protox, so that no protoc is needed, and without a transport.
 
-const FILES: &[&str] = &["tidewall/log/v1/rejection.proto", "tidewall/log/tickets/v1/tickets.proto"];
+const FILES: &[&str] = &[
+    "tidewall/log/v1/rejection.proto",
+    "tidewall/log/tickets/v1/tickets.proto",
+    "tidewall/log/accounts/v1/accounts.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=../proto/tidewall/log");

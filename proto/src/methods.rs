@@ -28,6 +28,12 @@ pub struct Policy {
     pub resource: &'static str,
     /// It moves much data.
     pub transfers: bool,
+    /// It needs no token.
+    pub anonymous: bool,
+    /// Its message carries a secret.
+    pub secret: bool,
+    /// It waits for its turn in the region step by step.
+    pub stepwise: bool,
 }
 
 /// A request that may name a resource.

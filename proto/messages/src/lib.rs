@@ -3,6 +3,18 @@
 //! Gateways build the commands, apply reads them, and nobody between them does. **Never here:** rules, services, and anything
 //! that a stored byte could come to mean otherwise: messages only ever grow.
 
+/// Makes a whole of each of its parts.
+macro_rules! parts {
+    ($whole:ident, $of:ident: $($part:ident),*) => {$(
+        impl From<$part> for $whole {
+            fn from(part: $part) -> Self {
+                Self { op: Some($of::Op::$part(part)) }
+            }
+        }
+    )*};
+}
+
+pub mod accounts;
 pub mod tickets;
 
 #[allow(missing_docs, clippy::all)]

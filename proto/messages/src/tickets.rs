@@ -25,16 +25,5 @@ impl ModuleQuery for Query {
     type Answer = Answer;
 }
 
-/// Makes a whole of each of its parts.
-macro_rules! parts {
-    ($whole:ident, $of:ident: $($part:ident),*) => {$(
-        impl From<$part> for $whole {
-            fn from(part: $part) -> Self {
-                Self { op: Some($of::Op::$part(part)) }
-            }
-        }
-    )*};
-}
-
 parts!(Command, command: CreateEvent, UpdateEvent, Hold, ConfirmHold, ReleaseHold, Buy, CancelTicket);
 parts!(Query, query: GetEvent, ListEvents, GetTicket, ListTickets);

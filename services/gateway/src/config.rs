@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tidewall_client::{AcceptLimits, ShardClientOptions, Topology};
 
+use crate::accounts::AccountsConfig;
 use crate::admission::LimitOptions;
 
 /// Configuration of one gateway.
@@ -34,6 +35,8 @@ pub struct GatewayConfig {
     pub accept: AcceptLimits,
     /// How long calls under way may take to finish after a shutdown began.
     pub grace: Duration,
+    /// What it needs to serve accounts; none: AccountService refuses.
+    pub accounts: Option<AccountsConfig>,
     /// Timeouts and bounds towards the shard nodes.
     pub shard_client: ShardClientOptions,
 }
@@ -53,6 +56,7 @@ impl GatewayConfig {
             connection_age_min: Some(Duration::from_secs(300)),
             accept: AcceptLimits::default(),
             grace: Duration::from_secs(5),
+            accounts: None,
             shard_client: ShardClientOptions::default(),
         }
     }

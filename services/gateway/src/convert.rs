@@ -3,7 +3,7 @@
 
 use prost::Message as _;
 use prost_types::Timestamp;
-use tidewall_messages::{Rejection, tickets};
+use tidewall_messages::{Rejection, accounts, tickets};
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::v1;
 
@@ -42,7 +42,7 @@ pub(crate) fn mismatch() -> ApiError {
     )
 }
 
-fn timestamp(ms: u64) -> Timestamp {
+pub(crate) fn timestamp(ms: u64) -> Timestamp {
     Timestamp {
         seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
         nanos: i32::try_from(ms % 1000 * 1_000_000).unwrap_or(0),
@@ -206,6 +206,9 @@ pub(crate) fn remembered(
         Stored::Done(bytes) if outcome.module == u32::from(tickets::MODULE) => {
             ticket_outcome(region, caller, tickets::Outcome::decode(bytes).map_err(|_| mismatch())?)?
         }
+        Stored::Done(bytes) if outcome.module == u32::from(accounts::MODULE) => {
+            account_outcome(accounts::Outcome::decode(bytes).map_err(|_| mismatch())?)?
+        }
         Stored::Done(_) => return Err(mismatch()),
     };
     Ok(v1::GetOutcomeResponse {
@@ -231,6 +234,17 @@ fn ticket_outcome(
         Done::Cancelled(view) => Shown::CancelledTicket(names::ticket(region, &event_id, &view.ticket_id)),
         Done::ReleasedHoldId(id) => Shown::ReleasedHold(names::hold(region, &event_id, &id)),
     })
+}
+
+/// What the accounts module decided for a request of somebody with a token. Others have no principal to ask as: they repeat.
+fn account_outcome(outcome: accounts::Outcome) -> Result<v1::get_outcome_response::Result, ApiError> {
+    use accounts::outcome::Result as Done;
+    use v1::get_outcome_response::Result as Shown;
+    match outcome.result {
+        Some(Done::Account(view)) => Ok(Shown::ChangedAccount(view.subject)),
+        Some(Done::SessionEnded(_)) => Ok(Shown::SessionEnded(true)),
+        _ => Err(mismatch()),
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! and after it: metrics and the one mapping of errors. Nothing here knows what a method does.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
+use crate::accounts::Accounts;
 use crate::admission::{Admission, Arriving, Class, End, Permit};
 use crate::auth::{Authenticator, Caller, Principal};
 use crate::budget::{Budget, Held};
@@ -56,11 +57,22 @@ pub(crate) struct Call {
     pub(crate) group: u32,
     /// Hash of what the client sent; 0 for a method that writes nothing.
     pub(crate) fingerprint: u64,
+    /// Where it came from.
+    pub(crate) peer: Option<IpAddr>,
     /// Finishes or undoes what was started.
     finishes: bool,
+    /// It was not admitted as a whole: each of its steps waits for its turn in this region.
+    steps_in: Option<usize>,
 }
 
 impl Call {
+    /// The same call in the name of somebody who has no token: of an e-mail, or of a session. No token has such a subject by accident:
+    /// what follows is a hash under a key, or random.
+    pub(crate) fn in_name_of(self, kind: &str, id: &[u8]) -> Self {
+        let subject = format!("?{kind}-{}", crate::convert::hex(id));
+        Self { principal: Arc::new(Principal::nobody(subject)), ..self }
+    }
+
     /// What every command of the caller has in common; without a module it is a seal.
     pub(crate) fn command(&self, request_id: Vec<u8>, fingerprint: u64) -> pb::Command {
         pb::Command {
@@ -95,10 +107,14 @@ pub(crate) struct Edge {
     pub(crate) budget: Budget,
     pub(crate) connections: Connections,
     pub(crate) metrics: Metrics,
+    /// What it needs to serve accounts; none: it does not.
+    pub(crate) accounts: Option<Accounts>,
 }
 
 /// Whatever waits under this name has not proven who it is: no event can be called so.
 const UNVERIFIED_ROW: &str = "?unverified";
+/// And under this one the steps of those who log in or register.
+const STEPS_ROW: &str = "?steps";
 
 /// How large a request is.
 struct Size {
@@ -140,7 +156,10 @@ impl Edge {
     ) -> Result<(Call, Option<Permit>, Held<'a>), ApiError> {
         let (policy, resource) = (arrived.policy, arrived.resource);
         let now_ms = self.client.clock().unix_ms();
-        let caller = self.authenticator.look_up(arrived.metadata, now_ms)?;
+        let caller = match policy.anonymous {
+            true => Caller::Nobody,
+            false => self.authenticator.look_up(arrived.metadata, now_ms)?,
+        };
         let deadline = deadline_of(&policy, arrived.metadata, now_ms)?;
         let routed = !policy.resource.is_empty();
         let position = routed.then(|| self.region(policy.resource, resource)).transpose()?;
@@ -157,10 +176,9 @@ impl Edge {
             caller => caller,
         };
         let verified = matches!(caller, Caller::Known(_));
-        let mut group = 0;
         let mut permit = None;
-        if let Some(position) = position {
-            group = self.topology.regions[position].group;
+        let group = position.map_or(0, |position| self.topology.regions[position].group);
+        if let Some(position) = position.filter(|_| !policy.stepwise) {
             let class = class(policy.priority);
             let arriving = Arriving {
                 region: position,
@@ -179,8 +197,53 @@ impl Edge {
         {
             principal.require(*first)?;
         }
-        let finishes = policy.priority == Priority::Finish;
-        Ok((Call { principal, deadline, now_ms, group, fingerprint: 0, finishes }, permit, held))
+        let call = Call {
+            principal,
+            deadline,
+            now_ms,
+            group,
+            fingerprint: 0,
+            peer: arrived.peer.map(|peer| peer.ip()),
+            finishes: policy.priority == Priority::Finish,
+            steps_in: position.filter(|_| policy.stepwise),
+        };
+        Ok((call, permit, held))
+    }
+
+    /// Has one step of a call done in its region, which waits for its turn if the call as a whole has not.
+    pub(crate) async fn step<R>(
+        &self,
+        call: &Call,
+        writes: bool,
+        step: impl Future<Output = Result<R, ApiError>>,
+    ) -> Result<R, ApiError> {
+        let Some(region) = call.steps_in else { return step.await };
+        let arriving = Arriving {
+            region,
+            class: Class::Start,
+            row: STEPS_ROW,
+            weight: 1,
+            at: Instant::now(),
+            deadline: call.deadline.at,
+        };
+        let permit = self.admission.enter(arriving).await?;
+        let result = step.await;
+        let now = Instant::now();
+        let end = end_of(writes, permit.took(now), &result);
+        permit.end(now, end);
+        result
+    }
+
+    /// What guards the request id of a message.
+    fn fingerprint(&self, declared: &Declared, message: &impl prost::Message) -> u64 {
+        let Declared { name, policy, .. } = declared;
+        match &self.accounts {
+            _ if !writes(policy) => 0,
+            Some(accounts) if policy.secret => accounts.secrets.fingerprint(name, &message.encode_to_vec()),
+            // Nothing is written then.
+            None if policy.secret => 0,
+            _ => fingerprint(name, &[&message.encode_to_vec()]),
+        }
     }
 
     /// Runs one call that has a message.
@@ -208,11 +271,8 @@ impl Edge {
         Fut: Future<Output = Result<R, ApiError>>,
     {
         let size = Size { bytes: request.get_ref().encoded_len(), weight };
-        let Declared { name, policy, .. } = method.declared();
-        let fingerprint = |message: &T| match writes(&policy) {
-            true => fingerprint(name, &[&message.encode_to_vec()]),
-            false => 0,
-        };
+        let declared = method.declared();
+        let fingerprint = |message: &T| self.fingerprint(&declared, message);
         self.run_sized(method, request, size, |message| message.resource(), fingerprint, handler).await
     }
 

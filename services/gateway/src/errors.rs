@@ -89,6 +89,12 @@ impl ApiError {
         Self::Plain { code: Code::NotFound, reason, message: message.into() }
     }
 
+    /// The keyring gave no answer. Whatever was to be kept is of no use to anybody without its command.
+    pub(crate) fn keyring(error: &tidewall_client::KeyringError) -> Self {
+        let error = ClientError::Unavailable { why: error.to_string() };
+        Self::Client { error, request_id: None }
+    }
+
     /// The other side broke the protocol.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::Plain { code: Code::Internal, reason: "INTERNAL", message: message.into() }

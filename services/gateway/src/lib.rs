@@ -8,6 +8,7 @@
 //! This crate must never decide about stock, keep state that a restart would lose, or read a field of a
 //! request to learn who calls: that is the token's subject.
 
+mod accounts;
 mod admission;
 pub mod auth;
 mod budget;
@@ -26,6 +27,7 @@ mod server;
 mod services;
 mod validate;
 
+pub use accounts::{AccountsConfig, HashingOptions};
 pub use admission::LimitOptions;
 pub use config::GatewayConfig;
 pub use server::{Gateway, GatewayCore, GatewayError, run};

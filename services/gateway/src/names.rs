@@ -69,6 +69,39 @@ pub(crate) fn parse_event<'a>(field: &str, text: &'a str) -> Result<EventName<'a
         .ok_or_else(|| wrong(field, text, "regions/{region}/events/{event}"))
 }
 
+/// `regions/{region}/accounts/{account}`: the region and the account.
+pub(crate) fn parse_account<'a>(field: &str, text: &'a str) -> Result<(&'a str, &'a str), ApiError> {
+    split_account(text)
+        .and_then(|(region, account, rest)| rest.is_none().then_some((region, account)))
+        .ok_or_else(|| wrong(field, text, "regions/{region}/accounts/{account}"))
+}
+
+/// `regions/{region}/accounts/{account}/sessions/{session}`: the name of the account, the account and the session.
+pub(crate) fn parse_session<'a>(
+    field: &str,
+    text: &'a str,
+) -> Result<(&'a str, &'a str, [u8; 16]), ApiError> {
+    let parsed = || {
+        let (_, account, rest) = split_account(text)?;
+        let session = rest?.strip_prefix("sessions/")?;
+        let id = uuid::Uuid::try_parse(session).ok()?;
+        let name = text.strip_suffix(session)?.strip_suffix("/sessions/")?;
+        (id.simple().to_string() == session).then(|| (name, account, id.into_bytes()))
+    };
+    parsed().ok_or_else(|| wrong(field, text, "regions/{region}/accounts/{account}/sessions/{session}"))
+}
+
+fn split_account(text: &str) -> Option<(&str, &str, Option<&str>)> {
+    let (region, rest) = text.strip_prefix("regions/")?.split_once("/accounts/")?;
+    let (account, rest) = match rest.split_once('/') {
+        Some((account, rest)) => (account, Some(rest)),
+        None => (rest, None),
+    };
+    let number = account.strip_prefix('a')?;
+    let valid = valid_region_id(region) && valid_number(number) && number != "0";
+    valid.then_some((region, account, rest))
+}
+
 /// `regions/{region}/events/{event}/tickets/{ticket}`.
 pub(crate) fn parse_ticket<'a>(field: &str, text: &'a str) -> Result<ChildName<'a>, ApiError> {
     parse_child(text, "tickets/", "")
@@ -127,6 +160,14 @@ pub(crate) fn event(region: &str, event: &str) -> String {
     format!("regions/{region}/events/{event}")
 }
 
+pub(crate) fn account(region: &str, account: &str) -> String {
+    format!("regions/{region}/accounts/{account}")
+}
+
+pub(crate) fn session(region: &str, account: &str, session: &[u8]) -> String {
+    format!("regions/{region}/accounts/{account}/sessions/{}", crate::convert::hex(session))
+}
+
 pub(crate) fn ticket(region: &str, event: &str, ticket: &str) -> String {
     format!("regions/{region}/events/{event}/tickets/{ticket}")
 }
@@ -170,6 +211,23 @@ mod tests {
         assert_eq!(hot_row("north", "exams/maths"), "regions/north/exams/maths");
         for shared in ["tickets/?3", "exams/?0", "?"] {
             assert_eq!(hot_row("north", shared), "regions/north/-", "{shared}");
+        }
+    }
+
+    #[test]
+    fn accounts_and_their_sessions_have_one_spelling() {
+        let name = account("north", "a7");
+        assert_eq!(parse_account("name", &name).unwrap(), ("north", "a7"));
+        let full = session("north", "a7", &[0xab; 16]);
+        assert_eq!(parse_session("name", &full).unwrap(), (name.as_str(), "a7", [0xab; 16]));
+        assert_eq!(row(&full), "accounts/a7");
+        for text in
+            ["regions/north/accounts/7", "regions/north/accounts/a07", "regions/north/accounts/a0", &full]
+        {
+            assert!(parse_account("name", text).is_err(), "{text}");
+        }
+        for text in [&name, &full.to_uppercase(), &full.replace("abab", "ab-ab"), &format!("{full}/1")] {
+            assert!(parse_session("name", text).is_err(), "{text}");
         }
     }
 

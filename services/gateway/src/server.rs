@@ -14,6 +14,7 @@ use rand::Rng as _;
 use tidewall_client::follow::follow;
 use tidewall_client::{Connections, ShardClient, Topology, accept};
 use tidewall_proto::DESCRIPTORS;
+use tidewall_proto::v1::account_service_server::AccountServiceServer;
 use tidewall_proto::v1::event_service_server::EventServiceServer;
 use tidewall_proto::v1::operator_service_server::OperatorServiceServer;
 use tidewall_proto::v1::outcome_service_server::OutcomeServiceServer;
@@ -27,6 +28,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tower::util::MapResponseLayer;
 
+use crate::accounts::Accounts;
 use crate::admission::Admission;
 use crate::auth::Authenticator;
 use crate::budget::Budget;
@@ -71,6 +73,9 @@ pub enum GatewayError {
     /// No token could ever be accepted.
     #[error("no public key is configured: every call would be refused; give the cluster's public key")]
     NoPublicKey,
+    /// The key for access tokens is none.
+    #[error("access tokens cannot be signed: {0}")]
+    SigningKey(#[from] crate::auth::TokenError),
     /// The reflection service rejected our own descriptors.
     #[error("the built-in API description is damaged: {0}")]
     Descriptors(#[from] tonic_reflection::server::Error),
@@ -136,7 +141,7 @@ impl GatewayCore {
     /// A gateway that answers nobody yet. Of the configuration, `listen` and `topology_path` mean nothing here.
     ///
     /// # Errors
-    /// [`GatewayError::NoPublicKey`].
+    /// [`GatewayError::NoPublicKey`], [`GatewayError::SigningKey`].
     pub fn new(config: GatewayConfig) -> Result<Self, GatewayError> {
         if config.public_keys.is_empty() {
             return Err(GatewayError::NoPublicKey);
@@ -154,6 +159,7 @@ impl GatewayCore {
             budget: Budget::default(),
             connections: Connections::default(),
             metrics: Metrics::new(&config.topology),
+            accounts: config.accounts.as_ref().map(Accounts::new).transpose()?,
         });
         Ok(Self { config, edge })
     }
@@ -194,6 +200,7 @@ impl GatewayCore {
         )
         .add_service(EventServiceServer::new(services.clone()).max_decoding_message_size(EVENT_BYTES_MAX))
         .add_service(RegionServiceServer::new(services.clone()).max_decoding_message_size(NAMES_BYTES_MAX))
+        .add_service(AccountServiceServer::new(services.clone()).max_decoding_message_size(NAMES_BYTES_MAX))
         .add_service(OutcomeServiceServer::new(services.clone()).max_decoding_message_size(NAMES_BYTES_MAX))
         .add_service(OperatorServiceServer::new(services).max_decoding_message_size(OPERATOR_BYTES_MAX))
         .add_service(health_service)

@@ -49,6 +49,10 @@ pub enum Executed {
     CancelledTicket(String),
     /// The hold of this name was released.
     ReleasedHold(String),
+    /// The account of this name was changed.
+    ChangedAccount(String),
+    /// A session was ended.
+    EndedSession,
 }
 
 impl Client {
@@ -134,6 +138,8 @@ fn decided(answer: v1::GetOutcomeResponse) -> Option<Resolution> {
         Remembered::Purchase(purchase) => Executed::Purchase(purchase),
         Remembered::CancelledTicket(name) => Executed::CancelledTicket(name),
         Remembered::ReleasedHold(name) => Executed::ReleasedHold(name),
+        Remembered::ChangedAccount(name) => Executed::ChangedAccount(name),
+        Remembered::SessionEnded(_) => Executed::EndedSession,
     };
     Some(Resolution::Executed { result, receipt })
 }

@@ -279,6 +279,8 @@ impl Site for Here {
             root: directory.to_owned(),
             topology: data.topology(),
             public_key: keys::public_path(&data.keys()),
+            signing_key: keys::private_path(&data.keys()),
+            account_key: keys::account_path(&data.keys()),
             nodes: nodes.collect(),
             gateways,
             regions: topology.regions.iter().map(|region| format!("regions/{}", region.id)).collect(),

@@ -376,6 +376,8 @@ impl SpecMaker<'_> {
             vec!["gateway".into(), "--listen".into(), listen.to_string().into()];
         arguments.extend(["--topology".into(), self.directory.topology().into()]);
         arguments.extend(["--keys".into(), keys::public_path(&self.directory.keys()).into()]);
+        arguments.extend(["--account-key".into(), keys::account_path(&self.directory.keys()).into()]);
+        arguments.extend(["--signing-key".into(), keys::private_path(&self.directory.keys()).into()]);
         arguments.extend(["--threads".into(), crate::serve::half_the_cores().to_string().into()]);
         self.spec(gateway_name(id), ports::reachable(listen), arguments)
     }

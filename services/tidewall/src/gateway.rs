@@ -132,19 +132,19 @@ pub fn checked_url(text: &str) -> Result<String, Failure> {
 pub struct Caller {
     url: String,
     channel: Channel,
-    bearer: MetadataValue<Ascii>,
+    bearer: Option<MetadataValue<Ascii>>,
 }
 
 impl Caller {
     /// A caller that connects when it is used.
     pub fn lazy(url: &str, token: &str) -> Result<Self, Failure> {
-        Ok(Self { url: url.into(), channel: endpoint(url)?.connect_lazy(), bearer: bearer(token)? })
+        Ok(Self { url: url.into(), channel: endpoint(url)?.connect_lazy(), bearer: Some(bearer(token)?) })
     }
 
     /// Connects to the first of `urls` that can be reached within the time.
-    async fn connect(urls: &[String], token: &str, timeout: Duration) -> Result<Self, Failure> {
+    async fn connect(urls: &[String], token: Option<&str>, timeout: Duration) -> Result<Self, Failure> {
         let begun = Instant::now();
-        let bearer = bearer(token)?;
+        let bearer = token.map(bearer).transpose()?;
         let mut reasons = Vec::new();
         for url in urls {
             let left = timeout.saturating_sub(begun.elapsed());
@@ -179,19 +179,36 @@ impl Caller {
     pub fn request<T>(&self, message: T, deadline: Duration) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(deadline);
-        request.metadata_mut().insert("authorization", self.bearer.clone());
+        if let Some(bearer) = &self.bearer {
+            request.metadata_mut().insert("authorization", bearer.clone());
+        }
         request
     }
 }
 
 /// Connects as an operator, within the time of a question: with the given token, or with one minted from the development key.
 pub async fn operator(target: &TargetArgs, given: &TokenArgs) -> Result<Caller, Failure> {
+    with_role(target, given, "operator", Role::Operator).await
+}
+
+/// The same as somebody with another role.
+pub async fn with_role(
+    target: &TargetArgs,
+    given: &TokenArgs,
+    subject: &str,
+    role: Role,
+) -> Result<Caller, Failure> {
     let urls = target.urls()?;
     let token = match &given.token {
         Some(token) => token.trim().to_owned(),
-        None => token::mint(&target.private_key()?, "operator", &[Role::Operator], OWN_TOKEN_TTL)?,
+        None => token::mint(&target.private_key()?, subject, &[role], OWN_TOKEN_TTL)?,
     };
-    Caller::connect(&urls, &token, given.for_question()).await
+    Caller::connect(&urls, Some(&token), given.for_question()).await
+}
+
+/// Connects as somebody who has no token yet.
+pub async fn nobody(target: &TargetArgs, timeout: Duration) -> Result<Caller, Failure> {
+    Caller::connect(&target.urls()?, None, timeout).await
 }
 
 fn endpoint(url: &str) -> Result<Endpoint, Failure> {
@@ -261,8 +278,10 @@ mod tests {
     async fn a_dead_gateway_is_unavailable() {
         // A port that was just free.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let failure =
-            Caller::connect(&[format!("http://{port}")], "t", Duration::from_secs(20)).await.err().unwrap();
+        let failure = Caller::connect(&[format!("http://{port}")], Some("t"), Duration::from_secs(20))
+            .await
+            .err()
+            .unwrap();
         assert_eq!(failure.code(), 3);
         assert!(failure.to_string().contains("tidewall up"), "{failure}");
     }

@@ -1,8 +1,8 @@
-//! The development key pair of a data directory, as PEM files: `keys/dev.key` (PKCS #8, private, mode 0600)
-//! and `keys/dev.pub` (what gateways check tokens against).
+//! The keys of a data directory, as PEM files: the development key pair `keys/dev.key` (PKCS #8, private, mode 0600) and
+//! `keys/dev.pub` (what gateways check tokens against), and `keys/account.key` (mode 0600), the secret on which accounts hang.
 //!
-//! Whoever reads `dev.key` can mint any token of this cluster, so its content never reaches a log, an error
-//! or a command line.
+//! Whoever reads `dev.key` can mint any token of this cluster, and whoever reads `account.key` and a keyring can read what is personal:
+//! their content never reaches a log, an error or a command line.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write as _;
@@ -18,6 +18,7 @@ const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0
 
 const PRIVATE: &str = "PRIVATE KEY";
 const PUBLIC: &str = "PUBLIC KEY";
+const ACCOUNT: &str = "TIDEWALL ACCOUNT KEY";
 
 /// Why a key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,9 @@ pub enum KeyError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The file holds no secret of accounts.
+    #[error("{0} holds no usable account key: put the one back with which this cluster's accounts were made")]
+    NoAccountKey(String),
     /// The file holds no usable key.
     #[error("{path} holds no usable Ed25519 key ({message})")]
     Invalid {
@@ -65,8 +69,8 @@ pub fn public_path(directory: &Path) -> PathBuf {
     directory.join("dev.pub")
 }
 
-/// Makes sure that a directory has a key pair, and returns its private key. An existing private key is
-/// kept, and the public one is written again when it does not belong to it.
+/// Makes sure that a directory has a key pair and a secret of accounts, and returns the private key. What exists is
+/// kept, and the public key is written again when it does not belong to the private one.
 pub fn ensure(directory: &Path) -> Result<PrivateKey, KeyError> {
     let (private, public) = (private_path(directory), public_path(directory));
     let io = |path: &Path| {
@@ -90,6 +94,7 @@ pub fn ensure(directory: &Path) -> Result<PrivateKey, KeyError> {
         let spki = [&SPKI_PREFIX[..], &verifying[..]].concat();
         write(&public, &to_pem(PUBLIC, &spki), 0o644).map_err(io(&public))?;
     }
+    ensure_account_key(directory)?;
     Ok(key)
 }
 
@@ -120,6 +125,39 @@ pub fn load_public(path: &Path) -> Result<Vec<[u8; 32]>, KeyError> {
                 .ok_or_else(|| invalid("a public key that is not Ed25519".into()))
         })
         .collect()
+}
+
+/// Path of the secret of accounts in a directory of keys.
+pub fn account_path(directory: &Path) -> PathBuf {
+    directory.join("account.key")
+}
+
+/// Makes sure that a directory has a secret of accounts. One that is there is kept: with another, nobody could log in any more.
+fn ensure_account_key(directory: &Path) -> Result<(), KeyError> {
+    let path = account_path(directory);
+    match load_account_key(&path) {
+        Err(KeyError::Missing(_)) => {
+            let secret: [u8; 32] = tidewall_env::random::secret();
+            write(&path, &to_pem(ACCOUNT, &secret), 0o600)
+                .map_err(|source| KeyError::Io { path: path.display().to_string(), source })
+        }
+        found => found.map(drop),
+    }
+}
+
+/// Reads a secret of accounts.
+pub fn load_account_key(path: &Path) -> Result<[u8; 32], KeyError> {
+    let invalid = || KeyError::NoAccountKey(path.display().to_string());
+    match read(path, ACCOUNT)
+        .map_err(|error| match error {
+            KeyError::Invalid { .. } => invalid(),
+            error => error,
+        })?
+        .as_slice()
+    {
+        [secret] => secret.as_slice().try_into().map_err(|_| invalid()),
+        _ => Err(invalid()),
+    }
 }
 
 fn verifying_key(path: &Path, key: &PrivateKey) -> Result<[u8; 32], KeyError> {
@@ -202,7 +240,7 @@ mod tests {
         assert_eq!(ensure(&directory).unwrap().pkcs8(), first.pkcs8());
         let mode = std::fs::metadata(private_path(&directory)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2);
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 3);
     }
 
     #[test]
@@ -233,6 +271,24 @@ mod tests {
         let keys = load_public(&path).unwrap();
         assert_eq!(keys.len(), 2);
         assert_ne!(keys[0], keys[1]);
+    }
+
+    #[test]
+    fn a_secret_of_accounts_is_made_once_and_kept_also_when_it_is_damaged() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = account_path(parent.path());
+        assert!(matches!(load_account_key(&path), Err(KeyError::Missing(_))));
+        ensure_account_key(parent.path()).unwrap();
+        let first = load_account_key(&path).unwrap();
+        ensure_account_key(parent.path()).unwrap();
+        assert_eq!(load_account_key(&path).unwrap(), first);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        for text in ["", "secret", &to_pem(ACCOUNT, b"short"), &to_pem(PUBLIC, &first)] {
+            std::fs::write(&path, text).unwrap();
+            let message = ensure_account_key(parent.path()).unwrap_err().to_string();
+            assert!(message.contains("put the one back"), "{message}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! This file only says which commands there are. It never does any of their work.
 
+mod account;
 mod borrowed;
 mod certificates;
 mod chaos;
@@ -90,6 +91,14 @@ enum Command {
     #[command(after_help = "Examples:\n  tidewall token --user alice\n  \
                             TOKEN=$(tidewall token --user shop --role organiser --ttl 1h)")]
     Token(token::TokenCommand),
+    /// Make an account and log in, as everybody can
+    #[command(
+        after_help = "Example:\n  TOKEN=$(tidewall account log-in --region north --email ann@example.org --password-file ./password)"
+    )]
+    Account(account::AccountCommand),
+    /// Make the first admin of a region
+    #[command(after_help = "Example:\n  tidewall admin bootstrap --region north --email root@example.org")]
+    Admin(account::AdminCommand),
     /// Show what the platform does
     #[command(after_help = "Example:\n  tidewall demo flash-sale")]
     Demo(demo::DemoCommand),
@@ -171,6 +180,8 @@ fn run(cli: Cli, begun: Instant) -> Result<(), Failure> {
         Command::Up(arguments) => block_on(Threads::One, up::run(&arguments, format, log, begun)),
         Command::Serve(command) => serve::run(&command),
         Command::Token(command) => token::run(&command, format),
+        Command::Account(command) => block_on(Threads::One, account::run(&command, format)),
+        Command::Admin(command) => block_on(Threads::One, account::admin(&command, format)),
         Command::Demo(command) => block_on(Threads::All, demo::run(&command, format, log)),
         Command::Load(command) => block_on(Threads::All, load::run(&command, format, log)),
         Command::Region(command) => block_on(Threads::One, region::run(&command, format)),
@@ -274,6 +285,8 @@ mod tests {
             &["region", "import"],
             &["node", "list"],
             &["load", "flash-sale"],
+            &["account", "log-in"],
+            &["admin", "bootstrap"],
         ] {
             let mut cli = Cli::command();
             let command =

@@ -14,7 +14,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
 use tidewall_client::topology::Topology;
-use tidewall_gateway::{Gateway, GatewayConfig, LimitOptions};
+use tidewall_gateway::{AccountsConfig, Gateway, GatewayConfig, HashingOptions, LimitOptions};
 use tidewall_node::{APPLY_VERSION, Credentials, NodeConfig};
 
 use crate::certificates;
@@ -103,6 +103,12 @@ pub struct GatewayArgs {
     /// Public keys (PEM) that tokens are checked against; may be given several times
     #[arg(long, value_name = "FILE", required = true)]
     pub keys: Vec<PathBuf>,
+    /// File with the secret that all gateways of a cluster share to serve accounts; without it AccountService refuses
+    #[arg(long, value_name = "FILE", requires = "signing_key")]
+    pub account_key: Option<PathBuf>,
+    /// Private key (PEM) that signs the access tokens of accounts; its public half must be among --keys
+    #[arg(long, value_name = "FILE", requires = "account_key")]
+    pub signing_key: Option<PathBuf>,
     /// Threads that serve calls; 0 means one for each core
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -177,6 +183,14 @@ fn gateway(arguments: &GatewayArgs) -> Result<(), Failure> {
     for path in &arguments.keys {
         public_keys.extend(keys::load_public(path).map_err(|e| environment(&e))?);
     }
+    let accounts = match (&arguments.account_key, &arguments.signing_key) {
+        (Some(secret), Some(signing)) => Some(AccountsConfig {
+            secret: keys::load_account_key(secret).map_err(|e| environment(&e))?,
+            signing_key: keys::load_private(signing).map_err(|e| environment(&e))?.pkcs8().to_vec(),
+            hashing: HashingOptions::default(),
+        }),
+        _ => None,
+    };
     watch_parent(arguments.parent_pipe)?;
     let mut builder = match arguments.threads {
         1 => tokio::runtime::Builder::new_current_thread(),
@@ -198,6 +212,7 @@ fn gateway(arguments: &GatewayArgs) -> Result<(), Failure> {
         let mut config = GatewayConfig::new(arguments.listen, Arc::new(topology), public_keys);
         config.topology_path = Some(arguments.topology.clone());
         config.shard_client.link.credentials = Some(credentials);
+        config.accounts = accounts;
         config.limit.floor = arguments.admission_floor;
         config.limit.ceiling = arguments.admission_ceiling;
         let gateway = Gateway::bind(config).await.map_err(|e| environment(&e))?;
@@ -449,6 +464,8 @@ mod tests {
             topology: directory.path().join("none.json"),
             tls: None,
             keys: vec![directory.path().join("none.pub")],
+            account_key: None,
+            signing_key: None,
             threads: 1,
             admission_floor: 16,
             admission_ceiling: 4096,

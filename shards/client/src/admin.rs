@@ -28,7 +28,7 @@ const AGAIN_AFTER: Duration = Duration::from_millis(50);
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 impl ShardClient {
-    fn node_client(&self, position: usize) -> NodeClient {
+    pub(crate) fn node_client(&self, position: usize) -> NodeClient {
         let node = self.nodes.at(position);
         let channel = node.channel.get_or_init(|| {
             let link = &self.options.link;

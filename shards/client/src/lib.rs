@@ -15,6 +15,7 @@ mod clock;
 mod error;
 pub mod follow;
 mod group;
+mod keyring;
 mod nodes;
 pub mod topology;
 
@@ -22,6 +23,7 @@ pub use admin::Importer;
 pub use client::{ShardClient, ShardClientOptions};
 pub use clock::ClusterClock;
 pub use error::ClientError;
+pub use keyring::KeyringError;
 pub use nodes::node_channel;
 pub use topology::Topology;
 

@@ -194,3 +194,35 @@ async fn a_file_is_sent_to_the_leader_behind_a_head_that_says_what_for() {
     }
     assert!(client.importer(2, PATIENCE).await.is_err());
 }
+
+#[tokio::test]
+async fn a_key_is_kept_on_a_majority_and_an_erasure_wins_over_it() {
+    use tidewall_client::KeyringError;
+    let nodes: Vec<_> = (0..3).map(|_| Fake::new(Mode::Decide)).collect();
+    let mut addresses = Vec::new();
+    for (node, id) in nodes.iter().zip(1..) {
+        addresses.push(start(node, id).await);
+    }
+    let client = client(&addresses);
+    let refuse = |node: usize, refusal| nodes[node].desk.lock().keyring_refuses = refusal;
+    let unavailable = Some(pb::KeyringRefusal::Unavailable);
+    let put = async |id: u8| client.put_key(1, [id; 16], vec![id; 60], PATIENCE).await;
+    let get = async |id: u8| client.get_key([id; 16], PATIENCE).await;
+    assert_eq!(get(1).await, Ok(None));
+    refuse(0, unavailable);
+    put(1).await.unwrap();
+    assert_eq!(get(1).await, Ok(Some(vec![1; 60])));
+    refuse(1, unavailable);
+    let few = put(2).await;
+    assert!(matches!(few, Err(KeyringError::Unavailable { answered: 1, nodes: 3, .. })), "{few:?}");
+    assert!(get(1).await.is_err(), "one node alone may have missed an erasure");
+    refuse(1, None);
+    client.erase_key(1, [1; 16], PATIENCE).await.unwrap();
+    // Node 1 has neither the key nor its erasure, node 3 has both.
+    refuse(0, None);
+    refuse(1, unavailable);
+    assert_eq!(get(1).await, Ok(None));
+    refuse(0, Some(pb::KeyringRefusal::Taken));
+    refuse(1, Some(pb::KeyringRefusal::Taken));
+    assert_eq!(put(3).await, Err(KeyringError::Taken));
+}

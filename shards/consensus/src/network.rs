@@ -142,6 +142,23 @@ impl Peers {
         }
     }
 
+    /// Asks for another node's keyring.
+    ///
+    /// # Errors
+    /// That the node does not answer.
+    pub async fn keyring(
+        &self,
+        node: u64,
+        request: pb::KeyringRequest,
+        timeout: Duration,
+    ) -> Result<pb::KeyringResponse, String> {
+        let rpc = pb::peer_call::Rpc::Keyring(request);
+        match self.call(node, Lane::Control, 0, 0, rpc, timeout).await.map_err(|error| error.to_string())? {
+            pb::peer_reply::Result::Keyring(response) => Ok(response),
+            _ => Err("the peer answered another call than was made".into()),
+        }
+    }
+
     async fn call(
         &self,
         node: u64,

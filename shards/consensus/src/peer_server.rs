@@ -34,8 +34,13 @@ pub struct PeerServer {
 /// Takes another node's report and gives this one's.
 type Reporter = Box<dyn Fn(pb::NodeReport) -> pb::NodeReport + Send + Sync>;
 
+/// Answers for this node's keyring.
+type Keys = Box<dyn Fn(pb::KeyringRequest) -> pb::KeyringResponse + Send + Sync>;
+
 struct Shared {
     groups: RwLock<BTreeMap<u32, Group>>,
+    /// Answers for the keyring.
+    keys: OnceLock<Keys>,
     /// Takes another node's report and gives this one's.
     reporter: OnceLock<Reporter>,
     /// Where snapshot files are received; `None`: in memory.
@@ -48,8 +53,8 @@ impl PeerServer {
     /// Serves no group yet; `incoming` is an existing directory for files on their way. Without one they are received
     /// into memory, which is for simulation.
     pub fn new(incoming: Option<PathBuf>, lives: Arc<Lives>) -> Self {
-        let (groups, reporter) = (RwLock::default(), OnceLock::new());
-        let shared = Shared { groups, reporter, incoming, received: AtomicU64::new(0), lives };
+        let (groups, reporter, keys) = (RwLock::default(), OnceLock::new(), OnceLock::new());
+        let shared = Shared { groups, keys, reporter, incoming, received: AtomicU64::new(0), lives };
         Self { shared: Arc::new(shared) }
     }
 
@@ -63,6 +68,14 @@ impl PeerServer {
         let _ = self.shared.reporter.set(Box::new(reporter));
     }
 
+    /// Answers what other nodes ask of the keyring with `keys` from now on; only the first one given counts.
+    pub fn on_keyring(
+        &self,
+        keys: impl Fn(pb::KeyringRequest) -> pb::KeyringResponse + Send + Sync + 'static,
+    ) {
+        let _ = self.shared.keys.set(Box::new(keys));
+    }
+
     fn group(&self, number: u32) -> Result<Group, String> {
         let groups = self.shared.groups.read();
         groups.get(&number).cloned().ok_or_else(|| format!("this node does not serve group {number}"))
@@ -74,6 +87,10 @@ impl PeerServer {
         if let Some(Rpc::Report(report)) = call.rpc {
             let reporter = self.shared.reporter.get().ok_or("this node is still starting")?;
             return Ok(Reply::Report(reporter(report)));
+        }
+        if let Some(Rpc::Keyring(request)) = call.rpc {
+            let keys = self.shared.keys.get().ok_or("this node is still starting")?;
+            return Ok(Reply::Keyring(keys(request)));
         }
         if let Some(Rpc::Meet(_)) = call.rpc {
             return Ok(Reply::Meet(pb::Meet {}));
@@ -103,7 +120,7 @@ impl PeerServer {
                 };
                 Ok(Reply::Transfer(pb::TransferReply { error }))
             }
-            Rpc::Report(_) | Rpc::Meet(_) => Err("this call concerns no group".into()),
+            Rpc::Report(_) | Rpc::Meet(_) | Rpc::Keyring(_) => Err("this call concerns no group".into()),
         }
     }
 

@@ -8,12 +8,14 @@
 //! * [`codec`] — the byte form of rows and commands
 //! * [`incarnation`] — how lives of a group's rows are counted
 //! * [`module`] — what a domain module is; [`registry`] — which there are
+//! * [`accounts`] — accounts, sessions and roles
 //! * [`tickets`] — events, tiers, holds and tickets
 //!
 //! A domain module is one folder with four parts: `model` (rows and their keys), `commands` (messages → decide →
 //! events → rows), `queries` (reads over rows) and `tests`. docs/DOMAINS.md tells how to add one.
 #![deny(clippy::float_arithmetic)]
 
+pub mod accounts;
 pub mod codec;
 pub mod incarnation;
 pub mod module;
@@ -65,6 +67,14 @@ impl Roles {
     pub const SELLER: Self = Self(2);
     /// Looks after the platform, and may touch what is not its own.
     pub const OPERATOR: Self = Self(4);
+    /// Has an account.
+    pub const USER: Self = Self(8);
+    /// Helps others: sees accounts, and ends sessions.
+    pub const SUPPORT: Self = Self(16);
+    /// Looks at what was done, and changes nothing.
+    pub const AUDITOR: Self = Self(32);
+    /// Grants and withdraws roles.
+    pub const ADMIN: Self = Self(64);
 
     /// Whether all of these are among them.
     pub fn contains(self, others: Self) -> bool {

@@ -38,6 +38,8 @@ pub enum Class {
     FailedPrecondition = 9,
     /// Somebody else was faster.
     Aborted = 10,
+    /// The caller has not proven who it is, or not any more.
+    Unauthenticated = 16,
 }
 
 /// Why a command of a module is refused by decision; its words are those for people.

@@ -1,6 +1,7 @@
 //! Chance: the operating system's, or in a simulation what its seed says.
 //!
-//! For pauses, spreads and the like. Never for secrets, and never where a decision must be the same everywhere.
+//! For pauses, spreads and the like, and for keys and salts, which have a function of their own. Never where a decision must be the
+//! same everywhere.
 
 use rand::RngCore;
 
@@ -13,6 +14,14 @@ pub struct Chance(());
 /// The source of the current thread.
 pub fn rng() -> Chance {
     Chance(())
+}
+
+/// Bytes that nobody can guess, for keys, salts and nonces: from a generator that the operating system seeds and seeds again. In a
+/// simulation they are what its seed says.
+pub fn secret<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    rng().fill_bytes(&mut bytes);
+    bytes
 }
 
 /// One number.

@@ -19,6 +19,7 @@ use tidewall_store::log::NodeLog;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::exchange::{ExchangeHandler, Served, Serving};
+use crate::keyring::Keys;
 use crate::lead::{self, TransferError};
 use crate::members::{self, MembersError};
 use crate::recovery::{Order, Orders};
@@ -43,12 +44,19 @@ struct Shared {
     log: NodeLog,
     standing: Arc<Standing>,
     orders: Orders,
+    keys: Keys,
 }
 
 impl ShardServer {
     /// Serves what the node serves.
-    pub fn new(serving: Arc<Serving>, log: NodeLog, standing: Arc<Standing>, orders: Orders) -> Self {
-        Self { shared: Arc::new(Shared { serving, log, standing, orders }) }
+    pub fn new(
+        serving: Arc<Serving>,
+        log: NodeLog,
+        standing: Arc<Standing>,
+        orders: Orders,
+        keys: Keys,
+    ) -> Self {
+        Self { shared: Arc::new(Shared { serving, log, standing, orders, keys }) }
     }
 
     fn group(&self, number: u32) -> Result<&Group, Status> {
@@ -194,6 +202,13 @@ impl ShardService for ShardServer {
     ) -> Result<Response<Self::ExchangeStream>, Status> {
         let handler = ExchangeHandler::new(Arc::clone(&self.shared.serving));
         Ok(Response::new(Box::pin(serve(request.into_inner(), ServeOptions::default(), handler))))
+    }
+
+    async fn keyring(
+        &self,
+        request: Request<pb::KeyringRequest>,
+    ) -> Result<Response<pb::KeyringResponse>, Status> {
+        Ok(Response::new(self.shared.keys.answer_gateway(request.into_inner()).await))
     }
 
     async fn get_node_state(

@@ -17,12 +17,14 @@ use tidewall_machine::Machine;
 use tidewall_proto::internal::v1::peer_service_server::PeerServiceServer;
 use tidewall_proto::internal::v1::shard_service_server::ShardServiceServer;
 use tidewall_store::checkpoint::CheckpointWriter;
+use tidewall_store::keyring::Keyring;
 use tidewall_store::log::NodeLog;
 use tokio::time::Instant;
 
 use crate::admin::ShardServer;
 use crate::exchange::{Served, Serving};
 use crate::keeper;
+use crate::keyring::Keys;
 use crate::metrics::Metrics;
 use crate::reports::Reports;
 use crate::shard::GroupShard;
@@ -73,6 +75,8 @@ pub struct Parts {
     pub fail_stop: FailStop,
     /// Where the groups run.
     pub threads: RaftThreads,
+    /// The keys of persons.
+    pub keyring: Keyring,
 }
 
 /// The replicas of a node, running.
@@ -89,6 +93,7 @@ pub struct Replicas {
     log: NodeLog,
     writer: CheckpointWriter,
     orders: Orders,
+    keys: Keys,
     _threads: RaftThreads,
 }
 
@@ -200,6 +205,10 @@ impl Replicas {
             answering.hear(&report);
             answering.own()
         });
+        // A node that joins later, or has lost its keyring, lacks what others have.
+        let keys = Keys::new(parts.keyring, parts.fresh && topology.generation == 0);
+        let asked = keys.clone();
+        server.on_keyring(move |request| asked.answer(request));
         if !parts.fresh {
             // Elections may be going on meanwhile; only what stamps entries waits: the client port.
             reports.compare_clocks(peers, CLOCK_PATIENCE).await;
@@ -216,7 +225,7 @@ impl Replicas {
             }
         }
         let (orders, _threads) = (parts.orders, parts.threads);
-        Self { groups, faults, rows, standing, reports, topology, log, writer, orders, _threads }
+        Self { groups, faults, rows, standing, reports, topology, log, writer, orders, keys, _threads }
     }
 
     /// Takes in later states of the topology: nodes join, leave and move, and groups are fenced.
@@ -228,10 +237,13 @@ impl Replicas {
         }
     }
 
-    /// Tells the other nodes about this one and hears from them, until the node stops.
+    /// Tells the other nodes about this one and hears from them, and takes over the keys that they have, until the node stops.
     pub fn reporting(&self, peers: &Peers) -> impl Future<Output = ()> + Send + 'static {
         let (reports, peers) = (Arc::clone(&self.reports), peers.clone());
-        async move { reports.keep(&peers).await }
+        let (keys, standing) = (self.keys.clone(), Arc::clone(&self.standing));
+        async move {
+            tokio::join!(reports.keep(&peers), keys.keep(&peers, &standing));
+        }
     }
 
     /// What serves clients. The actors live at `home`.
@@ -256,6 +268,7 @@ impl Replicas {
             log: self.log.clone(),
             writer: self.writer.clone(),
             orders: self.orders.clone(),
+            keys: self.keys.clone(),
         }
     }
 }
@@ -267,13 +280,15 @@ pub struct Front {
     log: NodeLog,
     writer: CheckpointWriter,
     orders: Orders,
+    keys: Keys,
 }
 
 impl Front {
     /// The client port's service.
     pub fn service(&self) -> ShardServiceServer<ShardServer> {
         let (serving, standing) = (Arc::clone(&self.serving), Arc::clone(&self.standing));
-        ShardServiceServer::new(ShardServer::new(serving, self.log.clone(), standing, self.orders.clone()))
+        let (orders, keys) = (self.orders.clone(), self.keys.clone());
+        ShardServiceServer::new(ShardServer::new(serving, self.log.clone(), standing, orders, keys))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }

@@ -2,7 +2,7 @@
 //!
 //! `node.json` names the cluster, the node and the format: it is the last thing written when the directory is made,
 //! and checked before anything else is opened. `log/` is the Raft log, `checkpoint/` the rows, `incoming/` snapshot
-//! files on their way. A directory of something else is refused and not touched.
+//! files on their way, `keyring/` the keys of persons. A directory of something else is refused and not touched.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use tidewall_link::Met;
 use tidewall_machine::Machine;
 use tidewall_store::checkpoint::sled_store::SledCheckpoints;
 use tidewall_store::checkpoint::{CheckpointError, CheckpointStore, CheckpointWriter};
+use tidewall_store::keyring::{Keyring, KeyringError};
 use tidewall_store::log::{LogError, LogOptions, NodeLog};
 
 use crate::config::{NodeConfig, NodeError};
@@ -60,6 +61,8 @@ pub struct Data {
     pub orders: Orders,
     /// Where snapshot files are received.
     pub incoming: PathBuf,
+    /// The keys of persons.
+    pub keyring: Keyring,
     /// The directory was made just now.
     pub fresh: bool,
 }
@@ -104,6 +107,12 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
     }
     let mut store = SledCheckpoints::open(&directory.join("checkpoint"), cluster, config.node)
         .map_err(checkpoint_error)?;
+    let disk = RealDisk::open(directory.join("keyring"))
+        .map_err(system(format!("cannot open the keyring in {place}")))?;
+    let keyring = Keyring::open(&disk, cluster, config.node).map_err(|error| match error {
+        KeyringError::Io { .. } => NodeError::Storage(error.to_string()),
+        _ => NodeError::Data(format!("{place}: {error}")),
+    })?;
     let mut machines = BTreeMap::new();
     let quarantine = Quarantine::new(directory);
     let orders = Orders::new(directory);
@@ -126,7 +135,7 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
     if fresh {
         write_identity(directory, &identity).map_err(system(format!("cannot write to {place}")))?;
     }
-    Ok(Data { log, writer, machines, quarantine, lives, orders, incoming, fresh })
+    Ok(Data { log, writer, machines, quarantine, lives, orders, incoming, keyring, fresh })
 }
 
 /// Carries out a recovery that was ordered, and refuses a replica that another one's recovery has left behind.
@@ -312,7 +321,7 @@ fn check_identity(
 
 /// A start that was cut short leaves its own directories; anything else belongs to somebody.
 fn refuse_foreign_files(directory: &Path) -> Result<(), NodeError> {
-    const OWN: [&str; 5] = ["log", "checkpoint", "incoming", "node.tmp", "ballast"];
+    const OWN: [&str; 6] = ["log", "checkpoint", "incoming", "keyring", "node.tmp", "ballast"];
     let Ok(entries) = std::fs::read_dir(directory) else { return Ok(()) };
     for entry in entries.flatten() {
         let name = entry.file_name();

@@ -17,6 +17,7 @@ mod exchange;
 mod fake;
 mod files;
 mod keeper;
+mod keyring;
 mod lead;
 mod lives;
 mod members;

@@ -138,6 +138,7 @@ async fn serve(
         life: life.clone(),
         fail_stop,
         threads: threads.clone(),
+        keyring: data.keyring,
     };
     let replicas = tokio::select! {
         biased;

@@ -21,6 +21,7 @@ use tidewall_node::assembly::{
 use tidewall_proto::internal::v1 as pb;
 use tidewall_store::checkpoint::CheckpointWriter;
 use tidewall_store::checkpoint::memory::MemoryCheckpoints;
+use tidewall_store::keyring::Keyring;
 use tidewall_store::log::{LogOptions, NodeLog};
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
@@ -89,6 +90,7 @@ async fn start_on(directory: &Path, threads: RaftThreads) -> One {
         life,
         fail_stop,
         threads,
+        keyring: Keyring::open(&MemoryDisk::new(), CLUSTER, 1).unwrap(),
     };
     let replicas = Replicas::start(parts, &peers, &server).await;
     assert!(replicas.faults.is_empty(), "{:?}", replicas.faults);

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use tidewall_proto::v1::account_service_client::AccountServiceClient;
 use tidewall_proto::v1::event_service_client::EventServiceClient;
 use tidewall_proto::v1::operator_service_client::OperatorServiceClient;
 use tidewall_proto::v1::outcome_service_client::OutcomeServiceClient;
@@ -58,6 +59,11 @@ impl Session {
         let mut request = Request::new(message);
         request.metadata_mut().insert("authorization", self.authorization.clone());
         request
+    }
+
+    /// The account service.
+    pub fn accounts(&self) -> AccountServiceClient<Channel> {
+        AccountServiceClient::new(self.channel.clone())
     }
 
     /// The event service.

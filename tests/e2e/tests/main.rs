@@ -1,6 +1,7 @@
 //! End-to-end tests of the real binary. See `src/` for the harness; each module here is one theme.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod accounts;
 mod backup;
 mod chaos;
 mod environment;

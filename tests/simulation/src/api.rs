@@ -301,6 +301,7 @@ fn decided(group: u32, principal: &str, outcome: v1::GetOutcomeResponse) -> Opti
                 }
                 R::CancelledTicket(_) => Said::Cancelled,
                 R::ReleasedHold(_) => Said::Released,
+                R::ChangedAccount(_) | R::SessionEnded(_) => unreachable!("no buyer asks for that"),
                 R::Rejection(rejection) => Said::Rejected(rejection.reason),
             }
         }

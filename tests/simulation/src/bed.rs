@@ -25,6 +25,7 @@ use tidewall_node::assembly::{
 };
 use tidewall_store::checkpoint::memory::{Faults, MemoryCheckpoints};
 use tidewall_store::checkpoint::{CheckpointStore as _, CheckpointWriter};
+use tidewall_store::keyring::Keyring;
 use tidewall_store::log::{LogOptions, NodeLog};
 use tokio::sync::mpsc;
 use tonic::body::Body;
@@ -115,12 +116,13 @@ struct Media {
     disk: MemoryDisk,
     checkpoints: MemoryCheckpoints,
     lives: LivesStore,
+    keys: MemoryDisk,
 }
 
 impl Media {
     fn new() -> Self {
         let (disk, checkpoints) = (MemoryDisk::new(), MemoryCheckpoints::new());
-        Self { disk, checkpoints, lives: LivesStore::in_memory() }
+        Self { disk, checkpoints, lives: LivesStore::in_memory(), keys: MemoryDisk::new() }
     }
 }
 
@@ -188,7 +190,8 @@ impl Bed {
     pub fn copy_media(&self) {
         let media = self.media.borrow();
         let (disk, checkpoints) = (media.disk.copy(), media.checkpoints.copy());
-        *self.older.borrow_mut() = Some(Media { disk, checkpoints, lives: LivesStore::in_memory() });
+        let (lives, keys) = (LivesStore::in_memory(), media.keys.copy());
+        *self.older.borrow_mut() = Some(Media { disk, checkpoints, lives, keys });
     }
 
     /// Whether it would know, also after a restart, that the copy of another node's log is not its last state.
@@ -333,7 +336,7 @@ impl Bed {
     /// The power fails: what was under way is lost, or half of it. The host must be crashed right after.
     pub fn lose_power(&self, loss: Loss) {
         let Some(life) = self.life.borrow_mut().take() else { return };
-        let Media { disk, checkpoints, .. } = self.media.borrow().clone();
+        let Media { disk, checkpoints, keys, .. } = self.media.borrow().clone();
         let work: Vec<_> = life.log.lock().drain(..).collect();
         if loss != Loss::Everything && tidewall_env::random::rng().random_bool(0.7) {
             // Written, and on its way to the disk when the power fails: nobody will hear of it.
@@ -351,11 +354,13 @@ impl Bed {
         }
         checkpoints.set_faults(Faults::default());
         self.disk_fails.set(false);
-        disk.crash(match loss {
+        let mode = match loss {
             Loss::Everything => CrashMode::LoseUnsynced,
             Loss::Torn(seed) => CrashMode::TornPrefix { seed },
             Loss::Scattered(seed) => CrashMode::ScatteredSectors { seed },
-        });
+        };
+        disk.crash(mode);
+        keys.crash(mode);
         *self.failed.lock() = None;
     }
 }
@@ -449,6 +454,7 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
         life,
         fail_stop,
         threads: RaftThreads::none(),
+        keyring: Keyring::open(&media.keys, cluster, bed.id)?,
     };
     let replicas = Replicas::start(parts, &peers, &server).await;
     for (group, why) in &replicas.faults {

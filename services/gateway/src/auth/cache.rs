@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     fn principal(name: &str) -> Arc<Principal> {
-        Arc::new(Principal { subject: name.into(), roles: 0, expires_at_s: 0.0 })
+        Arc::new(Principal { subject: name.into(), roles: 0, expires_at_s: 0.0, session: None })
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub(super) struct Claims {
     pub(super) roles: u8,
     /// Void from then on, Unix seconds.
     pub(super) expires_at_s: f64,
+    /// In which session.
+    pub(super) session: Option<[u8; 16]>,
 }
 
 /// Why claims are not accepted: what is wrong with which of them.
@@ -99,5 +101,8 @@ pub(super) fn check(object: &Object, now_ms: u64) -> Result<Claims, ClaimsError>
     // A role that this build does not know gives nothing here.
     let known = ROLES.into_iter().filter(|role| names.contains(&role_name(*role)));
     let roles = known.fold(0, |bits, role| bits | bit(role));
-    Ok(Claims { subject: subject.to_owned(), roles, expires_at_s })
+    // Of another issuer it may be whatever that calls a session.
+    let session =
+        text(object, "sid")?.and_then(|sid| uuid::Uuid::try_parse(sid).ok()).map(uuid::Uuid::into_bytes);
+    Ok(Claims { subject: subject.to_owned(), roles, expires_at_s, session })
 }

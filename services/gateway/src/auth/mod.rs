@@ -28,7 +28,8 @@ const TOKEN_BYTES_MAX: usize = 8 * 1024;
 const LEEWAY_S: f64 = 5.0;
 
 /// All roles.
-pub const ROLES: [Role; 3] = [Role::Organiser, Role::Seller, Role::Operator];
+pub const ROLES: [Role; 7] =
+    [Role::Organiser, Role::Seller, Role::Operator, Role::User, Role::Support, Role::Auditor, Role::Admin];
 
 /// A role's name in the token's `roles` claim.
 pub fn role_name(role: Role) -> &'static str {
@@ -37,12 +38,21 @@ pub fn role_name(role: Role) -> &'static str {
         Role::Organiser => "organiser",
         Role::Seller => "seller",
         Role::Operator => "operator",
+        Role::User => "user",
+        Role::Support => "support",
+        Role::Auditor => "auditor",
+        Role::Admin => "admin",
     }
 }
 
-/// As the rules of the regions know it: 1 organiser, 2 seller, 4 operator.
-fn bit(role: Role) -> u8 {
+/// As the rules of the regions know it: 1 organiser, 2 seller, 4 operator, and so on.
+pub(crate) fn bit(role: Role) -> u8 {
     (1u8 << role as u8) >> 1
+}
+
+/// The roles that these bits stand for.
+pub(crate) fn roles_of(bits: u32) -> Vec<Role> {
+    ROLES.into_iter().filter(|role| bits & u32::from(bit(*role)) != 0).collect()
 }
 
 /// Whether a string can be the subject of a token, and so the owner of a ticket: 1 to 128 bytes, no control
@@ -60,9 +70,16 @@ pub(crate) struct Principal {
     roles: u8,
     /// Unix seconds; the token is void from then on.
     expires_at_s: f64,
+    /// The session that the token belongs to, 16 bytes; none: it was not made for one.
+    pub(crate) session: Option<[u8; 16]>,
 }
 
 impl Principal {
+    /// Somebody without a token.
+    pub(crate) fn nobody(subject: String) -> Self {
+        Self { subject, roles: 0, expires_at_s: 0.0, session: None }
+    }
+
     pub(crate) fn has(&self, role: Role) -> bool {
         self.roles & bit(role) != 0
     }
@@ -92,6 +109,8 @@ impl Principal {
 /// A caller as far as it is known without checking a signature.
 pub(crate) enum Caller<'a> {
     Known(Arc<Principal>),
+    /// None is needed.
+    Nobody,
     /// A token that was not seen before.
     Unverified(&'a str),
 }
@@ -173,6 +192,7 @@ impl Authenticator {
     pub(crate) fn verify(&self, caller: Caller<'_>, now_ms: u64) -> Result<Arc<Principal>, ApiError> {
         let token = match caller {
             Caller::Known(principal) => return Ok(principal),
+            Caller::Nobody => return Ok(Arc::new(Principal::nobody(String::new()))),
             Caller::Unverified(token) => token,
         };
         let refused = |why: String| {
@@ -180,8 +200,8 @@ impl Authenticator {
         };
         let payload = jws::verify(token, &self.keys).map_err(|error| refused(error.to_string()))?;
         let claims = claims::check(&payload, now_ms).map_err(|error| refused(error.to_string()))?;
-        let claims::Claims { subject, roles, expires_at_s } = claims;
-        let principal = Arc::new(Principal { subject, roles, expires_at_s });
+        let claims::Claims { subject, roles, expires_at_s, session } = claims;
+        let principal = Arc::new(Principal { subject, roles, expires_at_s, session });
         self.cache.put(token, &principal);
         Ok(principal)
     }
@@ -228,7 +248,9 @@ mod tests {
         let alice = check_at(&authenticator, &token, unix_ms()).unwrap();
         assert_eq!(alice.subject, "alice");
         assert!(alice.has(Role::Seller) && !alice.has(Role::Operator));
-        assert_eq!([Role::Unspecified, Role::Organiser, Role::Seller, Role::Operator].map(bit), [0, 1, 2, 4]);
+        assert_eq!(ROLES.map(bit), [1, 2, 4, 8, 16, 32, 64]);
+        assert_eq!(bit(Role::Unspecified), 0);
+        assert_eq!(roles_of(65), [Role::Organiser, Role::Admin]);
         assert!(alice.require(Role::Operator).is_err());
         let metadata = metadata(&format!("bearer {token}"));
         assert!(matches!(authenticator.look_up(&metadata, unix_ms()).unwrap(), Caller::Known(_)));

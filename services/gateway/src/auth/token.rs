@@ -84,6 +84,8 @@ struct Claims<'a> {
     iat: u64,
     exp: u64,
     roles: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sid: Option<String>,
 }
 
 impl Minter {
@@ -94,16 +96,40 @@ impl Minter {
 
     /// Mints one token that is valid from now on for `lifetime`.
     pub fn mint(&self, subject: &str, roles: &[Role], lifetime: Duration) -> Result<String, TokenError> {
+        self.sign(subject, roles, unix_ms() / 1000, lifetime, None)
+    }
+
+    /// Mints the access token of a session that was granted at a time, Unix milliseconds.
+    pub(crate) fn mint_access(
+        &self,
+        subject: &str,
+        roles: &[Role],
+        granted_ms: u64,
+        lifetime: Duration,
+        session: [u8; 16],
+    ) -> Result<String, TokenError> {
+        let session = uuid::Uuid::from_bytes(session).simple().to_string();
+        self.sign(subject, roles, granted_ms / 1000, lifetime, Some(session))
+    }
+
+    fn sign(
+        &self,
+        subject: &str,
+        roles: &[Role],
+        iat: u64,
+        lifetime: Duration,
+        sid: Option<String>,
+    ) -> Result<String, TokenError> {
         if !valid_subject(subject) {
             return Err(TokenError::Subject(subject.to_owned()));
         }
-        let iat = unix_ms() / 1000;
         let claims = Claims {
             sub: subject,
             aud: AUDIENCE,
             iat,
             exp: iat.saturating_add(lifetime.as_secs()),
             roles: roles.iter().map(|role| role_name(*role)).collect(),
+            sid,
         };
         Ok(jws::sign(&self.key, HEADER, &serde_json::to_vec(&claims)?))
     }

@@ -1,6 +1,7 @@
 //! The public gRPC services: each turns a request into a command or a query and the answer back. What all have
 //! in common is in [`crate::edge`].
 
+mod account;
 mod event;
 mod operator;
 mod outcome;
@@ -50,8 +51,13 @@ impl Services {
     async fn outcome(&self, call: &Call, command: pb::Command) -> Result<pb::Outcome, ApiError> {
         // The id is needed again only when something goes wrong; 16 bytes are copied cheaply.
         let id: Option<[u8; 16]> = command.request_id.as_slice().try_into().ok();
-        let decided = self.0.client.command(call.group, command, call.deadline.at).await;
-        decided.map_err(|error| ApiError::Client { error, request_id: id.map(|id| request_id::format(&id)) })
+        self.0
+            .step(call, true, async {
+                let decided = self.0.client.command(call.group, command, call.deadline.at).await;
+                let request_id = || id.map(|id| request_id::format(&id));
+                decided.map_err(|error| ApiError::Client { error, request_id: request_id() })
+            })
+            .await
     }
 
     /// Reads rows of a module in the region of the call.
@@ -68,13 +74,17 @@ impl Services {
     /// Looks at what a region has.
     async fn look(&self, call: &Call, op: pb::query::Op) -> Result<pb::query_result::Result, ApiError> {
         let query = pb::Query { op: Some(op) };
-        let result = self.0.client.query(call.group, query, call.deadline.at).await;
-        match result.map_err(|error| ApiError::Client { error, request_id: None })?.result {
-            Some(pb::query_result::Result::Rejection(rejection)) => {
-                Err(ApiError::Rejected { rejection, receipt: None })
-            }
-            Some(result) => Ok(result),
-            None => Err(convert::mismatch()),
-        }
+        self.0
+            .step(call, false, async {
+                let result = self.0.client.query(call.group, query, call.deadline.at).await;
+                match result.map_err(|error| ApiError::Client { error, request_id: None })?.result {
+                    Some(pb::query_result::Result::Rejection(rejection)) => {
+                        Err(ApiError::Rejected { rejection, receipt: None })
+                    }
+                    Some(result) => Ok(result),
+                    None => Err(convert::mismatch()),
+                }
+            })
+            .await
     }
 }

@@ -191,6 +191,10 @@ impl pb::shard_service_server::ShardService for Server {
         Err(Status::unimplemented("not part of these tests"))
     }
 
+    async fn keyring(&self, _: Request<pb::KeyringRequest>) -> Result<Response<pb::KeyringResponse>, Status> {
+        Ok(Response::new(pb::KeyringResponse::default()))
+    }
+
     async fn recover(&self, _: Request<pb::RecoverRequest>) -> Result<Response<pb::RecoverResponse>, Status> {
         Err(Status::unimplemented("not part of these tests"))
     }

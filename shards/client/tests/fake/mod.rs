@@ -55,6 +55,11 @@ pub struct Desk {
     pub asked_to_transfer: Vec<pb::TransferLeadRequest>,
     pub asked_to_change: Vec<pb::ChangeReplicasRequest>,
     pub imported: Vec<pb::ImportRequest>,
+    /// What the keyring has.
+    pub keys: Vec<pb::KeyringEntry>,
+    /// Why it answers nothing; `None`: it does.
+    pub keyring_refuses: Option<pb::KeyringRefusal>,
+    pub asked_of_keyring: usize,
 }
 
 /// The next answer, or none ever.
@@ -219,6 +224,27 @@ impl pb::shard_service_server::ShardService for Server {
             desk.changes.pop_front()
         };
         told(answer).await
+    }
+
+    async fn keyring(
+        &self,
+        request: Request<pb::KeyringRequest>,
+    ) -> Result<Response<pb::KeyringResponse>, Status> {
+        use pb::keyring_request::Op;
+        let mut desk = self.0.desk.lock();
+        desk.asked_of_keyring += 1;
+        let mut response = pb::KeyringResponse::default();
+        if let Some(refusal) = desk.keyring_refuses {
+            response.refusal = refusal.into();
+            return Ok(Response::new(response));
+        }
+        match request.into_inner().op.unwrap() {
+            Op::Put(entry) => desk.keys.push(entry),
+            Op::Erase(entry) => desk.keys.push(pb::KeyringEntry { erased: true, ..entry }),
+            Op::Get(id) => response.entries.extend(desk.keys.iter().filter(|key| key.id == id).cloned()),
+            op => panic!("{op:?}"),
+        }
+        Ok(Response::new(response))
     }
 
     async fn recover(&self, _: Request<pb::RecoverRequest>) -> Result<Response<pb::RecoverResponse>, Status> {

@@ -163,6 +163,8 @@ impl LocalDriver {
                 let listen = gateway(blueprint, id).ok_or_else(unknown)?;
                 arguments.extend(["gateway".into(), "--listen".into(), listen.to_string().into()]);
                 arguments.extend(["--keys".into(), blueprint.public_key.clone().into()]);
+                arguments.extend(["--account-key".into(), blueprint.account_key.clone().into()]);
+                arguments.extend(["--signing-key".into(), blueprint.signing_key.clone().into()]);
                 arguments.extend(["--threads".into(), "1".into()]);
             }
         }

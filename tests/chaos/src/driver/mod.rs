@@ -130,6 +130,10 @@ pub struct Blueprint {
     pub topology: PathBuf,
     /// The key that gateways check tokens against.
     pub public_key: PathBuf,
+    /// Key with which gateways sign access tokens.
+    pub signing_key: PathBuf,
+    /// Secret of accounts.
+    pub account_key: PathBuf,
     /// Its nodes, by id.
     pub nodes: Vec<NodePlan>,
     /// Where gateways listen.

@@ -1,0 +1,153 @@
+//! Rows of the accounts module, their keys, and what is derived from them.
+
+mod account;
+mod attempts;
+mod session;
+
+use std::collections::BTreeSet;
+
+use crate::Roles;
+use crate::codec::{DecodeError, Reader};
+use crate::table::Table;
+
+pub use tidewall_messages::accounts::MODULE;
+
+pub use account::{AccountRow, CounterRow, Credential, EmailRow, Personal};
+pub use attempts::AttemptsRow;
+pub use session::{SessionKey, SessionRow};
+
+/// Sessions that an account can have at a time; one more ends the one that was refreshed longest ago.
+pub const SESSIONS_MAX: usize = 20;
+/// A session ends when it was not refreshed for so long, milliseconds of steady time: 30 days.
+pub const SESSION_IDLE_MS: u64 = 30 * 86_400_000;
+/// A session ends so long after it began, whatever happens, milliseconds of steady time: 180 days.
+pub const SESSION_MAX_MS: u64 = 180 * 86_400_000;
+/// A token that was used before gives its successor once more for so long: the answer may have been lost. Milliseconds of steady
+/// time.
+pub const REFRESH_AGAIN_MS: u64 = 60_000;
+/// Passwords that may be tried for an e-mail within a window.
+pub const ATTEMPTS_MAX: u32 = 10;
+/// How long attempts count from the first one on, milliseconds of steady time.
+pub const ATTEMPTS_WINDOW_MS: u64 = 15 * 60_000;
+/// Personal fields that an account can have.
+pub const PERSONAL_MAX: usize = 16;
+/// Bytes of one of them, encrypted.
+pub const CIPHERTEXT_MAX: usize = 2_048;
+/// Accounts are numbered anew from a multiple of this in each incarnation, so that nobody gets the name of an account that was lost.
+pub const NUMBERS_PER_INCARNATION: u64 = 1_000_000_000_000;
+
+/// Key of the counter of account numbers: the highest that was given.
+pub const COUNTER_ACCOUNTS: u64 = 1;
+/// Key of the counter of admins.
+pub const COUNTER_ADMINS: u64 = 2;
+
+/// All roles that there are.
+pub const ROLES: Roles = Roles(
+    Roles::ORGANISER.0
+        | Roles::SELLER.0
+        | Roles::OPERATOR.0
+        | Roles::USER.0
+        | Roles::SUPPORT.0
+        | Roles::AUDITOR.0
+        | Roles::ADMIN.0,
+);
+
+/// Number of an account within its group.
+pub type AccountNo = u64;
+/// A hash, keyed where it is of something that can be guessed.
+pub type Digest = [u8; 32];
+
+/// All rows of the module.
+#[derive(Debug, Default)]
+pub struct State {
+    pub(super) accounts: Table<AccountRow>,
+    pub(super) emails: Table<EmailRow>,
+    pub(super) sessions: Table<SessionRow>,
+    pub(super) attempts: Table<AttemptsRow>,
+    pub(super) counters: Table<CounterRow>,
+}
+
+impl State {
+    /// The account with this id, and its number.
+    pub fn account(&self, id: &str) -> Option<(AccountNo, &AccountRow)> {
+        let no = parse_id(id)?;
+        Some((no, self.accounts.get(&no)?))
+    }
+
+    /// The account with this e-mail, and its number.
+    pub fn account_of(&self, email: &Digest) -> Option<(AccountNo, &AccountRow)> {
+        let no = self.emails.get(email)?.0;
+        Some((no, self.accounts.get(&no)?))
+    }
+
+    /// Sessions of an account, in the order of their ids, ended or not.
+    pub fn sessions_of(&self, account: AccountNo) -> impl Iterator<Item = (SessionKey, &SessionRow)> {
+        let rows = self.sessions.range_from(&(account, 0));
+        rows.take_while(move |(key, _)| key.0 == account).map(|(key, row)| (*key, row))
+    }
+
+    pub(super) fn counter(&self, key: u64) -> u64 {
+        self.counters.get(&key).map_or(0, |counter| counter.0)
+    }
+}
+
+/// Id of an account by its number.
+pub fn account_id(no: AccountNo) -> String {
+    format!("a{no}")
+}
+
+/// Number of an account by its id: "a12".
+pub fn parse_id(id: &str) -> Option<AccountNo> {
+    let digits = id.strip_prefix('a')?;
+    let canonical =
+        !digits.is_empty() && !digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
+    canonical.then(|| digits.parse().ok())?
+}
+
+/// A digest from 64 hexadecimal digits.
+pub fn parse_digest(text: &str) -> Option<Digest> {
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    let mut digest = [0; 32];
+    for (byte, at) in digest.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
+    }
+    Some(digest)
+}
+
+/// Keys by when something is to be done about them, milliseconds of steady time.
+#[derive(Debug, PartialEq)]
+pub struct Due<K: Ord>(BTreeSet<(u64, K)>);
+
+impl<K: Ord> Default for Due<K> {
+    fn default() -> Self {
+        Self(BTreeSet::new())
+    }
+}
+
+impl<K: Ord + Copy> Due<K> {
+    /// When the first is due.
+    pub fn next_ms(&self) -> Option<u64> {
+        self.0.first().map(|(at, _)| *at)
+    }
+
+    /// The first, if it is due by now.
+    pub fn next(&self, now_ms: u64) -> Option<K> {
+        self.0.first().filter(|(at, _)| *at <= now_ms).map(|(_, key)| *key)
+    }
+
+    fn put(&mut self, at: Option<u64>, key: K) {
+        self.0.extend(at.map(|at| (at, key)));
+    }
+
+    fn take(&mut self, at: Option<u64>, key: K) {
+        if let Some(at) = at {
+            self.0.remove(&(at, key));
+        }
+    }
+}
+
+fn decode_digest(r: &mut Reader<'_>) -> Result<Digest, DecodeError> {
+    r.raw(32)?.try_into().map_err(|_| DecodeError::Truncated)
+}

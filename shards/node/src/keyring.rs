@@ -1,0 +1,232 @@
+//! This node's part of the keyring: answers gateways and other nodes, and takes over what others have.
+//!
+//! Gateways put and erase keys on a majority of the nodes; each node asks all others from time to time what it has missed. A node
+//! that may have missed what a majority has kept answers no question about a key before it has asked a majority of the others.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tidewall_consensus::Peers;
+use tidewall_env::tasks;
+use tidewall_proto::internal::v1 as pb;
+use tidewall_store::keyring::{Entry, KeyId, Keyring, KeyringError, PARTS};
+
+use crate::standing::Standing;
+
+/// How often a node asks the others what it has missed.
+const ROUND: Duration = Duration::from_secs(20);
+/// And as long as it may have missed anything.
+const FIRST_ROUND: Duration = Duration::from_millis(200);
+/// How long another node may take.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// The keyring of a running node; clones are the same.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    keyring: Keyring,
+    /// Nothing that a majority has kept can be missing here.
+    complete: Arc<AtomicBool>,
+}
+
+fn refusal(kind: pb::KeyringRefusal, message: impl Into<String>) -> pb::KeyringResponse {
+    pb::KeyringResponse { refusal: kind.into(), message: message.into(), ..Default::default() }
+}
+
+fn entry(message: &pb::KeyringEntry) -> Result<Entry, pb::KeyringResponse> {
+    let wrapped = (!message.erased).then(|| message.wrapped.clone());
+    Ok(Entry { id: id(&message.id)?, group: message.group, wrapped })
+}
+
+fn id(bytes: &[u8]) -> Result<KeyId, pb::KeyringResponse> {
+    let why = "the id of a key has 16 bytes";
+    bytes.try_into().map_err(|_| refusal(pb::KeyringRefusal::Invalid, why))
+}
+
+fn shown(entry: Entry) -> pb::KeyringEntry {
+    let erased = entry.wrapped.is_none();
+    pb::KeyringEntry {
+        id: entry.id.to_vec(),
+        group: entry.group,
+        wrapped: entry.wrapped.unwrap_or_default(),
+        erased,
+    }
+}
+
+fn failed(error: KeyringError) -> pb::KeyringResponse {
+    let kind = match error {
+        KeyringError::Taken | KeyringError::Erased => pb::KeyringRefusal::Taken,
+        KeyringError::Size(_) => pb::KeyringRefusal::Invalid,
+        KeyringError::Io { .. } | KeyringError::Failed | KeyringError::Foreign(_) => {
+            pb::KeyringRefusal::Unavailable
+        }
+    };
+    refusal(kind, error.to_string())
+}
+
+impl Keys {
+    /// The keyring of a node. `first` says that the cluster begins with this node: then nobody has what it lacks.
+    pub fn new(keyring: Keyring, first: bool) -> Self {
+        let complete = Arc::new(AtomicBool::new(first || !keyring.is_fresh()));
+        Self { keyring, complete }
+    }
+
+    /// Answers a gateway, where a disk holds nobody up.
+    pub async fn answer_gateway(&self, request: pb::KeyringRequest) -> pb::KeyringResponse {
+        let keys = self.clone();
+        let answer = tasks::off_thread(move || keys.answer(request)).await;
+        answer.unwrap_or_else(|why| refusal(pb::KeyringRefusal::Unavailable, why))
+    }
+
+    /// Answers another node.
+    pub fn answer(&self, request: pb::KeyringRequest) -> pb::KeyringResponse {
+        self.try_answer(request).unwrap_or_else(|refused| refused)
+    }
+
+    fn try_answer(&self, request: pb::KeyringRequest) -> Result<pb::KeyringResponse, pb::KeyringResponse> {
+        use pb::keyring_request::Op;
+        let mut response = pb::KeyringResponse::default();
+        match request.op {
+            Some(Op::Put(put)) => self.keyring.put(entry(&put)?).map_err(failed)?,
+            Some(Op::Erase(erase)) => self.keyring.erase(erase.group, id(&erase.id)?).map_err(failed)?,
+            Some(Op::Get(key)) => {
+                if !self.complete.load(Ordering::Acquire) {
+                    let why = "this node has not yet taken over the keys that others have";
+                    return Err(refusal(pb::KeyringRefusal::Unavailable, why));
+                }
+                let found = self.keyring.get(&id(&key)?).map_err(failed)?;
+                response.entries.extend(found.map(shown));
+            }
+            Some(Op::Compare(_)) => response.sums = self.keyring.sums().map_err(failed)?,
+            Some(Op::Part(part)) => {
+                let part = u8::try_from(part)
+                    .map_err(|_| refusal(pb::KeyringRefusal::Invalid, format!("there are {PARTS} parts")))?;
+                let found = self.keyring.part(part).map_err(failed)?;
+                response.entries.extend(found.into_iter().map(shown));
+            }
+            None => return Err(refusal(pb::KeyringRefusal::Invalid, "the request asks for nothing")),
+        }
+        Ok(response)
+    }
+
+    /// Takes over from the others what is missing here, again and again.
+    pub(crate) async fn keep(&self, peers: &Peers, standing: &Standing) {
+        loop {
+            let complete = self.complete.load(Ordering::Acquire);
+            tokio::time::sleep(if complete { ROUND } else { FIRST_ROUND }).await;
+            let others = standing.others();
+            let mut asked = 0;
+            for node in &others {
+                match self.take_over(peers, *node).await {
+                    Ok(0) => asked += 1,
+                    Ok(keys) => {
+                        asked += 1;
+                        tracing::info!(node, keys, "keys taken over");
+                    }
+                    Err(why) => tracing::debug!(node, why, "the keyring cannot be compared"),
+                }
+            }
+            // What a majority has kept, one of any majority of the others has, if this node has nothing.
+            if !complete && 2 * asked > others.len() {
+                self.complete.store(true, Ordering::Release);
+                tracing::info!(keys = self.keyring.len(), "the keyring is complete");
+            }
+        }
+    }
+
+    /// Takes over what one other node has; gives how many keys and tombstones that were.
+    async fn take_over(&self, peers: &Peers, node: u64) -> Result<usize, String> {
+        use pb::keyring_request::Op;
+        let ask = async |op| {
+            let request = pb::KeyringRequest { op: Some(op) };
+            let response = peers.keyring(node, request, ANSWER_MAX).await?;
+            match response.refusal() {
+                pb::KeyringRefusal::Unspecified => Ok(response),
+                _ => Err(response.message),
+            }
+        };
+        let theirs = ask(Op::Compare(pb::KeyringCompare {})).await?.sums;
+        let own = self.keyring.sums().map_err(|error| error.to_string())?;
+        let mut taken = 0;
+        for (part, _) in theirs.iter().zip(&own).enumerate().filter(|(_, (theirs, own))| theirs != own) {
+            let entries = ask(Op::Part(part as u32)).await?.entries;
+            let entries: Result<Vec<Entry>, _> = entries.iter().map(entry).collect();
+            let entries = entries.map_err(|refused| refused.message)?;
+            let keyring = self.keyring.clone();
+            let merged = tasks::off_thread(move || keyring.merge(entries)).await?;
+            taken += merged.map_err(|error| error.to_string())?;
+        }
+        Ok(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tidewall_env::disk::MemoryDisk;
+
+    use super::*;
+    use crate::fake::{replicas, standing};
+
+    fn keys(node: u64, first: bool) -> Keys {
+        Keys::new(Keyring::open(&MemoryDisk::new(), [1; 16], node).unwrap(), first)
+    }
+
+    fn ask(keys: &Keys, op: pb::keyring_request::Op) -> pb::KeyringResponse {
+        keys.answer(pb::KeyringRequest { op: Some(op) })
+    }
+
+    fn key(id: u8) -> pb::KeyringEntry {
+        pb::KeyringEntry { id: vec![id; 16], group: 1, wrapped: vec![id; 60], erased: false }
+    }
+
+    use pb::keyring_request::Op;
+
+    #[test]
+    fn answers_say_what_is_kept_and_nonsense_is_refused() {
+        let keys = keys(1, true);
+        assert_eq!(ask(&keys, Op::Put(key(1))), pb::KeyringResponse::default());
+        assert_eq!(ask(&keys, Op::Get(vec![1; 16])).entries, [key(1)]);
+        assert!(ask(&keys, Op::Get(vec![2; 16])).entries.is_empty());
+        let other = pb::KeyringEntry { wrapped: vec![9; 60], ..key(1) };
+        assert_eq!(ask(&keys, Op::Put(other)).refusal(), pb::KeyringRefusal::Taken);
+        assert_eq!(ask(&keys, Op::Erase(key(1))), pb::KeyringResponse::default());
+        let erased = ask(&keys, Op::Get(vec![1; 16])).entries;
+        assert!(erased[0].erased && erased[0].wrapped.is_empty());
+        assert_eq!(ask(&keys, Op::Part(1)).entries, erased);
+        let nonsense = [Op::Get(vec![1]), Op::Part(256), Op::Put(pb::KeyringEntry::default())];
+        for op in nonsense {
+            assert_eq!(ask(&keys, op).refusal(), pb::KeyringRefusal::Invalid);
+        }
+        let nothing = keys.answer(pb::KeyringRequest { op: None });
+        assert_eq!(nothing.refusal(), pb::KeyringRefusal::Invalid);
+    }
+
+    /// Node 2 begins with nothing, beside node 1 that has keys and tombstones.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_node_that_has_nothing_says_nothing_before_it_has_what_the_others_have() {
+        let running = replicas(&[1, 2, 3]).await;
+        let (one, two) = (keys(1, true), keys(2, false));
+        assert_eq!(ask(&two, Op::Get(vec![1; 16])).refusal(), pb::KeyringRefusal::Unavailable);
+        (1..=9).for_each(|id| drop(ask(&one, Op::Put(key(id)))));
+        ask(&one, Op::Erase(key(3)));
+        for (replica, keys) in [(0, one.clone()), (2, keys(3, true))] {
+            running[replica].server.on_keyring(move |request| keys.answer(request));
+        }
+        let (keeping, peers) = (two.clone(), running[1].peers.clone());
+        let keep = tokio::spawn(async move { keeping.keep(&peers, &standing(2)).await });
+        let complete = async {
+            while ask(&two, Op::Get(vec![1; 16])).entries != [key(1)] {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), complete).await.unwrap();
+        assert!(ask(&two, Op::Get(vec![3; 16])).entries[0].erased);
+        assert_eq!(two.keyring.sums().unwrap(), one.keyring.sums().unwrap());
+        keep.abort();
+        for replica in running {
+            replica.writer.stop();
+            replica.log.close().unwrap();
+        }
+    }
+}

@@ -1,0 +1,465 @@
+//! The keyring of a node: the keys under which personal data are encrypted, one for each person.
+//!
+//! It stands beside log, rows and their backups and never in them, so that who erases a key erases the person everywhere. Keys come
+//! wrapped: what is here opens nothing without the secret of the gateways. A key is put once and never changed; erased, it leaves a
+//! tombstone, which wins over the key wherever the two meet. So replicas need no log to agree: each takes over what another has.
+//!
+//! One file of slots that are written in place: an erased key is overwritten, and no earlier version of the file is kept. A slot
+//! whose checksum is wrong was torn before it was acknowledged, and is used again. **Never here:** which copies count.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tidewall_env::disk::{Disk, DiskFile};
+
+/// Version of the file.
+pub const KEYRING_FORMAT: u32 = 1;
+/// Longest wrapped key, bytes.
+pub const WRAPPED_MAX: usize = 80;
+/// Into so many parts a keyring is divided for comparing, by the first byte of the keys' ids.
+pub const PARTS: usize = 256;
+
+const FILE: &str = "keys";
+const NEW_FILE: &str = "keys.new";
+const MAGIC: &[u8; 8] = b"TWKEYRNG";
+/// Bytes of the header, and of each slot.
+const SLOT: usize = 128;
+const KEY: u8 = 1;
+const ERASED: u8 = 2;
+
+/// Id of a key.
+pub type KeyId = [u8; 16];
+
+/// What a keyring knows of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its id.
+    pub id: KeyId,
+    /// The group whose person it belongs to.
+    pub group: u32,
+    /// The wrapped key; `None`: it was erased, for ever.
+    pub wrapped: Option<Vec<u8>>,
+}
+
+/// Why a keyring cannot be used, or does not take a key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyringError {
+    /// The disk failed: what it holds is not known any more.
+    #[error("the keyring cannot be {what}: {source}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An earlier call failed.
+    #[error("the keyring failed before: restart the node")]
+    Failed,
+    /// The file belongs to something else, or to another build.
+    #[error("the keyring's file {0}")]
+    Foreign(String),
+    /// The id has another key.
+    #[error("another key has this id")]
+    Taken,
+    /// The key was erased.
+    #[error("the key was erased, and erased it stays")]
+    Erased,
+    /// A wrapped key of no or too many bytes.
+    #[error("a wrapped key has 1 to {WRAPPED_MAX} bytes, not {0}")]
+    Size(usize),
+}
+
+struct Slots {
+    /// By id, the number of its slot and what it holds.
+    entries: BTreeMap<KeyId, (u64, Entry)>,
+    /// Numbers of slots that hold nothing.
+    free: Vec<u64>,
+    next: u64,
+    /// Of each part.
+    sums: Vec<u64>,
+    failed: bool,
+}
+
+impl Slots {
+    fn set(&mut self, number: u64, entry: Entry) {
+        let (part, sum) = (usize::from(entry.id[0]), entry.sum());
+        let old = self.entries.insert(entry.id, (number, entry)).map_or(0, |(_, old)| old.sum());
+        self.sums[part] = self.sums[part].wrapping_sub(old).wrapping_add(sum);
+    }
+}
+
+/// A keyring on a disk; clones are the same.
+#[derive(Clone)]
+pub struct Keyring {
+    file: Arc<dyn DiskFile>,
+    slots: Arc<Mutex<Slots>>,
+    fresh: bool,
+}
+
+impl std::fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keyring").field("keys", &self.len()).finish_non_exhaustive()
+    }
+}
+
+fn failing(what: &'static str) -> impl Fn(io::Error) -> KeyringError {
+    move |source| KeyringError::Io { what, source }
+}
+
+fn header(cluster: [u8; 16], node: u64) -> [u8; SLOT] {
+    let mut bytes = [0; SLOT];
+    bytes[..8].copy_from_slice(MAGIC);
+    bytes[8..12].copy_from_slice(&KEYRING_FORMAT.to_le_bytes());
+    bytes[16..32].copy_from_slice(&cluster);
+    bytes[32..40].copy_from_slice(&node.to_le_bytes());
+    checked(bytes)
+}
+
+/// With the checksum at its end.
+fn checked(mut bytes: [u8; SLOT]) -> [u8; SLOT] {
+    let sum = crc32c::crc32c(&bytes[..SLOT - 4]);
+    bytes[SLOT - 4..].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+impl Entry {
+    fn to_slot(&self) -> [u8; SLOT] {
+        let mut bytes = [0; SLOT];
+        bytes[0] = if self.wrapped.is_some() { KEY } else { ERASED };
+        bytes[4..8].copy_from_slice(&self.group.to_le_bytes());
+        bytes[8..24].copy_from_slice(&self.id);
+        if let Some(wrapped) = &self.wrapped {
+            bytes[24] = wrapped.len() as u8;
+            bytes[25..25 + wrapped.len()].copy_from_slice(wrapped);
+        }
+        checked(bytes)
+    }
+
+    /// What a slot holds; `None`: nothing that was ever acknowledged.
+    fn from_slot(bytes: &[u8; SLOT]) -> Option<Self> {
+        if checked(*bytes) != *bytes {
+            return None;
+        }
+        let (group, id) = (bytes[4..8].try_into().ok()?, bytes[8..24].try_into().ok()?);
+        let wrapped = match bytes[0] {
+            KEY => Some(bytes.get(25..25 + usize::from(bytes[24]))?.to_vec()),
+            ERASED => None,
+            _ => return None,
+        };
+        Some(Self { id, group: u32::from_le_bytes(group), wrapped })
+    }
+
+    fn sum(&self) -> u64 {
+        xxhash_rust::xxh3::xxh3_64(&self.to_slot())
+    }
+}
+
+impl Keyring {
+    /// Opens the keyring in a directory of its own, making it when there is none.
+    ///
+    /// # Errors
+    /// [`KeyringError::Foreign`] when the file is not of this cluster and node or has another format, [`KeyringError::Io`].
+    pub fn open(disk: &dyn Disk, cluster: [u8; 16], node: u64) -> Result<Self, KeyringError> {
+        let opened = match disk.open(FILE) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            opened => Some(opened.map_err(failing("opened"))?),
+        };
+        let fresh = opened.is_none();
+        let file = match opened {
+            Some(file) => file,
+            None => make(disk, cluster, node)?,
+        };
+        let mut found = [0; SLOT];
+        file.read_exact_at(0, &mut found).map_err(failing("read"))?;
+        if found != header(cluster, node) {
+            let format = u32::from_le_bytes([found[8], found[9], found[10], found[11]]);
+            let what = if found[..8] != *MAGIC {
+                "is no keyring".to_owned()
+            } else if format != KEYRING_FORMAT {
+                format!("has format {format}, this build reads {KEYRING_FORMAT}: use the build that wrote it")
+            } else {
+                "belongs to another node or cluster: put its own back".to_owned()
+            };
+            return Err(KeyringError::Foreign(what));
+        }
+        let sums = vec![0; PARTS];
+        let mut slots = Slots { entries: BTreeMap::new(), free: Vec::new(), next: 1, sums, failed: false };
+        let end = file.len().map_err(failing("read"))?;
+        let mut at = SLOT as u64;
+        while at < end {
+            let number = slots.next;
+            slots.next += 1;
+            let mut bytes = [0; SLOT];
+            // The last one may have been cut short.
+            let entry = if at + SLOT as u64 <= end {
+                file.read_exact_at(at, &mut bytes).map_err(failing("read"))?;
+                Entry::from_slot(&bytes)
+            } else {
+                None
+            };
+            match entry {
+                Some(entry) => slots.set(number, entry),
+                None => slots.free.push(number),
+            }
+            at += SLOT as u64;
+        }
+        Ok(Self { file, slots: Arc::new(Mutex::new(slots)), fresh })
+    }
+
+    /// It was made just now: it has nothing of what others may have.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Keys and tombstones.
+    pub fn len(&self) -> usize {
+        self.slots.lock().entries.len()
+    }
+
+    /// Whether it has neither keys nor tombstones.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What it knows of a key.
+    ///
+    /// # Errors
+    /// [`KeyringError::Failed`].
+    pub fn get(&self, id: &KeyId) -> Result<Option<Entry>, KeyringError> {
+        let slots = self.slots.lock();
+        if slots.failed {
+            return Err(KeyringError::Failed);
+        }
+        Ok(slots.entries.get(id).map(|(_, entry)| entry.clone()))
+    }
+
+    /// Keeps a key, durably when it returns. The same key again is fine.
+    ///
+    /// # Errors
+    /// [`KeyringError::Taken`], [`KeyringError::Erased`], [`KeyringError::Size`]; [`KeyringError::Io`] and
+    /// [`KeyringError::Failed`] when it is not known whether it is kept.
+    pub fn put(&self, entry: Entry) -> Result<(), KeyringError> {
+        let wrapped = entry.wrapped.as_ref().map_or(0, Vec::len);
+        if !(1..=WRAPPED_MAX).contains(&wrapped) {
+            return Err(KeyringError::Size(wrapped));
+        }
+        match self.get(&entry.id)? {
+            Some(known) if known == entry => return Ok(()),
+            Some(Entry { wrapped: None, .. }) => return Err(KeyringError::Erased),
+            Some(_) => return Err(KeyringError::Taken),
+            None => {}
+        }
+        self.merge(vec![entry]).map(drop)
+    }
+
+    /// Erases a key, durably when it returns, whether it was there or not.
+    ///
+    /// # Errors
+    /// [`KeyringError::Io`] and [`KeyringError::Failed`] when it is not known whether it is erased.
+    pub fn erase(&self, group: u32, id: KeyId) -> Result<(), KeyringError> {
+        self.merge(vec![Entry { id, group, wrapped: None }]).map(drop)
+    }
+
+    /// Takes over what another keyring has: keys that are unknown here, and every tombstone. Durable when it returns; gives how many
+    /// there were. A key that differs from the one here is left: it was put under an id that is not random.
+    ///
+    /// # Errors
+    /// [`KeyringError::Io`] and [`KeyringError::Failed`].
+    pub fn merge(&self, entries: Vec<Entry>) -> Result<usize, KeyringError> {
+        let mut slots = self.slots.lock();
+        if slots.failed {
+            return Err(KeyringError::Failed);
+        }
+        let mut changed = 0;
+        for entry in entries {
+            let size = entry.wrapped.as_ref().map(Vec::len);
+            if size.is_some_and(|size| !(1..=WRAPPED_MAX).contains(&size)) {
+                continue;
+            }
+            let known = slots.entries.get(&entry.id);
+            let number = match known {
+                Some((_, known)) if known.wrapped.is_none() || entry.wrapped.is_some() => continue,
+                Some((number, _)) => *number,
+                None => slots.free.pop().unwrap_or_else(|| {
+                    slots.next += 1;
+                    slots.next - 1
+                }),
+            };
+            if let Err(source) = self.file.write_at(number * SLOT as u64, &entry.to_slot()) {
+                slots.failed = true;
+                return Err(KeyringError::Io { what: "written", source });
+            }
+            slots.set(number, entry);
+            changed += 1;
+        }
+        if changed > 0
+            && let Err(source) = self.file.sync_data()
+        {
+            slots.failed = true;
+            return Err(KeyringError::Io { what: "made durable", source });
+        }
+        Ok(changed)
+    }
+
+    /// A sum over each part, equal where two keyrings have the same.
+    ///
+    /// # Errors
+    /// [`KeyringError::Failed`].
+    pub fn sums(&self) -> Result<Vec<u64>, KeyringError> {
+        let slots = self.slots.lock();
+        if slots.failed {
+            return Err(KeyringError::Failed);
+        }
+        Ok(slots.sums.clone())
+    }
+
+    /// Everything of one part.
+    ///
+    /// # Errors
+    /// [`KeyringError::Failed`].
+    pub fn part(&self, number: u8) -> Result<Vec<Entry>, KeyringError> {
+        let slots = self.slots.lock();
+        if slots.failed {
+            return Err(KeyringError::Failed);
+        }
+        let (mut first, mut last) = ([0; 16], [u8::MAX; 16]);
+        (first[0], last[0]) = (number, number);
+        Ok(slots.entries.range(first..=last).map(|(_, (_, entry))| entry.clone()).collect())
+    }
+}
+
+/// Makes an empty file that is whole before it has its name.
+fn make(disk: &dyn Disk, cluster: [u8; 16], node: u64) -> Result<Arc<dyn DiskFile>, KeyringError> {
+    match disk.remove(NEW_FILE) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failing("made")(error)),
+        _ => {}
+    }
+    let file = disk.create(NEW_FILE).map_err(failing("made"))?;
+    file.write_at(0, &header(cluster, node)).map_err(failing("made"))?;
+    file.sync_data().map_err(failing("made"))?;
+    disk.rename(NEW_FILE, FILE).map_err(failing("made"))?;
+    disk.sync_directory().map_err(failing("made"))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tidewall_env::disk::{CrashMode, MemoryDisk};
+
+    use super::*;
+
+    const CLUSTER: [u8; 16] = [7; 16];
+
+    fn key(id: u8) -> Entry {
+        Entry { id: [id; 16], group: 1, wrapped: Some(vec![id; 60]) }
+    }
+
+    fn erased(id: u8) -> Entry {
+        Entry { wrapped: None, ..key(id) }
+    }
+
+    #[test]
+    fn keys_are_kept_over_restarts_and_erased_ones_stay_erased() {
+        let disk = MemoryDisk::new();
+        let keyring = Keyring::open(&disk, CLUSTER, 1).unwrap();
+        assert!(keyring.is_fresh() && keyring.is_empty());
+        (1..=5).for_each(|id| keyring.put(key(id)).unwrap());
+        keyring.put(key(1)).unwrap();
+        assert!(matches!(
+            keyring.put(Entry { wrapped: Some(vec![9; 60]), ..key(1) }),
+            Err(KeyringError::Taken)
+        ));
+        keyring.erase(1, [2; 16]).unwrap();
+        keyring.erase(1, [9; 16]).unwrap();
+        assert!(matches!(keyring.put(key(9)), Err(KeyringError::Erased)), "also one that was never there");
+        for size in [0, WRAPPED_MAX + 1] {
+            let odd = Entry { wrapped: Some(vec![1; size]), ..key(7) };
+            assert!(matches!(keyring.put(odd), Err(KeyringError::Size(_))));
+        }
+        let before = keyring.sums().unwrap();
+        disk.crash(CrashMode::LoseUnsynced);
+        let again = Keyring::open(&disk, CLUSTER, 1).unwrap();
+        assert!(!again.is_fresh());
+        assert_eq!(again.get(&[1; 16]).unwrap(), Some(key(1)));
+        assert_eq!(again.get(&[2; 16]).unwrap(), Some(erased(2)));
+        assert_eq!(again.get(&[9; 16]).unwrap(), Some(erased(9)));
+        assert_eq!(again.get(&[8; 16]).unwrap(), None);
+        assert_eq!(again.sums().unwrap(), before);
+        // The bytes are gone, not only the way to them.
+        let file = disk.open(FILE).unwrap();
+        let mut bytes = vec![0; file.len().unwrap() as usize];
+        file.read_exact_at(0, &mut bytes).unwrap();
+        assert!(!bytes.windows(20).any(|window| window == [2; 20]), "the erased key is still in the file");
+        assert!(bytes.windows(20).any(|window| window == [3; 20]));
+    }
+
+    #[test]
+    fn keyrings_that_take_over_from_each_other_become_the_same_and_tombstones_win() {
+        let (one, two) = (MemoryDisk::new(), MemoryDisk::new());
+        let (one, two) = (Keyring::open(&one, CLUSTER, 1).unwrap(), Keyring::open(&two, CLUSTER, 2).unwrap());
+        (1..=4).for_each(|id| one.put(key(id)).unwrap());
+        (3..=6).for_each(|id| two.put(key(id)).unwrap());
+        one.erase(1, [3; 16]).unwrap();
+        two.erase(1, [1; 16]).unwrap();
+        for (from, to) in [(&one, &two), (&two, &one)] {
+            let (have, want) = (to.sums().unwrap(), from.sums().unwrap());
+            for part in (0..=u8::MAX).filter(|part| have[usize::from(*part)] != want[usize::from(*part)]) {
+                to.merge(from.part(part).unwrap()).unwrap();
+            }
+        }
+        assert_eq!(one.sums().unwrap(), two.sums().unwrap());
+        for keyring in [&one, &two] {
+            let live: Vec<u8> = (0..10)
+                .filter(|id| keyring.get(&[*id; 16]).unwrap().is_some_and(|entry| entry.wrapped.is_some()))
+                .collect();
+            assert_eq!(live, [2, 4, 5, 6]);
+        }
+        assert_eq!(one.merge(two.part(4).unwrap()).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_a_power_cut_has_torn_is_used_again_and_what_was_acknowledged_is_there() {
+        for cut in 0..SLOT as u64 {
+            let disk = MemoryDisk::new();
+            let keyring = Keyring::open(&disk, CLUSTER, 1).unwrap();
+            keyring.put(key(1)).unwrap();
+            let file = disk.open(FILE).unwrap();
+            file.write_at(2 * SLOT as u64, &key(2).to_slot()[..cut as usize]).unwrap();
+            let again = Keyring::open(&disk, CLUSTER, 1).unwrap();
+            assert_eq!(again.get(&[1; 16]).unwrap(), Some(key(1)));
+            assert_eq!(again.get(&[2; 16]).unwrap(), None, "{cut}");
+            again.put(key(3)).unwrap();
+            again.put(key(4)).unwrap();
+            let third = Keyring::open(&disk, CLUSTER, 1).unwrap();
+            assert_eq!(third.len(), 3);
+        }
+    }
+
+    #[test]
+    fn after_a_failed_sync_nothing_is_said_any_more() {
+        let disk = MemoryDisk::new();
+        let keyring = Keyring::open(&disk, CLUSTER, 1).unwrap();
+        keyring.put(key(1)).unwrap();
+        disk.fail_syncs_after(0);
+        assert!(matches!(keyring.put(key(2)), Err(KeyringError::Io { .. })));
+        assert!(matches!(keyring.get(&[1; 16]), Err(KeyringError::Failed)));
+        assert!(keyring.sums().is_err() && keyring.part(1).is_err() && keyring.erase(1, [1; 16]).is_err());
+    }
+
+    #[test]
+    fn a_foreign_file_is_refused_and_left_as_it_is() {
+        let disk = MemoryDisk::new();
+        Keyring::open(&disk, CLUSTER, 1).unwrap();
+        assert!(matches!(Keyring::open(&disk, CLUSTER, 2), Err(KeyringError::Foreign(_))));
+        assert!(matches!(Keyring::open(&disk, [8; 16], 1), Err(KeyringError::Foreign(_))));
+        let file = disk.open(FILE).unwrap();
+        file.write_at(8, &9u32.to_le_bytes()).unwrap();
+        let error = Keyring::open(&disk, CLUSTER, 1).unwrap_err().to_string();
+        assert!(error.contains("format 9"), "{error}");
+        file.write_at(0, b"something").unwrap();
+        assert!(Keyring::open(&disk, CLUSTER, 1).unwrap_err().to_string().contains("no keyring"));
+    }
+}
