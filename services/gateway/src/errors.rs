@@ -89,6 +89,18 @@ impl ApiError {
         Self::Plain { code: Code::NotFound, reason, message: message.into() }
     }
 
+    /// Of a session that has ended, or that no gateway of this cluster has begun; as the region words it.
+    pub(crate) fn session_invalid() -> Self {
+        Self::unauthenticated("SESSION_INVALID", tidewall_messages::accounts::SESSION_INVALID)
+    }
+
+    pub(crate) fn accounts_not_served() -> Self {
+        Self::precondition(
+            "ACCOUNTS_NOT_SERVED",
+            "this gateway has no account key and serves no accounts: start it with --account-key and --signing-key",
+        )
+    }
+
     /// The keyring gave no answer. Whatever was to be kept is of no use to anybody without its command.
     pub(crate) fn keyring(error: &tidewall_client::KeyringError) -> Self {
         let error = ClientError::Unavailable { why: error.to_string() };

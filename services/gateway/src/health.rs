@@ -48,6 +48,7 @@ async fn report(reporter: &HealthReporter, status: ServingStatus) {
         "",
         <v1::region_service_server::RegionServiceServer<Services> as NamedService>::NAME,
         <v1::event_service_server::EventServiceServer<Services> as NamedService>::NAME,
+        <v1::account_service_server::AccountServiceServer<Services> as NamedService>::NAME,
         <v1::ticket_service_server::TicketServiceServer<Services> as NamedService>::NAME,
         <v1::outcome_service_server::OutcomeServiceServer<Services> as NamedService>::NAME,
         <v1::operator_service_server::OperatorServiceServer<Services> as NamedService>::NAME,

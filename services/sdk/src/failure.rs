@@ -101,6 +101,20 @@ reasons! {
     RevisionMismatch "REVISION_MISMATCH" Decided;
     /// It would have broken an invariant; nothing was changed.
     InternalInvariant "INTERNAL_INVARIANT" Decided;
+    /// No such account. Only said to those who may look at accounts.
+    AccountNotFound "ACCOUNT_NOT_FOUND" Decided;
+    /// E-mail and password do not belong together.
+    LogInFailed "LOG_IN_FAILED" Decided;
+    /// The session has ended, or the token is none of it.
+    SessionInvalid "SESSION_INVALID" Decided;
+    /// As many passwords were tried as may be.
+    TooManyAttempts "TOO_MANY_ATTEMPTS" Decided;
+    /// Another change of the password came first.
+    PasswordChanged "PASSWORD_CHANGED" Decided;
+    /// The region has an admin.
+    AdminExists "ADMIN_EXISTS" Decided;
+    /// One admin must be left.
+    LastAdmin "LAST_ADMIN" Decided;
     /// A bound was reached; try again after the stated time.
     Overloaded "OVERLOADED" NotExecuted;
     /// No leader answered in time.
@@ -133,6 +147,12 @@ reasons! {
     NotYourTicket "NOT_YOUR_TICKET" NotExecuted;
     /// Somebody else's tickets.
     NotYourTickets "NOT_YOUR_TICKETS" NotExecuted;
+    /// Somebody else's account.
+    NotYourAccount "NOT_YOUR_ACCOUNT" NotExecuted;
+    /// The gateway serves no accounts.
+    AccountsNotServed "ACCOUNTS_NOT_SERVED" NotExecuted;
+    /// The personal fields of the account were erased.
+    PersonErased "PERSON_ERASED" NotExecuted;
     /// No deadline.
     DeadlineRequired "DEADLINE_REQUIRED" NotExecuted;
     /// A malformed deadline.

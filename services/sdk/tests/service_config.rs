@@ -154,7 +154,7 @@ fn only_reads_and_requests_with_an_id_are_repeated_and_only_after_codes_that_all
         let method =
             api.methods.get(&name).unwrap_or_else(|| panic!("{name:?}: retries are named by method"));
         assert!(!method.client_streaming() && !method.server_streaming(), "{name:?} streams");
-        let reads = name.1.starts_with("Get") || name.1.starts_with("List");
+        let reads = ["Get", "List", "Find"].iter().any(|verb| name.1.starts_with(verb));
         assert!(reads || carries_id(&api, &api.messages[method.input_type()]), "{name:?} has no request id");
         let codes: BTreeSet<_> = policy["retryableStatusCodes"]
             .as_array()

@@ -9,8 +9,8 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use tidewall_gateway::auth::Role;
 use tidewall_proto::v1::account_service_client::AccountServiceClient;
-use tidewall_proto::v1::{BootstrapAdminRequest, LogInRequest, RegisterRequest};
-use tonic::Code;
+use tidewall_proto::v1::{BootstrapAdminRequest, LogInRequest, LogInResponse, RegisterRequest};
+use tonic::{Code, Status};
 use uuid::Uuid;
 
 use crate::exit::{Exit, Failure};
@@ -56,7 +56,7 @@ pub struct AdminCommand {
 pub enum AdminVerb {
     /// Make the first admin of a region, who can grant roles to others
     #[command(
-        after_help = "Examples:\n  tidewall admin bootstrap --region north --email root@example.org\n  tidewall admin bootstrap --region north --email root@example.org --password-file ./password\n\nRegisters the account unless it exists, whose password then stays as it is. Without a password one is made and printed, once. Refused when the region has an admin."
+        after_help = "Examples:\n  tidewall admin bootstrap --region north --email root@example.org\n  tidewall admin bootstrap --region north --email root@example.org --password-file ./password\n\nRegisters the account and logs in: one that exists needs its password. Without a password one is made and printed, once. Refused when the region has an admin."
     )]
     Bootstrap(BootstrapArgs),
 }
@@ -221,25 +221,34 @@ async fn register(arguments: &RegisterArgs, format: Format) -> Result<(), Failur
     }
 }
 
-async fn log_in(arguments: &LogInArgs, format: Format) -> Result<(), Failure> {
-    let LogInArgs { who, target, timeout } = arguments;
-    let password = needed(who)?;
-    let caller = gateway::nobody(target, *timeout).await?;
+async fn enter(
+    caller: &Caller,
+    who: &WhoArgs,
+    password: String,
+    timeout: std::time::Duration,
+) -> Result<LogInResponse, Status> {
     let message = LogInRequest {
         parent: who.region.clone(),
         email: who.email.clone(),
         password,
-        device: "tidewall account log-in".to_owned(),
+        device: "tidewall".to_owned(),
         request_id: request_id(),
     };
-    let answer = AccountServiceClient::new(caller.channel()).log_in(caller.request(message, *timeout)).await;
+    let answer = AccountServiceClient::new(caller.channel()).log_in(caller.request(message, timeout)).await;
+    answer.map(tonic::Response::into_inner)
+}
+
+async fn log_in(arguments: &LogInArgs, format: Format) -> Result<(), Failure> {
+    let LogInArgs { who, target, timeout } = arguments;
+    let password = needed(who)?;
+    let caller = gateway::nobody(target, *timeout).await?;
+    let answer = enter(&caller, who, password, *timeout).await;
     let answer = answer.map_err(|e| match e.code() {
         Code::Unauthenticated => {
             Failure::new(Exit::Refused, format!("cannot log in as {}: {}", who.email, e.message()))
         }
         _ => Failure::from_status(format_args!("log in as {}", who.email), &e),
     })?;
-    let answer = answer.into_inner();
     let tokens = answer.tokens.unwrap_or_default();
     match format {
         Format::Table => output::text(&(tokens.access_token + "\n")),
@@ -256,27 +265,31 @@ async fn bootstrap(arguments: &BootstrapArgs, format: Format) -> Result<(), Fail
     let BootstrapArgs { who, target, token } = arguments;
     let timeout = token.for_question();
     let given = password(who)?;
+    // 128 random bits.
+    let made = given.is_none().then(|| Uuid::from_bytes(tidewall_env::random::secret()).simple().to_string());
+    let password = given.or_else(|| made.clone()).unwrap_or_default();
     let caller = gateway::with_role(target, token, "bootstrap", Role::Admin).await?;
-    let appoint = async || {
-        let message = BootstrapAdminRequest {
-            parent: who.region.clone(),
-            email: who.email.clone(),
-            request_id: request_id(),
-        };
-        AccountServiceClient::new(caller.channel()).bootstrap_admin(caller.request(message, timeout)).await
+    make(&caller, who, password.clone(), "", timeout).await?;
+    // Anybody may have registered this e-mail before: only who has the password is appointed.
+    let account = match enter(&caller, who, password, timeout).await {
+        Err(status) if status.code() == Code::Unauthenticated => {
+            return Err(Failure::new(
+                Exit::Refused,
+                format!(
+                    "{} has an account with another password: give its password, or another e-mail",
+                    who.email
+                ),
+            ));
+        }
+        entered => {
+            entered.map_err(|e| Failure::from_status(format_args!("log in as {}", who.email), &e))?.account
+        }
     };
-    // First as if the account existed: a region that has an admin gets no other account for nothing.
-    let mut made = None;
-    let mut appointed = appoint().await;
-    if appointed.as_ref().is_err_and(|status| status.code() == Code::NotFound) {
-        // 128 random bits.
-        made = given.is_none().then(|| Uuid::from_bytes(tidewall_env::random::secret()).simple().to_string());
-        let password = given.or_else(|| made.clone()).unwrap_or_default();
-        make(&caller, who, password, "", timeout).await?;
-        appointed = appoint().await;
-    }
+    let message = BootstrapAdminRequest { name: account.clone(), request_id: request_id() };
+    let appointed =
+        AccountServiceClient::new(caller.channel()).bootstrap_admin(caller.request(message, timeout)).await;
     let what = format_args!("make {} the first admin of {}", who.email, who.region);
-    let account = appointed.map_err(|e| Failure::from_status(what, &e))?.into_inner().account;
+    appointed.map_err(|e| Failure::from_status(what, &e))?;
     match format {
         Format::Table => {
             let mut text = format!("{} is the first admin of {}: {account}\n", who.email, who.region);

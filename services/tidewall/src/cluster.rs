@@ -157,6 +157,17 @@ impl Cluster {
         let listens = gateway_addresses(plan, &directory, &mut reservation, patience)?;
         let (lock, topology, node_ports) =
             directory.prepare(&plan.wanted, patience).map_err(|e| environment(&e))?;
+        let with_keyring = topology.nodes.iter().map(|node| directory.node(node.id).join("keyring/keys"));
+        if let Some(keyring) = with_keyring.into_iter().find(|file| file.exists())
+            && !keys::account_path(&directory.keys()).exists()
+        {
+            return Err(environment(&format!(
+                "{} is gone, with which the keys in {} were made: put it back. With another one nobody could log in, and names and \
+                 e-mails would be lost",
+                keys::account_path(&directory.keys()).display(),
+                keyring.display()
+            )));
+        }
         let key = keys::ensure(&directory.keys()).map_err(|e| environment(&e))?;
         let cluster = topology.cluster_bytes().unwrap_or_default();
         let authority = Authority::ensure(&directory.certificates(), cluster).map_err(|e| environment(&e))?;

@@ -26,6 +26,9 @@ pub enum KeyringError {
         /// What one of the others said.
         why: String,
     },
+    /// A majority knows neither the key nor its erasure.
+    #[error("a majority of the nodes has lost this key: if one of the others has it, let it come back")]
+    Missing,
     /// The id has another key, or was erased.
     #[error("the id of this key is taken: make another one")]
     Taken,
@@ -59,7 +62,7 @@ impl ShardClient {
         self.majority(Op::Erase(entry), timeout).await.map(drop)
     }
 
-    /// The wrapped key with an id; `None` when there is none, or it was erased.
+    /// The wrapped key with an id; `None` when it was erased. That there never was one is an error: who asks has seen it in use.
     ///
     /// # Errors
     /// See [`KeyringError`].
@@ -68,7 +71,7 @@ impl ShardClient {
         if entries.iter().any(|entry| entry.erased) {
             return Ok(None);
         }
-        Ok(entries.into_iter().next().map(|entry| entry.wrapped))
+        entries.into_iter().next().map(|entry| Some(entry.wrapped)).ok_or(KeyringError::Missing)
     }
 
     /// Asks all nodes, and waits until a majority has answered: gives what they know.

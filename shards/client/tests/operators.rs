@@ -208,7 +208,7 @@ async fn a_key_is_kept_on_a_majority_and_an_erasure_wins_over_it() {
     let unavailable = Some(pb::KeyringRefusal::Unavailable);
     let put = async |id: u8| client.put_key(1, [id; 16], vec![id; 60], PATIENCE).await;
     let get = async |id: u8| client.get_key([id; 16], PATIENCE).await;
-    assert_eq!(get(1).await, Ok(None));
+    assert_eq!(get(1).await, Err(KeyringError::Missing), "not known is not erased");
     refuse(0, unavailable);
     put(1).await.unwrap();
     assert_eq!(get(1).await, Ok(Some(vec![1; 60])));

@@ -153,7 +153,8 @@ impl Peers {
         timeout: Duration,
     ) -> Result<pb::KeyringResponse, String> {
         let rpc = pb::peer_call::Rpc::Keyring(request);
-        match self.call(node, Lane::Control, 0, 0, rpc, timeout).await.map_err(|error| error.to_string())? {
+        // Parts may be large: no heartbeat is to wait behind one.
+        match self.call(node, Lane::Appends, 0, 0, rpc, timeout).await.map_err(|error| error.to_string())? {
             pb::peer_reply::Result::Keyring(response) => Ok(response),
             _ => Err("the peer answered another call than was made".into()),
         }

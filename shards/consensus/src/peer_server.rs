@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
 use tidewall_env::tasks;
 use tidewall_link::{
@@ -35,7 +36,7 @@ pub struct PeerServer {
 type Reporter = Box<dyn Fn(pb::NodeReport) -> pb::NodeReport + Send + Sync>;
 
 /// Answers for this node's keyring.
-type Keys = Box<dyn Fn(pb::KeyringRequest) -> pb::KeyringResponse + Send + Sync>;
+type Keys = Box<dyn Fn(pb::KeyringRequest) -> BoxFuture<'static, pb::KeyringResponse> + Send + Sync>;
 
 struct Shared {
     groups: RwLock<BTreeMap<u32, Group>>,
@@ -71,7 +72,7 @@ impl PeerServer {
     /// Answers what other nodes ask of the keyring with `keys` from now on; only the first one given counts.
     pub fn on_keyring(
         &self,
-        keys: impl Fn(pb::KeyringRequest) -> pb::KeyringResponse + Send + Sync + 'static,
+        keys: impl Fn(pb::KeyringRequest) -> BoxFuture<'static, pb::KeyringResponse> + Send + Sync + 'static,
     ) {
         let _ = self.shared.keys.set(Box::new(keys));
     }
@@ -90,7 +91,7 @@ impl PeerServer {
         }
         if let Some(Rpc::Keyring(request)) = call.rpc {
             let keys = self.shared.keys.get().ok_or("this node is still starting")?;
-            return Ok(Reply::Keyring(keys(request)));
+            return Ok(Reply::Keyring(keys(request).await));
         }
         if let Some(Rpc::Meet(_)) = call.rpc {
             return Ok(Reply::Meet(pb::Meet {}));

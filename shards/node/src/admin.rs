@@ -208,7 +208,7 @@ impl ShardService for ShardServer {
         &self,
         request: Request<pb::KeyringRequest>,
     ) -> Result<Response<pb::KeyringResponse>, Status> {
-        Ok(Response::new(self.shared.keys.answer_gateway(request.into_inner()).await))
+        Ok(Response::new(self.shared.keys.answer(request.into_inner()).await))
     }
 
     async fn get_node_state(

@@ -77,6 +77,8 @@ pub struct Parts {
     pub threads: RaftThreads,
     /// The keys of persons.
     pub keyring: Keyring,
+    /// Free space of the node.
+    pub space: Space,
 }
 
 /// The replicas of a node, running.
@@ -205,10 +207,12 @@ impl Replicas {
             answering.hear(&report);
             answering.own()
         });
-        // A node that joins later, or has lost its keyring, lacks what others have.
-        let keys = Keys::new(parts.keyring, parts.fresh && topology.generation == 0);
+        let keys = Keys::new(parts.keyring, parts.space);
         let asked = keys.clone();
-        server.on_keyring(move |request| asked.answer(request));
+        server.on_keyring(move |request| {
+            let asked = asked.clone();
+            Box::pin(async move { asked.answer(request).await })
+        });
         if !parts.fresh {
             // Elections may be going on meanwhile; only what stamps entries waits: the client port.
             reports.compare_clocks(peers, CLOCK_PATIENCE).await;

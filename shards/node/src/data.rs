@@ -109,7 +109,9 @@ pub fn open(config: &NodeConfig) -> Result<Data, NodeError> {
         .map_err(checkpoint_error)?;
     let disk = RealDisk::open(directory.join("keyring"))
         .map_err(system(format!("cannot open the keyring in {place}")))?;
-    let keyring = Keyring::open(&disk, cluster, config.node).map_err(|error| match error {
+    // A node that joins later, or has lost its keyring, lacks what others have.
+    let first = fresh && config.topology.generation == 0;
+    let keyring = Keyring::open(&disk, cluster, config.node, first).map_err(|error| match error {
         KeyringError::Io { .. } => NodeError::Storage(error.to_string()),
         _ => NodeError::Data(format!("{place}: {error}")),
     })?;

@@ -3,8 +3,6 @@
 //! Gateways put and erase keys on a majority of the nodes; each node asks all others from time to time what it has missed. A node
 //! that may have missed what a majority has kept answers no question about a key before it has asked a majority of the others.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tidewall_consensus::Peers;
@@ -12,6 +10,7 @@ use tidewall_env::tasks;
 use tidewall_proto::internal::v1 as pb;
 use tidewall_store::keyring::{Entry, KeyId, Keyring, KeyringError, PARTS};
 
+use crate::space::Space;
 use crate::standing::Standing;
 
 /// How often a node asks the others what it has missed.
@@ -25,8 +24,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub struct Keys {
     keyring: Keyring,
-    /// Nothing that a majority has kept can be missing here.
-    complete: Arc<AtomicBool>,
+    space: Space,
 }
 
 fn refusal(kind: pb::KeyringRefusal, message: impl Into<String>) -> pb::KeyringResponse {
@@ -65,32 +63,31 @@ fn failed(error: KeyringError) -> pb::KeyringResponse {
 }
 
 impl Keys {
-    /// The keyring of a node. `first` says that the cluster begins with this node: then nobody has what it lacks.
-    pub fn new(keyring: Keyring, first: bool) -> Self {
-        let complete = Arc::new(AtomicBool::new(first || !keyring.is_fresh()));
-        Self { keyring, complete }
+    /// The keyring of a node. Short of space it takes no new keys.
+    pub fn new(keyring: Keyring, space: Space) -> Self {
+        Self { keyring, space }
     }
 
-    /// Answers a gateway, where a disk holds nobody up.
-    pub async fn answer_gateway(&self, request: pb::KeyringRequest) -> pb::KeyringResponse {
+    /// Answers a gateway or another node, where a disk holds nobody up.
+    pub async fn answer(&self, request: pb::KeyringRequest) -> pb::KeyringResponse {
         let keys = self.clone();
-        let answer = tasks::off_thread(move || keys.answer(request)).await;
+        let answer =
+            tasks::off_thread(move || keys.try_answer(request).unwrap_or_else(|refused| refused)).await;
         answer.unwrap_or_else(|why| refusal(pb::KeyringRefusal::Unavailable, why))
-    }
-
-    /// Answers another node.
-    pub fn answer(&self, request: pb::KeyringRequest) -> pb::KeyringResponse {
-        self.try_answer(request).unwrap_or_else(|refused| refused)
     }
 
     fn try_answer(&self, request: pb::KeyringRequest) -> Result<pb::KeyringResponse, pb::KeyringResponse> {
         use pb::keyring_request::Op;
         let mut response = pb::KeyringResponse::default();
         match request.op {
+            Some(Op::Put(_)) if self.space.is_low() => {
+                let why = "this node's disk is nearly full: free space";
+                return Err(refusal(pb::KeyringRefusal::Unavailable, why));
+            }
             Some(Op::Put(put)) => self.keyring.put(entry(&put)?).map_err(failed)?,
             Some(Op::Erase(erase)) => self.keyring.erase(erase.group, id(&erase.id)?).map_err(failed)?,
             Some(Op::Get(key)) => {
-                if !self.complete.load(Ordering::Acquire) {
+                if !self.keyring.is_complete() {
                     let why = "this node has not yet taken over the keys that others have";
                     return Err(refusal(pb::KeyringRefusal::Unavailable, why));
                 }
@@ -112,7 +109,7 @@ impl Keys {
     /// Takes over from the others what is missing here, again and again.
     pub(crate) async fn keep(&self, peers: &Peers, standing: &Standing) {
         loop {
-            let complete = self.complete.load(Ordering::Acquire);
+            let complete = self.keyring.is_complete();
             tokio::time::sleep(if complete { ROUND } else { FIRST_ROUND }).await;
             let others = standing.others();
             let mut asked = 0;
@@ -127,9 +124,12 @@ impl Keys {
                 }
             }
             // What a majority has kept, one of any majority of the others has, if this node has nothing.
-            if !complete && 2 * asked > others.len() {
-                self.complete.store(true, Ordering::Release);
-                tracing::info!(keys = self.keyring.len(), "the keyring is complete");
+            if !complete && (2 * asked > others.len() || others.is_empty()) {
+                let keyring = self.keyring.clone();
+                match tasks::off_thread(move || keyring.set_complete().map_err(|e| e.to_string())).await {
+                    Ok(Ok(())) => tracing::info!(keys = self.keyring.len(), "the keyring is complete"),
+                    Ok(Err(why)) | Err(why) => tracing::error!(why, "the keyring cannot be made complete"),
+                }
             }
         }
     }
@@ -169,11 +169,11 @@ mod tests {
     use crate::fake::{replicas, standing};
 
     fn keys(node: u64, first: bool) -> Keys {
-        Keys::new(Keyring::open(&MemoryDisk::new(), [1; 16], node).unwrap(), first)
+        Keys::new(Keyring::open(&MemoryDisk::new(), [1; 16], node, first).unwrap(), Space::unlimited())
     }
 
     fn ask(keys: &Keys, op: pb::keyring_request::Op) -> pb::KeyringResponse {
-        keys.answer(pb::KeyringRequest { op: Some(op) })
+        keys.try_answer(pb::KeyringRequest { op: Some(op) }).unwrap_or_else(|refused| refused)
     }
 
     fn key(id: u8) -> pb::KeyringEntry {
@@ -194,11 +194,15 @@ mod tests {
         let erased = ask(&keys, Op::Get(vec![1; 16])).entries;
         assert!(erased[0].erased && erased[0].wrapped.is_empty());
         assert_eq!(ask(&keys, Op::Part(1)).entries, erased);
+        keys.space.judge(0);
+        assert_eq!(ask(&keys, Op::Put(key(7))).refusal(), pb::KeyringRefusal::Unavailable);
+        assert_eq!(ask(&keys, Op::Erase(key(8))), pb::KeyringResponse::default(), "goes on on a full disk");
+        keys.space.judge(u64::MAX);
         let nonsense = [Op::Get(vec![1]), Op::Part(256), Op::Put(pb::KeyringEntry::default())];
         for op in nonsense {
             assert_eq!(ask(&keys, op).refusal(), pb::KeyringRefusal::Invalid);
         }
-        let nothing = keys.answer(pb::KeyringRequest { op: None });
+        let nothing = keys.try_answer(pb::KeyringRequest { op: None }).unwrap_err();
         assert_eq!(nothing.refusal(), pb::KeyringRefusal::Invalid);
     }
 
@@ -211,7 +215,10 @@ mod tests {
         (1..=9).for_each(|id| drop(ask(&one, Op::Put(key(id)))));
         ask(&one, Op::Erase(key(3)));
         for (replica, keys) in [(0, one.clone()), (2, keys(3, true))] {
-            running[replica].server.on_keyring(move |request| keys.answer(request));
+            running[replica].server.on_keyring(move |request| {
+                let keys = keys.clone();
+                Box::pin(async move { keys.answer(request).await })
+            });
         }
         let (keeping, peers) = (two.clone(), running[1].peers.clone());
         let keep = tokio::spawn(async move { keeping.keep(&peers, &standing(2)).await });

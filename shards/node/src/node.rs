@@ -139,6 +139,7 @@ async fn serve(
         fail_stop,
         threads: threads.clone(),
         keyring: data.keyring,
+        space: space.clone(),
     };
     let replicas = tokio::select! {
         biased;

@@ -20,7 +20,7 @@ pub fn room_for_new_nodes(nodes: u64) -> u64 {
 }
 
 /// Whether there is room for new work. Clones share it.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Space {
     /// `None`: never short.
     directory: Option<PathBuf>,

@@ -90,7 +90,8 @@ async fn start_on(directory: &Path, threads: RaftThreads) -> One {
         life,
         fail_stop,
         threads,
-        keyring: Keyring::open(&MemoryDisk::new(), CLUSTER, 1).unwrap(),
+        keyring: Keyring::open(&MemoryDisk::new(), CLUSTER, 1, true).unwrap(),
+        space: Space::unlimited(),
     };
     let replicas = Replicas::start(parts, &peers, &server).await;
     assert!(replicas.faults.is_empty(), "{:?}", replicas.faults);

@@ -26,6 +26,8 @@ const NEW_FILE: &str = "keys.new";
 const MAGIC: &[u8; 8] = b"TWKEYRNG";
 /// Bytes of the header, and of each slot.
 const SLOT: usize = 128;
+/// Where the header says whether the keyring is complete.
+const COMPLETE_AT: usize = 40;
 const KEY: u8 = 1;
 const ERASED: u8 = 2;
 
@@ -79,6 +81,7 @@ struct Slots {
     next: u64,
     /// Of each part.
     sums: Vec<u64>,
+    complete: bool,
     failed: bool,
 }
 
@@ -94,8 +97,12 @@ impl Slots {
 #[derive(Clone)]
 pub struct Keyring {
     file: Arc<dyn DiskFile>,
+    cluster: [u8; 16],
+    node: u64,
+    /// What is durable. Never held over a write.
     slots: Arc<Mutex<Slots>>,
-    fresh: bool,
+    /// Held by who writes.
+    writing: Arc<Mutex<()>>,
 }
 
 impl std::fmt::Debug for Keyring {
@@ -108,12 +115,13 @@ fn failing(what: &'static str) -> impl Fn(io::Error) -> KeyringError {
     move |source| KeyringError::Io { what, source }
 }
 
-fn header(cluster: [u8; 16], node: u64) -> [u8; SLOT] {
+fn header(cluster: [u8; 16], node: u64, complete: bool) -> [u8; SLOT] {
     let mut bytes = [0; SLOT];
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..12].copy_from_slice(&KEYRING_FORMAT.to_le_bytes());
     bytes[16..32].copy_from_slice(&cluster);
     bytes[32..40].copy_from_slice(&node.to_le_bytes());
+    bytes[COMPLETE_AT] = complete.into();
     checked(bytes)
 }
 
@@ -157,35 +165,35 @@ impl Entry {
 }
 
 impl Keyring {
-    /// Opens the keyring in a directory of its own, making it when there is none.
+    /// Opens the keyring in a directory of its own, making it when there is none. One that is made is complete if it is the `first`:
+    /// then there are no others that could have what it lacks.
     ///
     /// # Errors
     /// [`KeyringError::Foreign`] when the file is not of this cluster and node or has another format, [`KeyringError::Io`].
-    pub fn open(disk: &dyn Disk, cluster: [u8; 16], node: u64) -> Result<Self, KeyringError> {
-        let opened = match disk.open(FILE) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            opened => Some(opened.map_err(failing("opened"))?),
-        };
-        let fresh = opened.is_none();
-        let file = match opened {
-            Some(file) => file,
-            None => make(disk, cluster, node)?,
+    pub fn open(disk: &dyn Disk, cluster: [u8; 16], node: u64, first: bool) -> Result<Self, KeyringError> {
+        let file = match disk.open(FILE) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make(disk, header(cluster, node, first))?
+            }
+            opened => opened.map_err(failing("opened"))?,
         };
         let mut found = [0; SLOT];
         file.read_exact_at(0, &mut found).map_err(failing("read"))?;
-        if found != header(cluster, node) {
+        let complete = [true, false].into_iter().find(|complete| found == header(cluster, node, *complete));
+        let Some(complete) = complete else {
             let format = u32::from_le_bytes([found[8], found[9], found[10], found[11]]);
             let what = if found[..8] != *MAGIC {
                 "is no keyring".to_owned()
             } else if format != KEYRING_FORMAT {
                 format!("has format {format}, this build reads {KEYRING_FORMAT}: use the build that wrote it")
             } else {
-                "belongs to another node or cluster: put its own back".to_owned()
+                "belongs to another node or cluster, or is damaged: put its own back".to_owned()
             };
             return Err(KeyringError::Foreign(what));
-        }
+        };
         let sums = vec![0; PARTS];
-        let mut slots = Slots { entries: BTreeMap::new(), free: Vec::new(), next: 1, sums, failed: false };
+        let mut slots =
+            Slots { entries: BTreeMap::new(), free: Vec::new(), next: 1, sums, complete, failed: false };
         let end = file.len().map_err(failing("read"))?;
         let mut at = SLOT as u64;
         while at < end {
@@ -205,12 +213,29 @@ impl Keyring {
             }
             at += SLOT as u64;
         }
-        Ok(Self { file, slots: Arc::new(Mutex::new(slots)), fresh })
+        Ok(Self { file, cluster, node, slots: Arc::new(Mutex::new(slots)), writing: Arc::default() })
     }
 
-    /// It was made just now: it has nothing of what others may have.
-    pub fn is_fresh(&self) -> bool {
-        self.fresh
+    /// Nothing that a majority of the nodes has kept can be missing here.
+    pub fn is_complete(&self) -> bool {
+        self.slots.lock().complete
+    }
+
+    /// Everything was taken over that others had: remembered over restarts.
+    ///
+    /// # Errors
+    /// [`KeyringError::Io`] and [`KeyringError::Failed`].
+    pub fn set_complete(&self) -> Result<(), KeyringError> {
+        let _writing = self.writing.lock();
+        if self.slots.lock().failed {
+            return Err(KeyringError::Failed);
+        }
+        let header = header(self.cluster, self.node, true);
+        let written = self.file.write_at(0, &header).and_then(|()| self.file.sync_data());
+        let mut slots = self.slots.lock();
+        slots.failed |= written.is_err();
+        slots.complete |= written.is_ok();
+        written.map_err(failing("made durable"))
     }
 
     /// Keys and tombstones.
@@ -268,37 +293,60 @@ impl Keyring {
     /// # Errors
     /// [`KeyringError::Io`] and [`KeyringError::Failed`].
     pub fn merge(&self, entries: Vec<Entry>) -> Result<usize, KeyringError> {
-        let mut slots = self.slots.lock();
-        if slots.failed {
-            return Err(KeyringError::Failed);
-        }
-        let mut changed = 0;
-        for entry in entries {
-            let size = entry.wrapped.as_ref().map(Vec::len);
-            if size.is_some_and(|size| !(1..=WRAPPED_MAX).contains(&size)) {
-                continue;
+        let _writing = self.writing.lock();
+        // Only who writes changes what is read here.
+        let (mut taken, mut appended) = (Vec::new(), 0);
+        {
+            let slots = self.slots.lock();
+            if slots.failed {
+                return Err(KeyringError::Failed);
             }
-            let known = slots.entries.get(&entry.id);
-            let number = match known {
-                Some((_, known)) if known.wrapped.is_none() || entry.wrapped.is_some() => continue,
-                Some((number, _)) => *number,
-                None => slots.free.pop().unwrap_or_else(|| {
-                    slots.next += 1;
-                    slots.next - 1
-                }),
-            };
+            // One slot for each id, whatever came twice; a tombstone wins.
+            let mut distinct: BTreeMap<KeyId, Entry> = BTreeMap::new();
+            for entry in entries {
+                let size = entry.wrapped.as_ref().map(Vec::len);
+                if size.is_some_and(|size| !(1..=WRAPPED_MAX).contains(&size)) {
+                    continue;
+                }
+                if entry.wrapped.is_none() || !distinct.contains_key(&entry.id) {
+                    distinct.insert(entry.id, entry);
+                }
+            }
+            for entry in distinct.into_values() {
+                match slots.entries.get(&entry.id) {
+                    Some((_, known)) if known.wrapped.is_none() || entry.wrapped.is_some() => {}
+                    Some((number, _)) => taken.push((*number, entry)),
+                    None => {
+                        let free = slots.free.len().checked_sub(appended + 1).map(|at| slots.free[at]);
+                        let behind = (appended - slots.free.len().min(appended)) as u64;
+                        taken.push((free.unwrap_or(slots.next + behind), entry));
+                        appended += 1;
+                    }
+                }
+            }
+        }
+        for (number, entry) in &taken {
             if let Err(source) = self.file.write_at(number * SLOT as u64, &entry.to_slot()) {
-                slots.failed = true;
+                // Nothing was synced, and nothing of it is known: the next write puts something else there. An erasure that was to
+                // be written over its key may have torn it.
+                let torn = self.slots.lock().entries.values().any(|(known, _)| known == number);
+                self.slots.lock().failed |= torn || source.kind() != io::ErrorKind::StorageFull;
                 return Err(KeyringError::Io { what: "written", source });
             }
-            slots.set(number, entry);
-            changed += 1;
         }
-        if changed > 0
+        if !taken.is_empty()
             && let Err(source) = self.file.sync_data()
         {
-            slots.failed = true;
+            self.slots.lock().failed = true;
             return Err(KeyringError::Io { what: "made durable", source });
+        }
+        let mut slots = self.slots.lock();
+        let free = slots.free.len();
+        slots.free.truncate(free - appended.min(free));
+        slots.next += (appended - appended.min(free)) as u64;
+        let changed = taken.len();
+        for (number, entry) in taken {
+            slots.set(number, entry);
         }
         Ok(changed)
     }
@@ -331,13 +379,13 @@ impl Keyring {
 }
 
 /// Makes an empty file that is whole before it has its name.
-fn make(disk: &dyn Disk, cluster: [u8; 16], node: u64) -> Result<Arc<dyn DiskFile>, KeyringError> {
+fn make(disk: &dyn Disk, header: [u8; SLOT]) -> Result<Arc<dyn DiskFile>, KeyringError> {
     match disk.remove(NEW_FILE) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failing("made")(error)),
         _ => {}
     }
     let file = disk.create(NEW_FILE).map_err(failing("made"))?;
-    file.write_at(0, &header(cluster, node)).map_err(failing("made"))?;
+    file.write_at(0, &header).map_err(failing("made"))?;
     file.sync_data().map_err(failing("made"))?;
     disk.rename(NEW_FILE, FILE).map_err(failing("made"))?;
     disk.sync_directory().map_err(failing("made"))?;
@@ -364,8 +412,8 @@ mod tests {
     #[test]
     fn keys_are_kept_over_restarts_and_erased_ones_stay_erased() {
         let disk = MemoryDisk::new();
-        let keyring = Keyring::open(&disk, CLUSTER, 1).unwrap();
-        assert!(keyring.is_fresh() && keyring.is_empty());
+        let keyring = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
+        assert!(keyring.is_complete() && keyring.is_empty());
         (1..=5).for_each(|id| keyring.put(key(id)).unwrap());
         keyring.put(key(1)).unwrap();
         assert!(matches!(
@@ -381,8 +429,7 @@ mod tests {
         }
         let before = keyring.sums().unwrap();
         disk.crash(CrashMode::LoseUnsynced);
-        let again = Keyring::open(&disk, CLUSTER, 1).unwrap();
-        assert!(!again.is_fresh());
+        let again = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
         assert_eq!(again.get(&[1; 16]).unwrap(), Some(key(1)));
         assert_eq!(again.get(&[2; 16]).unwrap(), Some(erased(2)));
         assert_eq!(again.get(&[9; 16]).unwrap(), Some(erased(9)));
@@ -399,7 +446,8 @@ mod tests {
     #[test]
     fn keyrings_that_take_over_from_each_other_become_the_same_and_tombstones_win() {
         let (one, two) = (MemoryDisk::new(), MemoryDisk::new());
-        let (one, two) = (Keyring::open(&one, CLUSTER, 1).unwrap(), Keyring::open(&two, CLUSTER, 2).unwrap());
+        let (one, two) =
+            (Keyring::open(&one, CLUSTER, 1, true).unwrap(), Keyring::open(&two, CLUSTER, 2, true).unwrap());
         (1..=4).for_each(|id| one.put(key(id)).unwrap());
         (3..=6).for_each(|id| two.put(key(id)).unwrap());
         one.erase(1, [3; 16]).unwrap();
@@ -418,22 +466,26 @@ mod tests {
             assert_eq!(live, [2, 4, 5, 6]);
         }
         assert_eq!(one.merge(two.part(4).unwrap()).unwrap(), 0);
+        let before = one.len();
+        assert_eq!(one.merge(vec![key(40), erased(40), key(40), key(41), key(41)]).unwrap(), 2);
+        assert_eq!(one.len(), before + 2);
+        assert_eq!(one.get(&[40; 16]).unwrap(), Some(erased(40)));
     }
 
     #[test]
     fn what_a_power_cut_has_torn_is_used_again_and_what_was_acknowledged_is_there() {
         for cut in 0..SLOT as u64 {
             let disk = MemoryDisk::new();
-            let keyring = Keyring::open(&disk, CLUSTER, 1).unwrap();
+            let keyring = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
             keyring.put(key(1)).unwrap();
             let file = disk.open(FILE).unwrap();
             file.write_at(2 * SLOT as u64, &key(2).to_slot()[..cut as usize]).unwrap();
-            let again = Keyring::open(&disk, CLUSTER, 1).unwrap();
+            let again = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
             assert_eq!(again.get(&[1; 16]).unwrap(), Some(key(1)));
             assert_eq!(again.get(&[2; 16]).unwrap(), None, "{cut}");
             again.put(key(3)).unwrap();
             again.put(key(4)).unwrap();
-            let third = Keyring::open(&disk, CLUSTER, 1).unwrap();
+            let third = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
             assert_eq!(third.len(), 3);
         }
     }
@@ -441,7 +493,7 @@ mod tests {
     #[test]
     fn after_a_failed_sync_nothing_is_said_any_more() {
         let disk = MemoryDisk::new();
-        let keyring = Keyring::open(&disk, CLUSTER, 1).unwrap();
+        let keyring = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
         keyring.put(key(1)).unwrap();
         disk.fail_syncs_after(0);
         assert!(matches!(keyring.put(key(2)), Err(KeyringError::Io { .. })));
@@ -450,16 +502,49 @@ mod tests {
     }
 
     #[test]
+    fn what_is_complete_is_so_over_restarts_and_what_is_not_is_not() {
+        let disk = MemoryDisk::new();
+        for _ in 0..2 {
+            let keyring = Keyring::open(&disk, CLUSTER, 1, false).unwrap();
+            keyring.put(key(1)).unwrap();
+            assert!(!keyring.is_complete(), "also after a restart");
+        }
+        let keyring = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
+        assert!(!keyring.is_complete(), "whatever is thought of one that is there");
+        keyring.set_complete().unwrap();
+        disk.crash(CrashMode::LoseUnsynced);
+        let again = Keyring::open(&disk, CLUSTER, 1, false).unwrap();
+        assert!(again.is_complete());
+        assert_eq!(again.len(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_loses_nothing_and_ends_nothing() {
+        let disk = MemoryDisk::new();
+        let keyring = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
+        keyring.put(key(1)).unwrap();
+        disk.set_capacity_bytes(Some(2 * SLOT as u64 + 10));
+        assert!(keyring.put(key(2)).is_err());
+        assert_eq!(keyring.get(&[2; 16]).unwrap(), None);
+        assert_eq!(keyring.get(&[1; 16]).unwrap(), Some(key(1)));
+        keyring.erase(1, [1; 16]).unwrap();
+        disk.set_capacity_bytes(None);
+        (2..6).for_each(|id| keyring.put(key(id)).unwrap());
+        let again = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
+        assert_eq!((again.len(), again.sums().unwrap()), (5, keyring.sums().unwrap()));
+    }
+
+    #[test]
     fn a_foreign_file_is_refused_and_left_as_it_is() {
         let disk = MemoryDisk::new();
-        Keyring::open(&disk, CLUSTER, 1).unwrap();
-        assert!(matches!(Keyring::open(&disk, CLUSTER, 2), Err(KeyringError::Foreign(_))));
-        assert!(matches!(Keyring::open(&disk, [8; 16], 1), Err(KeyringError::Foreign(_))));
+        Keyring::open(&disk, CLUSTER, 1, true).unwrap();
+        assert!(matches!(Keyring::open(&disk, CLUSTER, 2, true), Err(KeyringError::Foreign(_))));
+        assert!(matches!(Keyring::open(&disk, [8; 16], 1, true), Err(KeyringError::Foreign(_))));
         let file = disk.open(FILE).unwrap();
         file.write_at(8, &9u32.to_le_bytes()).unwrap();
-        let error = Keyring::open(&disk, CLUSTER, 1).unwrap_err().to_string();
+        let error = Keyring::open(&disk, CLUSTER, 1, true).unwrap_err().to_string();
         assert!(error.contains("format 9"), "{error}");
         file.write_at(0, b"something").unwrap();
-        assert!(Keyring::open(&disk, CLUSTER, 1).unwrap_err().to_string().contains("no keyring"));
+        assert!(Keyring::open(&disk, CLUSTER, 1, true).unwrap_err().to_string().contains("no keyring"));
     }
 }

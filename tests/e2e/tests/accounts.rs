@@ -259,6 +259,9 @@ async fn the_first_admin_comes_from_the_command_line_and_makes_others() {
     let made = bootstrap(&root.email);
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let made: serde_json::Value = serde_json::from_slice(&made.stdout).unwrap();
+    let taken = bootstrap(&root.email);
+    assert_eq!(taken.status.code(), Some(4), "who only knows the e-mail gets nothing");
+    assert!(String::from_utf8_lossy(&taken.stderr).contains("another password"));
     let second = bootstrap("second@example.org");
     assert_eq!(second.status.code(), Some(4));
     assert!(String::from_utf8_lossy(&second.stderr).contains("has an admin already"));

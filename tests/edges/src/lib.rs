@@ -157,7 +157,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         name: "tidewall-chaos",
-        may_use: &["tidewall-proto", "tidewall-load"],
+        may_use: &["tidewall-proto", "tidewall-load", "tidewall-workloads"],
         tests_may_use: &[],
         why: "does harm to the real binary and judges it from outside, by what clients see; a doubter links nothing it doubts",
     },
@@ -183,9 +183,16 @@ pub const TABLE: &[Row] = &[
             "tidewall-client",
             "tidewall-node",
             "tidewall-gateway",
+            "tidewall-workloads",
         ],
         tests_may_use: &[],
         why: "puts a whole cluster on one thread: it brings along what a node otherwise takes from the system",
+    },
+    Row {
+        name: "tidewall-workloads",
+        may_use: &["tidewall-proto"],
+        tests_may_use: &[],
+        why: "what clients do and must be told, by the public API alone: a judge links nothing it judges",
     },
     Row {
         name: "tidewall-edges",

@@ -13,6 +13,7 @@ use std::time::Duration;
 use prost::Message as _;
 use rand::Rng as _;
 use tidewall_gateway::auth::{Minter, Role, public_key_of};
+use tidewall_gateway::{AccountsConfig, HashingOptions};
 use tidewall_proto::v1;
 use tidewall_proto::v1::event_service_client::EventServiceClient;
 use tidewall_proto::v1::outcome_service_client::OutcomeServiceClient;
@@ -31,6 +32,11 @@ static PKCS8: LazyLock<Vec<u8>> = LazyLock::new(|| {
     const HEAD: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
     [&HEAD[..], &[7; 32]].concat()
 });
+
+/// What gateways need to serve accounts. The secret is none.
+pub fn accounts() -> AccountsConfig {
+    AccountsConfig { secret: [9; 32], signing_key: PKCS8.clone(), hashing: HashingOptions::cheap() }
+}
 
 /// The public half of the key of all tokens.
 pub fn public_key() -> [u8; 32] {
@@ -65,6 +71,11 @@ impl Api {
         let minter = Minter::new(&PKCS8).expect("a key as it should be");
         let channel = tidewall_link::connect_lazy(address, CONNECT_TIMEOUT, None);
         Self { channel, minter, tokens: RefCell::default() }
+    }
+
+    /// A connection to the gateway.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     fn request<T>(&self, principal: &str, patience: Duration, message: T) -> Request<T> {
@@ -372,7 +383,8 @@ fn refused(group: u32, status: &Status) -> End {
     }
 }
 
-fn region(group: u32) -> String {
+/// The name of a group's region.
+pub fn region(group: u32) -> String {
     format!("regions/r{group}")
 }
 
@@ -393,7 +405,8 @@ fn id_in(event: &str, collection: &str, name: &str) -> String {
     id.unwrap_or_else(|| panic!("{name} is not of {event}")).to_owned()
 }
 
-fn uuid(id: u128) -> String {
+/// The text of a request id.
+pub fn uuid(id: u128) -> String {
     let hex = format!("{id:032x}");
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }

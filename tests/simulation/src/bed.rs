@@ -454,7 +454,8 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
         life,
         fail_stop,
         threads: RaftThreads::none(),
-        keyring: Keyring::open(&media.keys, cluster, bed.id)?,
+        keyring: Keyring::open(&media.keys, cluster, bed.id, fresh && topology.generation == 0)?,
+        space: Space::unlimited(),
     };
     let replicas = Replicas::start(parts, &peers, &server).await;
     for (group, why) in &replicas.faults {

@@ -139,7 +139,7 @@ fn log_to_stderr() {
 fn many(options: &Options) -> i32 {
     let count = options.seeds.unwrap_or(200);
     let began = Instant::now();
-    let (mut done, mut calls, mut reads, mut virtual_ms, mut halted) = (0_u64, 0, 0, 0, 0);
+    let (mut done, mut calls, mut reads, mut virtual_ms, mut halted, mut stories) = (0_u64, 0, 0, 0, 0, 0);
     let mut tally: BTreeMap<String, u64> = BTreeMap::new();
     let mut failed = BTreeSet::new();
     let mut said = Instant::now();
@@ -149,6 +149,7 @@ fn many(options: &Options) -> i32 {
         reads += told.reads;
         virtual_ms += told.virtual_ms;
         halted += told.halted;
+        stories += told.stories;
         for (kind, count) in told.tally {
             *tally.entry(kind).or_default() += count;
         }
@@ -174,7 +175,7 @@ fn many(options: &Options) -> i32 {
         return 1;
     }
     println!(
-        "{done} seeds, {} failed: {calls} calls, {reads} reads, {} faults, {:.0} s of virtual time in {:.0} s; \
+        "{done} seeds, {} failed: {calls} calls, {reads} reads, {stories} stories, {} faults, {:.0} s of virtual time in {:.0} s; \
          one in {TWICE_EVERY} was run twice",
         failed.len(),
         tally.values().sum::<u64>(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rand::Rng as _;
 use rand::rngs::StdRng;
+use tidewall_workloads::Book;
 
 use crate::buyer::Memory;
 use crate::history::{Ask, Call, Cut, End, History, Read, Saw, TicketSeen};
@@ -78,6 +79,8 @@ pub struct Desk {
     pub memories: Rc<Vec<RefCell<Memory>>>,
     /// Earlier states that groups were brought back to.
     pub cuts: Rc<RefCell<BTreeMap<u32, Vec<Cut>>>>,
+    /// What visitors did, and found wrong.
+    pub book: Rc<RefCell<Book>>,
     /// How often it was started.
     pub lives: Rc<Cell<u64>>,
     /// What happened.
@@ -85,17 +88,17 @@ pub struct Desk {
 }
 
 /// Counts a call as open while it lives.
-pub struct Open<'a>(&'a Control);
+pub struct Open(Rc<Control>);
 
-impl<'a> Open<'a> {
+impl Open {
     /// From now on.
-    pub fn new(control: &'a Control) -> Self {
+    pub fn new(control: &Rc<Control>) -> Self {
         control.open.set(control.open.get() + 1);
-        Self(control)
+        Self(Rc::clone(control))
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.set(self.0.open.get() - 1);
     }

@@ -38,6 +38,8 @@ pub mod plan;
 #[cfg(tokio_unstable)]
 pub mod run;
 #[cfg(tokio_unstable)]
+mod site;
+#[cfg(tokio_unstable)]
 mod trace;
 #[cfg(tokio_unstable)]
 mod traffic;

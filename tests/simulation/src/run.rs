@@ -9,8 +9,10 @@ use std::time::{Duration, SystemTime};
 use tidewall_client::Topology;
 use tidewall_client::topology::{Node, Region};
 use tidewall_node::assembly::look;
+use tidewall_workloads::Book;
 use turmoil::Sim;
 
+use crate::api;
 use crate::bed::{self, Bed, CLIENT_PORT, Ground, PEER_PORT};
 use crate::convert;
 use crate::desk::{Control, Desk};
@@ -52,6 +54,8 @@ pub struct Report {
     pub trace: (u64, String),
     /// Commands that were asked.
     pub calls: usize,
+    /// Stories of workloads that were told to their end.
+    pub stories: u64,
     /// Reads that were answered.
     pub reads: usize,
     /// What went wrong on purpose, by kind.
@@ -89,7 +93,15 @@ pub fn run(seed: u64, print: bool) -> Report {
     }
     if violations.is_empty() {
         violations = oracle::judge(&history);
+        let returns = |region: &str| {
+            let cuts = history.cuts.iter().find(|(group, _)| api::region(**group) == region);
+            cuts.map_or(0, |(_, cuts)| cuts.len())
+        };
+        let wrong = cluster.book.borrow().wrong(returns);
+        violations.extend(wrong.into_iter().map(|what| Violation { check: "story", what }));
     }
+    let stories = cluster.book.borrow().done;
+    let calls = history.calls.len() + cluster.book.borrow().answers as usize;
     let virtual_ms = cluster.now_ms();
     if violations.iter().any(|violation| violation.check == "panic") {
         // What has panicked is not taken apart: that could panic once more, which ends the process.
@@ -99,7 +111,8 @@ pub fn run(seed: u64, print: bool) -> Report {
         seed,
         violations,
         trace: trace.digest(),
-        calls: history.calls.len(),
+        calls,
+        stories,
         reads: history.reads.len(),
         tally,
         halted,
@@ -129,6 +142,7 @@ pub(crate) struct Cluster {
     pub(crate) twins: u8,
     pub(crate) control: Rc<Control>,
     pub(crate) history: Rc<RefCell<History>>,
+    pub(crate) book: Rc<RefCell<Book>>,
     pub(crate) operator: Rc<Operator>,
     pub(crate) watch: Watch,
     /// Nodes that died for good, and all but one with them, until something is done about it.
@@ -178,6 +192,7 @@ impl Cluster {
             trace,
         };
         let (control, history) = (Rc::new(Control::default()), Rc::new(RefCell::new(History::default())));
+        let book: Rc<RefCell<Book>> = Rc::default();
         let operator = Rc::new(Operator::new(ground.clone()));
         for number in 1..=GATEWAYS {
             let desk = Desk {
@@ -189,6 +204,7 @@ impl Cluster {
                 history: Rc::clone(&history),
                 memories: Rc::new((0..plan.clients).map(|_| RefCell::default()).collect()),
                 cuts: Rc::clone(&ground.cuts),
+                book: Rc::clone(&book),
                 lives: Rc::new(Cell::new(0)),
                 trace: ground.trace.clone(),
             };
@@ -205,6 +221,7 @@ impl Cluster {
             twins: 0,
             control,
             history,
+            book,
             operator,
             watch: Watch::default(),
             bereft: None,

@@ -15,12 +15,13 @@ use tidewall_client::{ShardClient, ShardClientOptions, Topology};
 use tidewall_gateway::{GatewayConfig, GatewayCore, LimitOptions};
 use tokio::time::sleep;
 
-use crate::api::{Api, public_key};
+use crate::api::{Api, accounts, public_key};
 use crate::buyer::Buyer;
 use crate::desk::{Desk, Orphan, ask, read_event, read_outcome, read_tickets, request_id};
 use crate::history::{Ask, End, Saw, Told};
 use crate::inject::gateway_ip;
 use crate::plan::Plan;
+use crate::site::Storytellers;
 use crate::way::{Request, Way};
 
 /// Port for clients of a gateway.
@@ -56,7 +57,9 @@ pub async fn live(desk: Desk) -> turmoil::Result {
     tokio::task::spawn_local(follow(Box::new(core.adopting())));
     tokio::spawn(core.serve(desk.lines.listen(API_PORT).await?, std::future::pending()));
     let address = SocketAddr::new(gateway_ip(desk.number), API_PORT);
-    let (api, shards) = (Way::Api(Rc::new(Api::new(address))), Way::Shards(shards));
+    let client = Rc::new(Api::new(address));
+    tokio::task::spawn_local(Storytellers::new(desk.clone(), client.channel()).live());
+    let (api, shards) = (Way::Api(client), Way::Shards(shards));
     if desk.number == 1 {
         if !desk.control.ready.get() {
             tokio::task::spawn_local(prepare(desk.clone(), api.clone()));
@@ -83,6 +86,7 @@ fn gateway_config(plan: &Plan, topology: &Topology) -> GatewayConfig {
     let mut config = GatewayConfig::new(anywhere, Arc::new(topology.clone()), vec![public_key()]);
     // Some connections are renewed in the middle of a run.
     config.connection_age_min = Some(Duration::from_secs(2));
+    config.accounts = Some(accounts());
     if plan.narrow {
         config.calls_max_per_region = 2;
         config.limit = LimitOptions { floor: 1, ceiling: 1, ..LimitOptions::default() };

@@ -18,9 +18,12 @@ pub(crate) fn normalised(text: &str) -> Result<String, String> {
     }
     // Lower case can undo the composition, and composition the lower case.
     let folded: String = text.trim().nfkc().collect::<String>().to_lowercase().nfkc().collect();
+    // Lower case has two small sigmas, by where they stand; upper case has one.
+    let folded = folded.replace('\u{3c2}', "\u{3c3}");
     let (local, domain) = folded.rsplit_once('@').ok_or("has no @: write it as name@example.org")?;
     let sound = |c: char| {
-        !c.is_control() && !c.is_whitespace() && !matches!(c, '@' | '<' | '>' | '"' | ',' | ';' | '(' | ')')
+        let special = matches!(c, '@' | '<' | '>' | '"' | ',' | ';' | '(' | ')');
+        !(c.is_control() || c.is_whitespace() || special || is_invisible(c))
     };
     if local.is_empty() || local.len() > LOCAL_BYTES_MAX || !local.chars().all(sound) {
         return Err(format!(
@@ -42,6 +45,13 @@ pub(crate) fn normalised(text: &str) -> Result<String, String> {
     Ok(address)
 }
 
+/// What no eye can see: two addresses that differ in it alone look like one (the format characters and variation selectors of Unicode).
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
+        | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -57,6 +67,8 @@ mod tests {
             ("\u{ff41}nn@example.org", "ann@example.org"),
             ("Zoe\u{308}@example.org", "zo\u{eb}@example.org"),
             ("ZO\u{cb}@example.org", "zo\u{eb}@example.org"),
+            ("\u{391}\u{3a3}1@x.example", "\u{3b1}\u{3c3}1@x.example"),
+            ("\u{3b1}\u{3c2}@x.example", "\u{3b1}\u{3c3}@x.example"),
             ("ann@B\u{fc}cher.example", "ann@xn--bcher-kva.example"),
             ("ann@xn--bcher-kva.example", "ann@xn--bcher-kva.example"),
         ] {
@@ -84,6 +96,9 @@ mod tests {
             "a..n@example.org",
             "<ann@example.org>",
             "a\u{0}n@example.org",
+            "a\u{200b}nn@example.org",
+            "a\u{ad}nn@example.org",
+            "ann\u{fe0f}@example.org",
             "ann@-example.org",
             "ann@exa_mple.org",
             &long_local,

@@ -1,8 +1,8 @@
 //! Passwords: argon2id (RFC 9106) on a few threads that give way to all others.
 //!
 //! A hash costs some 20 MiB and tens of milliseconds, so that a crowd at the door could stop everything else: there are few threads,
-//! of low priority, and few places in the queue. Callers take turns by where they come from, so that one of them who asks for
-//! thousands delays nobody else by more than a turn. In a simulation the hash is made on the spot.
+//! of low priority, and few places in the queue. One address has an eighth of them at the most, and those who wait take turns by
+//! where they come from. In a simulation the hash is made on the spot.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -55,8 +55,8 @@ impl Default for HashingOptions {
             memory_kib: 19 << 10,
             passes: 2,
             threads: (cores / 4).max(1),
-            places: 256,
-            places_per_address: 128,
+            places: 512,
+            places_per_address: 64,
         }
     }
 }
@@ -85,6 +85,16 @@ impl Password {
             CHARACTERS_MIN..=CHARACTERS_MAX => Ok(Self(password)),
             _ => Err(format!("must have {CHARACTERS_MIN} to {CHARACTERS_MAX} characters")),
         }
+    }
+}
+
+/// Who has one address of an IPv6 network has all of them.
+fn site(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            IpAddr::V6(std::net::Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)))
+        }
+        address => address,
     }
 }
 
@@ -141,6 +151,7 @@ impl Passwords {
     /// # Errors
     /// Overloaded, when there are as many calls as there may be.
     pub(crate) fn place(&self, from: Option<IpAddr>) -> Result<Place<'_>, ApiError> {
+        let from = from.map(site);
         let mut queue = self.pool.queue.lock();
         let own = queue.places.get(&from).copied().unwrap_or(0);
         if queue.taken >= self.options.places || own >= self.options.places_per_address {
@@ -387,6 +398,15 @@ mod tests {
         drop((crowd, others));
         let queue = passwords.pool.queue.lock();
         assert!(queue.taken == 0 && queue.places.is_empty());
+    }
+
+    #[test]
+    fn a_network_is_one_address() {
+        let site = |text: &str| site(text.parse().unwrap());
+        assert_eq!(site("2001:db8:1:2:3::4"), site("2001:db8:1:2:ffff::"));
+        assert_ne!(site("2001:db8:1:2::4"), site("2001:db8:1:3::4"));
+        assert_eq!(site("::ffff:192.0.2.1"), site("192.0.2.1"));
+        assert_ne!(site("192.0.2.1"), site("192.0.2.2"));
     }
 
     /// Somebody who asks for a hundred delays somebody else by a turn.

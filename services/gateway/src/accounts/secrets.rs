@@ -107,6 +107,18 @@ impl Secrets {
         u64::from_le_bytes(head).max(1)
     }
 
+    /// A second id for a step before the one that a request asks for: the same for every copy of the request, at every gateway, and known
+    /// to nobody else. Its time and form are those of the request's id.
+    pub(crate) fn step_id(&self, request_id: &[u8], step: &str) -> Vec<u8> {
+        let mut id = request_id.to_vec();
+        // Time and version are in front; the variant is that of RFC 9562.
+        let tail = (self.fingerprint(step, request_id) & (u64::MAX >> 2)) | 1 << 63;
+        if let Some(last) = id.last_chunk_mut() {
+            *last = tail.to_be_bytes();
+        }
+        id
+    }
+
     /// The salt of whom there is not: what does not exist must take as long as what does.
     pub(crate) fn salt_of_nobody(&self, email: &[u8; 32]) -> [u8; 16] {
         let tag = tag(&self.salts, email);
@@ -227,6 +239,19 @@ mod tests {
         assert_eq!(one.salt_of_nobody(&[7; 32]), same.salt_of_nobody(&[7; 32]));
         assert_ne!(one.pepper(), other.pepper());
         assert_eq!(one.refresh_token(&token(1, 1)), same.refresh_token(&token(1, 1)));
+    }
+
+    #[test]
+    fn the_id_of_a_step_is_another_one_of_the_same_time_and_form() {
+        let (one, other) = (Secrets::new(&[1; 32]), Secrets::new(&[2; 32]));
+        let id = uuid::Uuid::now_v7();
+        let step = uuid::Uuid::from_slice(&one.step_id(id.as_bytes(), "attempt")).unwrap();
+        assert_ne!(step, id);
+        assert_eq!((step.get_version_num(), step.get_variant()), (7, uuid::Variant::RFC4122));
+        assert_eq!(step.get_timestamp(), id.get_timestamp());
+        assert_eq!(one.step_id(id.as_bytes(), "attempt"), step.as_bytes(), "for every copy the same");
+        assert_ne!(one.step_id(id.as_bytes(), "other"), step.as_bytes());
+        assert_ne!(other.step_id(id.as_bytes(), "attempt"), step.as_bytes(), "nobody can compute it");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use prost_types::FieldMask;
+use tidewall_client::ClientError;
 use tidewall_messages::accounts::outcome::Result as Done;
 use tidewall_messages::accounts::{self as messages, answer};
 use tidewall_proto::internal::v1 as pb;
@@ -47,10 +48,6 @@ fn log_in_failed() -> ApiError {
     ApiError::unauthenticated("LOG_IN_FAILED", messages::LOG_IN_FAILED)
 }
 
-fn session_invalid() -> ApiError {
-    ApiError::unauthenticated("SESSION_INVALID", messages::SESSION_INVALID)
-}
-
 /// A name for people.
 fn check_name(field: &str, text: &str) -> Result<(), ApiError> {
     if text.chars().count() > NAME_CHARACTERS_MAX || text.chars().any(char::is_control) {
@@ -70,18 +67,6 @@ fn check_tag(field: &str, text: &str) -> Result<(), ApiError> {
         return Err(ApiError::field(field, why));
     }
     Ok(())
-}
-
-/// A second id for a step before the one that a request asks for: the same for every copy of the request.
-fn step_id(request_id: &[u8], step: &str) -> Vec<u8> {
-    let mut id = request_id.to_vec();
-    let hash = xxhash_rust::xxh3::xxh3_64(&[request_id, step.as_bytes()].concat());
-    // Its time and version stay, and its variant (RFC 9562).
-    let tail = (hash & (u64::MAX >> 2)) | 1 << 63;
-    if let Some(last) = id.last_chunk_mut() {
-        *last = tail.to_be_bytes();
-    }
-    id
 }
 
 /// The personal fields that a mask names.
@@ -136,12 +121,7 @@ fn shown_roles(bits: u32) -> Vec<i32> {
 
 impl Services {
     fn accounts(&self) -> Result<&Accounts, ApiError> {
-        self.0.accounts.as_ref().ok_or_else(|| {
-            ApiError::precondition(
-                "ACCOUNTS_NOT_SERVED",
-                "this gateway has no account key and serves no accounts: start it with --account-key and --signing-key",
-            )
-        })
+        self.0.accounts.as_ref().ok_or_else(ApiError::accounts_not_served)
     }
 
     /// What an e-mail in a field is known by, and its one spelling.
@@ -186,7 +166,8 @@ impl Services {
         }
     }
 
-    /// Counts an attempt, and checks a password against the account of an e-mail. Takes as long when there is none.
+    /// Checks a password against the account of an e-mail, and counts the attempt before anybody learns how it ended. Takes as long when
+    /// there is no such account. Nothing is written for a caller who did not wait for the hash: the log is not for those who only ask.
     async fn attempt(
         &self,
         call: &Call,
@@ -197,20 +178,46 @@ impl Services {
         password: &str,
     ) -> Result<messages::CredentialView, ApiError> {
         let accounts = self.accounts()?;
-        let count = messages::CountAttempt { email_hash: email.to_vec() };
-        self.decide(call, region, &hex(email), step_id(request_id, "attempt"), count).await?;
+        // No account has a password that cannot be one, and that is no secret.
+        let password = Password::new(password).map_err(|_| log_in_failed())?;
         let get = messages::GetCredential { email_hash: email.to_vec() };
         let Some(answer::Result::Credential(found)) =
             self.query(call, messages::Query::from(get)).await?.result
         else {
             return Err(convert::mismatch());
         };
-        // No account has a password that cannot be one, and that is no secret.
-        let password = Password::new(password).map_err(|_| log_in_failed())?;
-        let check = place.check(&accounts.secrets, &password, found.credential.as_ref(), email);
-        match within(call, check).await? {
+        let right = match found.exhausted {
+            // The region will say so.
+            true => false,
+            false => {
+                let check = place.check(&accounts.secrets, &password, found.credential.as_ref(), email);
+                within(call, check).await?
+            }
+        };
+        let step = accounts.secrets.step_id(request_id, "attempt");
+        let count = messages::CountAttempt { email_hash: email.to_vec() };
+        self.decide(call, region, &hex(email), step, count).await?;
+        match right {
             true if !found.account_id.is_empty() => Ok(found),
             _ => Err(log_in_failed()),
+        }
+    }
+
+    /// What `checked` comes to when it says that a password is wrong: a copy of the request may have been decided meanwhile, and have
+    /// changed what it was checked against. `None` then.
+    async fn unless_decided<T>(
+        &self,
+        call: &Call,
+        request_id: &[u8],
+        checked: Result<T, ApiError>,
+    ) -> Result<Option<T>, ApiError> {
+        match checked {
+            Err(ApiError::Plain { reason: "LOG_IN_FAILED", .. })
+                if self.is_decided(call, request_id).await? =>
+            {
+                Ok(None)
+            }
+            checked => checked.map(Some),
         }
     }
 
@@ -339,11 +346,11 @@ impl Services {
             region: names::region(region),
         };
         let decided = self.decide(&call, region, &hex(&email), id, register).await;
-        // Once the region has decided otherwise nobody will ever use the key. In doubt it stays.
+        // Where nobody will ever use the key it goes. In doubt it stays.
         let used = match &decided {
             Ok(Decided { outcome: Done::Registered(registered), .. }) => registered.key_id == key_id,
-            Ok(_) | Err(ApiError::Rejected { .. }) => false,
-            Err(_) => true,
+            Err(ApiError::Client { error: ClientError::Unknown { .. }, .. } | ApiError::Plain { .. }) => true,
+            Ok(_) | Err(_) => false,
         };
         if !used {
             self.erase_later(call.group, key_id);
@@ -390,7 +397,10 @@ impl Services {
         let call = call.in_name_of("email", &email);
         let start = match self.is_decided(&call, &id).await? {
             true => messages::StartSession::default(),
-            false => self.session_for(&call, &place, region, &id, (&email, &message)).await?,
+            false => {
+                let session = self.session_for(&call, &place, region, &id, (&email, &message)).await;
+                self.unless_decided(&call, &id, session).await?.unwrap_or_default()
+            }
         };
         drop(place);
         let Decided { outcome: Done::SessionGranted(granted), receipt } =
@@ -413,7 +423,8 @@ impl Services {
     ) -> Result<v1::RefreshResponse, ApiError> {
         let secrets = &self.accounts()?.secrets;
         let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
-        let token = secrets.parse_refresh_token(&message.refresh_token).ok_or_else(session_invalid)?;
+        let token =
+            secrets.parse_refresh_token(&message.refresh_token).ok_or_else(ApiError::session_invalid)?;
         let next = RefreshToken { generation: token.generation.saturating_add(1), ..token.clone() };
         let refresh = messages::RefreshSession {
             account_id: token.account.to_owned(),
@@ -430,7 +441,7 @@ impl Services {
                 Ok(v1::RefreshResponse { tokens, receipt: decided.receipt })
             }
             // Somebody has a copy of the token.
-            Done::SessionEnded(_) => Err(session_invalid()),
+            Done::SessionEnded(_) => Err(ApiError::session_invalid()),
             _ => Err(convert::mismatch()),
         }
     }
@@ -455,10 +466,12 @@ impl Services {
             let view = self.account_view(&call, get).await?;
             let email: EmailHash = view.email_hash.as_slice().try_into().map_err(|_| convert::mismatch())?;
             let old = &message.current_password;
-            let found = self.attempt(&call, &place, region, &id, &email, old).await?;
-            change.credential_revision = found.credential_revision;
-            change.credential = Some(within(&call, place.credential(&accounts.secrets, &new)).await?);
-            change.kept_session_id = call.principal.session.map(Vec::from).unwrap_or_default();
+            let attempt = self.attempt(&call, &place, region, &id, &email, old).await;
+            if let Some(found) = self.unless_decided(&call, &id, attempt).await? {
+                change.credential_revision = found.credential_revision;
+                change.credential = Some(within(&call, place.credential(&accounts.secrets, &new)).await?);
+                change.kept_session_id = call.principal.session.map(Vec::from).unwrap_or_default();
+            }
         }
         drop(place);
         let decided = self.decide(&call, region, account, id, change).await?;
@@ -505,7 +518,8 @@ impl AccountService for Services {
         let handler = |call: Call, message: v1::LogOutRequest| async move {
             let secrets = &self.accounts()?.secrets;
             let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
-            let token = secrets.parse_refresh_token(&message.refresh_token).ok_or_else(session_invalid)?;
+            let token =
+                secrets.parse_refresh_token(&message.refresh_token).ok_or_else(ApiError::session_invalid)?;
             let end = messages::EndSession {
                 account_id: token.account.to_owned(),
                 session_id: token.session.to_vec(),
@@ -676,16 +690,11 @@ impl AccountService for Services {
         request: Request<v1::BootstrapAdminRequest>,
     ) -> Result<Response<v1::BootstrapAdminResponse>, Status> {
         let handler = |call: Call, message: v1::BootstrapAdminRequest| async move {
-            let region = names::parse_region("parent", &message.parent)?;
+            let (region, account) = names::parse_account("name", &message.name)?;
             let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
-            let (email, _) = self.email("email", &message.email)?;
-            let bootstrap = messages::BootstrapAdmin { email_hash: email.to_vec() };
-            let Decided { outcome: Done::Account(view), receipt } =
-                self.decide(&call, region, &hex(&email), id, bootstrap).await?
-            else {
-                return Err(convert::mismatch());
-            };
-            Ok(v1::BootstrapAdminResponse { account: view.subject, receipt })
+            let bootstrap = messages::BootstrapAdmin { account_id: account.to_owned() };
+            let decided = self.decide(&call, region, account, id, bootstrap).await?;
+            Ok(v1::BootstrapAdminResponse { receipt: decided.receipt })
         };
         self.0.run(Method::BootstrapAdmin, request, handler).await
     }
@@ -695,18 +704,6 @@ impl AccountService for Services {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn the_id_of_a_step_is_another_one_of_the_same_time_and_form() {
-        let id = uuid::Uuid::now_v7();
-        let step = uuid::Uuid::from_slice(&step_id(id.as_bytes(), "attempt")).unwrap();
-        assert_ne!(step, id);
-        assert_eq!(step.get_version_num(), 7);
-        assert_eq!(step.get_variant(), uuid::Variant::RFC4122);
-        assert_eq!(step.get_timestamp(), id.get_timestamp());
-        assert_eq!(step_id(id.as_bytes(), "attempt"), step.as_bytes(), "for every copy the same");
-        assert_ne!(step_id(id.as_bytes(), "other"), step.as_bytes());
-    }
 
     #[test]
     fn a_mask_names_each_field_once() {

@@ -31,6 +31,8 @@ pub struct Told {
     pub seed: u64,
     /// Commands that were asked.
     pub calls: u64,
+    /// Stories that were told to their end.
+    pub stories: u64,
     /// Reads that were answered.
     pub reads: u64,
     /// Virtual time, ms.
@@ -85,6 +87,7 @@ pub fn work(options: &Options, stride: u64) -> i32 {
             report.reads.to_string(),
             report.virtual_ms.to_string(),
             report.halted.to_string(),
+            report.stories.to_string(),
             tally.join(" "),
         ];
         for violation in &report.violations {
@@ -109,7 +112,8 @@ pub fn work(options: &Options, stride: u64) -> i32 {
 fn parse(line: &str) -> Option<Told> {
     let mut fields = line.split(FIELD);
     let mut number = || fields.next()?.parse::<u64>().ok();
-    let (seed, calls, reads, virtual_ms, halted) = (number()?, number()?, number()?, number()?, number()?);
+    let (seed, calls, reads) = (number()?, number()?, number()?);
+    let (virtual_ms, halted, stories) = (number()?, number()?, number()?);
     let mut tally = BTreeMap::new();
     for part in fields.next()?.split_whitespace() {
         let (kind, count) = part.split_once('=')?;
@@ -119,7 +123,7 @@ fn parse(line: &str) -> Option<Told> {
     while let (Some(check), Some(what)) = (fields.next(), fields.next()) {
         violations.push((check.to_owned(), what.to_owned()));
     }
-    Some(Told { seed, calls, reads, virtual_ms, tally, halted, violations })
+    Some(Told { seed, calls, stories, reads, virtual_ms, tally, halted, violations })
 }
 
 /// A worker and what it said of its panics.
@@ -277,9 +281,11 @@ mod tests {
 
     #[test]
     fn a_line_tells_what_was_put_into_it() {
-        let line = ["5", "10", "20", "3000", "1", "crash=2 poison=1", "digest", "rows differ"].join("\u{1f}");
+        let line =
+            ["5", "10", "20", "3000", "1", "4", "crash=2 poison=1", "digest", "rows differ"].join("\u{1f}");
         let told = parse(&line).expect("a whole line");
         assert_eq!((told.seed, told.calls, told.reads, told.virtual_ms, told.halted), (5, 10, 20, 3_000, 1));
+        assert_eq!(told.stories, 4);
         assert_eq!(told.tally.get("poison"), Some(&1));
         assert_eq!(told.violations, [("digest".to_owned(), "rows differ".to_owned())]);
         assert!(parse("5\u{1f}10").is_none());

@@ -32,7 +32,7 @@ pub(in crate::accounts) fn decide(
         Some(Op::UpdateProfile(update)) => case.update_profile(update),
         Some(Op::ChangePassword(change)) => case.change_password(change),
         Some(Op::ChangeRoles(change)) => case.change_roles(change),
-        Some(Op::BootstrapAdmin(bootstrap)) => case.bootstrap_admin(&bootstrap.email_hash),
+        Some(Op::BootstrapAdmin(bootstrap)) => case.bootstrap_admin(&bootstrap.account_id),
         None => Err(Rejection::invalid("op", "the command asks for nothing")),
     }
 }
@@ -266,15 +266,13 @@ impl<'a> Case<'a> {
         Ok(self.saved(account, AccountRow { roles, ..old.clone() }))
     }
 
-    /// Makes the account with an e-mail the first admin of the region.
-    fn bootstrap_admin(&self, email: &[u8]) -> Decision {
+    /// Makes an account the first admin of the region.
+    fn bootstrap_admin(&self, id: &str) -> Decision {
         self.require_admin()?;
-        let email: Digest = fixed("email_hash", email)?;
         if self.state.counter(COUNTER_ADMINS) > 0 {
             return Err(Rejection::AdminExists);
         }
-        let missing = || Rejection::AccountNotFound("with this e-mail".to_owned());
-        let (account, old) = self.state.account_of(&email).ok_or_else(missing)?;
+        let (account, old) = self.known(id)?;
         let roles = Roles(old.roles.0 | Roles::ADMIN.0);
         Ok(self.saved(account, AccountRow { roles, ..old.clone() }))
     }

@@ -104,18 +104,6 @@ pub fn parse_id(id: &str) -> Option<AccountNo> {
     canonical.then(|| digits.parse().ok())?
 }
 
-/// A digest from 64 hexadecimal digits.
-pub fn parse_digest(text: &str) -> Option<Digest> {
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    let mut digest = [0; 32];
-    for (byte, at) in digest.iter_mut().zip((0..64).step_by(2)) {
-        *byte = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
-    }
-    Some(digest)
-}
-
 /// Keys by when something is to be done about them, milliseconds of steady time.
 #[derive(Debug, PartialEq)]
 pub struct Due<K: Ord>(BTreeSet<(u64, K)>);

@@ -17,15 +17,20 @@ pub(super) fn query(state: &State, now: Now, query: &Query) -> Result<Answer, Re
     let found = match &query.op {
         // Who has no account is told the same as who has one, as far as it goes.
         Some(Op::GetCredential(asked)) => {
-            let found = digest(&asked.email_hash)?;
-            Found::Credential(state.account_of(&found).map_or_else(CredentialView::default, |(no, row)| {
-                CredentialView {
+            let email = digest(&asked.email_hash)?;
+            let attempts = state.attempts.get(&email);
+            let exhausted = attempts.is_some_and(|row| row.are_exhausted(now.steady_ms));
+            let found = state.account_of(&email);
+            Found::Credential(match found {
+                None => CredentialView { exhausted, ..Default::default() },
+                Some((no, row)) => CredentialView {
                     account_id: account_id(no),
                     credential: Some((&row.credential).into()),
                     credential_revision: row.credential_revision,
                     key_id: row.key_id.to_vec(),
-                }
-            }))
+                    exhausted,
+                },
+            })
         }
         Some(Op::GetAccount(asked)) => {
             let (no, row) = state.account(&asked.account_id).ok_or_else(|| missing(&asked.account_id))?;

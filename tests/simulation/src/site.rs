@@ -1,0 +1,99 @@
+//! A gateway of the simulation, as the site of workloads.
+//!
+//! **Never here:** what clients want, or whether an answer is right.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use tidewall_workloads::accounts::Accounts;
+use tidewall_workloads::{Book, Site, tell};
+use tokio::time::sleep;
+use tonic::transport::Channel;
+
+use crate::api::{region, uuid};
+use crate::desk::{Desk, Open, request_id};
+use crate::world::now_us;
+
+/// Longest pause between two stories, ms.
+const PAUSE_MS: u64 = 200;
+
+/// Clients of a gateway who tell stories, for as long as the gateway lives.
+pub struct Storytellers {
+    desk: Desk,
+    gateway: Channel,
+    random: RefCell<StdRng>,
+    regions: Vec<String>,
+    life: u64,
+}
+
+impl Storytellers {
+    /// Those of a gateway.
+    pub fn new(desk: Desk, gateway: Channel) -> Self {
+        let life = desk.lives.get();
+        let salt = desk.number as u64 * 7 + life * 1_009;
+        let random = RefCell::new(StdRng::seed_from_u64(desk.plan.seed.wrapping_mul(17) ^ salt));
+        let regions = (1..=desk.plan.regions).map(region).collect();
+        Self { desk, gateway, random, regions, life }
+    }
+
+    /// Tells stories until the sale ends.
+    pub async fn live(self) {
+        while !self.desk.control.ready.get() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        tell::<Accounts, _>(&self, PAUSE_MS, || self.desk.control.stop.get()).await;
+    }
+}
+
+impl Site for Storytellers {
+    type Call = Open;
+
+    fn gateway(&self) -> Channel {
+        self.gateway.clone()
+    }
+
+    fn regions(&self) -> &[String] {
+        &self.regions
+    }
+
+    fn name(&self) -> String {
+        format!("g{}-{}", self.desk.number, self.life)
+    }
+
+    fn below(&self, count: u64) -> u64 {
+        self.random.borrow_mut().random_range(0..count.max(1))
+    }
+
+    fn request_id(&self) -> String {
+        uuid(request_id(&mut self.random.borrow_mut()))
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_micros(now_us())
+    }
+
+    fn is_over(&self, region: &str) -> bool {
+        let halted = self.desk.control.halted.borrow().iter().any(|group| self::region(*group) == region);
+        halted || self.desk.control.stop.get()
+    }
+
+    fn returns(&self, region: &str) -> usize {
+        let cuts = self.desk.cuts.borrow();
+        cuts.iter().find(|(group, _)| self::region(**group) == region).map_or(0, |(_, cuts)| cuts.len())
+    }
+
+    fn begin(&self) -> Open {
+        Open::new(&self.desk.control)
+    }
+
+    fn note(&self, what: fmt::Arguments<'_>) {
+        self.desk.trace.note(now_us(), "story", what);
+    }
+
+    fn book(&self) -> &RefCell<Book> {
+        &self.desk.book
+    }
+}

@@ -1,0 +1,319 @@
+//! Accounts: who registers, logs in and out, refreshes, changes a password, and sometimes steals.
+//!
+//! Nobody else touches the account of a story, so that it knows what each answer must be.
+
+use std::time::Duration;
+
+use tidewall_proto::v1;
+use tidewall_proto::v1::account_service_client::AccountServiceClient;
+use tonic::Request;
+use tonic::transport::Channel;
+
+use crate::{Over, Site, Story, Workload};
+
+/// A token that was used no longer ago gives its successor once more, without doubt.
+const SURELY_AGAIN: Duration = Duration::from_secs(40);
+/// Passwords that may be tried, as the API says.
+const ATTEMPTS: usize = 10;
+
+/// The workload.
+#[derive(Debug)]
+pub struct Accounts;
+
+impl Workload for Accounts {
+    const NAME: &'static str = "accounts";
+
+    async fn story<S: Site>(story: &Story<'_, S>) -> Result<(), Over> {
+        let accounts = AccountServiceClient::new(story.site.gateway());
+        let email = format!("{}@example.org", story.name);
+        Visitor { story, accounts, email }.visit().await
+    }
+}
+
+/// A session as its owner knows it.
+struct Held {
+    name: String,
+    account: String,
+    access: String,
+    /// The tokens that were given, the valid one last, each with when it was used.
+    tokens: Vec<(String, Option<Duration>)>,
+}
+
+impl Held {
+    fn refresh_token(&self) -> String {
+        self.tokens.last().map(|(token, _)| token.clone()).unwrap_or_default()
+    }
+}
+
+/// A request with an access token.
+fn bearing<T>(token: &str, mut request: Request<T>) -> Request<T> {
+    // What is no text is no token either: the gateway says so.
+    let value = format!("Bearer {token}").parse();
+    if let Ok(value) = value {
+        request.metadata_mut().insert("authorization", value);
+    }
+    request
+}
+
+struct Visitor<'a, S: Site> {
+    story: &'a Story<'a, S>,
+    accounts: AccountServiceClient<Channel>,
+    email: String,
+}
+
+impl<S: Site> Visitor<'_, S> {
+    fn id(&self) -> String {
+        self.story.site.request_id()
+    }
+
+    fn below(&self, count: u64) -> u64 {
+        self.story.site.below(count)
+    }
+
+    async fn register(&self, password: &str) -> Result<(), Over> {
+        let message = v1::RegisterRequest {
+            parent: self.story.region.clone(),
+            email: self.email.clone(),
+            password: password.to_owned(),
+            display_name: "first".to_owned(),
+            request_id: self.id(),
+            ..Default::default()
+        };
+        let ask = |request| {
+            let mut accounts = self.accounts.clone();
+            async move { accounts.register(request).await }
+        };
+        let told = self.story.insist("register", message, ask).await?;
+        self.story.yes("a registration", told).map(drop)
+    }
+
+    async fn log_in(&self, password: &str) -> Result<Result<Held, String>, Over> {
+        let message = v1::LogInRequest {
+            parent: self.story.region.clone(),
+            email: self.email.clone(),
+            password: password.to_owned(),
+            device: "phone".to_owned(),
+            request_id: self.id(),
+        };
+        let ask = |request| {
+            let mut accounts = self.accounts.clone();
+            async move { accounts.log_in(request).await }
+        };
+        let told = self.story.insist("log in", message, ask).await?;
+        Ok(told.map(|login| {
+            let tokens = login.tokens.unwrap_or_default();
+            let (name, account) = (login.session, login.account);
+            Held { name, account, access: tokens.access_token, tokens: vec![(tokens.refresh_token, None)] }
+        }))
+    }
+
+    async fn refresh(&self, token: &str) -> Result<Result<v1::Tokens, String>, Over> {
+        let message = v1::RefreshRequest { refresh_token: token.to_owned(), request_id: self.id() };
+        let ask = |request| {
+            let mut accounts = self.accounts.clone();
+            async move { accounts.refresh(request).await }
+        };
+        let told = self.story.insist("refresh", message, ask).await?;
+        Ok(told.map(|answer| answer.tokens.unwrap_or_default()))
+    }
+
+    /// Refreshes a session that lives.
+    async fn refresh_held(&self, held: &mut Held) -> Result<(), Over> {
+        let used_at = self.story.site.now();
+        let told = self.refresh(&held.refresh_token()).await?;
+        let tokens = self.story.yes("the refresh of a session that lives", told)?;
+        if held.tokens.iter().any(|(token, _)| *token == tokens.refresh_token) {
+            return self.story.object("a refresh gives a token that was given before");
+        }
+        if let Some((_, used)) = held.tokens.last_mut() {
+            *used = Some(used_at);
+        }
+        held.access = tokens.access_token;
+        held.tokens.push((tokens.refresh_token, None));
+        Ok(())
+    }
+
+    /// Shows the token before the valid one once more, as who has lost its answer does.
+    async fn refresh_again(&self, held: &Held) -> Result<(), Over> {
+        let [.., (before, Some(used)), (valid, None)] = held.tokens.as_slice() else { return Ok(()) };
+        let told = self.refresh(before).await?;
+        if self.story.site.now().saturating_sub(*used) > SURELY_AGAIN {
+            // It may have taken too long.
+            return Err(Over);
+        }
+        let tokens = self.story.yes("a refresh whose answer was lost", told)?;
+        if tokens.refresh_token != *valid {
+            return self.story.object("a refresh whose answer was lost gives another token than before");
+        }
+        Ok(())
+    }
+
+    async fn sessions(&self, held: &Held) -> Result<Vec<String>, Over> {
+        let message = v1::ListSessionsRequest { parent: held.account.clone(), consistency: 0 };
+        let ask = |request| {
+            let (mut accounts, request) = (self.accounts.clone(), bearing(&held.access, request));
+            async move { accounts.list_sessions(request).await }
+        };
+        let told = self.story.insist("list sessions", message, ask).await?;
+        let mut names: Vec<String> = self
+            .story
+            .yes("a list of sessions", told)?
+            .sessions
+            .into_iter()
+            .map(|session| session.name)
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// The list must be what is known to live.
+    async fn check_sessions(&self, live: &[Held]) -> Result<(), Over> {
+        let Some(first) = live.first() else { return Ok(()) };
+        let mut known: Vec<String> = live.iter().map(|held| held.name.clone()).collect();
+        known.sort();
+        let listed = self.sessions(first).await?;
+        if listed != known {
+            return self.story.object(format_args!("the sessions are {listed:?}, not {known:?}"));
+        }
+        Ok(())
+    }
+
+    async fn rename(&self, held: &Held, name: &str) -> Result<(), Over> {
+        let account =
+            v1::Account { name: held.account.clone(), display_name: name.to_owned(), ..Default::default() };
+        let mask = prost_types::FieldMask { paths: vec!["display_name".to_owned()] };
+        let message = v1::UpdateProfileRequest {
+            account: Some(account),
+            update_mask: Some(mask),
+            request_id: self.id(),
+        };
+        let ask = |request| {
+            let (mut accounts, request) = (self.accounts.clone(), bearing(&held.access, request));
+            async move { accounts.update_profile(request).await }
+        };
+        let told = self.story.insist("update profile", message, ask).await?;
+        self.story.yes("an update of the profile", told).map(drop)
+    }
+
+    /// The profile must be what was written last.
+    async fn check_profile(&self, held: &Held, name: &str) -> Result<(), Over> {
+        let message = v1::GetAccountRequest { name: held.account.clone(), consistency: 0 };
+        let ask = |request| {
+            let (mut accounts, request) = (self.accounts.clone(), bearing(&held.access, request));
+            async move { accounts.get_account(request).await }
+        };
+        let told = self.story.insist("get account", message, ask).await?;
+        let account = self.story.yes("a look at one's own account", told)?.account.unwrap_or_default();
+        let seen = (account.email.as_str(), account.display_name.as_str(), account.erased);
+        if seen != (self.email.as_str(), name, false) {
+            return self.story.object(format_args!("the account is {seen:?}, not with the name {name:?}"));
+        }
+        Ok(())
+    }
+
+    async fn change_password(&self, held: &Held, old: &str, new: &str) -> Result<(), Over> {
+        let message = v1::ChangePasswordRequest {
+            name: held.account.clone(),
+            current_password: old.to_owned(),
+            new_password: new.to_owned(),
+            request_id: self.id(),
+        };
+        let ask = |request| {
+            let (mut accounts, request) = (self.accounts.clone(), bearing(&held.access, request));
+            async move { accounts.change_password(request).await }
+        };
+        let told = self.story.insist("change password", message, ask).await?;
+        self.story.yes("a new password", told).map(drop)
+    }
+
+    async fn log_out(&self, held: &Held) -> Result<(), Over> {
+        let message = v1::LogOutRequest { refresh_token: held.refresh_token(), request_id: self.id() };
+        let ask = |request| {
+            let mut accounts = self.accounts.clone();
+            async move { accounts.log_out(request).await }
+        };
+        let told = self.story.insist("log out", message, ask).await?;
+        self.story.yes("a log-out", told).map(drop)
+    }
+
+    /// One account, from its registration to its end.
+    async fn visit(&self) -> Result<(), Over> {
+        let mut password = "password one".to_owned();
+        if self.below(3) == 0 {
+            // Two at once want the same e-mail: one has it, and the other one is told nothing.
+            let rival = "password of a rival".to_owned();
+            let (one, other) = tokio::join!(self.register(&password), self.register(&rival));
+            one.and(other)?;
+            let (one, other) = (self.log_in(&password).await?, self.log_in(&rival).await?);
+            match (one.is_ok(), other.is_ok()) {
+                (true, false) => {}
+                (false, true) => password = rival,
+                _ => {
+                    return self.story.object("two registrations of one e-mail have made no account, or two");
+                }
+            }
+        } else {
+            self.register(&password).await?;
+            self.register("password of a stranger").await?;
+        }
+        let told = self.log_in("password of a stranger").await?;
+        self.story.no("a wrong password", told, "LOG_IN_FAILED")?;
+        let mut profile = "first".to_owned();
+        // A rival's session may be there as well: the list begins with a new password.
+        let told = self.log_in(&password).await?;
+        let mut live = vec![self.story.yes("a log-in", told)?];
+        self.change_password(&live[0], &password, "password two").await?;
+        password = "password two".to_owned();
+        self.check_sessions(&live).await?;
+        for step in 0..self.below(14) {
+            let at = self.below(live.len() as u64) as usize;
+            match self.below(9) {
+                0 | 1 => self.refresh_held(&mut live[at]).await?,
+                2 => self.refresh_again(&live[at]).await?,
+                3 => {
+                    let told = self.log_in(&password).await?;
+                    live.push(self.story.yes("a log-in", told)?);
+                }
+                4 => {
+                    profile = format!("name {step}");
+                    self.rename(&live[at], &profile).await?;
+                }
+                5 => self.check_profile(&live[at], &profile).await?,
+                6 => self.check_sessions(&live).await?,
+                7 if live.len() > 1 => {
+                    let ended = live.swap_remove(at);
+                    self.log_out(&ended).await?;
+                    let told = self.refresh(&ended.refresh_token()).await?;
+                    self.story.no("a session that was logged out", told, "SESSION_INVALID")?;
+                }
+                8 if live.len() > 1 && live[at].tokens.len() > 2 => {
+                    // A thief has copied an older token.
+                    let ended = live.swap_remove(at);
+                    let told = self.refresh(&ended.tokens[0].0).await?;
+                    self.story.no("a copied token", told, "SESSION_INVALID")?;
+                    let told = self.refresh(&ended.refresh_token()).await?;
+                    self.story.no("the session of a copied token", told, "SESSION_INVALID")?;
+                }
+                _ => {
+                    let new = format!("password {step} of mine");
+                    self.change_password(&live[at], &password, &new).await?;
+                    live = vec![live.swap_remove(at)];
+                    let told = self.log_in(&password).await?;
+                    self.story.no("the password from before", told, "LOG_IN_FAILED")?;
+                    password = new;
+                }
+            }
+        }
+        self.check_profile(&live[0], &profile).await?;
+        self.check_sessions(&live).await?;
+        // A right password forgets all attempts; then exactly so many wrong ones may be tried.
+        let told = self.log_in(&password).await?;
+        self.story.yes("a log-in", told)?;
+        for _ in 0..ATTEMPTS {
+            let told = self.log_in("password guessed").await?;
+            self.story.no("a guess", told, "LOG_IN_FAILED")?;
+        }
+        let told = self.log_in(&password).await?;
+        self.story.no("one attempt too many", told, "TOO_MANY_ATTEMPTS")
+    }
+}

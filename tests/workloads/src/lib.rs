@@ -1,0 +1,242 @@
+//! What clients of a domain do, and what they must be told: one workload a domain, for simulation, chaos and load alike.
+//!
+//! A workload asks through the public API and judges every answer by what it did before. Whatever it asks it repeats under the same
+//! request id until there is an answer, whatever happens to the cluster. Time, chance and connections come from the [`Site`] that it
+//! runs at. **Never here:** a clock, a random number, or anything of the code under test but its protocol.
+
+pub mod accounts;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::StatusExt as _;
+
+/// Pause before something is asked again.
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// Where a workload runs.
+pub trait Site {
+    /// Lives as long as a call is under way.
+    type Call;
+
+    /// A connection to a gateway. It connects again by itself.
+    fn gateway(&self) -> Channel;
+    /// Resource names of the regions.
+    fn regions(&self) -> &[String];
+    /// What sets the names apart that this site makes from those of every other one.
+    fn name(&self) -> String;
+    /// A random number below `count`.
+    fn below(&self, count: u64) -> u64;
+    /// A new request id: a UUIDv7 of the present.
+    fn request_id(&self) -> String;
+    /// Time since some beginning.
+    fn now(&self) -> Duration;
+    /// Nothing more is to be asked of a region.
+    fn is_over(&self, region: &str) -> bool;
+    /// How often a region was brought back to an earlier state, as far as is known by now.
+    fn returns(&self, region: &str) -> usize;
+    /// A call begins.
+    fn begin(&self) -> Self::Call;
+    /// Something happened that who looks into a failure wants to read.
+    fn note(&self, what: fmt::Arguments<'_>);
+    /// What is found goes here.
+    fn book(&self) -> &RefCell<Book>;
+}
+
+/// What was found wrong, unless the region was brought back to an earlier state meanwhile.
+#[derive(Debug, Clone)]
+pub struct Suspicion {
+    /// The region.
+    pub region: String,
+    /// How often it had been brought back when the story began.
+    pub returns: usize,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// What workloads did, and found.
+#[derive(Debug, Default)]
+pub struct Book {
+    /// Stories that were told to their end.
+    pub done: u64,
+    /// Answers.
+    pub answers: u64,
+    /// What was found wrong.
+    pub suspicions: Vec<Suspicion>,
+}
+
+impl Book {
+    /// What is wrong indeed: what a region remembers may go with an earlier state that it was brought back to, and with nothing else.
+    pub fn wrong(&self, returns: impl Fn(&str) -> usize) -> Vec<String> {
+        let wrong = self.suspicions.iter().filter(|found| returns(&found.region) == found.returns);
+        wrong.map(|found| found.what.clone()).collect()
+    }
+}
+
+/// A story ends early: there is nobody to ask any more, or an answer was wrong.
+#[derive(Debug)]
+pub struct Over;
+
+/// What clients of one domain do.
+pub trait Workload {
+    /// Its name.
+    const NAME: &'static str;
+
+    /// One story, from a beginning of its own to its end.
+    ///
+    /// # Errors
+    /// [`Over`]: it was not told to its end.
+    fn story<S: Site>(story: &Story<'_, S>) -> impl Future<Output = Result<(), Over>>;
+}
+
+/// Tells one story after the other until `over` says so.
+pub async fn tell<W: Workload, S: Site>(site: &S, pause_ms: u64, over: impl Fn() -> bool) {
+    for number in 0_u64.. {
+        tokio::time::sleep(Duration::from_millis(site.below(pause_ms))).await;
+        if over() {
+            return;
+        }
+        let regions = site.regions();
+        let region = regions[site.below(regions.len() as u64) as usize].clone();
+        let returns = site.returns(&region);
+        let name = format!("{}-{number}", site.name());
+        let story = Story { site, workload: W::NAME, name, region, returns };
+        if W::story(&story).await.is_ok() {
+            site.book().borrow_mut().done += 1;
+        }
+    }
+}
+
+/// A story under way.
+pub struct Story<'a, S: Site> {
+    /// Where it happens.
+    pub site: &'a S,
+    workload: &'static str,
+    /// What no other story is called.
+    pub name: String,
+    /// Of which region.
+    pub region: String,
+    returns: usize,
+}
+
+impl<S: Site> Story<'_, S> {
+    /// Something is wrong, unless the region went back meanwhile.
+    ///
+    /// # Errors
+    /// [`Over`], always.
+    pub fn object<T>(&self, what: impl fmt::Display) -> Result<T, Over> {
+        let what = format!("{} {} in {}: {what}", self.workload, self.name, self.region);
+        self.site.note(format_args!("SUSPICION {what}"));
+        let suspicion = Suspicion { region: self.region.clone(), returns: self.returns, what };
+        self.site.book().borrow_mut().suspicions.push(suspicion);
+        Err(Over)
+    }
+
+    /// Asks until there is an answer: what it is, or the reason of a refusal.
+    ///
+    /// # Errors
+    /// [`Over`] when nothing more is to be asked.
+    pub async fn insist<T: Clone, R, F>(
+        &self,
+        what: &str,
+        message: T,
+        ask: impl Fn(Request<T>) -> F,
+    ) -> Result<Result<R, String>, Over>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let site = self.site;
+        loop {
+            if site.is_over(&self.region) {
+                return Err(Over);
+            }
+            let patience = Duration::from_millis(1_500 + site.below(4_000));
+            let mut request = Request::new(message.clone());
+            request.set_timeout(patience);
+            // Some go away before their answer, and ask again.
+            let waits = if site.below(20) == 0 { patience / 50 } else { patience };
+            let answer = {
+                let _call = site.begin();
+                tokio::time::timeout(waits, ask(request)).await
+            };
+            let told = match answer {
+                Ok(Ok(answer)) => Ok(answer.into_inner()),
+                Ok(Err(status)) => match final_reason(&status) {
+                    Some(reason) => Err(reason),
+                    None => {
+                        let wait = status.get_details_retry_info().and_then(|info| info.retry_delay);
+                        tokio::time::sleep(wait.unwrap_or(AGAIN_AFTER).min(Duration::from_secs(1))).await;
+                        continue;
+                    }
+                },
+                Err(_) => continue,
+            };
+            site.book().borrow_mut().answers += 1;
+            let shown = told.as_ref().map_or_else(String::as_str, |_| "ok");
+            site.note(format_args!("{} {what}: {shown}", self.name));
+            return Ok(told);
+        }
+    }
+
+    /// An answer that must be a yes.
+    ///
+    /// # Errors
+    /// [`Over`] when it is not.
+    pub fn yes<R>(&self, what: &str, told: Result<R, String>) -> Result<R, Over> {
+        told.or_else(|reason| self.object(format_args!("{what} is refused: {reason}")))
+    }
+
+    /// An answer that must be this no.
+    ///
+    /// # Errors
+    /// [`Over`] when it is not.
+    pub fn no<R>(&self, what: &str, told: Result<R, String>, expected: &str) -> Result<(), Over> {
+        match told {
+            Err(reason) if reason == expected => Ok(()),
+            Err(reason) => self.object(format_args!("{what} is refused with {reason}, not {expected}")),
+            Ok(_) => self.object(format_args!("{what} is accepted, not refused with {expected}")),
+        }
+    }
+}
+
+/// The reason of a refusal that will not change; `None`: ask again.
+fn final_reason(status: &Status) -> Option<String> {
+    let again = [Code::Unavailable, Code::DeadlineExceeded, Code::ResourceExhausted];
+    let reason = status.get_details_error_info().map(|info| info.reason)?;
+    (!again.contains(&status.code())).then_some(reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_went_with_an_earlier_state_is_not_wrong() {
+        let suspicion =
+            |region: &str, returns| Suspicion { region: region.into(), returns, what: region.into() };
+        let book = Book {
+            suspicions: vec![suspicion("a", 0), suspicion("b", 1), suspicion("c", 2)],
+            ..Default::default()
+        };
+        assert_eq!(
+            book.wrong(|region| if region == "a" { 1 } else { 2 }),
+            ["b".to_owned(), "c".to_owned()][1..]
+        );
+    }
+
+    #[test]
+    fn only_what_is_decided_is_an_answer() {
+        use tonic_types::ErrorDetails;
+        let status = |code, reason: &str| {
+            let details = ErrorDetails::with_error_info(reason, "tidewall", std::collections::HashMap::new());
+            Status::with_error_details(code, "text", details)
+        };
+        assert_eq!(final_reason(&status(Code::Aborted, "X")), Some("X".to_owned()));
+        assert_eq!(final_reason(&status(Code::ResourceExhausted, "OVERLOADED")), None);
+        assert_eq!(final_reason(&Status::internal("the connection broke")), None);
+    }
+}
