@@ -103,6 +103,9 @@ impl ApiError {
 
     /// The keyring gave no answer. Whatever was to be kept is of no use to anybody without its command.
     pub(crate) fn keyring(error: &tidewall_client::KeyringError) -> Self {
+        if *error == tidewall_client::KeyringError::Missing {
+            return Self::Plain { code: Code::DataLoss, reason: "KEY_MISSING", message: error.to_string() };
+        }
         let error = ClientError::Unavailable { why: error.to_string() };
         Self::Client { error, request_id: None }
     }

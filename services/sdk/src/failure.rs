@@ -177,6 +177,8 @@ reasons! {
     NoSuchMethod "NO_SUCH_METHOD" NotExecuted;
     /// Nobody knows whether it was decided.
     OutcomeUnknown "OUTCOME_UNKNOWN" Unknown;
+    /// The key of an account was lost.
+    KeyMissing "KEY_MISSING" Unknown;
     /// Gateway and node do not fit together.
     Internal "INTERNAL" Unknown;
 }

@@ -69,6 +69,8 @@ pub type Decision<M> = Result<(Vec<<M as Module>::Event>, <M as Module>::Outcome
 pub trait Module: Default + Debug + Send + Sync + 'static {
     /// Its name, in names of rows and in metrics: `[a-z]+`.
     const NAME: &'static str;
+    /// The first apply version under which it may be asked for something: a build that lacks the module would halt on a command of it.
+    const SINCE: u32 = 1;
     /// What can be asked for.
     type Command: ModuleCommand;
     /// What a command achieved, with all that an answer says.
@@ -162,6 +164,8 @@ pub trait AnyModule: Any + Debug + Send + Sync {
     fn number(&self) -> u8;
     /// Its name, in names of rows.
     fn name(&self) -> &'static str;
+    /// The first apply version under which it may be asked for something.
+    fn since(&self) -> u32;
     /// The same module without rows.
     fn fresh(&self) -> Box<dyn AnyModule>;
     /// Shows every table.
@@ -205,6 +209,10 @@ impl<M: Module> AnyModule for M {
 
     fn name(&self) -> &'static str {
         M::NAME
+    }
+
+    fn since(&self) -> u32 {
+        M::SINCE
     }
 
     fn fresh(&self) -> Box<dyn AnyModule> {

@@ -31,8 +31,8 @@ pub use time::{GroupTime, Stamp};
 /// every member supports the next; the old behaviour stays in the code until then. A build that meets a higher one
 /// refuses to run.
 ///
-/// 1: the first. 2: the parts of an import that nobody goes on with are dropped after [`IMPORT_IDLE_MS`].
-pub const APPLY_VERSION: u32 = 2;
+/// 1: the first. 2: the parts of an import that nobody goes on with are dropped after [`IMPORT_IDLE_MS`]. 3: there are accounts.
+pub const APPLY_VERSION: u32 = 3;
 
 /// An import that got no part for so long, milliseconds of log time, is given up: from apply version 2 on.
 pub const IMPORT_IDLE_MS: u64 = 600_000;

@@ -50,11 +50,15 @@ pub enum Mutant {
     RecoveryDropsLog,
     /// A request id is guarded by what a gateway built, not by what the client sent.
     IdGuardedByPayload,
+    /// A refresh token that was used long ago gives tokens all the same.
+    CopiedTokenAccepted,
+    /// A key counts as kept when one node has it.
+    KeyOnOneNode,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -75,6 +79,8 @@ impl Mutant {
         Self::ImportForgetsIds,
         Self::RecoveryDropsLog,
         Self::IdGuardedByPayload,
+        Self::CopiedTokenAccepted,
+        Self::KeyOnOneNode,
     ];
 }
 

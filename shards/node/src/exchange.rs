@@ -11,7 +11,7 @@ use tidewall_consensus::Group;
 use tidewall_domain::module::AnyModule;
 use tidewall_domain::registry;
 use tidewall_link::{ExchangeProtocol, Handler, ReplySender};
-use tidewall_machine::Op;
+use tidewall_machine::{Machine, Op};
 use tidewall_proto::internal::v1 as pb;
 
 use crate::metrics::Metrics;
@@ -19,6 +19,8 @@ use crate::space::Space;
 use crate::standing::Standing;
 use crate::{convert, shard, views};
 
+/// When to come back to a region whose replicas are being upgraded, or have just been made.
+const UPGRADE_RETRY_MS: u32 = 300;
 /// Refused work should come back after this when the disk is nearly full, ms.
 const LOW_SPACE_RETRY_MS: u32 = 2_000;
 
@@ -85,10 +87,11 @@ impl Serving {
         }
     }
 
-    /// Whether a payload is a command of a module of this build.
-    fn understood(&self, module: u8, payload: &[u8]) -> Result<(), String> {
+    /// Whether a payload is a command of a module of this build; gives the apply version under which all members have it.
+    fn understood(&self, module: u8, payload: &[u8]) -> Result<u32, String> {
         let known = self.modules.iter().find(|known| known.number() == module);
-        known.ok_or_else(|| format!("this build has no module {module}"))?.understands(payload)
+        let known = known.ok_or_else(|| format!("this build has no module {module}"))?;
+        known.understands(payload).map(|()| known.since())
     }
 
     /// Why new work must be refused now, and when to come back, ms.
@@ -148,7 +151,12 @@ impl ExchangeHandler {
         let module = match &command.op {
             // What this build does not understand must not get into the log: it would halt the group.
             Op::Module { module, payload } => match self.serving.understood(*module, payload) {
-                Ok(()) => *module,
+                Ok(since) if since > 1 && served.group.state().read(Machine::apply_version) < since => {
+                    let what = "not all replicas of the region have a build that knows this";
+                    let refusal = Refusal::Overloaded { what, retry_after_ms: UPGRADE_RETRY_MS };
+                    return answer(Answered::Refused(views::refusal(&refusal)));
+                }
+                Ok(_) => *module,
                 Err(why) => return answer(Answered::Refused(views::invalid(why))),
             },
             Op::Seal | Op::System(_) => 0,

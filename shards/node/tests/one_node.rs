@@ -13,7 +13,7 @@ use tidewall_client::topology::{Node, Region};
 use tidewall_client::{ClientError, ShardClient, ShardClientOptions, Topology};
 use tidewall_consensus::{FailStop, PeerServer, Peers, PeersConfig};
 use tidewall_env::disk::MemoryDisk;
-use tidewall_messages::tickets;
+use tidewall_messages::{accounts, tickets};
 use tidewall_node::assembly::{
     Front, LifeOfNode, LivesStore, Orders, Parts, Quarantine, RaftThreads, Replicas, Space, SteadyClock,
     load_rows, peer_service,
@@ -49,6 +49,11 @@ async fn start(directory: &Path) -> One {
 }
 
 async fn start_on(directory: &Path, threads: RaftThreads) -> One {
+    start_as(directory, threads, tidewall_node::APPLY_VERSION).await
+}
+
+/// As a build that supports no later apply version.
+async fn start_as(directory: &Path, threads: RaftThreads, apply_version: u32) -> One {
     let client_port = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let peer_port = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let node = Node {
@@ -73,13 +78,13 @@ async fn start_on(directory: &Path, threads: RaftThreads) -> One {
             .serve_with_incoming(TcpIncoming::from(peer_port)),
     );
     let mut store = MemoryCheckpoints::new();
-    let rows = |group| load_rows(&mut store, &log, group, tidewall_node::APPLY_VERSION).unwrap();
+    let rows = |group| load_rows(&mut store, &log, group, apply_version).unwrap();
     let machines: BTreeMap<u32, _> = [1, 2].map(rows).into_iter().zip(1..).map(|(m, g)| (g, m)).collect();
     let writer = CheckpointWriter::start(Box::new(store)).unwrap();
     let parts = Parts {
         node: 1,
         topology: topology.clone(),
-        apply_version: tidewall_node::APPLY_VERSION,
+        apply_version,
         clock: Arc::new(SteadyClock::new()),
         log: log.clone(),
         writer: writer.clone(),
@@ -265,6 +270,38 @@ fn a_region_goes_back_to_a_file_and_only_when_that_is_asked_for() {
         one.buy(3, 1).await;
         assert_eq!(one.tickets().await, 2);
         one.stop();
+    });
+}
+
+/// Replicas of a build without a module would halt on a command of it.
+#[test]
+fn a_module_is_asked_nothing_before_all_members_have_the_build_for_it() {
+    run(async {
+        let attempt = |n| {
+            let asked = accounts::Command::from(accounts::CountAttempt { email_hash: vec![7; 32] });
+            let payload = asked.encode_to_vec().into();
+            pb::Command { module: accounts::MODULE.into(), payload, ..purchase(n, 1) }
+        };
+        for (version, decides) in [(2, false), (tidewall_node::APPLY_VERSION, true)] {
+            let directory = tempfile::tempdir().unwrap();
+            let one = start_as(directory.path(), RaftThreads::none(), version).await;
+            let raised = async {
+                while one.state().await.groups[0].apply_version < version {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, raised).await.unwrap();
+            let asked = one.client.command(1, attempt(1), Instant::now() + PATIENCE).await;
+            match asked {
+                Ok(outcome) => assert!(decides && outcome.receipt.is_some(), "{outcome:?}"),
+                Err(ClientError::Overloaded { message, .. }) => {
+                    assert!(!decides && message.contains("replicas"), "{message}");
+                }
+                other => panic!("{other:?}"),
+            }
+            one.create().await;
+            one.stop();
+        }
     });
 }
 

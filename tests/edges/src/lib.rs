@@ -40,7 +40,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         name: "tidewall-domain",
-        may_use: &["tidewall-messages"],
+        may_use: &["tidewall-messages", "tidewall-mutant"],
         tests_may_use: &[],
         why: "pure rules over their messages: they know no network, disk or clock",
     },

@@ -41,6 +41,7 @@ pub enum Timer {
 
 impl Module for State {
     const NAME: &'static str = "accounts";
+    const SINCE: u32 = 3;
     type Command = Command;
     type Outcome = Outcome;
     type Rejection = Rejection;
