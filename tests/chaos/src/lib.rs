@@ -22,5 +22,6 @@ pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod stage;
+mod stories;
 
 pub use error::ChaosError;

@@ -18,6 +18,7 @@ use crate::load::{Load, Recorder};
 use crate::prepare::{self, People};
 use crate::readback;
 use crate::register::Register;
+use crate::stories::Stories;
 
 /// How long members may take to serve.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -85,6 +86,7 @@ pub struct Stage {
     setting: Setting,
     load: Option<Load>,
     register: Option<Register>,
+    stories: Option<Stories>,
 }
 
 impl Stage {
@@ -115,6 +117,7 @@ impl Stage {
             setting,
             load: None,
             register: None,
+            stories: None,
         };
         stage.wait_healed(READY_WITHIN).await?;
         let regions = stage.driver.regions();
@@ -132,6 +135,9 @@ impl Stage {
             Some(Load::start(&stage.recorder, buyers.clone(), &stage.planned, stage.setting.rate, seed));
         let some = &regions[..regions.len().min(REGISTERS)];
         stage.register = Some(Register::start(&stage.recorder, &stage.people.organiser, &buyers, some, seed));
+        if let Some(gateway) = stage.driver.target().endpoints.first() {
+            stage.stories = Some(Stories::start(gateway, &regions, seed)?);
+        }
         stage.say("the load flows");
         tokio::time::sleep(WARM_UP).await;
         Ok(stage)
@@ -161,6 +167,9 @@ impl Stage {
         self.say("waiting for the last answers");
         if let Some(load) = self.load.take() {
             load.stop().await;
+        }
+        if let Some(stories) = self.stories.take() {
+            self.outcome.expectations.push(stories.stop().await);
         }
         if let Some(register) = self.register.take() {
             self.planned.extend(register.stop().await);
