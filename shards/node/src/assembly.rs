@@ -207,7 +207,7 @@ impl Replicas {
             answering.hear(&report);
             answering.own()
         });
-        let keys = Keys::new(parts.keyring, parts.space);
+        let keys = Keys::new(parts.keyring, parts.space, fail_stop);
         let asked = keys.clone();
         server.on_keyring(move |request| {
             let asked = asked.clone();

@@ -19,8 +19,6 @@ use crate::space::Space;
 use crate::standing::Standing;
 use crate::{convert, shard, views};
 
-/// When to come back to a region whose replicas are being upgraded, or have just been made.
-const UPGRADE_RETRY_MS: u32 = 300;
 /// Refused work should come back after this when the disk is nearly full, ms.
 const LOW_SPACE_RETRY_MS: u32 = 2_000;
 
@@ -151,10 +149,11 @@ impl ExchangeHandler {
         let module = match &command.op {
             // What this build does not understand must not get into the log: it would halt the group.
             Op::Module { module, payload } => match self.serving.understood(*module, payload) {
+                // Nobody can lead to a decision about it yet: callers wait as they do for an election. In a region that has just
+                // been made that takes a second.
                 Ok(since) if since > 1 && served.group.state().read(Machine::apply_version) < since => {
-                    let what = "not all replicas of the region have a build that knows this";
-                    let refusal = Refusal::Overloaded { what, retry_after_ms: UPGRADE_RETRY_MS };
-                    return answer(Answered::Refused(views::refusal(&refusal)));
+                    let nobody = Refusal::NotLeader { leader: None };
+                    return answer(Answered::Refused(views::refusal(&nobody)));
                 }
                 Ok(_) => *module,
                 Err(why) => return answer(Answered::Refused(views::invalid(why))),

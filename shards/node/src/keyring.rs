@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tidewall_consensus::Peers;
+use tidewall_consensus::{FailStop, Peers, StorageFault};
 use tidewall_env::tasks;
 use tidewall_proto::internal::v1 as pb;
 use tidewall_store::keyring::{Entry, KeyId, Keyring, KeyringError, PARTS};
@@ -21,10 +21,12 @@ const FIRST_ROUND: Duration = Duration::from_millis(200);
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// The keyring of a running node; clones are the same.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Keys {
     keyring: Keyring,
     space: Space,
+    /// Told when the disk fails.
+    fail_stop: FailStop,
 }
 
 fn refusal(kind: pb::KeyringRefusal, message: impl Into<String>) -> pb::KeyringResponse {
@@ -64,8 +66,18 @@ fn failed(error: KeyringError) -> pb::KeyringResponse {
 
 impl Keys {
     /// The keyring of a node. Short of space it takes no new keys.
-    pub fn new(keyring: Keyring, space: Space) -> Self {
-        Self { keyring, space }
+    pub fn new(keyring: Keyring, space: Space, fail_stop: FailStop) -> Self {
+        Self { keyring, space, fail_stop }
+    }
+
+    /// A disk that fails stops the node, unless it is only full: then others have the key.
+    fn failed(&self, error: KeyringError) -> pb::KeyringResponse {
+        if let KeyringError::Io { source, .. } = &error
+            && source.kind() != std::io::ErrorKind::StorageFull
+        {
+            self.fail_stop.report(StorageFault::Disk(error.to_string()));
+        }
+        failed(error)
     }
 
     /// Answers a gateway or another node, where a disk holds nobody up.
@@ -84,21 +96,25 @@ impl Keys {
                 let why = "this node's disk is nearly full: free space";
                 return Err(refusal(pb::KeyringRefusal::Unavailable, why));
             }
-            Some(Op::Put(put)) => self.keyring.put(entry(&put)?).map_err(failed)?,
-            Some(Op::Erase(erase)) => self.keyring.erase(erase.group, id(&erase.id)?).map_err(failed)?,
+            Some(Op::Put(put)) => self.keyring.put(entry(&put)?).map_err(|error| self.failed(error))?,
+            Some(Op::Erase(erase)) => {
+                self.keyring.erase(erase.group, id(&erase.id)?).map_err(|error| self.failed(error))?
+            }
             Some(Op::Get(key)) => {
                 if !self.keyring.is_complete() {
                     let why = "this node has not yet taken over the keys that others have";
                     return Err(refusal(pb::KeyringRefusal::Unavailable, why));
                 }
-                let found = self.keyring.get(&id(&key)?).map_err(failed)?;
+                let found = self.keyring.get(&id(&key)?).map_err(|error| self.failed(error))?;
                 response.entries.extend(found.map(shown));
             }
-            Some(Op::Compare(_)) => response.sums = self.keyring.sums().map_err(failed)?,
+            Some(Op::Compare(_)) => {
+                response.sums = self.keyring.sums().map_err(|error| self.failed(error))?
+            }
             Some(Op::Part(part)) => {
                 let part = u8::try_from(part)
                     .map_err(|_| refusal(pb::KeyringRefusal::Invalid, format!("there are {PARTS} parts")))?;
-                let found = self.keyring.part(part).map_err(failed)?;
+                let found = self.keyring.part(part).map_err(|error| self.failed(error))?;
                 response.entries.extend(found.into_iter().map(shown));
             }
             None => return Err(refusal(pb::KeyringRefusal::Invalid, "the request asks for nothing")),
@@ -154,7 +170,7 @@ impl Keys {
             let entries = entries.map_err(|refused| refused.message)?;
             let keyring = self.keyring.clone();
             let merged = tasks::off_thread(move || keyring.merge(entries)).await?;
-            taken += merged.map_err(|error| error.to_string())?;
+            taken += merged.map_err(|error| self.failed(error).message)?;
         }
         Ok(taken)
     }
@@ -169,7 +185,9 @@ mod tests {
     use crate::fake::{replicas, standing};
 
     fn keys(node: u64, first: bool) -> Keys {
-        Keys::new(Keyring::open(&MemoryDisk::new(), [1; 16], node, first).unwrap(), Space::unlimited())
+        let fail_stop = FailStop::new(|fault| panic!("{fault:?}"));
+        let keyring = Keyring::open(&MemoryDisk::new(), [1; 16], node, first).unwrap();
+        Keys::new(keyring, Space::unlimited(), fail_stop)
     }
 
     fn ask(keys: &Keys, op: pb::keyring_request::Op) -> pb::KeyringResponse {
@@ -204,6 +222,23 @@ mod tests {
         }
         let nothing = keys.try_answer(pb::KeyringRequest { op: None }).unwrap_err();
         assert_eq!(nothing.refusal(), pb::KeyringRefusal::Invalid);
+    }
+
+    #[test]
+    fn a_disk_that_fails_stops_the_node_and_a_full_one_does_not() {
+        let disk = MemoryDisk::new();
+        let told = std::sync::Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let telling = std::sync::Arc::clone(&told);
+        let fail_stop = FailStop::new(move |fault| telling.lock().push(fault));
+        let keyring = Keyring::open(&disk, [1; 16], 1, true).unwrap();
+        let keys = Keys::new(keyring, Space::unlimited(), fail_stop);
+        disk.set_capacity_bytes(Some(200));
+        assert_eq!(ask(&keys, Op::Put(key(1))).refusal(), pb::KeyringRefusal::Unavailable);
+        assert!(told.lock().is_empty());
+        disk.set_capacity_bytes(None);
+        disk.fail_syncs_after(0);
+        assert_eq!(ask(&keys, Op::Put(key(1))).refusal(), pb::KeyringRefusal::Unavailable);
+        assert!(matches!(told.lock().as_slice(), [StorageFault::Disk(_)]));
     }
 
     /// Node 2 begins with nothing, beside node 1 that has keys and tombstones.

@@ -39,8 +39,8 @@ pub struct Control {
     pub finish: Cell<bool>,
     /// The end is gathered.
     pub finished: Cell<bool>,
-    /// Gateway of each call that is under way, by its place in the history.
-    pub under_way: RefCell<BTreeMap<usize, usize>>,
+    /// Gateway of each call that is under way, by its place in the history, and whether it goes through that.
+    pub under_way: RefCell<BTreeMap<usize, (usize, bool)>>,
     /// What the clients of a gateway that has died do not know.
     pub orphans: RefCell<VecDeque<Orphan>>,
 }
@@ -50,6 +50,8 @@ pub struct Control {
 pub struct Orphan {
     /// The gateway that has died.
     pub gateway: usize,
+    /// It went through that: who repeats it otherwise asks for something else, by its fingerprint.
+    pub through: bool,
     /// The group.
     pub group: u32,
     /// Who asked.
@@ -130,7 +132,8 @@ impl Desk {
             history.calls.push(call);
             history.calls.len() - 1
         };
-        self.control.under_way.borrow_mut().insert(at, self.number);
+        let through = matches!(way, Way::Api(_));
+        self.control.under_way.borrow_mut().insert(at, (self.number, through));
         self.trace.note(invoked_us, principal, format_args!("#{at} group {group} {ask:?}"));
         at
     }

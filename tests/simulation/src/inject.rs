@@ -332,14 +332,15 @@ impl Cluster {
         let at_us = self.sim.elapsed().as_micros() as u64;
         let (control, history) = (Rc::clone(&self.control), Rc::clone(&self.history));
         let (mut under_way, mut history) = (control.under_way.borrow_mut(), history.borrow_mut());
-        let lost: Vec<usize> =
-            under_way.extract_if(.., |_, gateway| *gateway == number).map(|(at, _)| at).collect();
+        let lost = under_way.extract_if(.., |_, (gateway, _)| *gateway == number);
+        let lost: Vec<(usize, bool)> = lost.map(|(at, (_, through))| (at, through)).collect();
         self.note(format_args!("{} calls are under way", lost.len()));
-        for at in lost {
+        for (at, through) in lost {
             let call = &mut history.calls[at];
             call.returned = Some((at_us, End::Unknown));
             control.orphans.borrow_mut().push_back(Orphan {
                 gateway: number,
+                through,
                 group: call.group,
                 principal: call.principal.clone(),
                 request_id: call.request_id,

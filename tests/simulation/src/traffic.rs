@@ -156,15 +156,12 @@ async fn inquire(desk: Desk, api: Way, shards: Way) {
     while !desk.control.stop.get() {
         let elsewhere = |orphan: &&Orphan| orphan.gateway != desk.number;
         let orphan = desk.control.orphans.borrow().iter().find(elsewhere).cloned();
-        let Some(Orphan { group, principal, request_id, ask: what, .. }) = orphan else {
+        let Some(Orphan { through, group, principal, request_id, ask: what, .. }) = orphan else {
             sleep(Duration::from_millis(20)).await;
             continue;
         };
-        // A request is repeated as it was, also where the public API could not have said it.
-        let way = match &what {
-            Ask::Hold { ttl_ms, .. } if ttl_ms % 1_000 != 0 => &shards,
-            _ => &api,
-        };
+        // A request is repeated as it was.
+        let way = if through { &api } else { &shards };
         for _ in 0..INQUIRIES_MAX {
             let request = Request { group, principal: &principal, id: request_id };
             let saw = read_outcome(&desk, way, request, patience).await;
