@@ -285,6 +285,13 @@ impl<'a, F: Fn(bool) -> pb::call::Op> Call<'a, F> {
                 self.progress.why = Some(refusal.message);
                 self.pause().await;
             }
+            pb::RefusalKind::NotYet => {
+                // It leads: who waits for that need not wait with this call.
+                self.group.settle(node);
+                self.progress.why = Some(refusal.message);
+                let again = Instant::now() + Duration::from_millis(refusal.retry_after_ms.into());
+                sleep_until(again.min(self.deadline)).await;
+            }
             pb::RefusalKind::Overloaded => return self.node_overloaded(node, entry, refusal).await,
             pb::RefusalKind::Invalid | pb::RefusalKind::Unspecified => {
                 return Err(if self.progress.in_doubt {

@@ -270,14 +270,18 @@ fn settled(item: pb::BatchItem, in_doubt: &mut bool) -> Option<pb::batch_item::R
         }
         pb::RefusalKind::NotLeader | pb::RefusalKind::Halted => None,
         // Nothing was decided by this attempt: that is an answer only if no other one may have been.
-        pb::RefusalKind::Overloaded | pb::RefusalKind::Invalid | pb::RefusalKind::Unspecified
+        pb::RefusalKind::Overloaded
+        | pb::RefusalKind::NotYet
+        | pb::RefusalKind::Invalid
+        | pb::RefusalKind::Unspecified
             if *in_doubt =>
         {
             None
         }
-        pb::RefusalKind::Overloaded | pb::RefusalKind::Invalid | pb::RefusalKind::Unspecified => {
-            Some(pb::batch_item::Result::Refusal(refusal))
-        }
+        pb::RefusalKind::Overloaded
+        | pb::RefusalKind::NotYet
+        | pb::RefusalKind::Invalid
+        | pb::RefusalKind::Unspecified => Some(pb::batch_item::Result::Refusal(refusal)),
     }
 }
 

@@ -264,3 +264,24 @@ async fn a_call_in_doubt_for_which_there_is_no_room_to_wait_is_unknown() {
         assert!(matches!(end, Err(ClientError::Unknown { .. })), "{end:?}");
     }
 }
+
+/// A region that is being upgraded decides some things and not others: what waits for the rest holds up nobody.
+#[tokio::test]
+async fn what_a_leader_cannot_decide_yet_waits_and_makes_nobody_doubt_the_leader() {
+    let (first, second) = (Fake::new(Mode::Refuse(pb::RefusalKind::NotYet)), Fake::new(Mode::NotLeader(1)));
+    let client = client(&[start(&first, 1).await, start(&second, 2).await]);
+    let waiting = {
+        let client = std::sync::Arc::clone(&client);
+        tokio::spawn(async move { client.command(1, command("early"), after(20_000)).await })
+    };
+    while first.calls.load(Ordering::Relaxed) < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(client.believed_leader(1), Some(1));
+    assert_eq!(second.calls.load(Ordering::Relaxed), 0, "nobody else is asked");
+    *first.mode.lock() = Mode::Decide;
+    assert_eq!(decided_for(waiting.await.unwrap().unwrap()), "early");
+    *first.mode.lock() = Mode::Refuse(pb::RefusalKind::NotYet);
+    let late = client.command(1, command("late"), after(300)).await;
+    assert!(matches!(late, Err(ClientError::Unavailable { .. })), "{late:?}");
+}

@@ -149,11 +149,14 @@ impl ExchangeHandler {
         let module = match &command.op {
             // What this build does not understand must not get into the log: it would halt the group.
             Op::Module { module, payload } => match self.serving.understood(*module, payload) {
-                // Nobody can lead to a decision about it yet: callers wait as they do for an election. In a region that has just
-                // been made that takes a second.
                 Ok(since) if since > 1 && served.group.state().read(Machine::apply_version) < since => {
-                    let nobody = Refusal::NotLeader { leader: None };
-                    return answer(Answered::Refused(views::refusal(&nobody)));
+                    return answer(Answered::Refused(match served.group.believes_to_lead() {
+                        true => views::not_yet(),
+                        // Not on to the actors: they may lead by the time that they look.
+                        false => {
+                            views::refusal(&Refusal::NotLeader { leader: served.group.believed_leader() })
+                        }
+                    }));
                 }
                 Ok(_) => *module,
                 Err(why) => return answer(Answered::Refused(views::invalid(why))),

@@ -5,6 +5,9 @@ use tidewall_machine::{Answer, Decision, Machine, Receipt, Reject, Stamp};
 use tidewall_messages::Rejection;
 use tidewall_proto::internal::v1 as pb;
 
+/// When to ask again what not all replicas know yet: in a region that has just been made that takes about a second.
+const NOT_YET_MS: u32 = 100;
+
 const CODE_INVALID_ARGUMENT: i32 = 3;
 const CODE_DEADLINE_EXCEEDED: i32 = 4;
 const CODE_FAILED_PRECONDITION: i32 = 9;
@@ -78,6 +81,17 @@ pub fn refusal(refusal: &Refusal) -> pb::Refusal {
         Refusal::Halted(_) => view.set_kind(pb::RefusalKind::Halted),
     }
     view
+}
+
+/// Not all members of the group have a build that knows what is asked for.
+pub fn not_yet() -> pb::Refusal {
+    let message = "not all replicas of the region have a build that knows this".to_owned();
+    pb::Refusal {
+        kind: pb::RefusalKind::NotYet.into(),
+        retry_after_ms: NOT_YET_MS,
+        message,
+        ..Default::default()
+    }
 }
 
 /// A call that makes no sense here.
