@@ -269,9 +269,34 @@ async fn bootstrap(arguments: &BootstrapArgs, format: Format) -> Result<(), Fail
     let made = given.is_none().then(|| Uuid::from_bytes(tidewall_env::random::secret()).simple().to_string());
     let password = given.or_else(|| made.clone()).unwrap_or_default();
     let caller = gateway::with_role(target, token, "bootstrap", Role::Admin).await?;
-    make(&caller, who, password.clone(), "", timeout).await?;
+    let account = appoint(&caller, who, &password, timeout).await.inspect_err(|_| {
+        if let Some(made) = &made {
+            // Nobody else knows it, should the account be there now.
+            output::note(&format!("if {} has an account now, its password is {made}", who.email));
+        }
+    })?;
+    match format {
+        Format::Table => {
+            let mut text = format!("{} is the first admin of {}: {account}\n", who.email, who.region);
+            if let Some(password) = made {
+                text += &format!("password, shown this once: {password}\n");
+            }
+            output::text(&text)
+        }
+        Format::Json => output::json(&Bootstrapped { account, password: made }),
+    }
+}
+
+/// Registers, logs in, and is appointed; gives the account.
+async fn appoint(
+    caller: &Caller,
+    who: &WhoArgs,
+    password: &str,
+    timeout: std::time::Duration,
+) -> Result<String, Failure> {
+    make(caller, who, password.to_owned(), "", timeout).await?;
     // Anybody may have registered this e-mail before: only who has the password is appointed.
-    let account = match enter(&caller, who, password, timeout).await {
+    let account = match enter(caller, who, password.to_owned(), timeout).await {
         Err(status) if status.code() == Code::Unauthenticated => {
             return Err(Failure::new(
                 Exit::Refused,
@@ -290,16 +315,7 @@ async fn bootstrap(arguments: &BootstrapArgs, format: Format) -> Result<(), Fail
         AccountServiceClient::new(caller.channel()).bootstrap_admin(caller.request(message, timeout)).await;
     let what = format_args!("make {} the first admin of {}", who.email, who.region);
     appointed.map_err(|e| Failure::from_status(what, &e))?;
-    match format {
-        Format::Table => {
-            let mut text = format!("{} is the first admin of {}: {account}\n", who.email, who.region);
-            if let Some(password) = made {
-                text += &format!("password, shown this once: {password}\n");
-            }
-            output::text(&text)
-        }
-        Format::Json => output::json(&Bootstrapped { account, password: made }),
-    }
+    Ok(account)
 }
 
 #[cfg(test)]

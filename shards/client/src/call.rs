@@ -14,6 +14,8 @@ use crate::nodes::Lane;
 
 /// A first probe may take so long; the next ones twice as long each, up to the attempt's timeout.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
+/// How long something is waited for that not all replicas know yet.
+const NOT_YET_PATIENCE: Duration = Duration::from_secs(5);
 /// Hints that are followed in a row without a pause.
 const FOLLOWS_MAX: u32 = 2;
 
@@ -94,6 +96,8 @@ struct Progress {
     silent: Option<usize>,
     /// The node that was asked last, when it said that it has halted.
     halted: Option<usize>,
+    /// Since when it is told that not all replicas know what it asks for.
+    not_yet: Option<Instant>,
     /// What happened to the last attempt.
     why: Option<String>,
 }
@@ -285,13 +289,7 @@ impl<'a, F: Fn(bool) -> pb::call::Op> Call<'a, F> {
                 self.progress.why = Some(refusal.message);
                 self.pause().await;
             }
-            pb::RefusalKind::NotYet => {
-                // It leads: who waits for that need not wait with this call.
-                self.group.settle(node);
-                self.progress.why = Some(refusal.message);
-                let again = Instant::now() + Duration::from_millis(refusal.retry_after_ms.into());
-                sleep_until(again.min(self.deadline)).await;
-            }
+            pb::RefusalKind::NotYet => return self.not_yet(node, entry, refusal).await,
             pb::RefusalKind::Overloaded => return self.node_overloaded(node, entry, refusal).await,
             pb::RefusalKind::Invalid | pb::RefusalKind::Unspecified => {
                 return Err(if self.progress.in_doubt {
@@ -324,6 +322,30 @@ impl<'a, F: Fn(bool) -> pb::call::Op> Call<'a, F> {
                 self.pause_unless_probing(entry).await;
             }
         }
+    }
+
+    /// A node that believes to lead cannot decide this yet. That is no proof that it leads, and no reason to doubt it; a region that has
+    /// just been made is ready within a second, and what takes longer is not worth a place that others want.
+    async fn not_yet(
+        &mut self,
+        node: usize,
+        entry: &Entry<'_>,
+        refusal: pb::Refusal,
+    ) -> Result<(), ClientError> {
+        let since = *self.progress.not_yet.get_or_insert_with(Instant::now);
+        if since.elapsed() > NOT_YET_PATIENCE && !self.progress.in_doubt {
+            return Err(ClientError::Unavailable { why: refusal.message });
+        }
+        self.progress.why = Some(refusal.message);
+        match entry {
+            // Others wait for the end of a probe: somebody else is to be asked next.
+            Entry::Probe(_) => self.group.doubt(node),
+            Entry::Open => {
+                let again = Instant::now() + Duration::from_millis(refusal.retry_after_ms.into());
+                sleep_until(again.min(self.deadline)).await;
+            }
+        }
+        Ok(())
     }
 
     /// A node has no room for the call.

@@ -72,9 +72,12 @@ impl Keys {
 
     /// A disk that fails stops the node, unless it is only full: then others have the key.
     fn failed(&self, error: KeyringError) -> pb::KeyringResponse {
-        if let KeyringError::Io { source, .. } = &error
-            && source.kind() != std::io::ErrorKind::StorageFull
-        {
+        let ends = match &error {
+            KeyringError::Io { source, .. } => source.kind() != std::io::ErrorKind::StorageFull,
+            KeyringError::Failed => true,
+            _ => false,
+        };
+        if ends {
             self.fail_stop.report(StorageFault::Disk(error.to_string()));
         }
         failed(error)
@@ -109,7 +112,8 @@ impl Keys {
                 response.entries.extend(found.map(shown));
             }
             Some(Op::Compare(_)) => {
-                response.sums = self.keyring.sums().map_err(|error| self.failed(error))?
+                response.complete = self.keyring.is_complete();
+                response.sums = self.keyring.sums().map_err(|error| self.failed(error))?;
             }
             Some(Op::Part(part)) => {
                 let part = u8::try_from(part)
@@ -128,30 +132,37 @@ impl Keys {
             let complete = self.keyring.is_complete();
             tokio::time::sleep(if complete { ROUND } else { FIRST_ROUND }).await;
             let others = standing.others();
-            let mut asked = 0;
+            let (mut answered, mut whole) = (0, 0);
             for node in &others {
                 match self.take_over(peers, *node).await {
-                    Ok(0) => asked += 1,
-                    Ok(keys) => {
-                        asked += 1;
-                        tracing::info!(node, keys, "keys taken over");
+                    Ok((keys, is_complete)) => {
+                        answered += 1;
+                        whole += usize::from(is_complete);
+                        if keys > 0 {
+                            tracing::info!(node, keys, "keys taken over");
+                        }
                     }
                     Err(why) => tracing::debug!(node, why, "the keyring cannot be compared"),
                 }
             }
-            // What a majority has kept, one of any majority of the others has, if this node has nothing.
-            if !complete && (2 * asked > others.len() || others.is_empty()) {
+            // What a majority has kept, one of any majority of the others has, if this node has nothing; unless that has lost it as well.
+            // All others together have whatever there is.
+            if !complete && (2 * whole > others.len() || answered == others.len()) {
                 let keyring = self.keyring.clone();
-                match tasks::off_thread(move || keyring.set_complete().map_err(|e| e.to_string())).await {
+                match tasks::off_thread(move || keyring.set_complete()).await {
                     Ok(Ok(())) => tracing::info!(keys = self.keyring.len(), "the keyring is complete"),
-                    Ok(Err(why)) | Err(why) => tracing::error!(why, "the keyring cannot be made complete"),
+                    Ok(Err(error)) => {
+                        let why = self.failed(error).message;
+                        tracing::error!(why, "the keyring cannot be made complete");
+                    }
+                    Err(why) => tracing::error!(why, "the keyring cannot be made complete"),
                 }
             }
         }
     }
 
-    /// Takes over what one other node has; gives how many keys and tombstones that were.
-    async fn take_over(&self, peers: &Peers, node: u64) -> Result<usize, String> {
+    /// Takes over what one other node has; gives how many keys and tombstones that were, and whether that node is complete.
+    async fn take_over(&self, peers: &Peers, node: u64) -> Result<(usize, bool), String> {
         use pb::keyring_request::Op;
         let ask = async |op| {
             let request = pb::KeyringRequest { op: Some(op) };
@@ -161,8 +172,9 @@ impl Keys {
                 _ => Err(response.message),
             }
         };
-        let theirs = ask(Op::Compare(pb::KeyringCompare {})).await?.sums;
-        let own = self.keyring.sums().map_err(|error| error.to_string())?;
+        let pb::KeyringResponse { sums: theirs, complete, .. } =
+            ask(Op::Compare(pb::KeyringCompare {})).await?;
+        let own = self.keyring.sums().map_err(|error| self.failed(error).message)?;
         let mut taken = 0;
         for (part, _) in theirs.iter().zip(&own).enumerate().filter(|(_, (theirs, own))| theirs != own) {
             let entries = ask(Op::Part(part as u32)).await?.entries;
@@ -172,7 +184,7 @@ impl Keys {
             let merged = tasks::off_thread(move || keyring.merge(entries)).await?;
             taken += merged.map_err(|error| self.failed(error).message)?;
         }
-        Ok(taken)
+        Ok((taken, complete))
     }
 }
 

@@ -208,7 +208,21 @@ impl Keyring {
                 None
             };
             match entry {
-                Some(entry) => slots.set(number, entry),
+                Some(entry) => {
+                    // Nothing is written twice; should it be there twice, a tombstone wins, and no key stays beside it.
+                    if let Some((other, known)) = slots.entries.get(&entry.id).cloned() {
+                        let (kept, lost) = match known.wrapped {
+                            None => ((other, known), number),
+                            Some(_) => ((number, entry), other),
+                        };
+                        file.write_at(lost * SLOT as u64, &[0; SLOT]).map_err(failing("mended"))?;
+                        file.sync_data().map_err(failing("mended"))?;
+                        slots.free.push(lost);
+                        slots.set(kept.0, kept.1);
+                    } else {
+                        slots.set(number, entry);
+                    }
+                }
                 None => slots.free.push(number),
             }
             at += SLOT as u64;
@@ -325,14 +339,22 @@ impl Keyring {
                 }
             }
         }
-        for (number, entry) in &taken {
-            if let Err(source) = self.file.write_at(number * SLOT as u64, &entry.to_slot()) {
-                // Nothing was synced, and nothing of it is known: the next write puts something else there. An erasure that was to
-                // be written over its key may have torn it.
-                let torn = self.slots.lock().entries.values().any(|(known, _)| known == number);
-                self.slots.lock().failed |= torn || source.kind() != io::ErrorKind::StorageFull;
+        let mut full = None;
+        for at in 0..taken.len() {
+            let (number, entry) = &taken[at];
+            let Err(source) = self.file.write_at(number * SLOT as u64, &entry.to_slot()) else { continue };
+            // An erasure that was to be written over its key may have torn it.
+            let known = self.slots.lock().entries.contains_key(&entry.id);
+            if known || source.kind() != io::ErrorKind::StorageFull {
+                self.slots.lock().failed = true;
                 return Err(KeyringError::Io { what: "written", source });
             }
+            // What was written before must be known, or a later erasure would not find it.
+            full = Some(source);
+            let lost = taken.split_off(at);
+            let known = |entry: &Entry| self.slots.lock().entries.contains_key(&entry.id);
+            appended -= lost.iter().filter(|(_, entry)| !known(entry)).count();
+            break;
         }
         if !taken.is_empty()
             && let Err(source) = self.file.sync_data()
@@ -348,7 +370,10 @@ impl Keyring {
         for (number, entry) in taken {
             slots.set(number, entry);
         }
-        Ok(changed)
+        match full {
+            Some(source) => Err(KeyringError::Io { what: "written", source }),
+            None => Ok(changed),
+        }
     }
 
     /// A sum over each part, equal where two keyrings have the same.
@@ -532,6 +557,48 @@ mod tests {
         (2..6).for_each(|id| keyring.put(key(id)).unwrap());
         let again = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
         assert_eq!((again.len(), again.sums().unwrap()), (5, keyring.sums().unwrap()));
+    }
+
+    #[test]
+    fn what_of_many_was_written_before_the_disk_was_full_is_known_and_can_be_erased() {
+        for room in 0..4_u64 {
+            let disk = MemoryDisk::new();
+            let keyring = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
+            disk.set_capacity_bytes(Some((1 + room) * SLOT as u64 + 60));
+            assert!(keyring.merge((1..=4).map(key).collect()).is_err());
+            disk.set_capacity_bytes(None);
+            (1..=4).for_each(|id| keyring.erase(1, [id; 16]).unwrap());
+            keyring.put(key(5)).unwrap();
+            let again = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
+            assert_eq!((again.len(), again.sums().unwrap()), (5, keyring.sums().unwrap()), "room for {room}");
+            let file = disk.open(FILE).unwrap();
+            let mut bytes = vec![0; file.len().unwrap() as usize];
+            file.read_exact_at(0, &mut bytes).unwrap();
+            for id in 1..=4 {
+                assert!(!bytes.windows(20).any(|window| window == [id; 20]), "key {id} is still in the file");
+            }
+        }
+    }
+
+    #[test]
+    fn of_an_id_that_is_there_twice_the_tombstone_counts_and_the_key_goes() {
+        for order in [[erased(1), key(1)], [key(1), erased(1)]] {
+            let disk = MemoryDisk::new();
+            let keyring = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
+            keyring.put(key(9)).unwrap();
+            let file = disk.open(FILE).unwrap();
+            for (entry, slot) in order.iter().zip(2..) {
+                file.write_at(slot * SLOT as u64, &entry.to_slot()).unwrap();
+            }
+            for _ in 0..2 {
+                let again = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
+                assert_eq!(again.get(&[1; 16]).unwrap(), Some(erased(1)));
+                assert_eq!(again.len(), 2);
+            }
+            let mut bytes = vec![0; file.len().unwrap() as usize];
+            file.read_exact_at(0, &mut bytes).unwrap();
+            assert!(!bytes.windows(20).any(|window| window == [1; 20]));
+        }
     }
 
     #[test]

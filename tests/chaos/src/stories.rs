@@ -92,6 +92,9 @@ async fn all(endpoint: Endpoint, regions: Vec<String>, seed: u64, stop: Arc<Atom
         .map(|teller| tell::<Accounts, _>(teller, PAUSE_MS, || teller.stop.load(Ordering::Relaxed)));
     futures_util::future::join_all(told).await;
     let mut verdict = Verdict::new(CHECKER);
+    if tellers.iter().all(|teller| teller.book.borrow().answers == 0) {
+        verdict.add(|| "nobody has answered: nothing was shown".to_owned());
+    }
     for teller in tellers {
         let book = teller.book.into_inner();
         verdict.looked_at += book.answers;

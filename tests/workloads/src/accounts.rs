@@ -309,6 +309,12 @@ impl<S: Site> Visitor<'_, S> {
         // A right password forgets all attempts; then exactly so many wrong ones may be tried.
         let told = self.log_in(&password).await?;
         self.story.yes("a log-in", told)?;
+        for _ in 1..ATTEMPTS {
+            let told = self.log_in("password guessed").await?;
+            self.story.no("a guess", told, "LOG_IN_FAILED")?;
+        }
+        let told = self.log_in(&password).await?;
+        self.story.yes("the last attempt", told)?;
         for _ in 0..ATTEMPTS {
             let told = self.log_in("password guessed").await?;
             self.story.no("a guess", told, "LOG_IN_FAILED")?;

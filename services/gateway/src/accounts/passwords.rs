@@ -146,19 +146,33 @@ impl Passwords {
         Self { options, pool: Arc::new(pool), running: OnceLock::new() }
     }
 
-    /// A place for a call from an address, before anything else is done for it.
+    /// Whether there is room for a call from an address: asked before anything else is done for it, and promises nothing.
     ///
     /// # Errors
     /// Overloaded, when there are as many calls as there may be.
-    pub(crate) fn place(&self, from: Option<IpAddr>) -> Result<Place<'_>, ApiError> {
-        let from = from.map(site);
-        let mut queue = self.pool.queue.lock();
+    pub(crate) fn check_room(&self, from: Option<IpAddr>) -> Result<(), ApiError> {
+        self.room(&self.pool.queue.lock(), from.map(site)).map(drop)
+    }
+
+    /// How many places an address has, when it may have one more.
+    fn room(&self, queue: &Queue, from: Option<IpAddr>) -> Result<usize, ApiError> {
         let own = queue.places.get(&from).copied().unwrap_or(0);
         if queue.taken >= self.options.places || own >= self.options.places_per_address {
             return Err(ApiError::overloaded(
                 "as many passwords are being checked as this gateway may check",
             ));
         }
+        Ok(own)
+    }
+
+    /// A place for a hash for an address. It is not to be held while anything else is waited for.
+    ///
+    /// # Errors
+    /// Overloaded, when there are as many calls as there may be.
+    pub(crate) fn place(&self, from: Option<IpAddr>) -> Result<Place<'_>, ApiError> {
+        let from = from.map(site);
+        let mut queue = self.pool.queue.lock();
+        let own = self.room(&queue, from)?;
         queue.taken += 1;
         queue.places.insert(from, own + 1);
         Ok(Place { passwords: self, from })
@@ -390,7 +404,8 @@ mod tests {
         let passwords = Passwords::new(options);
         let address = |last: u8| Some(IpAddr::from([127, 0, 0, last]));
         let mut crowd: Vec<_> = (0..3).map(|_| passwords.place(address(1)).unwrap()).collect();
-        assert!(passwords.place(address(1)).is_err());
+        assert!(passwords.place(address(1)).is_err() && passwords.check_room(address(1)).is_err());
+        assert!(passwords.check_room(address(2)).is_ok());
         let others = [passwords.place(address(2)).unwrap(), passwords.place(None).unwrap()];
         assert!(passwords.place(address(3)).is_err());
         drop(crowd.pop());

@@ -13,7 +13,7 @@ use tidewall_proto::v1;
 
 use super::profile::{check_name, check_tag, field};
 use super::{EmailHash, key_id};
-use crate::accounts::passwords::{Password, Place};
+use crate::accounts::passwords::Password;
 use crate::accounts::persons::KeyId;
 use crate::accounts::{ACCESS_LIFETIME, RefreshToken};
 use crate::auth::roles_of;
@@ -47,7 +47,6 @@ impl Services {
     async fn attempt(
         &self,
         call: &Call,
-        place: &Place<'_>,
         region: &str,
         request_id: &[u8],
         email: &EmailHash,
@@ -62,17 +61,20 @@ impl Services {
         else {
             return Err(convert::mismatch());
         };
-        let right = match found.exhausted {
-            // The region will say so.
-            true => false,
-            false => {
-                let check = place.check(&accounts.secrets, &password, found.credential.as_ref(), email);
-                within(call, check).await?
-            }
-        };
         let step = accounts.secrets.step_id(request_id, "attempt");
         let count = messages::CountAttempt { email_hash: email.to_vec() };
-        self.decide(call, region, &hex(email), step, count).await?;
+        if found.exhausted {
+            // A hash would be for nothing, unless this is a copy of an attempt that was counted.
+            self.decide(call, region, &hex(email), step.clone(), count.clone()).await?;
+        }
+        let right = {
+            let place = accounts.passwords.place(call.peer)?;
+            let check = place.check(&accounts.secrets, &password, found.credential.as_ref(), email);
+            within(call, check).await?
+        };
+        if !found.exhausted {
+            self.decide(call, region, &hex(email), step, count).await?;
+        }
         match right {
             true if !found.account_id.is_empty() => Ok(found),
             _ => Err(log_in_failed()),
@@ -184,13 +186,12 @@ impl Services {
     async fn session_for(
         &self,
         call: &Call,
-        place: &Place<'_>,
         region: &str,
         request_id: &[u8],
         (email, message): (&EmailHash, &v1::LogInRequest),
     ) -> Result<messages::StartSession, ApiError> {
         let accounts = self.accounts()?;
-        let found = self.attempt(call, place, region, request_id, email, &message.password).await?;
+        let found = self.attempt(call, region, request_id, email, &message.password).await?;
         let device = match message.device.as_str() {
             "" => None,
             device => {
@@ -219,16 +220,15 @@ impl Services {
         let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
         let (email, _) = self.email("email", &message.email)?;
         check_name("device", &message.device)?;
-        let place = accounts.passwords.place(call.peer)?;
+        accounts.passwords.check_room(call.peer)?;
         let call = call.in_name_of("email", &email);
         let start = match self.is_decided(&call, &id).await? {
             true => messages::StartSession::default(),
             false => {
-                let session = self.session_for(&call, &place, region, &id, (&email, &message)).await;
+                let session = self.session_for(&call, region, &id, (&email, &message)).await;
                 self.unless_decided(&call, &id, session).await?.unwrap_or_default()
             }
         };
-        drop(place);
         let Decided { outcome: Done::SessionGranted(granted), receipt } =
             self.decide(&call, region, &hex(&email), id, start).await?
         else {
@@ -285,21 +285,21 @@ impl Services {
             let why = format!("{} may not change the password of another account", call.principal.subject);
             return Err(ApiError::denied("NOT_YOUR_ACCOUNT", why));
         }
-        let place = accounts.passwords.place(call.peer)?;
+        accounts.passwords.check_room(call.peer)?;
         let mut change = messages::ChangePassword { account_id: account.to_owned(), ..Default::default() };
         if !self.is_decided(&call, &id).await? {
             let get = messages::GetAccount { account_id: account.to_owned() };
             let view = self.account_view(&call, get).await?;
             let email: EmailHash = view.email_hash.as_slice().try_into().map_err(|_| convert::mismatch())?;
             let old = &message.current_password;
-            let attempt = self.attempt(&call, &place, region, &id, &email, old).await;
+            let attempt = self.attempt(&call, region, &id, &email, old).await;
             if let Some(found) = self.unless_decided(&call, &id, attempt).await? {
                 change.credential_revision = found.credential_revision;
+                let place = accounts.passwords.place(call.peer)?;
                 change.credential = Some(within(&call, place.credential(&accounts.secrets, &new)).await?);
                 change.kept_session_id = call.principal.session.map(Vec::from).unwrap_or_default();
             }
         }
-        drop(place);
         let decided = self.decide(&call, region, account, id, change).await?;
         Ok(v1::ChangePasswordResponse { receipt: decided.receipt })
     }
