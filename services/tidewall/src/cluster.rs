@@ -157,17 +157,7 @@ impl Cluster {
         let listens = gateway_addresses(plan, &directory, &mut reservation, patience)?;
         let (lock, topology, node_ports) =
             directory.prepare(&plan.wanted, patience).map_err(|e| environment(&e))?;
-        let with_keyring = topology.nodes.iter().map(|node| directory.node(node.id).join("keyring/keys"));
-        if let Some(keyring) = with_keyring.into_iter().find(|file| file.exists())
-            && !keys::account_path(&directory.keys()).exists()
-        {
-            return Err(environment(&format!(
-                "{} is gone, with which the keys in {} were made: put it back. With another one nobody could log in, and names and \
-                 e-mails would be lost",
-                keys::account_path(&directory.keys()).display(),
-                keyring.display()
-            )));
-        }
+        check_account_key(&directory, &topology)?;
         let key = keys::ensure(&directory.keys()).map_err(|e| environment(&e))?;
         let cluster = topology.cluster_bytes().unwrap_or_default();
         let authority = Authority::ensure(&directory.certificates(), cluster).map_err(|e| environment(&e))?;
@@ -391,6 +381,24 @@ impl SpecMaker<'_> {
         arguments.extend(["--signing-key".into(), keys::private_path(&self.directory.keys()).into()]);
         arguments.extend(["--threads".into(), crate::serve::half_the_cores().to_string().into()]);
         self.spec(gateway_name(id), ports::reachable(listen), arguments)
+    }
+}
+
+/// Refuses to go on with another secret of accounts than the one with which the keys of persons were made.
+fn check_account_key(directory: &DataDir, topology: &Topology) -> Result<(), Failure> {
+    let secret = keys::account_path(&directory.keys());
+    let mut keyrings = topology.nodes.iter().map(|node| directory.node(node.id).join("keyring/keys"));
+    match keyrings.find(|file| file.exists()) {
+        Some(keyring) if !secret.exists() => Err(Failure::new(
+            Exit::Environment,
+            format!(
+                "{} is gone, with which the keys in {} were made: put it back. With another one nobody could log in, and \
+                 names and e-mails would be lost",
+                secret.display(),
+                keyring.display()
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 

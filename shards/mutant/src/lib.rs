@@ -54,11 +54,15 @@ pub enum Mutant {
     CopiedTokenAccepted,
     /// A key counts as kept when one node has it.
     KeyOnOneNode,
+    /// An attempt at a password is allowed and not counted.
+    AttemptNotCounted,
+    /// A region gets a first admin although it has one.
+    SecondFirstAdmin,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -81,6 +85,8 @@ impl Mutant {
         Self::IdGuardedByPayload,
         Self::CopiedTokenAccepted,
         Self::KeyOnOneNode,
+        Self::AttemptNotCounted,
+        Self::SecondFirstAdmin,
     ];
 }
 

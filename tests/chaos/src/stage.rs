@@ -135,9 +135,7 @@ impl Stage {
             Some(Load::start(&stage.recorder, buyers.clone(), &stage.planned, stage.setting.rate, seed));
         let some = &regions[..regions.len().min(REGISTERS)];
         stage.register = Some(Register::start(&stage.recorder, &stage.people.organiser, &buyers, some, seed));
-        if let Some(gateway) = stage.driver.target().endpoints.first() {
-            stage.stories = Some(Stories::start(gateway, &regions, seed)?);
-        }
+        stage.stories = Some(Stories::start(&stage.driver.target(), &regions, seed)?);
         stage.say("the load flows");
         tokio::time::sleep(WARM_UP).await;
         Ok(stage)

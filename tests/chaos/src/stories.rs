@@ -5,12 +5,14 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use tidewall_load::Target;
 use tidewall_workloads::accounts::Accounts;
 use tidewall_workloads::{Book, Site, tell};
 use tonic::transport::{Channel, Endpoint};
@@ -32,12 +34,15 @@ pub struct Stories {
 }
 
 impl Stories {
-    /// Starts to tell stories in these regions, through the gateway at this URL.
+    /// Starts to tell stories in these regions, through the first gateway.
     ///
     /// # Errors
     /// When that is no URL, or there is no thread.
-    pub fn start(gateway: &str, regions: &[String], seed: u64) -> Result<Self, ChaosError> {
-        let endpoint = Endpoint::from_shared(gateway.to_owned())
+    pub fn start(target: &Target, regions: &[String], seed: u64) -> Result<Self, ChaosError> {
+        let gateway =
+            target.endpoints.first().ok_or_else(|| ChaosError::Site("there is no gateway".into()))?;
+        let admin = (target.mint)("admin", &["admin"]);
+        let endpoint = Endpoint::from_shared(gateway.clone())
             .map_err(|error| ChaosError::Site(error.to_string()))?
             .connect_timeout(Duration::from_secs(1))
             .http2_keep_alive_interval(Duration::from_secs(5))
@@ -47,7 +52,7 @@ impl Stories {
         let tellers = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             match runtime {
-                Ok(runtime) => runtime.block_on(all(endpoint, regions, seed, stopped)),
+                Ok(runtime) => runtime.block_on(all(endpoint, admin, regions, seed, stopped)),
                 Err(error) => {
                     let mut verdict = Verdict::new(CHECKER);
                     verdict.add(|| format!("no story was told: {error}"));
@@ -74,46 +79,52 @@ impl Stories {
 /// What the verdict is called.
 const CHECKER: &str = "accounts";
 
-async fn all(endpoint: Endpoint, regions: Vec<String>, seed: u64, stop: Arc<AtomicBool>) -> Verdict {
+async fn all(
+    endpoint: Endpoint,
+    admin: String,
+    regions: Vec<String>,
+    seed: u64,
+    stop: Arc<AtomicBool>,
+) -> Verdict {
+    let book: Rc<RefCell<Book>> = Rc::default();
     let gateway = endpoint.connect_lazy();
     let tellers = (0..TELLERS).map(|number| Teller {
         gateway: gateway.clone(),
+        admin: admin.clone(),
         regions: regions.clone(),
         // Other runs on the same cluster have other names.
         name: format!("t{number}-{}", Uuid::now_v7().simple()),
         random: RefCell::new(StdRng::seed_from_u64(seed.wrapping_add(number))),
         began: Instant::now(),
         stop: Arc::clone(&stop),
-        book: RefCell::default(),
+        book: Rc::clone(&book),
     });
     let tellers: Vec<Teller> = tellers.collect();
     let told = tellers
         .iter()
         .map(|teller| tell::<Accounts, _>(teller, PAUSE_MS, || teller.stop.load(Ordering::Relaxed)));
     futures_util::future::join_all(told).await;
-    let mut verdict = Verdict::new(CHECKER);
-    if tellers.iter().all(|teller| teller.book.borrow().answers == 0) {
+    let (mut verdict, book) = (Verdict::new(CHECKER), book.borrow());
+    if book.answers == 0 {
         verdict.add(|| "nobody has answered: nothing was shown".to_owned());
     }
-    for teller in tellers {
-        let book = teller.book.into_inner();
-        verdict.looked_at += book.answers;
-        // No scenario brings a region back to an earlier state.
-        for wrong in book.wrong(|_| 0) {
-            verdict.add(|| wrong);
-        }
+    verdict.looked_at = book.answers;
+    // No scenario brings a region back to an earlier state.
+    for wrong in book.wrong(|_| 0) {
+        verdict.add(|| wrong);
     }
     verdict
 }
 
 struct Teller {
     gateway: Channel,
+    admin: String,
     regions: Vec<String>,
     name: String,
     random: RefCell<StdRng>,
     began: Instant,
     stop: Arc<AtomicBool>,
-    book: RefCell<Book>,
+    book: Rc<RefCell<Book>>,
 }
 
 impl Site for Teller {
@@ -133,6 +144,10 @@ impl Site for Teller {
 
     fn below(&self, count: u64) -> u64 {
         self.random.borrow_mut().random_range(0..count.max(1))
+    }
+
+    fn admin(&self) -> String {
+        self.admin.clone()
     }
 
     fn request_id(&self) -> String {

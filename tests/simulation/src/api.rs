@@ -78,6 +78,11 @@ impl Api {
         self.channel.clone()
     }
 
+    /// A token with the role `admin`.
+    pub fn admin(&self) -> String {
+        self.minter.mint("admin", &[Role::Admin], TOKEN_LIFETIME).expect("a name as it should be")
+    }
+
     fn request<T>(&self, principal: &str, patience: Duration, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(patience);

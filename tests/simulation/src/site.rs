@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::rc::Rc;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -13,7 +14,7 @@ use tidewall_workloads::{Book, Site, tell};
 use tokio::time::sleep;
 use tonic::transport::Channel;
 
-use crate::api::{region, uuid};
+use crate::api::{Api, region, uuid};
 use crate::desk::{Desk, Open, request_id};
 use crate::world::now_us;
 
@@ -23,7 +24,7 @@ const PAUSE_MS: u64 = 200;
 /// Clients of a gateway who tell stories, for as long as the gateway lives.
 pub struct Storytellers {
     desk: Desk,
-    gateway: Channel,
+    api: Rc<Api>,
     random: RefCell<StdRng>,
     regions: Vec<String>,
     life: u64,
@@ -31,12 +32,12 @@ pub struct Storytellers {
 
 impl Storytellers {
     /// Those of a gateway.
-    pub fn new(desk: Desk, gateway: Channel) -> Self {
+    pub fn new(desk: Desk, api: Rc<Api>) -> Self {
         let life = desk.lives.get();
         let salt = desk.number as u64 * 7 + life * 1_009;
         let random = RefCell::new(StdRng::seed_from_u64(desk.plan.seed.wrapping_mul(17) ^ salt));
         let regions = (1..=desk.plan.regions).map(region).collect();
-        Self { desk, gateway, random, regions, life }
+        Self { desk, api, random, regions, life }
     }
 
     /// Tells stories until the sale ends.
@@ -52,7 +53,11 @@ impl Site for Storytellers {
     type Call = Open;
 
     fn gateway(&self) -> Channel {
-        self.gateway.clone()
+        self.api.channel()
+    }
+
+    fn admin(&self) -> String {
+        self.api.admin()
     }
 
     fn regions(&self) -> &[String] {

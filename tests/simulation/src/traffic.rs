@@ -58,7 +58,7 @@ pub async fn live(desk: Desk) -> turmoil::Result {
     tokio::spawn(core.serve(desk.lines.listen(API_PORT).await?, std::future::pending()));
     let address = SocketAddr::new(gateway_ip(desk.number), API_PORT);
     let client = Rc::new(Api::new(address));
-    tokio::task::spawn_local(Storytellers::new(desk.clone(), client.channel()).live());
+    tokio::task::spawn_local(Storytellers::new(desk.clone(), Rc::clone(&client)).live());
     let (api, shards) = (Way::Api(client), Way::Shards(shards));
     if desk.number == 1 {
         if !desk.control.ready.get() {

@@ -2,6 +2,7 @@
 //!
 //! Nobody else touches the account of a story, so that it knows what each answer must be.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tidewall_proto::v1;
@@ -13,6 +14,8 @@ use crate::{Over, Site, Story, Workload};
 
 /// A token that was used no longer ago gives its successor once more, without doubt.
 const SURELY_AGAIN: Duration = Duration::from_secs(40);
+/// What an admin grants and withdraws.
+const ROLES: [v1::Role; 3] = [v1::Role::Organiser, v1::Role::Support, v1::Role::Auditor];
 /// Passwords that may be tried, as the API says.
 const ATTEMPTS: usize = 10;
 
@@ -43,6 +46,18 @@ impl Held {
     fn refresh_token(&self) -> String {
         self.tokens.last().map(|(token, _)| token.clone()).unwrap_or_default()
     }
+}
+
+/// Asks a method until there is an answer, with an access token if one is given.
+macro_rules! ask {
+    ($visitor:ident, $method:ident, $message:expr $(, $token:expr)?) => {{
+        let ask = |request| {
+            let mut accounts = $visitor.accounts.clone();
+            $(let request = bearing($token, request);)?
+            async move { accounts.$method(request).await }
+        };
+        $visitor.story.insist(stringify!($method), $message, ask).await?
+    }};
 }
 
 /// A request with an access token.
@@ -79,11 +94,7 @@ impl<S: Site> Visitor<'_, S> {
             request_id: self.id(),
             ..Default::default()
         };
-        let ask = |request| {
-            let mut accounts = self.accounts.clone();
-            async move { accounts.register(request).await }
-        };
-        let told = self.story.insist("register", message, ask).await?;
+        let told = ask!(self, register, message);
         self.story.yes("a registration", told).map(drop)
     }
 
@@ -95,11 +106,7 @@ impl<S: Site> Visitor<'_, S> {
             device: "phone".to_owned(),
             request_id: self.id(),
         };
-        let ask = |request| {
-            let mut accounts = self.accounts.clone();
-            async move { accounts.log_in(request).await }
-        };
-        let told = self.story.insist("log in", message, ask).await?;
+        let told = ask!(self, log_in, message);
         Ok(told.map(|login| {
             let tokens = login.tokens.unwrap_or_default();
             let (name, account) = (login.session, login.account);
@@ -109,11 +116,7 @@ impl<S: Site> Visitor<'_, S> {
 
     async fn refresh(&self, token: &str) -> Result<Result<v1::Tokens, String>, Over> {
         let message = v1::RefreshRequest { refresh_token: token.to_owned(), request_id: self.id() };
-        let ask = |request| {
-            let mut accounts = self.accounts.clone();
-            async move { accounts.refresh(request).await }
-        };
-        let told = self.story.insist("refresh", message, ask).await?;
+        let told = ask!(self, refresh, message);
         Ok(told.map(|answer| answer.tokens.unwrap_or_default()))
     }
 
@@ -150,11 +153,7 @@ impl<S: Site> Visitor<'_, S> {
 
     async fn sessions(&self, held: &Held) -> Result<Vec<String>, Over> {
         let message = v1::ListSessionsRequest { parent: held.account.clone(), consistency: 0 };
-        let ask = |request| {
-            let (mut accounts, request) = (self.accounts.clone(), bearing(&held.access, request));
-            async move { accounts.list_sessions(request).await }
-        };
-        let told = self.story.insist("list sessions", message, ask).await?;
+        let told = ask!(self, list_sessions, message, &held.access);
         let mut names: Vec<String> = self
             .story
             .yes("a list of sessions", told)?
@@ -187,28 +186,73 @@ impl<S: Site> Visitor<'_, S> {
             update_mask: Some(mask),
             request_id: self.id(),
         };
-        let ask = |request| {
-            let (mut accounts, request) = (self.accounts.clone(), bearing(&held.access, request));
-            async move { accounts.update_profile(request).await }
-        };
-        let told = self.story.insist("update profile", message, ask).await?;
+        let told = ask!(self, update_profile, message, &held.access);
         self.story.yes("an update of the profile", told).map(drop)
     }
 
-    /// The profile must be what was written last.
-    async fn check_profile(&self, held: &Held, name: &str) -> Result<(), Over> {
+    /// Profile and roles must be what was written last.
+    async fn check_profile(&self, held: &Held, name: &str, roles: &BTreeSet<i32>) -> Result<(), Over> {
         let message = v1::GetAccountRequest { name: held.account.clone(), consistency: 0 };
-        let ask = |request| {
-            let (mut accounts, request) = (self.accounts.clone(), bearing(&held.access, request));
-            async move { accounts.get_account(request).await }
-        };
-        let told = self.story.insist("get account", message, ask).await?;
+        let told = ask!(self, get_account, message, &held.access);
         let account = self.story.yes("a look at one's own account", told)?.account.unwrap_or_default();
         let seen = (account.email.as_str(), account.display_name.as_str(), account.erased);
         if seen != (self.email.as_str(), name, false) {
             return self.story.object(format_args!("the account is {seen:?}, not with the name {name:?}"));
         }
-        Ok(())
+        self.check_roles(roles, &account.roles)
+    }
+
+    fn check_roles(&self, known: &BTreeSet<i32>, seen: &[i32]) -> Result<(), Over> {
+        match seen.iter().copied().collect::<BTreeSet<i32>>() == *known {
+            true => Ok(()),
+            false => self.story.object(format_args!("the roles are {seen:?}, not {known:?}")),
+        }
+    }
+
+    /// An admin finds the account by its e-mail, and gives it a role or takes one.
+    async fn change_role(&self, held: &Held, roles: &mut BTreeSet<i32>) -> Result<(), Over> {
+        let admin = self.story.site.admin();
+        let find = v1::FindAccountRequest {
+            parent: self.story.region.clone(),
+            email: self.email.to_uppercase(),
+            consistency: 0,
+        };
+        let told = ask!(self, find_account, find, &admin);
+        let found = self.story.yes("a search by an admin", told)?.account.unwrap_or_default();
+        if found.name != held.account {
+            return self.story.object(format_args!("{} is found, not {}", found.name, held.account));
+        }
+        let role = i32::from(ROLES[self.below(ROLES.len() as u64) as usize]);
+        let (name, request_id) = (found.name, self.id());
+        let seen = if roles.remove(&role) {
+            let told = ask!(self, withdraw_role, v1::WithdrawRoleRequest { name, role, request_id }, &admin);
+            self.story.yes("a withdrawal", told)?.roles
+        } else {
+            roles.insert(role);
+            let told = ask!(self, grant_role, v1::GrantRoleRequest { name, role, request_id }, &admin);
+            self.story.yes("a grant", told)?.roles
+        };
+        self.check_roles(roles, &seen)
+    }
+
+    /// Asks to be the first admin of the region: one account is, and stays it.
+    async fn be_first_admin(&self, held: &Held) -> Result<(), Over> {
+        let admin = self.story.site.admin();
+        let bootstrap = v1::BootstrapAdminRequest { name: held.account.clone(), request_id: self.id() };
+        if let Err(reason) = ask!(self, bootstrap_admin, bootstrap, &admin) {
+            return self.story.no::<()>("a second first admin", Err(reason), "ADMIN_EXISTS");
+        }
+        self.story.once(&held.account);
+        let (name, role) = (held.account.clone(), v1::Role::Admin.into());
+        let withdraw = v1::WithdrawRoleRequest { name, role, request_id: self.id() };
+        let told = ask!(self, withdraw_role, withdraw, &admin);
+        self.story.no("the withdrawal of the last admin", told, "LAST_ADMIN")
+    }
+
+    async fn revoke(&self, held: &Held, other: &Held) -> Result<(), Over> {
+        let message = v1::RevokeSessionRequest { name: other.name.clone(), request_id: self.id() };
+        let told = ask!(self, revoke_session, message, &held.access);
+        self.story.yes("the revocation of an own session", told).map(drop)
     }
 
     async fn change_password(&self, held: &Held, old: &str, new: &str) -> Result<(), Over> {
@@ -218,21 +262,13 @@ impl<S: Site> Visitor<'_, S> {
             new_password: new.to_owned(),
             request_id: self.id(),
         };
-        let ask = |request| {
-            let (mut accounts, request) = (self.accounts.clone(), bearing(&held.access, request));
-            async move { accounts.change_password(request).await }
-        };
-        let told = self.story.insist("change password", message, ask).await?;
+        let told = ask!(self, change_password, message, &held.access);
         self.story.yes("a new password", told).map(drop)
     }
 
     async fn log_out(&self, held: &Held) -> Result<(), Over> {
         let message = v1::LogOutRequest { refresh_token: held.refresh_token(), request_id: self.id() };
-        let ask = |request| {
-            let mut accounts = self.accounts.clone();
-            async move { accounts.log_out(request).await }
-        };
-        let told = self.story.insist("log out", message, ask).await?;
+        let told = ask!(self, log_out, message);
         self.story.yes("a log-out", told).map(drop)
     }
 
@@ -259,6 +295,7 @@ impl<S: Site> Visitor<'_, S> {
         let told = self.log_in("password of a stranger").await?;
         self.story.no("a wrong password", told, "LOG_IN_FAILED")?;
         let mut profile = "first".to_owned();
+        let mut roles = BTreeSet::from([i32::from(v1::Role::User)]);
         // A rival's session may be there as well: the list begins with a new password.
         let told = self.log_in(&password).await?;
         let mut live = vec![self.story.yes("a log-in", told)?];
@@ -267,7 +304,7 @@ impl<S: Site> Visitor<'_, S> {
         self.check_sessions(&live).await?;
         for step in 0..self.below(14) {
             let at = self.below(live.len() as u64) as usize;
-            match self.below(9) {
+            match self.below(10) {
                 0 | 1 => self.refresh_held(&mut live[at]).await?,
                 2 => self.refresh_again(&live[at]).await?,
                 3 => {
@@ -278,14 +315,18 @@ impl<S: Site> Visitor<'_, S> {
                     profile = format!("name {step}");
                     self.rename(&live[at], &profile).await?;
                 }
-                5 => self.check_profile(&live[at], &profile).await?,
+                5 => self.check_profile(&live[at], &profile, &roles).await?,
                 6 => self.check_sessions(&live).await?,
                 7 if live.len() > 1 => {
                     let ended = live.swap_remove(at);
-                    self.log_out(&ended).await?;
+                    match self.below(2) {
+                        0 => self.log_out(&ended).await?,
+                        _ => self.revoke(&live[0], &ended).await?,
+                    }
                     let told = self.refresh(&ended.refresh_token()).await?;
-                    self.story.no("a session that was logged out", told, "SESSION_INVALID")?;
+                    self.story.no("a session that was ended", told, "SESSION_INVALID")?;
                 }
+                9 => self.change_role(&live[at], &mut roles).await?,
                 8 if live.len() > 1 && live[at].tokens.len() > 2 => {
                     // A thief has copied an older token.
                     let ended = live.swap_remove(at);
@@ -304,8 +345,11 @@ impl<S: Site> Visitor<'_, S> {
                 }
             }
         }
-        self.check_profile(&live[0], &profile).await?;
+        self.check_profile(&live[0], &profile, &roles).await?;
         self.check_sessions(&live).await?;
+        if self.below(3) == 0 {
+            self.be_first_admin(&live[0]).await?;
+        }
         // A right password forgets all attempts; then exactly so many wrong ones may be tried.
         let told = self.log_in(&password).await?;
         self.story.yes("a log-in", told)?;

@@ -7,6 +7,7 @@
 pub mod accounts;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
@@ -31,6 +32,8 @@ pub trait Site {
     fn name(&self) -> String;
     /// A random number below `count`.
     fn below(&self, count: u64) -> u64;
+    /// A token with the role `admin`.
+    fn admin(&self) -> String;
     /// A new request id: a UUIDv7 of the present.
     fn request_id(&self) -> String;
     /// Time since some beginning.
@@ -67,13 +70,22 @@ pub struct Book {
     pub answers: u64,
     /// What was found wrong.
     pub suspicions: Vec<Suspicion>,
+    /// What may happen once in a region: region, how often that had been brought back, and to whom it did.
+    once: Vec<(String, usize, String)>,
 }
 
 impl Book {
     /// What is wrong indeed: what a region remembers may go with an earlier state that it was brought back to, and with nothing else.
     pub fn wrong(&self, returns: impl Fn(&str) -> usize) -> Vec<String> {
         let wrong = self.suspicions.iter().filter(|found| returns(&found.region) == found.returns);
-        wrong.map(|found| found.what.clone()).collect()
+        let mut wrong: Vec<String> = wrong.map(|found| found.what.clone()).collect();
+        let mut first = BTreeMap::new();
+        for (region, at, whom) in self.once.iter().filter(|(region, at, _)| returns(region) == *at) {
+            if let Some(before) = first.insert((region, at), whom) {
+                wrong.push(format!("what happens once in {region} happened to {before} and to {whom}"));
+            }
+        }
+        wrong
     }
 }
 
@@ -134,6 +146,12 @@ impl<S: Site> Story<'_, S> {
         let suspicion = Suspicion { region: self.region.clone(), returns: self.returns, what };
         self.site.book().borrow_mut().suspicions.push(suspicion);
         Err(Over)
+    }
+
+    /// Notes that to this account has happened what happens once in a region.
+    pub fn once(&self, whom: &str) {
+        let once = (self.region.clone(), self.returns, whom.to_owned());
+        self.site.book().borrow_mut().once.push(once);
     }
 
     /// Asks until there is an answer: what it is, or the reason of a refusal.
@@ -226,6 +244,17 @@ mod tests {
             book.wrong(|region| if region == "a" { 1 } else { 2 }),
             ["b".to_owned(), "c".to_owned()][1..]
         );
+    }
+
+    #[test]
+    fn what_happens_once_must_not_happen_twice_unless_the_region_went_back() {
+        let once = |returns: usize, whom: &str| ("a".to_owned(), returns, whom.to_owned());
+        let of = |once: &[(String, usize, String)]| {
+            Book { once: once.to_vec(), ..Default::default() }.wrong(|_| 1).len()
+        };
+        assert_eq!(of(&[once(1, "ann")]), 0);
+        assert_eq!(of(&[once(0, "ann"), once(0, "bob"), once(1, "ann")]), 0);
+        assert_eq!(of(&[once(1, "ann"), once(1, "bob")]), 1);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The gateway as its clients see it, in front of scripted shard nodes.
 #![allow(clippy::unwrap_used)]
 
+mod accounts;
 mod fake;
 
 use std::sync::Arc;
