@@ -6,6 +6,7 @@
 //!
 //! * [`table`] — ordered, paged, copy-on-write tables of rows with a running digest and an undo log
 //! * [`codec`] — the byte form of rows and commands
+//! * [`counter`] — rows that count
 //! * [`incarnation`] — how lives of a group's rows are counted
 //! * [`module`] — what a domain module is; [`registry`] — which there are
 //! * [`accounts`] — accounts, sessions and roles
@@ -17,6 +18,7 @@
 
 pub mod accounts;
 pub mod codec;
+pub mod counter;
 pub mod incarnation;
 pub mod module;
 pub mod page;

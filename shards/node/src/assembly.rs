@@ -131,6 +131,15 @@ async fn meet_all(peers: &Peers, mut others: Vec<u64>, patience: Duration) -> Op
     }
 }
 
+/// Answers what other nodes ask of the keyring.
+fn serve_keys(server: &PeerServer, keys: &Keys) {
+    let keys = keys.clone();
+    server.on_keyring(move |request| {
+        let keys = keys.clone();
+        Box::pin(async move { keys.answer(request).await })
+    });
+}
+
 impl Replicas {
     /// Starts the replicas from what log and checkpoints hold. What is wrong with one of them is no error: see `faults`. It
     /// never returns once the other nodes have refused the data, which the fail-stop then tells.
@@ -208,11 +217,7 @@ impl Replicas {
             answering.own()
         });
         let keys = Keys::new(parts.keyring, parts.space, fail_stop);
-        let asked = keys.clone();
-        server.on_keyring(move |request| {
-            let asked = asked.clone();
-            Box::pin(async move { asked.answer(request).await })
-        });
+        serve_keys(server, &keys);
         if !parts.fresh {
             // Elections may be going on meanwhile; only what stamps entries waits: the client port.
             reports.compare_clocks(peers, CLOCK_PATIENCE).await;

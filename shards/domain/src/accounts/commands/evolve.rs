@@ -1,6 +1,7 @@
 //! Turns events into rows, and checks the invariants of what they touched. It decides nothing: whatever does not fit is a
 //! [`Fault`], and the caller takes the changes back.
 
+use crate::counter::Counter;
 use crate::module::Fault;
 use crate::{Context, Roles};
 
@@ -14,7 +15,7 @@ pub(in crate::accounts) fn evolve(state: &mut State, _: &Context, event: &Event)
             if state.accounts.get(account).is_some() || state.emails.get(&row.email).is_some() {
                 return Err(Fault(format!("A1: account {account} or its e-mail is taken")));
             }
-            state.counters.set(COUNTER_ACCOUNTS, Some(CounterRow(*account)));
+            state.counters.set(COUNTER_ACCOUNTS, Some(Counter(*account)));
             state.emails.set(row.email, Some(EmailRow(*account)));
             state.accounts.set(*account, Some(row.clone()));
         }
@@ -47,7 +48,7 @@ fn account_changed(state: &mut State, account: AccountNo, row: &AccountRow) -> R
         let admins = state.counter(COUNTER_ADMINS);
         let admins = if is { admins.checked_add(1) } else { admins.checked_sub(1) };
         let admins = admins.ok_or_else(|| Fault("the number of admins does not fit".into()))?;
-        state.counters.set(COUNTER_ADMINS, Some(CounterRow(admins)));
+        state.counters.set(COUNTER_ADMINS, Some(Counter(admins)));
     }
     state.accounts.set(account, Some(row.clone()));
     Ok(())

@@ -4,6 +4,7 @@ use tidewall_messages::accounts as messages;
 
 use crate::Roles;
 use crate::codec::{DecodeError, Reader, Writer};
+use crate::counter::Counter;
 use crate::table::{Row, TableId, table_id};
 
 use super::{AccountNo, Digest, MODULE, decode_digest};
@@ -181,27 +182,4 @@ impl Row for EmailRow {
 }
 
 /// Counters of the group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CounterRow(pub u64);
-
-impl Row for CounterRow {
-    const TABLE: TableId = table_id(MODULE, 5);
-    type Key = u64;
-    type Page = ();
-    type Index = ();
-
-    fn page(_: &u64) {}
-    fn encode_page((): &(), _: &mut Writer) {}
-    fn encode_key(key: &u64, w: &mut Writer) {
-        w.key_u64(*key);
-    }
-    fn decode_key(r: &mut Reader<'_>) -> Result<u64, DecodeError> {
-        r.key_u64()
-    }
-    fn encode(&self, w: &mut Writer) {
-        w.u64(self.0);
-    }
-    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        r.u64().map(Self)
-    }
-}
+pub type CounterRow = Counter<{ table_id(MODULE, 5) }>;

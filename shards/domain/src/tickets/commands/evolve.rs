@@ -2,6 +2,7 @@
 //! [`Fault`], and the caller takes the changes back.
 
 use crate::Context;
+use crate::counter::Counter;
 use crate::module::Fault;
 
 use super::super::model::*;
@@ -64,7 +65,7 @@ fn event_saved(state: &mut State, id: &str, row: &EventRow, stock: &[(TierNo, u6
         state.stock.set((no, tier), Some(numbers));
     }
     if state.event(id).is_none() {
-        state.counters.set(COUNTER_EVENTS, Some(CounterRow(no)));
+        state.counters.set(COUNTER_EVENTS, Some(Counter(no)));
     }
     state.events.set(id.to_owned(), Some(row.clone()));
     Ok(())

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::codec::{DecodeError, Reader, Writer};
+use crate::counter::Counter;
 use crate::table::{Row, TableId, table_id};
 
 use super::{EventNo, MODULE, TierKey, TierNo, decode_number_key, encode_number_key};
@@ -167,34 +168,7 @@ impl Row for SeatRow {
 }
 
 /// Counters of the group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CounterRow(pub u64);
+pub type CounterRow = Counter<{ table_id(MODULE, 6) }>;
 
 /// Key of the counter of events.
 pub const COUNTER_EVENTS: u64 = 1;
-
-impl Row for CounterRow {
-    const TABLE: TableId = table_id(MODULE, 6);
-    type Key = u64;
-    type Page = u64;
-    type Index = ();
-
-    fn page(_: &u64) -> u64 {
-        0
-    }
-    fn encode_page(page: &u64, w: &mut Writer) {
-        w.key_u64(*page);
-    }
-    fn encode_key(key: &u64, w: &mut Writer) {
-        w.key_u64(*key);
-    }
-    fn decode_key(r: &mut Reader<'_>) -> Result<u64, DecodeError> {
-        r.key_u64()
-    }
-    fn encode(&self, w: &mut Writer) {
-        w.u64(self.0);
-    }
-    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        r.u64().map(Self)
-    }
-}
