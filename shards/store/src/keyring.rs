@@ -5,7 +5,7 @@
 //! tombstone, which wins over the key wherever the two meet. So replicas need no log to agree: each takes over what another has.
 //!
 //! One file of slots that are written in place: an erased key is overwritten, and no earlier version of the file is kept. A slot
-//! whose checksum is wrong was torn before it was acknowledged, and is used again. **Never here:** which copies count.
+//! whose checksum is wrong is used again, and makes the keyring incomplete unless it is the last one, which a crash has torn. **Never here:** which copies count.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -191,42 +191,7 @@ impl Keyring {
             };
             return Err(KeyringError::Foreign(what));
         };
-        let sums = vec![0; PARTS];
-        let mut slots =
-            Slots { entries: BTreeMap::new(), free: Vec::new(), next: 1, sums, complete, failed: false };
-        let end = file.len().map_err(failing("read"))?;
-        let mut at = SLOT as u64;
-        while at < end {
-            let number = slots.next;
-            slots.next += 1;
-            let mut bytes = [0; SLOT];
-            // The last one may have been cut short.
-            let entry = if at + SLOT as u64 <= end {
-                file.read_exact_at(at, &mut bytes).map_err(failing("read"))?;
-                Entry::from_slot(&bytes)
-            } else {
-                None
-            };
-            match entry {
-                Some(entry) => {
-                    // Nothing is written twice; should it be there twice, a tombstone wins, and no key stays beside it.
-                    if let Some((other, known)) = slots.entries.get(&entry.id).cloned() {
-                        let (kept, lost) = match known.wrapped {
-                            None => ((other, known), number),
-                            Some(_) => ((number, entry), other),
-                        };
-                        file.write_at(lost * SLOT as u64, &[0; SLOT]).map_err(failing("mended"))?;
-                        file.sync_data().map_err(failing("mended"))?;
-                        slots.free.push(lost);
-                        slots.set(kept.0, kept.1);
-                    } else {
-                        slots.set(number, entry);
-                    }
-                }
-                None => slots.free.push(number),
-            }
-            at += SLOT as u64;
-        }
+        let slots = read(&*file, complete)?;
         Ok(Self { file, cluster, node, slots: Arc::new(Mutex::new(slots)), writing: Arc::default() })
     }
 
@@ -400,6 +365,51 @@ impl Keyring {
         let (mut first, mut last) = ([0; 16], [u8::MAX; 16]);
         (first[0], last[0]) = (number, number);
         Ok(slots.entries.range(first..=last).map(|(_, (_, entry))| entry.clone()).collect())
+    }
+}
+
+/// Reads all slots. What cannot be read is free again: at the end of the file it was torn before it was acknowledged. Elsewhere it may
+/// have been something, which others then have: such a keyring is not complete.
+fn read(file: &dyn DiskFile, complete: bool) -> Result<Slots, KeyringError> {
+    let sums = vec![0; PARTS];
+    let mut slots =
+        Slots { entries: BTreeMap::new(), free: Vec::new(), next: 1, sums, complete, failed: false };
+    let end = file.len().map_err(failing("read"))?.div_ceil(SLOT as u64);
+    for number in 1..end {
+        slots.next = number + 1;
+        let mut bytes = [0; SLOT];
+        match file.read_exact_at(number * SLOT as u64, &mut bytes) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => bytes = [u8::MAX; SLOT],
+            Err(error) => return Err(failing("read")(error)),
+        }
+        match Entry::from_slot(&bytes) {
+            Some(entry) => slots.found(file, number, entry)?,
+            None => {
+                slots.complete &= bytes == [0; SLOT] || number + 1 == end;
+                slots.free.push(number);
+            }
+        }
+    }
+    Ok(slots)
+}
+
+impl Slots {
+    /// Takes in what a slot holds. Nothing is written twice; should it be there twice, a tombstone wins, and no key stays beside it.
+    fn found(&mut self, file: &dyn DiskFile, number: u64, entry: Entry) -> Result<(), KeyringError> {
+        let Some((other, known)) = self.entries.get(&entry.id).cloned() else {
+            self.set(number, entry);
+            return Ok(());
+        };
+        let ((kept, entry), lost) = match known.wrapped {
+            None => ((other, known), number),
+            Some(_) => ((number, entry), other),
+        };
+        file.write_at(lost * SLOT as u64, &[0; SLOT]).map_err(failing("mended"))?;
+        file.sync_data().map_err(failing("mended"))?;
+        self.free.push(lost);
+        self.set(kept, entry);
+        Ok(())
     }
 }
 

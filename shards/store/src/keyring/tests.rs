@@ -122,6 +122,22 @@ fn what_is_complete_is_so_over_restarts_and_what_is_not_is_not() {
 }
 
 #[test]
+fn a_slot_that_was_damaged_in_the_middle_is_to_be_had_from_others_first() {
+    for (slot, complete) in [(1, false), (2, false), (3, true)] {
+        let disk = MemoryDisk::new();
+        let keyring = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
+        (1..=3).for_each(|id| keyring.put(key(id)).unwrap());
+        disk.open(FILE).unwrap().write_at(slot * SLOT as u64 + 30, b"damage").unwrap();
+        let again = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
+        assert_eq!((again.len(), again.is_complete()), (2, complete), "slot {slot}");
+        again.merge((1..=3).map(key).collect()).unwrap();
+        again.set_complete().unwrap();
+        let mended = Keyring::open(&disk, CLUSTER, 1, false).unwrap();
+        assert_eq!((mended.len(), mended.is_complete()), (3, true));
+    }
+}
+
+#[test]
 fn a_full_disk_loses_nothing_and_ends_nothing() {
     let disk = MemoryDisk::new();
     let keyring = Keyring::open(&disk, CLUSTER, 1, true).unwrap();
