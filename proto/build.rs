@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use protox::prost_reflect::prost::Message as _;
 use protox::prost_reflect::{DynamicMessage, MessageDescriptor, MethodDescriptor, ReflectMessage, Value};
 
 const FILES: &[&str] = &[
@@ -22,6 +23,9 @@ const FILES: &[&str] = &[
 
 /// The public package: its methods declare policies.
 const PUBLIC: &str = "tidewall.v1";
+/// What is spoken between our own processes, and what stands in the log.
+const INTERNAL: &str = "tidewall.internal";
+const LOG: &str = "tidewall.log";
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -31,6 +35,9 @@ fn main() -> Result<(), Failure> {
     compiler.include_imports(true).open_files(FILES)?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
+    let mut public = compiler.file_descriptor_set();
+    public.file.retain(|file| !file.package().starts_with(INTERNAL) && !file.package().starts_with(LOG));
+    std::fs::write(out.join("public.bin"), public.encode_to_vec())?;
     let pool = compiler.descriptor_pool();
     let services = pool.services().filter(|service| service.parent_file().package_name() == PUBLIC);
     let methods: Vec<MethodDescriptor> =
@@ -67,6 +74,17 @@ fn table(methods: &[MethodDescriptor]) -> Result<String, Failure> {
         };
         let priority = enumerated(&policy, "priority", &field("priority")?, name)?;
         let effect = enumerated(&policy, "effect", &field("effect")?, name)?;
+        let input = method.input();
+        let has_id = input.get_field_by_name("request_id").is_some();
+        match effect.as_str() {
+            "v1::Effect::Command" if !has_id => {
+                return Err(format!("{name}: with EFFECT_COMMAND its message has a request_id").into());
+            }
+            "v1::Effect::Idempotent" if has_id => {
+                return Err(format!("{name}: with EFFECT_IDEMPOTENT its message has no request_id").into());
+            }
+            _ => {}
+        }
         let path = field("resource")?.as_str().unwrap_or_default().to_owned();
         let flags: Result<Vec<String>, Failure> = ["transfers", "anonymous", "secret", "stepwise"]
             .iter()
@@ -74,14 +92,14 @@ fn table(methods: &[MethodDescriptor]) -> Result<String, Failure> {
             .collect();
         writeln!(
             arms,
-            "            Self::{name} => Declared {{ name: {name:?}, service: {service:?}, streams: {}, policy: Policy {{ roles: \
-             &[{}], priority: {priority}, effect: {effect}, resource: {path:?}, {} }} }},",
+            "            Self::{name} => Declared {{ name: {name:?}, service: {service:?}, streams: {}, client_streams: {}, policy: \
+             Policy {{ roles: &[{}], priority: {priority}, effect: {effect}, resource: {path:?}, {} }} }},",
             method.is_client_streaming() || method.is_server_streaming(),
+            method.is_client_streaming(),
             roles?.join(", "),
             flags?.join(", "),
         )?;
         if !method.is_client_streaming() {
-            let input = method.input();
             let getter = getter(&input, &path).map_err(|why| format!("{name}: {why}"))?;
             writeln!(
                 resources,

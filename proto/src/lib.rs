@@ -19,8 +19,11 @@ pub mod internal {
     }
 }
 
-/// Encoded `FileDescriptorSet` of all files, for server reflection.
+/// Encoded `FileDescriptorSet` of all files.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Encoded `FileDescriptorSet` of what clients see: the public packages, with what they import.
+pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.bin"));
 
 mod methods;
 

@@ -11,6 +11,8 @@ pub struct Declared {
     pub service: &'static str,
     /// Either side streams.
     pub streams: bool,
+    /// The client streams.
+    pub client_streams: bool,
     /// How it is authorised, admitted, repeated and routed.
     pub policy: Policy,
 }

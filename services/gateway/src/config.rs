@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
 use tidewall_client::{AcceptLimits, ShardClientOptions, Topology};
 
 use crate::accounts::AccountsConfig;
@@ -31,9 +32,13 @@ pub struct GatewayConfig {
     /// Shortest age at which a client connection is asked to reconnect, so that new gateways receive
     /// load; the age of this process's connections is chosen between this and twice this. `None`: never.
     pub connection_age_min: Option<Duration>,
+    /// Origins whose pages may call over gRPC-Web, as browsers name them (`https://shop.example`); a single `*` for all.
+    pub web_origins: Vec<HeaderValue>,
     /// How many connections clients may have, and how long one may take to say what it wants.
     pub accept: AcceptLimits,
-    /// How long calls under way may take to finish after a shutdown began.
+    /// How long calls are still taken after a shutdown began, while whoever asks is told that it has.
+    pub lame_duck: Duration,
+    /// How long calls under way may take to finish after that.
     pub grace: Duration,
     /// What it needs to serve accounts; none: AccountService refuses.
     pub accounts: Option<AccountsConfig>,
@@ -54,7 +59,9 @@ impl GatewayConfig {
             limit: LimitOptions::default(),
             token_cache_entries: 131_072,
             connection_age_min: Some(Duration::from_secs(300)),
+            web_origins: Vec::new(),
             accept: AcceptLimits::default(),
+            lame_duck: Duration::ZERO,
             grace: Duration::from_secs(5),
             accounts: None,
             shard_client: ShardClientOptions::default(),

@@ -64,12 +64,7 @@ fn small(value: u32) -> i32 {
 
 /// Lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    data_encoding::HEXLOWER.encode(bytes)
 }
 
 pub(crate) fn receipt(region: &str, receipt: &pb::Receipt) -> v1::Receipt {
@@ -242,7 +237,6 @@ fn account_outcome(outcome: accounts::Outcome) -> Result<v1::get_outcome_respons
     use v1::get_outcome_response::Result as Shown;
     match outcome.result {
         Some(Done::Account(view)) => Ok(Shown::ChangedAccount(view.subject)),
-        Some(Done::SessionEnded(_)) => Ok(Shown::SessionEnded(true)),
         _ => Err(mismatch()),
     }
 }

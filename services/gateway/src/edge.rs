@@ -36,7 +36,7 @@ fn class(priority: Priority) -> Class {
 
 /// Whether success means that a single command went through the region's log.
 fn writes(policy: &Policy) -> bool {
-    policy.effect == Effect::Command
+    matches!(policy.effect, Effect::Command | Effect::Idempotent)
 }
 
 fn deadline_of(policy: &Policy, metadata: &MetadataMap, now_ms: u64) -> Result<Deadline, ApiError> {
@@ -59,6 +59,8 @@ pub(crate) struct Call {
     pub(crate) fingerprint: u64,
     /// Where it came from.
     pub(crate) peer: Option<IpAddr>,
+    /// It has no request id: whoever does not know what became of it sends it again.
+    pub(crate) idempotent: bool,
     /// Finishes or undoes what was started.
     finishes: bool,
     /// It was not admitted as a whole: each of its steps waits for its turn in this region.
@@ -213,6 +215,7 @@ impl Edge {
             group,
             fingerprint: 0,
             peer: arrived.peer.map(|peer| peer.ip()),
+            idempotent: policy.effect == Effect::Idempotent,
             finishes: policy.priority == Priority::Finish,
             steps_in: position.filter(|_| policy.stepwise),
         };
@@ -342,8 +345,18 @@ impl Edge {
     ) -> Result<Response<R>, Status> {
         let code = result.as_ref().map_or_else(ApiError::code, |_| Code::Ok);
         self.metrics.record(method, region, code, took);
-        result.map(Response::new).map_err(Status::from)
+        let mut response = Response::new(result.map_err(Status::from)?);
+        if !is_large(method) {
+            response.disable_compression();
+        }
+        Ok(response)
     }
+}
+
+/// Whether an answer may be large enough for compression to save more than it costs: lists, and what moves a region.
+fn is_large(method: Method) -> bool {
+    let Declared { name, policy, .. } = method.declared();
+    policy.transfers || name.starts_with("List")
 }
 
 /// What the end of a call that was under way for `took` tells of its region.

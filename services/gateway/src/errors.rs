@@ -19,6 +19,9 @@ const DOMAIN: &str = "tidewall";
 /// What to do about an outcome that nobody knows.
 const ASK_AGAIN: &str = "it may or may not have been decided: send the same request again with the same \
                          request_id, or ask OutcomeService.GetOutcome";
+/// The same for what has no request id.
+const SEND_AGAIN: &str =
+    "it may or may not have been done: send the same request again, which does nothing twice";
 
 /// Why a call is not answered with a result.
 #[derive(Debug)]
@@ -50,6 +53,16 @@ impl ApiError {
             Self::Rejected { .. } => true,
             Self::Plain { code, .. } => matches!(code, Code::NotFound | Code::FailedPrecondition),
             Self::Field { .. } | Self::Overloaded { .. } | Self::Client { .. } => false,
+        }
+    }
+
+    /// The same about a request of which a step failed: its id is the one that the caller knows.
+    pub(crate) fn of_request(self, id: &[u8]) -> Self {
+        match self {
+            Self::Client { error, request_id: Some(_) } => {
+                Self::Client { error, request_id: Some(crate::request_id::format(id)) }
+            }
+            other => other,
         }
     }
 
@@ -221,7 +234,8 @@ fn client_status(code: Code, error: ClientError, request_id: Option<String>) -> 
         request_id.map(|id| ("request_id".to_owned(), id)).into_iter().collect();
     match error {
         ClientError::Unknown { why } => {
-            build(code, "OUTCOME_UNKNOWN", format!("{ASK_AGAIN} ({why})"), None, None, metadata)
+            let what_to_do = if metadata.is_empty() { SEND_AGAIN } else { ASK_AGAIN };
+            build(code, "OUTCOME_UNKNOWN", format!("{what_to_do} ({why})"), None, None, metadata)
         }
         ClientError::Unavailable { why } => {
             let message = format!(
@@ -241,20 +255,41 @@ fn client_status(code: Code, error: ClientError, request_id: Option<String>) -> 
     }
 }
 
+/// A status with a reason and nothing else.
+pub(crate) fn plain_status(code: Code, reason: &str, message: String) -> Status {
+    build(code, reason, message, None, None, HashMap::new())
+}
+
+/// Which compressions are read.
+const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
+
+/// What the transport library says when the deadline passes before there is an answer.
+const TIMEOUT: &str = "Timeout expired";
+
 /// Gives errors of the transport library, which carry no details, a reason and a way out. `None` when the
-/// status already says enough.
-pub(crate) fn translate_transport_error(status: &Status) -> Option<Status> {
+/// status already says enough. `writes`: the call may have changed something.
+pub(crate) fn translate_transport_error(status: &Status, writes: bool) -> Option<Status> {
     if !status.details().is_empty() {
         return None;
     }
-    let plain =
-        |code, reason, message: String| Some(build(code, reason, message, None, None, HashMap::new()));
+    let plain = |code, reason, message| Some(plain_status(code, reason, message));
     match status.code() {
-        Code::OutOfRange if status.message().contains("message length too large") => plain(
-            Code::InvalidArgument,
-            "MESSAGE_TOO_LARGE",
-            format!("{}: send less in one request, for example fewer purchases per batch", status.message()),
+        Code::Cancelled if status.message() == TIMEOUT && writes => {
+            plain(Code::DeadlineExceeded, "OUTCOME_UNKNOWN", ASK_AGAIN.to_owned())
+        }
+        Code::Cancelled if status.message() == TIMEOUT => plain(
+            Code::DeadlineExceeded,
+            "DEADLINE_EXCEEDED",
+            "the deadline passed before there was an answer: send it again, with more time".to_owned(),
         ),
+        Code::OutOfRange | Code::ResourceExhausted
+            if ["message length too large", "exceeded while decompressing"]
+                .iter()
+                .any(|words| status.message().contains(words)) =>
+        {
+            let advice = "send less in one request, for example fewer purchases per batch";
+            plain(Code::InvalidArgument, "MESSAGE_TOO_LARGE", format!("{}: {advice}", status.message()))
+        }
         Code::Internal => plain(
             Code::InvalidArgument,
             "MALFORMED_MESSAGE",
@@ -263,6 +298,15 @@ pub(crate) fn translate_transport_error(status: &Status) -> Option<Status> {
                 status.message()
             ),
         ),
+        Code::Unimplemented if status.metadata().contains_key(ACCEPT_ENCODING) => {
+            let message =
+                "messages with this compression are not read here: `grpc-accept-encoding` says which are";
+            let mut better = plain_status(Code::Unimplemented, "ENCODING_NOT_SUPPORTED", message.to_owned());
+            if let Some(accepted) = status.metadata().get(ACCEPT_ENCODING) {
+                better.metadata_mut().insert(ACCEPT_ENCODING, accepted.clone());
+            }
+            Some(better)
+        }
         Code::Unimplemented => plain(
             Code::Unimplemented,
             "NO_SUCH_METHOD",
@@ -376,10 +420,17 @@ mod tests {
     #[test]
     fn the_librarys_errors_get_a_way_out() {
         let large = Status::out_of_range("Error, decoded message length too large: found 9 bytes");
-        let status = translate_transport_error(&large).unwrap();
+        let status = translate_transport_error(&large, false).unwrap();
         assert_eq!(status.code(), Code::InvalidArgument);
         assert_eq!(status.get_details_error_info().unwrap().reason, "MESSAGE_TOO_LARGE");
         let own: Status = ApiError::internal("x").into();
-        assert!(translate_transport_error(&own).is_none(), "our own errors stay as they are");
+        assert!(translate_transport_error(&own, true).is_none(), "our own errors stay as they are");
+        let reason = |writes| {
+            let status = translate_transport_error(&Status::cancelled(TIMEOUT), writes).unwrap();
+            (status.code(), status.get_details_error_info().unwrap().reason)
+        };
+        assert_eq!(reason(true), (Code::DeadlineExceeded, "OUTCOME_UNKNOWN".to_owned()));
+        assert_eq!(reason(false), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned()));
+        assert!(translate_transport_error(&Status::cancelled("the client went away"), true).is_none());
     }
 }

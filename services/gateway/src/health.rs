@@ -2,16 +2,24 @@
 //! afterwards. A gateway that reaches no leader at all says so; one region without a leader is not its fault.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::future::ready;
+use futures_util::stream::BoxStream;
 use tidewall_proto::v1;
+use tokio::sync::watch;
 use tokio::time::sleep;
+use tokio_stream::wrappers::WatchStream;
 use tonic::server::NamedService;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use tonic::{Request, Response, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_server::Health;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::edge::Edge;
+use crate::errors::ApiError;
 use crate::services::Services;
 
 /// Pause between two questions until every region had a leader once.
@@ -25,36 +33,104 @@ const CLOCK_FAR_MS: u64 = 500;
 /// How long the nodes may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many regions have no leader that answers.
+/// Whether calls can be answered here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Those to some region.
+    Ready {
+        /// Regions without a leader that answers.
+        leaderless: usize,
+    },
+    /// No region has a leader.
+    Leaderless,
+    /// It is about to end.
+    Stopping,
+}
+
+/// How many regions have no leader that answers, and whether this gateway goes on.
 pub(crate) struct Readiness {
     leaderless: AtomicUsize,
     regions: usize,
+    stopping: AtomicBool,
 }
 
 impl Readiness {
     pub(crate) fn new(regions: usize) -> Self {
-        Self { leaderless: AtomicUsize::new(regions), regions }
+        Self { leaderless: AtomicUsize::new(regions), regions, stopping: AtomicBool::new(false) }
     }
 
-    /// Whether calls to some region can be answered, and how many regions have no leader.
-    pub(crate) fn state(&self) -> (bool, usize) {
-        let leaderless = self.leaderless.load(Ordering::Relaxed);
-        (leaderless < self.regions, leaderless)
+    /// It is about to end.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether calls can be answered.
+    pub(crate) fn state(&self) -> State {
+        match self.leaderless.load(Ordering::Relaxed) {
+            _ if self.stopping.load(Ordering::Relaxed) => State::Stopping,
+            leaderless if leaderless < self.regions => State::Ready { leaderless },
+            _ => State::Leaderless,
+        }
     }
 }
 
-async fn report(reporter: &HealthReporter, status: ServingStatus) {
-    let names = [
-        "",
-        <v1::region_service_server::RegionServiceServer<Services> as NamedService>::NAME,
-        <v1::event_service_server::EventServiceServer<Services> as NamedService>::NAME,
-        <v1::account_service_server::AccountServiceServer<Services> as NamedService>::NAME,
-        <v1::ticket_service_server::TicketServiceServer<Services> as NamedService>::NAME,
-        <v1::outcome_service_server::OutcomeServiceServer<Services> as NamedService>::NAME,
-        <v1::operator_service_server::OperatorServiceServer<Services> as NamedService>::NAME,
-    ];
-    for name in names {
-        reporter.set_service_status(name, status).await;
+/// What can be asked for by name.
+const NAMES: [&str; 7] = [
+    "",
+    <v1::region_service_server::RegionServiceServer<Services> as NamedService>::NAME,
+    <v1::event_service_server::EventServiceServer<Services> as NamedService>::NAME,
+    <v1::account_service_server::AccountServiceServer<Services> as NamedService>::NAME,
+    <v1::ticket_service_server::TicketServiceServer<Services> as NamedService>::NAME,
+    <v1::outcome_service_server::OutcomeServiceServer<Services> as NamedService>::NAME,
+    <v1::operator_service_server::OperatorServiceServer<Services> as NamedService>::NAME,
+];
+
+/// What those who ask are told: `None`: they need not ask any more.
+pub(crate) type Told = Option<ServingStatus>;
+
+/// `grpc.health.v1.Health`: all services are served, or none.
+pub(crate) struct HealthService {
+    told: watch::Receiver<Told>,
+}
+
+impl HealthService {
+    pub(crate) fn new(told: watch::Receiver<Told>) -> Self {
+        Self { told }
+    }
+}
+
+#[tonic::async_trait]
+impl Health for HealthService {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        let service = request.into_inner().service;
+        if !NAMES.contains(&service.as_str()) {
+            let why = format!("there is no service {service:?} here: leave the name empty to ask for all");
+            return Err(ApiError::not_found("SERVICE_NOT_FOUND", why).into());
+        }
+        let status = self.told.borrow().unwrap_or(ServingStatus::NotServing);
+        Ok(Response::new(HealthCheckResponse { status: status as i32 }))
+    }
+
+    type WatchStream = BoxStream<'static, Result<HealthCheckResponse, Status>>;
+
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let known = NAMES.contains(&request.into_inner().service.as_str());
+        let told = WatchStream::new(self.told.clone());
+        let status = move |status: ServingStatus| if known { status } else { ServingStatus::ServiceUnknown };
+        let mut last = None;
+        let statuses = told.take_while(|told| ready(told.is_some())).filter_map(move |told| {
+            let status = told.map(status);
+            let changed = last != status;
+            last = status;
+            ready(status.filter(|_| changed).map(|status| Ok(HealthCheckResponse { status: status as i32 })))
+        });
+        Ok(Response::new(statuses.boxed()))
     }
 }
 
@@ -71,23 +147,23 @@ fn tell_clock(ahead_ms: Option<i64>, is_far: &mut bool) {
     *is_far = far;
 }
 
-/// Keeps the health service and `readiness` up to date; never returns.
-pub(crate) async fn watch(edge: Arc<Edge>, readiness: Arc<Readiness>, reporter: HealthReporter) {
+/// Keeps what is told of health and `readiness` up to date; never returns.
+pub(crate) async fn follow(edge: Arc<Edge>, readiness: Arc<Readiness>, tell: Arc<watch::Sender<Told>>) {
     let mut serving = false;
     // Every region had a leader once: the cluster is no longer starting.
     let mut complete = false;
     let mut clock_is_far = false;
-    report(&reporter, ServingStatus::NotServing).await;
     loop {
         let leaderless = edge.client.discover(TIMEOUT).await;
         tell_clock(edge.client.clock().ahead_ms(), &mut clock_is_far);
         readiness.leaderless.store(leaderless, Ordering::Relaxed);
-        let (reachable, _) = readiness.state();
+        let reachable = matches!(readiness.state(), State::Ready { .. });
         if reachable != serving {
             serving = reachable;
             let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
             tracing::info!(serving, leaderless, "health changed");
-            report(&reporter, status).await;
+            // Who stops this gateway has the last word.
+            tell.send_if_modified(|told| told.is_some() && told.replace(status) != Some(status));
         }
         complete |= leaderless == 0;
         sleep(match leaderless {

@@ -15,9 +15,9 @@ mod budget;
 mod config;
 mod convert;
 mod deadline;
-mod decorate;
 mod edge;
 mod errors;
+mod exposition;
 mod health;
 mod metrics;
 mod names;
@@ -25,6 +25,7 @@ mod page;
 mod request_id;
 mod server;
 mod services;
+mod transport;
 mod validate;
 
 pub use accounts::{AccountsConfig, HashingOptions};

@@ -10,6 +10,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tidewall_client::{ClusterClock, Connections, Topology};
 use tonic::Code;
@@ -69,6 +70,8 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new(topology: &Topology) -> Self {
         let mut registry = Registry::with_prefix("tidewall_gateway");
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "What this gateway was built from", build);
         let latency = LatencyFamily::new_with_constructor(latency);
         let calls = Family::<CallLabels, Counter>::default();
         registry.register("calls", "Calls that were answered", calls.clone());

@@ -16,6 +16,12 @@ pub(crate) fn parse_any_age(field: &str, text: &str) -> Result<Vec<u8>, ApiError
     Ok(parse_uuid(field, text)?.as_bytes().to_vec())
 }
 
+/// A new id for what the caller gives none, made at this time of the cluster.
+pub(crate) fn fresh(now_ms: u64) -> Vec<u8> {
+    let random: [u8; 10] = tidewall_env::random::secret();
+    uuid::Builder::from_unix_timestamp_millis(now_ms, &random).into_uuid().as_bytes().to_vec()
+}
+
 /// The canonical text of 16 bytes; empty when there are none.
 pub(crate) fn format(bytes: &[u8]) -> String {
     Uuid::from_slice(bytes).map(|id| id.to_string()).unwrap_or_default()
@@ -96,6 +102,9 @@ mod tests {
     #[test]
     fn a_callers_clock_may_be_half_a_minute_ahead() {
         assert!(parse("request_id", &made_at(NOW_MS + 30_000), NOW_MS).is_ok());
+        let fresh = format(&fresh(NOW_MS));
+        assert!(parse("request_id", &fresh, NOW_MS).is_ok(), "{fresh}");
+        assert!(parse("request_id", &fresh, NOW_MS - 30_001).is_err(), "it was made then");
         assert_eq!(reason(&made_at(NOW_MS + 30_001)), "REQUEST_ID_INVALID");
     }
 

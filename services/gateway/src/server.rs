@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use axum::routing::get;
 use futures_util::Stream;
-use http::{StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use rand::Rng as _;
 use tidewall_client::follow::follow;
 use tidewall_client::{Connections, ShardClient, Topology, accept};
-use tidewall_proto::DESCRIPTORS;
+use tidewall_proto::PUBLIC_DESCRIPTORS;
 use tidewall_proto::v1::account_service_server::AccountServiceServer;
 use tidewall_proto::v1::event_service_server::EventServiceServer;
 use tidewall_proto::v1::operator_service_server::OperatorServiceServer;
@@ -22,22 +22,27 @@ use tidewall_proto::v1::region_service_server::RegionServiceServer;
 use tidewall_proto::v1::ticket_service_server::TicketServiceServer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
-use tower::util::MapResponseLayer;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tower::util::option_layer;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::accounts::Accounts;
 use crate::admission::Admission;
 use crate::auth::Authenticator;
 use crate::budget::Budget;
 use crate::config::GatewayConfig;
-use crate::decorate::decorate;
 use crate::edge::Edge;
-use crate::health::{self, Readiness};
+use crate::exposition;
+use crate::health::{self, HealthService, Readiness, State};
 use crate::metrics::Metrics;
 use crate::services::Services;
+use crate::transport::OnlyGrpc;
 
 /// Largest message of requests about tickets, bytes: a batch of 1000 purchases fits.
 const TICKETS_BYTES_MAX: usize = 512 << 10;
@@ -47,7 +52,8 @@ const EVENT_BYTES_MAX: usize = 256 << 10;
 const NAMES_BYTES_MAX: usize = 16 << 10;
 /// Largest message of operators, bytes: a part of an import.
 const OPERATOR_BYTES_MAX: usize = 4 << 20;
-const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
+/// Metadata of a call, bytes. Above what is allowed: a call that has somewhat more is told so, instead of having its connection cut.
+const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
 const STREAMS_PER_CONNECTION_MAX: u32 = 10_000;
 /// Calls that a connection may cancel in one go (a crowd that gives up) before it is closed as an attack.
 const PENDING_RESETS_MAX: usize = 10_000;
@@ -82,6 +88,18 @@ pub enum GatewayError {
     /// The server failed while serving.
     #[error("the server failed: {0}")]
     Serve(#[from] tonic::transport::Error),
+}
+
+/// A service that takes messages up to a size, after they were decompressed, and compresses what is worth it for who accepts that.
+macro_rules! service {
+    ($server:ident, $services:ident, $bytes_max:expr) => {
+        $server::new($services.clone())
+            .max_decoding_message_size($bytes_max)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Deflate)
+            .send_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Deflate)
+    };
 }
 
 /// A gateway that has taken its port and does not answer yet.
@@ -186,28 +204,29 @@ impl GatewayCore {
     {
         let Self { config, edge } = self;
         let readiness = Arc::new(Readiness::new(config.topology.regions.len()));
-        let (reporter, health_service) = tonic_health::server::health_reporter();
-        let watching =
-            AbortOnDrop(tokio::spawn(health::watch(Arc::clone(&edge), Arc::clone(&readiness), reporter)));
+        let (tell, told) = watch::channel(Some(ServingStatus::NotServing));
+        let tell = Arc::new(tell);
+        let health_service = HealthServer::new(HealthService::new(told));
+        let following = health::follow(Arc::clone(&edge), Arc::clone(&readiness), Arc::clone(&tell));
+        let following = AbortOnDrop(tokio::spawn(following));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(DESCRIPTORS)
+                .register_encoded_file_descriptor_set(PUBLIC_DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let services = Services(Arc::clone(&edge));
-        let mut routes = Routes::new(
-            TicketServiceServer::new(services.clone()).max_decoding_message_size(TICKETS_BYTES_MAX),
-        )
-        .add_service(EventServiceServer::new(services.clone()).max_decoding_message_size(EVENT_BYTES_MAX))
-        .add_service(RegionServiceServer::new(services.clone()).max_decoding_message_size(NAMES_BYTES_MAX))
-        .add_service(AccountServiceServer::new(services.clone()).max_decoding_message_size(NAMES_BYTES_MAX))
-        .add_service(OutcomeServiceServer::new(services.clone()).max_decoding_message_size(NAMES_BYTES_MAX))
-        .add_service(OperatorServiceServer::new(services).max_decoding_message_size(OPERATOR_BYTES_MAX))
-        .add_service(health_service)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?);
+        let mut routes = Routes::new(service!(TicketServiceServer, services, TICKETS_BYTES_MAX))
+            .add_service(service!(EventServiceServer, services, EVENT_BYTES_MAX))
+            .add_service(service!(RegionServiceServer, services, NAMES_BYTES_MAX))
+            .add_service(service!(AccountServiceServer, services, NAMES_BYTES_MAX))
+            .add_service(service!(OutcomeServiceServer, services, NAMES_BYTES_MAX))
+            .add_service(service!(OperatorServiceServer, services, OPERATOR_BYTES_MAX))
+            .add_service(health_service)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?);
         let router = std::mem::take(routes.axum_router_mut());
-        *routes.axum_router_mut() = with_plain_pages(router, Arc::clone(&edge), readiness);
+        *routes.axum_router_mut() = with_plain_pages(router, Arc::clone(&edge), Arc::clone(&readiness));
 
         let mut server = Server::builder()
             .accept_http1(true)
@@ -229,7 +248,8 @@ impl GatewayCore {
         }
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = server
-            .layer(MapResponseLayer::new(decorate))
+            .layer(option_layer(cors(&config.web_origins)))
+            .layer(OnlyGrpc)
             .add_routes(routes.prepare())
             .serve_with_incoming_shutdown(connections, async {
                 // A dropped sender stops the server as well.
@@ -240,7 +260,18 @@ impl GatewayCore {
             ended = &mut serving => return Ok(ended?),
             () = shutdown => {}
         }
-        drop(watching);
+        // Whoever asks is told to go elsewhere, while who has not asked yet is still served.
+        readiness.stop();
+        drop(following);
+        tell.send_replace(Some(ServingStatus::NotServing));
+        if !config.lame_duck.is_zero() {
+            tokio::select! {
+                ended = &mut serving => return Ok(ended?),
+                () = tokio::time::sleep(config.lame_duck) => {}
+            }
+        }
+        // They have been told, and are no calls that anybody waits for.
+        tell.send_replace(None);
         edge.admission.close();
         // The receiver is gone only when the server is.
         let _ = stop.send(());
@@ -252,6 +283,28 @@ impl GatewayCore {
             }
         }
     }
+}
+
+/// How long a browser may remember what it may do.
+const CORS_MAX_AGE: Duration = Duration::from_secs(7_200);
+/// What pages may read of an answer beside its body.
+const CORS_EXPOSED: [&str; 4] =
+    ["grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-retry-pushback-ms"];
+
+/// What pages of these origins may do, `*` for all; none: browsers let no page call. Tokens are in a header, never in a cookie.
+fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
+    let allowed = match origins {
+        [] => return None,
+        origins if origins.iter().any(|origin| origin == "*") => AllowOrigin::any(),
+        origins => AllowOrigin::list(origins.iter().cloned()),
+    };
+    let layer = CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([http::Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(CORS_EXPOSED.map(HeaderName::from_static))
+        .max_age(CORS_MAX_AGE);
+    Some(layer)
 }
 
 /// Follows the topology file, if there is one: nodes join and leave, regions never change.
@@ -269,21 +322,29 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Adds the pages for machines that do not speak gRPC.
+/// Adds the pages for machines that do not speak gRPC: [`transport::PAGES`].
 fn with_plain_pages(router: axum::Router, edge: Arc<Edge>, readiness: Arc<Readiness>) -> axum::Router {
-    const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let metrics = move || async move {
+    let metrics = move |headers: HeaderMap| async move {
         let text = edge.metrics.render(&edge.admission, &edge.connections, edge.client.clock());
-        ([(header::CONTENT_TYPE, METRICS_TYPE)], text)
+        let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+        exposition::answer(accepted, text)
     };
-    let health = move || async move {
+    let ready = move || async move {
         match readiness.state() {
-            (true, 0) => (StatusCode::OK, "ok\n".to_owned()),
-            (true, leaderless) => (StatusCode::OK, format!("ok, regions without a leader: {leaderless}\n")),
-            (false, _) => {
+            State::Ready { leaderless: 0 } => (StatusCode::OK, "ok\n".to_owned()),
+            State::Ready { leaderless } => {
+                (StatusCode::OK, format!("ok, regions without a leader: {leaderless}\n"))
+            }
+            State::Leaderless => {
                 (StatusCode::SERVICE_UNAVAILABLE, "no shard node answers as a leader yet\n".to_owned())
             }
+            State::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "this gateway is stopping\n".to_owned()),
         }
     };
-    router.route("/metrics", get(metrics)).route("/healthz", get(health))
+    let live = || async { (StatusCode::OK, "ok\n") };
+    router
+        .route("/metrics", get(metrics))
+        .route("/readyz", get(ready.clone()))
+        .route("/healthz", get(ready))
+        .route("/livez", get(live))
 }

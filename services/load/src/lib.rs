@@ -30,6 +30,7 @@ mod report;
 mod run;
 mod sale;
 mod setup;
+pub mod stories;
 mod target;
 pub mod ticket_shop;
 pub mod trace;

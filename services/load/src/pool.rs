@@ -97,7 +97,8 @@ impl Pool {
         self.channels.len()
     }
 
-    fn channel(&self, slot: u64) -> Channel {
+    /// The connection of this slot.
+    pub(crate) fn channel(&self, slot: u64) -> Channel {
         // The remainder is smaller than a usize: it comes from one.
         self.channels[(slot % self.channels.len() as u64) as usize].clone()
     }

@@ -175,6 +175,16 @@ reasons! {
     MalformedMessage "MALFORMED_MESSAGE" NotExecuted;
     /// No such method.
     NoSuchMethod "NO_SUCH_METHOD" NotExecuted;
+    /// A compression that gateways do not read.
+    EncodingNotSupported "ENCODING_NOT_SUPPORTED" NotExecuted;
+    /// The health of a service that is not there was asked for.
+    ServiceNotFound "SERVICE_NOT_FOUND" NotExecuted;
+    /// A second message where one belongs.
+    MoreThanOneMessage "MORE_THAN_ONE_MESSAGE" NotExecuted;
+    /// More metadata than a gateway reads.
+    MetadataTooLarge "METADATA_TOO_LARGE" NotExecuted;
+    /// A call that changes nothing had no answer in time.
+    DeadlineExceeded "DEADLINE_EXCEEDED" NotExecuted;
     /// Nobody knows whether it was decided.
     OutcomeUnknown "OUTCOME_UNKNOWN" Unknown;
     /// The key of an account was lost.

@@ -51,8 +51,6 @@ pub enum Executed {
     ReleasedHold(String),
     /// The account of this name was changed.
     ChangedAccount(String),
-    /// A session was ended.
-    EndedSession,
 }
 
 impl Client {
@@ -139,7 +137,6 @@ fn decided(answer: v1::GetOutcomeResponse) -> Option<Resolution> {
         Remembered::CancelledTicket(name) => Executed::CancelledTicket(name),
         Remembered::ReleasedHold(name) => Executed::ReleasedHold(name),
         Remembered::ChangedAccount(name) => Executed::ChangedAccount(name),
-        Remembered::SessionEnded(_) => Executed::EndedSession,
     };
     Some(Resolution::Executed { result, receipt })
 }

@@ -11,6 +11,8 @@ use tidewall_proto::v1::Effect;
 use tidewall_proto::{Declared, Method};
 
 const PACKAGE: &str = "tidewall.v1";
+/// What has the same effect however often it is sent, by what it says.
+const IDEMPOTENT: [&str; 2] = ["LogOut", "RevokeSession"];
 
 fn config() -> Value {
     serde_json::from_str(include_str!("../../../proto/service-config.json")).unwrap()
@@ -145,7 +147,7 @@ fn every_method_of_the_api_is_covered_and_may_take_as_long_as_gateways_honour() 
 }
 
 #[test]
-fn only_reads_and_requests_with_an_id_are_repeated_and_only_after_codes_that_allow_it() {
+fn only_what_does_nothing_twice_is_repeated_and_only_after_codes_that_allow_it() {
     let (config, api) = (config(), api());
     let entries: BTreeMap<_, _> = entries(&config).into_iter().collect();
     let mut repeated = BTreeSet::new();
@@ -155,7 +157,9 @@ fn only_reads_and_requests_with_an_id_are_repeated_and_only_after_codes_that_all
             api.methods.get(&name).unwrap_or_else(|| panic!("{name:?}: retries are named by method"));
         assert!(!method.client_streaming() && !method.server_streaming(), "{name:?} streams");
         let reads = ["Get", "List", "Find"].iter().any(|verb| name.1.starts_with(verb));
-        assert!(reads || carries_id(&api, &api.messages[method.input_type()]), "{name:?} has no request id");
+        let idempotent = IDEMPOTENT.contains(&name.1.as_str());
+        let carries_id = carries_id(&api, &api.messages[method.input_type()]);
+        assert!(reads || idempotent || carries_id, "{name:?} has no request id");
         let codes: BTreeSet<_> = policy["retryableStatusCodes"]
             .as_array()
             .unwrap()

@@ -380,6 +380,8 @@ impl SpecMaker<'_> {
         arguments.extend(["--account-key".into(), keys::account_path(&self.directory.keys()).into()]);
         arguments.extend(["--signing-key".into(), keys::private_path(&self.directory.keys()).into()]);
         arguments.extend(["--threads".into(), crate::serve::half_the_cores().to_string().into()]);
+        // Nobody routes to the gateways of one machine by their health.
+        arguments.extend(["--lame-duck".into(), "50ms".into()]);
         self.spec(gateway_name(id), ports::reachable(listen), arguments)
     }
 }

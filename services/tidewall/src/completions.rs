@@ -24,6 +24,11 @@ pub enum Shell {
     Zsh,
     /// The friendly interactive shell.
     Fish,
+    /// PowerShell.
+    #[value(name = "powershell")]
+    Power,
+    /// Elvish.
+    Elvish,
 }
 
 /// Runs the command.
@@ -37,6 +42,8 @@ fn script(shell: Shell, mut cli: Command) -> Vec<u8> {
         Shell::Bash => generate(shells::Bash, &mut cli, "tidewall", &mut script),
         Shell::Zsh => generate(shells::Zsh, &mut cli, "tidewall", &mut script),
         Shell::Fish => generate(shells::Fish, &mut cli, "tidewall", &mut script),
+        Shell::Power => generate(shells::PowerShell, &mut cli, "tidewall", &mut script),
+        Shell::Elvish => generate(shells::Elvish, &mut cli, "tidewall", &mut script),
     }
     script
 }
@@ -49,7 +56,7 @@ mod tests {
 
     #[test]
     fn scripts_know_the_commands() {
-        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish, Shell::Power, Shell::Elvish] {
             let script = String::from_utf8_lossy(&script(shell, crate::Cli::command())).into_owned();
             assert!(script.contains("flash-sale") && script.contains("region"), "{shell:?}");
         }

@@ -13,13 +13,12 @@
 //!
 //! A directory that is refused is left exactly as it was: nothing is written before all checks passed.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
 use tidewall_client::topology::{Node, Region, Topology};
 
 use crate::ports::{self, Reservation};
@@ -343,12 +342,12 @@ impl Lock {
             .open(path)
             .map_err(DataDir::io("write", path))?;
         loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match file.try_lock() {
                 Ok(()) => break,
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(50));
                 }
-                Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(TryLockError::WouldBlock) => {
                     let mut holder = String::new();
                     // The content only makes the message better; the lock itself decides.
                     let _ = file.read_to_string(&mut holder);
@@ -358,7 +357,7 @@ impl Lock {
                     };
                     return Err(DataDirError::Locked { path: path.display().to_string(), by });
                 }
-                Err(e) => return Err(DataDir::io("lock", path)(e.into())),
+                Err(TryLockError::Error(e)) => return Err(DataDir::io("lock", path)(e)),
             }
         }
         file.set_len(0)

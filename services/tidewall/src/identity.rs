@@ -1,4 +1,4 @@
-//! `tidewall cluster`: what makes a cluster this one and no other. Gives its processes certificates, and makes a copy of its
+//! `tidewall cluster`: what makes a cluster this one and no other. Lays one out, gives its processes certificates, and makes a copy of its
 //! data another cluster.
 
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use tidewall_client::topology::Topology;
 use crate::certificates::{self, Authority};
 use crate::datadir::{Contents, DataDir, Lock};
 use crate::exit::{Exit, Failure};
+use crate::layout::{self, InitArgs};
 use crate::output::{self, Format};
 use crate::serve;
 
@@ -25,6 +26,11 @@ pub struct ClusterCommand {
 /// What can be done with the identity of a cluster.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Lay out a new cluster without starting it: topology, keys, certificates
+    #[command(
+        after_help = "Examples:\n  tidewall cluster init --data ./cluster --host 10.0.0.1 --host 10.0.0.2 --host 10.0.0.3\n  tidewall cluster init --data ./cluster -o json\n\nIt says where everything is; start the processes with `tidewall serve`."
+    )]
+    Init(InitArgs),
     /// Issue certificates for all processes of a topology, by an authority that is made with the first ones
     #[command(
         after_help = "Example:\n  tidewall cluster certify --topology topology.json --tls tls\n\n`tidewall up` does this by itself. Give each host ca.pem and what is named like its process; keep ca.key away from all of them."
@@ -72,6 +78,7 @@ struct Forked {
 /// Runs the command.
 pub fn run(command: &ClusterCommand, format: Format) -> Result<(), Failure> {
     match &command.verb {
+        Verb::Init(arguments) => layout::run(arguments, format),
         Verb::Certify(arguments) => certify(arguments, format),
         Verb::Fork(arguments) => {
             let forked = fork(&arguments.data)?;

@@ -9,8 +9,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use pem::{EncodeConfig, LineEnding, Pem};
 use tidewall_gateway::auth;
 
 /// DER in front of the 32 bytes of an Ed25519 public key (RFC 8410).
@@ -204,27 +203,14 @@ fn read(path: &Path, label: &str) -> Result<Vec<Vec<u8>>, KeyError> {
 }
 
 fn to_pem(label: &str, der: &[u8]) -> String {
-    let mut text = format!("-----BEGIN {label}-----\n");
-    for line in STANDARD.encode(der).as_bytes().chunks(64) {
-        text.extend(line.iter().map(|byte| char::from(*byte)));
-        text.push('\n');
-    }
-    text + &format!("-----END {label}-----\n")
+    let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    pem::encode_config(&Pem::new(label, der), lines)
 }
 
 /// All blocks with this label; `None` when the text is not well-formed.
 fn from_pem(label: &str, text: &str) -> Option<Vec<Vec<u8>>> {
-    let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
-    let mut blocks = Vec::new();
-    let mut rest = text;
-    while let Some(start) = rest.find(&begin) {
-        let body = &rest[start + begin.len()..];
-        let stop = body.find(&end)?;
-        let base64: String = body[..stop].split_whitespace().collect();
-        blocks.push(STANDARD.decode(base64).ok()?);
-        rest = &body[stop + end.len()..];
-    }
-    Some(blocks)
+    let blocks = pem::parse_many(text).ok()?;
+    Some(blocks.into_iter().filter(|block| block.tag() == label).map(Pem::into_contents).collect())
 }
 
 #[cfg(test)]

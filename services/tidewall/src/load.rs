@@ -4,10 +4,11 @@
 //! nothing else.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand, ValueEnum};
 use parking_lot::Mutex;
+use tidewall_load::stories::{MethodFigures, Stories, StoriesPlan, Told};
 use tidewall_load::{FlashSale, LoadError, Mode, Phase, Progress, ReplayOptions, Report, Target};
 
 use crate::borrowed::{self, Source};
@@ -36,6 +37,48 @@ pub enum Scenario {
                       directory. The exit code is 0 only if the audit is ok."
     )]
     FlashSale(Box<FlashSaleArgs>),
+    /// Clients of every domain do what clients do, and judge every answer by what they did before
+    #[command(after_help = "Examples:\n  tidewall load stories --duration 60s\n  \
+                      tidewall load stories --workload tickets --tellers 256 -o json\n\n\
+                      Without --target and without a cluster on --data it starts one of its own, on a temporary \
+                      directory. The exit code is 0 only if every answer was right.")]
+    Stories(StoriesArgs),
+}
+
+/// Arguments of `tidewall load stories`.
+#[derive(Debug, Args)]
+pub struct StoriesArgs {
+    /// Workloads, separated by commas [default: all]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub workload: Vec<String>,
+    /// How many clients tell at the same time [default: 16]
+    #[arg(long, value_name = "N")]
+    pub tellers: Option<usize>,
+    /// How long
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "30s")]
+    pub duration: Duration,
+    /// Connections to the gateways [default: 4]
+    #[arg(long, value_name = "N")]
+    pub connections: Option<usize>,
+    /// Decides what is left to chance [default: 1]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Which cluster
+    #[command(flatten)]
+    pub source: Source,
+}
+
+impl StoriesArgs {
+    fn plan(&self) -> StoriesPlan {
+        let base = StoriesPlan::default();
+        StoriesPlan {
+            workloads: if self.workload.is_empty() { base.workloads } else { self.workload.clone() },
+            tellers: self.tellers.unwrap_or(base.tellers),
+            connections: self.connections.unwrap_or(base.connections),
+            seed: self.seed.unwrap_or(base.seed),
+            pause: base.pause,
+        }
+    }
 }
 
 /// How buyers arrive.
@@ -170,7 +213,59 @@ impl FlashSaleArgs {
 
 /// Runs the command.
 pub async fn run(command: &LoadCommand, format: Format, log: Option<&str>) -> Result<(), Failure> {
-    let Scenario::FlashSale(arguments) = &command.scenario;
+    match &command.scenario {
+        Scenario::FlashSale(arguments) => sell(arguments, format, log).await,
+        Scenario::Stories(arguments) => tell(arguments, format, log).await,
+    }
+}
+
+async fn tell(arguments: &StoriesArgs, format: Format, log: Option<&str>) -> Result<(), Failure> {
+    let plan = arguments.plan();
+    plan.check().map_err(failure)?;
+    let told = borrowed::with_target(&arguments.source, log, async |target: &Target| {
+        let stories = Stories::start(target, &plan).await.map_err(failure)?;
+        let (mut line, began) = (ProgressLine::default(), Instant::now());
+        while began.elapsed() < arguments.duration {
+            let left = arguments.duration.saturating_sub(began.elapsed());
+            tokio::time::sleep(left.min(Duration::from_secs(1))).await;
+            line.show(&format!("{} s: {} answers", began.elapsed().as_secs(), stories.answers()));
+        }
+        line.clear();
+        stories.stop().await.map_err(failure)
+    })
+    .await?;
+    match format {
+        Format::Json => output::json(&told)?,
+        Format::Table => output::text(&story_table(&told))?,
+    }
+    match told.ok() {
+        true => Ok(()),
+        false if told.answers == 0 => Err(Failure::new(Exit::Failed, "nobody has answered")),
+        false => {
+            Err(Failure::new(Exit::Failed, format!("{} answers were wrong: see above", told.wrong.len())))
+        }
+    }
+}
+
+fn story_table(told: &Told) -> String {
+    let row = |figures: &MethodFigures| {
+        let times = [figures.p50_ms, figures.p99_ms, figures.max_ms].map(|ms| format!("{ms:.2}"));
+        [vec![figures.method.clone(), figures.answers.to_string()], times.into()].concat()
+    };
+    let rows = told.methods.iter().map(row).collect();
+    let wrong: String = told.wrong.iter().map(|wrong| format!("WRONG: {wrong}\n")).collect();
+    let sum = format!(
+        "{} stories told to their end, {} answers in {:.1} s: {:.0}/s, {} wrong\n",
+        told.stories,
+        told.answers,
+        told.duration_s,
+        told.answers_per_second,
+        told.wrong.len()
+    );
+    output::table(&["METHOD", "ANSWERS", "P50 MS", "P99 MS", "MAX MS"], rows) + &wrong + &sum
+}
+
+async fn sell(arguments: &FlashSaleArgs, format: Format, log: Option<&str>) -> Result<(), Failure> {
     // What can be refused is refused before a cluster is started for it.
     let plan = arguments.plan()?;
     let replay = arguments.replay();

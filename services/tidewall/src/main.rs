@@ -6,7 +6,6 @@
 mod account;
 mod borrowed;
 mod certificates;
-mod chaos;
 mod cluster;
 mod completions;
 mod confirm;
@@ -19,6 +18,7 @@ mod failover;
 mod gateway;
 mod identity;
 mod keys;
+mod layout;
 mod load;
 mod members;
 mod node;
@@ -55,7 +55,7 @@ use output::Format;
 #[derive(Debug, Parser)]
 #[command(
     name = "tidewall",
-    version,
+    version = env!("TIDEWALL_VERSION"),
     after_help = "Examples:\n  tidewall                      start a cluster in ./tidewall-data\n  \
                   tidewall demo flash-sale      watch a sale\n  tidewall help exit-codes      what exit codes mean",
     max_term_width = 110
@@ -115,15 +115,13 @@ enum Command {
     /// Look at shard nodes
     #[command(after_help = "Example:\n  tidewall node list")]
     Node(node::NodeCommand),
-    /// Give a cluster certificates, or make a copy of it another cluster
-    #[command(after_help = "Examples:\n  tidewall cluster fork --data ./copy\n  \
-                            tidewall cluster certify --topology topology.json")]
-    Cluster(identity::ClusterCommand),
-    /// Do harm to clusters of its own, and check whether every promise was kept
+    /// Lay a cluster out, give it certificates, or make a copy of it another cluster
     #[command(
-        after_help = "Examples:\n  tidewall chaos list\n  tidewall chaos run --scenario leader-kill --count 5"
+        after_help = "Examples:\n  tidewall cluster init --data ./cluster --host 10.0.0.1 --host 10.0.0.2 --host 10.0.0.3\n  \
+                            tidewall cluster fork --data ./copy\n  \
+                            tidewall cluster certify --topology topology.json"
     )]
-    Chaos(chaos::ChaosCommand),
+    Cluster(identity::ClusterCommand),
     /// Print a script that completes commands in a shell
     #[command(after_help = "Examples:\n  source <(tidewall completions bash)\n  \
                             tidewall completions fish > ~/.config/fish/completions/tidewall.fish")]
@@ -141,10 +139,11 @@ fn main() -> ExitCode {
     stderr::tell_panics();
     signals::unblock();
     let cli = parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let format = cli.output;
     let code = match set_up_logging(&cli).and_then(|()| run(cli, begun)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            output::note(&format!("error: {failure}"));
+            output::failure(&failure, format);
             ExitCode::from(failure.code())
         }
     };
@@ -187,7 +186,6 @@ fn run(cli: Cli, begun: Instant) -> Result<(), Failure> {
         Command::Region(command) => block_on(Threads::One, region::run(&command, format)),
         Command::Node(command) => block_on(Threads::One, node::run(&command, format)),
         Command::Cluster(command) => identity::run(&command, format),
-        Command::Chaos(command) => block_on(Threads::All, chaos::run(&command, format)),
         Command::Completions(command) => completions::run(&command, Cli::command()),
         Command::ExitCodes => output::text(&exit::table()),
     }
@@ -248,7 +246,10 @@ fn set_up_logging(cli: &Cli) -> Result<(), Failure> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| stderr::Stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(
+            std::io::stderr().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        )
         .try_init()
         .map_err(|e| Failure::new(Exit::Failed, format!("cannot set up logging: {e}")))
 }

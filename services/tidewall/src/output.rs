@@ -52,6 +52,16 @@ pub fn note(line: &str) {
     let _ = Stderr.write_all(format!("{line}\n").as_bytes());
 }
 
+/// Says on standard error why a command did not do its work: for programs as one JSON document on a line.
+pub fn failure(failure: &Failure, format: Format) {
+    let json =
+        serde_json::json!({ "error": { "exit_code": failure.code(), "message": failure.to_string() } });
+    note(&match format {
+        Format::Table => format!("error: {failure}"),
+        Format::Json => json.to_string(),
+    });
+}
+
 /// Lays out rows under headings, as wide as the terminal allows.
 pub fn table(headings: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();

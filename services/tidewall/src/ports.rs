@@ -5,7 +5,7 @@
 //! fails to start, says so, and is started again.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::time::{Duration, Instant};
 
 /// Ports that are kept from others until this is dropped.
@@ -39,6 +39,15 @@ impl Reservation {
         self.exactly(address, patience)
             .or_else(|_| self.exactly(SocketAddr::new(address.ip(), 0), Duration::ZERO))
     }
+}
+
+/// An address from the command line: `127.0.0.1:7400`, `[::1]:7400` or `localhost:7400`. Of the addresses of a host the first.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    let found = text.to_socket_addrs().map_err(|error| error.to_string())?.next();
+    found.ok_or_else(|| "the host has no address".to_owned())
 }
 
 /// An address on the loopback interface whose port the system shall choose.
@@ -75,6 +84,16 @@ mod tests {
         let other = second.or_another(taken, Duration::ZERO).unwrap();
         assert_eq!(other.ip(), taken.ip());
         assert_ne!(other.port(), taken.port());
+    }
+
+    #[test]
+    fn an_address_may_name_its_host() {
+        assert_eq!(address("127.0.0.1:7").unwrap().to_string(), "127.0.0.1:7");
+        assert_eq!(address("[::1]:7").unwrap().to_string(), "[::1]:7");
+        assert!(address("localhost:7").unwrap().ip().is_loopback());
+        for bad in ["localhost", "7", "", "127.0.0.1:70000"] {
+            assert!(address(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use http::HeaderValue;
 use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
 use tidewall_client::topology::Topology;
 use tidewall_gateway::{AccountsConfig, Gateway, GatewayConfig, HashingOptions, LimitOptions};
@@ -19,8 +20,10 @@ use tidewall_node::{APPLY_VERSION, Credentials, NodeConfig};
 
 use crate::certificates;
 use crate::datadir::Lock;
+use crate::duration;
 use crate::exit::{Exit, Failure};
 use crate::keys;
+use crate::ports;
 use crate::signals::Signals;
 use crate::stderr;
 
@@ -92,7 +95,7 @@ pub struct ShardArgs {
 #[derive(Debug, Args)]
 pub struct GatewayArgs {
     /// Address to listen on
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = ports::address)]
     pub listen: SocketAddr,
     /// Topology of the cluster
     #[arg(long, value_name = "FILE")]
@@ -121,6 +124,13 @@ pub struct GatewayArgs {
           env = "TIDEWALL_ADMISSION_CEILING",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=4096))]
     pub admission_ceiling: usize,
+    /// Origin whose pages may call over gRPC-Web, for example https://shop.example; may be given several times, `*` for all
+    #[arg(long, value_name = "ORIGIN", env = "TIDEWALL_WEB_ORIGIN", value_delimiter = ',')]
+    pub web_origin: Vec<HeaderValue>,
+    /// How long calls are still taken after it was told to stop, while health and /readyz say so: as long as whoever routes calls
+    /// here needs to notice
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "500ms")]
+    pub lame_duck: Duration,
     /// Stop when standard input ends: its other end is held by the supervisor
     #[arg(long)]
     pub parent_pipe: bool,
@@ -215,6 +225,8 @@ fn gateway(arguments: &GatewayArgs) -> Result<(), Failure> {
         config.accounts = accounts;
         config.limit.floor = arguments.admission_floor;
         config.limit.ceiling = arguments.admission_ceiling;
+        config.lame_duck = arguments.lame_duck;
+        config.web_origins = arguments.web_origin.clone();
         let gateway = Gateway::bind(config).await.map_err(|e| environment(&e))?;
         tracing::info!("gateway listens on {}", gateway.local_addr);
         gateway
@@ -469,6 +481,8 @@ mod tests {
             threads: 1,
             admission_floor: 16,
             admission_ceiling: 4096,
+            web_origin: Vec::new(),
+            lame_duck: Duration::ZERO,
             parent_pipe: false,
         };
         let failure = gateway(&arguments).unwrap_err();

@@ -13,6 +13,7 @@ use crate::datadir::{DEFAULT_DATA, Wanted};
 use crate::endpoints::Endpoints;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Format, ProgressLine};
+use crate::ports;
 use crate::readiness::Progress;
 use crate::regions_file;
 use crate::service_manager;
@@ -43,7 +44,7 @@ pub struct UpArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub gateways: u16,
     /// Address of the first gateway; the others take the following ports. With port 0 the system chooses
-    #[arg(long, value_name = "ADDRESS", default_value = DEFAULT_LISTEN)]
+    #[arg(long, value_name = "ADDRESS", value_parser = ports::address, default_value = DEFAULT_LISTEN)]
     pub listen: SocketAddr,
 }
 

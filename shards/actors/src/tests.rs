@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tidewall_domain::tickets::State;
 use tidewall_machine::{
-    Answer, Command, Decision, Entry, Machine, Op, Position, Reject, Stamp, SystemCommand,
+    Answer, Command, Decision, Entry, Machine, Op, Position, RejectReason, Stamp, SystemCommand,
 };
 use tidewall_messages::tickets;
 use tokio::sync::Semaphore;
@@ -224,7 +224,7 @@ async fn sold_out() -> (Arc<Fake>, Directory, Asker, Answers) {
 fn reason(reply: &Reply) -> String {
     match reply {
         Ok(Decision { answer: Answer::Done { .. }, .. }) => "done".into(),
-        Ok(Decision { answer: Answer::Rejected(Reject::Module(why)), .. }) => why.reason.clone(),
+        Ok(Decision { answer: Answer::Rejected(RejectReason::Module(why)), .. }) => why.reason.clone(),
         Ok(Decision { answer, .. }) => format!("{answer:?}"),
         Err(refusal) => format!("{refusal:?}").split([' ', '(']).next().unwrap_or_default().into(),
     }

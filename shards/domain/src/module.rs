@@ -25,7 +25,7 @@ pub struct Fault(pub String);
 
 /// How a client shall understand a rejection; the numbers are those of gRPC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
+pub enum Code {
     /// The request itself is wrong.
     InvalidArgument = 3,
     /// What it names does not exist.
@@ -47,7 +47,7 @@ pub trait Reason: std::error::Error {
     /// Stable reason for programs, UPPER_SNAKE_CASE.
     fn reason(&self) -> &'static str;
     /// How a client shall understand it.
-    fn class(&self) -> Class;
+    fn code(&self) -> Code;
     /// The field to blame, if there is one.
     fn field(&self) -> &str;
 
@@ -56,7 +56,7 @@ pub trait Reason: std::error::Error {
         Rejection {
             reason: self.reason().to_owned(),
             message: self.to_string(),
-            code: self.class() as i32,
+            code: self.code() as i32,
             field: self.field().to_owned(),
         }
     }
@@ -91,6 +91,13 @@ pub trait Module: Default + Debug + Send + Sync + 'static {
 
     /// Whether the hot row of this name exists: an actor of its own is only for what does.
     fn has_row(&self, name: &str) -> bool;
+
+    /// Whether what is decided is remembered by request id, so that a copy gets the first answer for ever. `false` is for a command
+    /// that is idempotent by its rows: executed once more, at any time before it expires, it changes nothing, and is answered by the
+    /// rows as they are then. Nobody can ask what became of its request id.
+    fn is_remembered(_command: &Self::Command) -> bool {
+        true
+    }
 
     /// Decides a command. Deadlines are compared with the context's times only.
     ///
@@ -158,6 +165,15 @@ pub struct Fired {
     pub faulted: bool,
 }
 
+/// What a command came to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Applied {
+    /// The outcome's bytes, or the rejection.
+    pub answer: Result<Vec<u8>, Rejection>,
+    /// A copy is to get the same answer: see [`Module::is_remembered`].
+    pub remembered: bool,
+}
+
 /// A module as everybody but its author knows it.
 pub trait AnyModule: Any + Debug + Send + Sync {
     /// Its number; never reused.
@@ -179,7 +195,7 @@ pub trait AnyModule: Any + Debug + Send + Sync {
     /// # Errors
     /// What is wrong with them.
     fn understands(&self, payload: &[u8]) -> Result<(), String>;
-    /// Decides a command and changes the rows accordingly, or not at all: the outcome's bytes, or the rejection.
+    /// Decides a command and changes the rows accordingly, or not at all.
     ///
     /// # Errors
     /// [`ModuleError`]; nothing has changed.
@@ -188,7 +204,7 @@ pub trait AnyModule: Any + Debug + Send + Sync {
         context: &Context,
         caller: Caller<'_>,
         payload: &[u8],
-    ) -> Result<Result<Vec<u8>, Rejection>, ModuleError>;
+    ) -> Result<Applied, ModuleError>;
     /// Steady time of the earliest timer, milliseconds.
     fn due_ms(&self) -> Option<u64>;
     /// Fires the earliest timer that is due, as a transaction of its own.
@@ -240,10 +256,11 @@ impl<M: Module> AnyModule for M {
         context: &Context,
         caller: Caller<'_>,
         payload: &[u8],
-    ) -> Result<Result<Vec<u8>, Rejection>, ModuleError> {
+    ) -> Result<Applied, ModuleError> {
         let command = decode::<M>(payload).map_err(ModuleError::Undecodable)?;
         let answer = apply(self, context, caller, &command)?;
-        Ok(answer.map(|outcome| outcome.encode_to_vec()).map_err(|why| why.rejection()))
+        let answer = answer.map(|outcome| outcome.encode_to_vec()).map_err(|why| why.rejection());
+        Ok(Applied { answer, remembered: M::is_remembered(&command) })
     }
 
     fn due_ms(&self) -> Option<u64> {

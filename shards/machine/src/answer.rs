@@ -8,7 +8,7 @@ use tidewall_messages::Rejection;
 
 use crate::EXPIRY_AHEAD_MS_MAX;
 
-/// Tag of [`Reject::Sealed`].
+/// Tag of [`RejectReason::Sealed`].
 pub(crate) const SEALED: u8 = 9;
 
 /// Where in the log a command was decided.
@@ -52,7 +52,7 @@ impl Receipt {
 
 /// Why a command was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Reject {
+pub enum RejectReason {
     /// By a module.
     #[error("{}", .0.message)]
     Module(Rejection),
@@ -102,7 +102,7 @@ pub enum Answer {
     /// A system command was carried out.
     System,
     /// No.
-    Rejected(Reject),
+    Rejected(RejectReason),
 }
 
 impl Answer {
@@ -114,24 +114,24 @@ impl Answer {
                 w.u8(*module);
                 w.bytes(outcome);
             }
-            Self::Rejected(Reject::Module(rejection)) => {
+            Self::Rejected(RejectReason::Module(rejection)) => {
                 w.u8(2);
                 w.bytes(&rejection.encode_to_vec());
             }
-            Self::Rejected(Reject::Expired) => w.u8(3),
-            Self::Rejected(Reject::IdReused) => w.u8(4),
-            Self::Rejected(Reject::IdForgotten) => w.u8(5),
-            Self::Rejected(Reject::IdFromFuture) => w.u8(6),
-            Self::Rejected(Reject::InternalInvariant(what)) => {
+            Self::Rejected(RejectReason::Expired) => w.u8(3),
+            Self::Rejected(RejectReason::IdReused) => w.u8(4),
+            Self::Rejected(RejectReason::IdForgotten) => w.u8(5),
+            Self::Rejected(RejectReason::IdFromFuture) => w.u8(6),
+            Self::Rejected(RejectReason::InternalInvariant(what)) => {
                 w.u8(7);
                 w.str(what);
             }
-            Self::Rejected(Reject::System(what)) => {
+            Self::Rejected(RejectReason::System(what)) => {
                 w.u8(8);
                 w.str(what);
             }
-            Self::Rejected(Reject::Sealed) => w.u8(SEALED),
-            Self::Rejected(Reject::ExpiresTooLate { ahead_ms }) => {
+            Self::Rejected(RejectReason::Sealed) => w.u8(SEALED),
+            Self::Rejected(RejectReason::ExpiresTooLate { ahead_ms }) => {
                 w.u8(10);
                 w.u64(*ahead_ms);
             }
@@ -145,16 +145,16 @@ impl Answer {
             2 => {
                 let rejection =
                     Rejection::decode(r.bytes()?).map_err(|_| DecodeError::Message("rejection"))?;
-                Self::Rejected(Reject::Module(rejection))
+                Self::Rejected(RejectReason::Module(rejection))
             }
-            3 => Self::Rejected(Reject::Expired),
-            4 => Self::Rejected(Reject::IdReused),
-            5 => Self::Rejected(Reject::IdForgotten),
-            6 => Self::Rejected(Reject::IdFromFuture),
-            7 => Self::Rejected(Reject::InternalInvariant(r.str()?.into())),
-            8 => Self::Rejected(Reject::System(r.str()?.into())),
-            SEALED => Self::Rejected(Reject::Sealed),
-            10 => Self::Rejected(Reject::ExpiresTooLate { ahead_ms: r.u64()? }),
+            3 => Self::Rejected(RejectReason::Expired),
+            4 => Self::Rejected(RejectReason::IdReused),
+            5 => Self::Rejected(RejectReason::IdForgotten),
+            6 => Self::Rejected(RejectReason::IdFromFuture),
+            7 => Self::Rejected(RejectReason::InternalInvariant(r.str()?.into())),
+            8 => Self::Rejected(RejectReason::System(r.str()?.into())),
+            SEALED => Self::Rejected(RejectReason::Sealed),
+            10 => Self::Rejected(RejectReason::ExpiresTooLate { ahead_ms: r.u64()? }),
             tag => return Err(DecodeError::Tag { what: "answer", tag: tag.into() }),
         })
     }
@@ -173,7 +173,7 @@ pub struct Decision {
 
 impl Decision {
     /// A no that is not remembered.
-    pub(crate) fn passing(reject: Reject) -> Self {
+    pub(crate) fn passing(reject: RejectReason) -> Self {
         Self { receipt: None, answer: Answer::Rejected(reject), replayed: false }
     }
 }

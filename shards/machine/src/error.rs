@@ -1,6 +1,6 @@
 //! Why an entry cannot be applied, and why stored pages are not a state.
 //!
-//! Both mean that this replica must not go on. What a client may hear instead is a rejection ([`crate::Reject`]).
+//! Both mean that this replica must not go on. What a client may hear instead is a rejection ([`crate::RejectReason`]).
 
 use tidewall_domain::codec::DecodeError;
 use tidewall_domain::table::TableId;

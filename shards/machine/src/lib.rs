@@ -20,7 +20,7 @@ pub mod snapshot;
 mod tests;
 pub mod time;
 
-pub use answer::{Answer, Decision, Receipt, Reject};
+pub use answer::{Answer, Decision, Receipt, RejectReason};
 pub use entry::{Command, Entry, Op, SystemCommand};
 pub use error::{ApplyError, LoadError};
 pub use machine::{Frozen, Head, Loader, Machine, Position, Replaced};
@@ -32,13 +32,17 @@ pub use time::{GroupTime, Stamp};
 /// refuses to run.
 ///
 /// 1: the first. 2: the parts of an import that nobody goes on with are dropped after [`IMPORT_IDLE_MS`]. 3: there are accounts.
-pub const APPLY_VERSION: u32 = 3;
+/// 4: what is idempotent by its rows is not remembered.
+pub const APPLY_VERSION: u32 = 4;
 
 /// An import that got no part for so long, milliseconds of log time, is given up: from apply version 2 on.
 pub const IMPORT_IDLE_MS: u64 = 600_000;
 
 /// First apply version under which imports are given up.
 const GIVES_IMPORTS_UP: u32 = 2;
+
+/// First apply version under which commands that are idempotent by their rows are not remembered.
+const REMEMBERS_WHAT_IT_MUST: u32 = 4;
 
 /// Outcomes are remembered this long by log time, milliseconds.
 pub const REMEMBERED_MS: u64 = 24 * 3_600_000;

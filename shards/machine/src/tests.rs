@@ -112,7 +112,7 @@ impl Log {
 fn reason(decision: &Decision) -> String {
     match &decision.answer {
         Answer::Done { .. } | Answer::System => "done".into(),
-        Answer::Rejected(Reject::Module(rejection)) => rejection.reason.clone(),
+        Answer::Rejected(RejectReason::Module(rejection)) => rejection.reason.clone(),
         Answer::Rejected(other) => format!("{other:?}").split('(').next().unwrap().into(),
     }
 }
@@ -153,7 +153,7 @@ fn an_id_with_other_content_is_refused_and_a_rejection_is_remembered_too() {
     let again = log.one(T0, command(1, buy(9)));
     assert!(again.replayed);
     let expected = Rejection::SoldOut { asked: 9, free: 5 };
-    assert_eq!(again.answer, Answer::Rejected(Reject::Module(expected.rejection())));
+    assert_eq!(again.answer, Answer::Rejected(RejectReason::Module(expected.rejection())));
     let reused = log.machine.remembered(&command(1, buy(1))).unwrap();
     assert_eq!(reason(&reused), "IdReused");
     assert!(log.machine.remembered(&command(1, buy(9))).unwrap().replayed);

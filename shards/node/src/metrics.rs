@@ -159,7 +159,7 @@ mod tests {
     use std::sync::Arc;
 
     use tidewall_env::disk::MemoryDisk;
-    use tidewall_machine::{Decision, Reject};
+    use tidewall_machine::{Decision, RejectReason};
     use tidewall_store::log::LogOptions;
 
     use super::*;
@@ -172,7 +172,7 @@ mod tests {
         let decided = |answer| Ok(Decision { receipt: None, answer, replayed: false });
         let replies: [(u64, Reply); OUTCOMES.len()] = [
             (1, decided(Answer::Done { module: 1, outcome: Vec::new() })),
-            (2, decided(Answer::Rejected(Reject::Expired))),
+            (2, decided(Answer::Rejected(RejectReason::Expired))),
             (3, Err(Refusal::NotLeader { leader: None })),
             (4, Err(Refusal::Overloaded { what: "it is full", retry_after_ms: 1 })),
             (5, Err(Refusal::Unknown("lost".into()))),

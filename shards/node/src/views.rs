@@ -1,7 +1,7 @@
 //! From decisions and rows to the wire. Reads rows; never changes or judges them, and looks into nothing of a module.
 
 use tidewall_actors::Refusal;
-use tidewall_machine::{Answer, Decision, Machine, Receipt, Reject, Stamp};
+use tidewall_machine::{Answer, Decision, Machine, Receipt, RejectReason, Stamp};
 use tidewall_messages::Rejection;
 use tidewall_proto::internal::v1 as pb;
 
@@ -25,21 +25,21 @@ fn receipt(receipt: &Receipt) -> pb::Receipt {
     }
 }
 
-fn rejection(reject: Reject) -> Rejection {
+fn rejection(reject: RejectReason) -> Rejection {
     let (reason, code) = match &reject {
-        Reject::Module(_) => ("", 0),
-        Reject::Expired => ("EXPIRED", CODE_DEADLINE_EXCEEDED),
-        Reject::IdReused => ("REQUEST_ID_REUSED", CODE_INVALID_ARGUMENT),
-        Reject::IdForgotten => ("REQUEST_ID_EXPIRED", CODE_INVALID_ARGUMENT),
-        Reject::IdFromFuture => ("REQUEST_ID_INVALID", CODE_INVALID_ARGUMENT),
-        Reject::Sealed => ("REQUEST_ID_SEALED", CODE_FAILED_PRECONDITION),
-        Reject::ExpiresTooLate { .. } => ("GATEWAY_CLOCK_AHEAD", CODE_UNAVAILABLE),
-        Reject::InternalInvariant(_) => ("INTERNAL_INVARIANT", CODE_INTERNAL),
-        Reject::System(_) => ("REFUSED", CODE_FAILED_PRECONDITION),
+        RejectReason::Module(_) => ("", 0),
+        RejectReason::Expired => ("EXPIRED", CODE_DEADLINE_EXCEEDED),
+        RejectReason::IdReused => ("REQUEST_ID_REUSED", CODE_INVALID_ARGUMENT),
+        RejectReason::IdForgotten => ("REQUEST_ID_EXPIRED", CODE_INVALID_ARGUMENT),
+        RejectReason::IdFromFuture => ("REQUEST_ID_INVALID", CODE_INVALID_ARGUMENT),
+        RejectReason::Sealed => ("REQUEST_ID_SEALED", CODE_FAILED_PRECONDITION),
+        RejectReason::ExpiresTooLate { .. } => ("GATEWAY_CLOCK_AHEAD", CODE_UNAVAILABLE),
+        RejectReason::InternalInvariant(_) => ("INTERNAL_INVARIANT", CODE_INTERNAL),
+        RejectReason::System(_) => ("REFUSED", CODE_FAILED_PRECONDITION),
     };
     let field = if code == CODE_INVALID_ARGUMENT { "request_id" } else { "" };
     match reject {
-        Reject::Module(rejection) => rejection,
+        RejectReason::Module(rejection) => rejection,
         reject => Rejection {
             reason: reason.to_owned(),
             message: reject.to_string(),

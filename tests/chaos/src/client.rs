@@ -208,7 +208,6 @@ fn outcome(outcome: Outcome) -> Yes {
         Outcome::CancelledTicket(_) | Outcome::ReleasedHold(_) => Yes::Undone,
         // What nobody here asks for: the checks have no place for it.
         Outcome::ChangedAccount(name) => Yes::Rejected(name),
-        Outcome::SessionEnded(_) => Yes::Rejected("SESSION_ENDED".to_owned()),
         Outcome::Rejection(rejection) => Yes::Rejected(rejection.reason),
     }
 }

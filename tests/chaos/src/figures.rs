@@ -1,16 +1,16 @@
-//! Figures of a scenario, from the calls of all its episodes: how long a region was silent after a blow, what clients saw
+//! Figures of a scenario, from the calls of all its episodes: how long a region was silent after a injection, what clients saw
 //! of it, and what the others felt. Pure.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::history::{Ask, Blow, Micros, Op, Traffic};
+use crate::history::{Ask, Injection, Micros, Op, Traffic};
 use crate::stage::Outcome;
 
-/// What the others felt is compared over this long before and after a blow, microseconds.
+/// What the others felt is compared over this long before and after a injection, microseconds.
 const WINDOW: Micros = 3_000_000;
-/// The first second after a blow does not count for the others.
+/// The first second after a injection does not count for the others.
 const FIRST: Micros = 1_000_000;
 /// Errors that are spelled out.
 const ERRORS_MAX: usize = 8;
@@ -69,15 +69,15 @@ pub struct Measured {
     pub resent: u64,
     /// The longest that a call of the load was sent late: the client itself, or the machine, stood still.
     pub client_stall_ms: f64,
-    /// From a blow to the next acknowledged write in each region that it hit.
+    /// From a injection to the next acknowledged write in each region that it hit.
     pub next_write_ms: Vec<f64>,
     /// The slowest of these, with what had been done, the slowest first.
     pub slowest: Vec<(f64, String)>,
-    /// Latencies of the regions that a blow did not hit, before and after it.
+    /// Latencies of the regions that a injection did not hit, before and after it.
     pub others_before_ms: Vec<f64>,
-    /// The same, from one second after the blow on.
+    /// The same, from one second after the injection on.
     pub others_after_ms: Vec<f64>,
-    /// From a blow until all replicas are up again and leaders spread, the time counted from when it was undone.
+    /// From a injection until all replicas are up again and leaders spread, the time counted from when it was undone.
     pub healed_ms: Vec<f64>,
     /// Times that the scenario took.
     pub samples: BTreeMap<String, Vec<f64>>,
@@ -125,28 +125,30 @@ impl Measured {
             }
         }
         let failed = ops.iter().filter(|op| op.answer.is_error()).take(ERRORS_MAX);
-        self.first_errors.extend(failed.map(|op| place(op, &episode.blows)));
+        self.first_errors.extend(failed.map(|op| place(op, &episode.injections)));
         self.first_errors.truncate(ERRORS_MAX);
         self.errors_by_kind = kinds.into_iter().collect();
         self.errors_by_kind.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         self.errors_by_kind.truncate(ERRORS_MAX);
-        for (number, blow) in episode.blows.iter().enumerate() {
-            for region in &blow.regions {
-                let Some(wait) = next_write(&ops, blow, region).map(ms) else { continue };
+        for (number, injection) in episode.injections.iter().enumerate() {
+            for region in &injection.regions {
+                let Some(wait) = next_write(&ops, injection, region).map(ms) else { continue };
                 self.next_write_ms.push(wait);
-                self.slowest.push((wait, format!("in {region} after fault {} ({})", number + 1, blow.what)));
+                self.slowest
+                    .push((wait, format!("in {region} after fault {} ({})", number + 1, injection.what)));
             }
-            if let (Some(undone), Some(healed)) = (blow.undone, blow.healed) {
+            if let (Some(undone), Some(healed)) = (injection.undone, injection.healed) {
                 self.healed_ms.push(ms(healed.saturating_sub(undone)));
             }
-            if !blow.regions.is_empty() {
+            if !injection.regions.is_empty() {
                 let others = |from: Micros, until: Micros| {
                     let within = move |op: &&&Op| (from..until).contains(&op.due);
-                    let apart = |op: &&&Op| !blow.regions.contains(&op.region) && op.traffic == Traffic::Sale;
+                    let apart =
+                        |op: &&&Op| !injection.regions.contains(&op.region) && op.traffic == Traffic::Sale;
                     ops.iter().filter(within).filter(apart).map(|op| ms(op.latency())).collect::<Vec<f64>>()
                 };
-                self.others_before_ms.extend(others(blow.at.saturating_sub(WINDOW), blow.at));
-                self.others_after_ms.extend(others(blow.at + FIRST, blow.at + FIRST + WINDOW));
+                self.others_before_ms.extend(others(injection.at.saturating_sub(WINDOW), injection.at));
+                self.others_after_ms.extend(others(injection.at + FIRST, injection.at + FIRST + WINDOW));
             }
         }
         self.slowest.sort_by(|(one, _), (other, _)| other.total_cmp(one));
@@ -172,7 +174,7 @@ fn words(op: &Op) -> String {
 }
 
 /// When and where a call failed, and what had been done to the cluster last.
-fn place(op: &Op, blows: &[Blow]) -> String {
+fn place(op: &Op, injections: &[Injection]) -> String {
     let asked = match op.ask {
         Ask::Buy { .. } => "purchase",
         Ask::Hold { .. } => "hold",
@@ -183,26 +185,26 @@ fn place(op: &Op, blows: &[Blow]) -> String {
         Ask::Outcome { .. } => "question for an outcome",
         Ask::Seal { .. } => "seal",
     };
-    let last = blows.iter().enumerate().rfind(|(_, blow)| blow.at <= op.end);
-    let after = last.map_or_else(String::new, |(number, blow)| {
-        let hit = if blow.regions.contains(&op.region) { "hit" } else { "not hit" };
-        let since = ms(op.due) - ms(blow.at);
-        format!(", due {since:.0} ms after fault {} ({}; the region was {hit})", number + 1, blow.what)
+    let last = injections.iter().enumerate().rfind(|(_, injection)| injection.at <= op.end);
+    let after = last.map_or_else(String::new, |(number, injection)| {
+        let hit = if injection.regions.contains(&op.region) { "hit" } else { "not hit" };
+        let since = ms(op.due) - ms(injection.at);
+        format!(", due {since:.0} ms after fault {} ({}; the region was {hit})", number + 1, injection.what)
     });
     format!("a {asked} in {} that took {:.0} ms{after}: {}", op.region, ms(op.latency()), words(op))
 }
 
-/// How long after a blow the region acknowledged a write that the old leader cannot have acknowledged: one that was sent
-/// after the blow, or was decided in a later term than all before.
-fn next_write(ops: &[&Op], blow: &Blow, region: &str) -> Option<Micros> {
+/// How long after a injection the region acknowledged a write that the old leader cannot have acknowledged: one that was sent
+/// after the injection, or was decided in a later term than all before.
+fn next_write(ops: &[&Op], injection: &Injection, region: &str) -> Option<Micros> {
     let writes = || {
         ops.iter()
             .filter(|op| op.region == region && op.is_acknowledged_write() && !op.again)
             .filter_map(|op| Some((op, op.answer.receipt()?.term)))
     };
-    let term = writes().filter(|(op, _)| op.end <= blow.at).map(|(_, term)| term).max()?;
-    let new = |(op, later): &(&&Op, u64)| op.end > blow.at && (op.start > blow.at || *later > term);
-    writes().filter(new).map(|(op, _)| op.end - blow.at).min()
+    let term = writes().filter(|(op, _)| op.end <= injection.at).map(|(_, term)| term).max()?;
+    let new = |(op, later): &(&&Op, u64)| op.end > injection.at && (op.start > injection.at || *later > term);
+    writes().filter(new).map(|(op, _)| op.end - injection.at).min()
 }
 
 #[cfg(test)]
@@ -217,8 +219,8 @@ mod tests {
         op(buy("e"), times, Answer::Yes { what: ticket("t"), receipt: Some(stamp(index, 0)) })
     }
 
-    fn blow(at: Micros) -> Blow {
-        Blow { at, what: "kill".into(), regions: vec!["regions/r".into()], undone: None, healed: None }
+    fn injection(at: Micros) -> Injection {
+        Injection { at, what: "kill".into(), regions: vec!["regions/r".into()], undone: None, healed: None }
     }
 
     #[test]
@@ -234,16 +236,16 @@ mod tests {
 
     #[test]
     fn an_answer_of_the_dead_leader_does_not_end_the_silence() {
-        // Decided before the blow in term 1, and answered just after it; then a held call, decided in term 2.
+        // Decided before the injection in term 1, and answered just after it; then a held call, decided in term 2.
         let ops = [write((0, 50), 1), write((90, 101), 2), write((95, 900), 100), write((950, 960), 101)];
         let ops: Vec<&Op> = ops.iter().collect();
-        assert_eq!(next_write(&ops, &blow(100), "regions/r"), Some(800));
-        assert_eq!(next_write(&ops, &blow(100), "regions/other"), None);
+        assert_eq!(next_write(&ops, &injection(100), "regions/r"), Some(800));
+        assert_eq!(next_write(&ops, &injection(100), "regions/other"), None);
     }
 
     #[test]
     fn errors_and_the_others_are_counted() {
-        let mut outcome = Outcome { blows: vec![blow(5_000_000)], ..Outcome::default() };
+        let mut outcome = Outcome { injections: vec![injection(5_000_000)], ..Outcome::default() };
         let other =
             |due: Micros, took: Micros| Op { region: "regions/o".into(), ..write((due, due + took), 1) };
         outcome.evidence.ops = vec![

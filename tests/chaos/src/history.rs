@@ -204,7 +204,7 @@ pub struct Planned {
 
 /// A thing that was done to the cluster, for figures and the timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blow {
+pub struct Injection {
     /// When.
     pub at: Micros,
     /// What, in a few words.

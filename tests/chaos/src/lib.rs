@@ -8,6 +8,7 @@
 //! ([`load`], [`register`]) calls all the while, and the *checkers* ([`check`]) judge the recorded [`history`].
 
 pub mod check;
+pub mod cli;
 pub mod client;
 pub mod driver;
 mod error;
@@ -23,5 +24,6 @@ pub mod run;
 pub mod scenario;
 pub mod stage;
 mod stories;
+mod tokens;
 
 pub use error::ChaosError;

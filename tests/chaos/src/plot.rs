@@ -8,7 +8,7 @@ use plotters::prelude::*;
 
 use crate::ChaosError;
 use crate::figures::quantile;
-use crate::history::{Blow, Micros, Op, Traffic};
+use crate::history::{Injection, Micros, Op, Traffic};
 
 /// Length of a step, microseconds.
 const STEP: Micros = 100_000;
@@ -57,9 +57,9 @@ fn steps(ops: &[Op]) -> Vec<Step> {
 ///
 /// # Errors
 /// When it cannot be drawn or written.
-pub fn write(title: &str, ops: &[Op], blows: &[Blow], path: &Path) -> Result<(), ChaosError> {
+pub fn write(title: &str, ops: &[Op], injections: &[Injection], path: &Path) -> Result<(), ChaosError> {
     let mut svg = String::new();
-    draw(title, &steps(ops), blows, &mut svg)
+    draw(title, &steps(ops), injections, &mut svg)
         .map_err(|error| ChaosError::Plot { path: path.to_owned(), message: error.to_string() })?;
     std::fs::write(path, svg).map_err(ChaosError::system(format!("write {}", path.display())))
 }
@@ -70,25 +70,35 @@ fn seconds(at: Micros) -> f64 {
     at as f64 / 1_000_000.0
 }
 
-fn draw(title: &str, steps: &[Step], blows: &[Blow], svg: &mut String) -> Result<(), Box<dyn Error>> {
+fn draw(
+    title: &str,
+    steps: &[Step],
+    injections: &[Injection],
+    svg: &mut String,
+) -> Result<(), Box<dyn Error>> {
     let root = SVGBackend::with_string(svg, (WIDTH, HEIGHT)).into_drawing_area();
     root.fill(&WHITE)?;
     let root = root.titled(title, (FONT, 20))?;
     let (upper, lower) = root.split_vertically(HEIGHT / 2 - 20);
     let end = seconds(steps.len() as Micros * STEP).max(1.0);
-    throughput(&upper, steps, blows, end)?;
-    latency(&lower, steps, blows, end)?;
+    throughput(&upper, steps, injections, end)?;
+    latency(&lower, steps, injections, end)?;
     root.present()?;
     Ok(())
 }
 
-/// From a blow to its healing, or a moment that can be seen.
-fn span(blow: &Blow) -> (f64, f64) {
-    let until = blow.undone.or(blow.healed).unwrap_or(blow.at);
-    (seconds(blow.at), seconds(until).max(seconds(blow.at) + 0.05))
+/// From a injection to its healing, or a moment that can be seen.
+fn span(injection: &Injection) -> (f64, f64) {
+    let until = injection.undone.or(injection.healed).unwrap_or(injection.at);
+    (seconds(injection.at), seconds(until).max(seconds(injection.at) + 0.05))
 }
 
-fn throughput(area: &Area<'_>, steps: &[Step], blows: &[Blow], end: f64) -> Result<(), Box<dyn Error>> {
+fn throughput(
+    area: &Area<'_>,
+    steps: &[Step],
+    injections: &[Injection],
+    end: f64,
+) -> Result<(), Box<dyn Error>> {
     let rate = |count: u64| count as f64 * 10.0;
     let top = steps.iter().map(|step| rate(step.acknowledged.max(step.errors))).fold(10.0, f64::max) * 1.25;
     let mut chart = ChartBuilder::on(area)
@@ -101,16 +111,14 @@ fn throughput(area: &Area<'_>, steps: &[Step], blows: &[Blow], end: f64) -> Resu
         .y_label_area_size(70)
         .build_cartesian_2d(0.0..end, 0.0..top)?;
     chart.configure_mesh().y_desc("per second").draw()?;
-    chart.draw_series(blows.iter().map(|blow| {
-        let (from, until) = span(blow);
+    chart.draw_series(injections.iter().map(|injection| {
+        let (from, until) = span(injection);
         Rectangle::new([(from, 0.0), (until, top)], FAULT.mix(0.6).filled())
     }))?;
-    if blows.len() <= LABELS_MAX {
-        chart.draw_series(
-            blows
-                .iter()
-                .map(|blow| Text::new(blow.what.clone(), (span(blow).0, top * 0.97), (FONT, 11).into_font())),
-        )?;
+    if injections.len() <= LABELS_MAX {
+        chart.draw_series(injections.iter().map(|injection| {
+            Text::new(injection.what.clone(), (span(injection).0, top * 0.97), (FONT, 11).into_font())
+        }))?;
     }
     let points = |value: fn(&Step) -> u64| {
         steps
@@ -124,7 +132,12 @@ fn throughput(area: &Area<'_>, steps: &[Step], blows: &[Blow], end: f64) -> Resu
     Ok(())
 }
 
-fn latency(area: &Area<'_>, steps: &[Step], blows: &[Blow], end: f64) -> Result<(), Box<dyn Error>> {
+fn latency(
+    area: &Area<'_>,
+    steps: &[Step],
+    injections: &[Injection],
+    end: f64,
+) -> Result<(), Box<dyn Error>> {
     let mut chart = ChartBuilder::on(area)
         .caption("p99 latency of answers in each step, from when a call was due", (FONT, 15))
         .margin(10)
@@ -132,8 +145,8 @@ fn latency(area: &Area<'_>, steps: &[Step], blows: &[Blow], end: f64) -> Result<
         .y_label_area_size(70)
         .build_cartesian_2d(0.0..end, (0.5..20_000.0_f64).log_scale())?;
     chart.configure_mesh().x_desc("seconds").y_desc("ms").y_label_formatter(&|ms| format!("{ms}")).draw()?;
-    chart.draw_series(blows.iter().map(|blow| {
-        let (from, until) = span(blow);
+    chart.draw_series(injections.iter().map(|injection| {
+        let (from, until) = span(injection);
         Rectangle::new([(from, 0.5), (until, 20_000.0)], FAULT.mix(0.6).filled())
     }))?;
     let points =
@@ -168,7 +181,7 @@ mod tests {
     fn a_drawing_marks_the_faults() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.svg");
-        let blow = Blow {
+        let injection = Injection {
             at: 100_000,
             what: "SIGKILL node 2".into(),
             regions: Vec::new(),
@@ -176,7 +189,7 @@ mod tests {
             healed: None,
         };
         let ops = [op(buy("e"), (0, 1_500_000), yes(ticket("t"), 1))];
-        write("leader-kill", &ops, &[blow], &path).unwrap();
+        write("leader-kill", &ops, &[injection], &path).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
         assert!(svg.contains("SIGKILL node 2") && svg.contains("leader-kill"));
         write("nothing", &[], &[], &path).unwrap();

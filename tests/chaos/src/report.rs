@@ -51,7 +51,7 @@ pub struct ScenarioReport {
     pub first_errors: Vec<String>,
     /// Figures with their targets.
     pub figures: Vec<Figure>,
-    /// From each blow to the next acknowledged write of each region that it hit.
+    /// From each injection to the next acknowledged write of each region that it hit.
     pub next_write: Option<Spread>,
     /// The slowest of these, with what had been done.
     pub slowest: Vec<(f64, String)>,

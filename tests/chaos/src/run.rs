@@ -52,7 +52,7 @@ pub struct Options {
 ///
 /// # Errors
 /// When a run cannot take place. What goes wrong with the cluster is in the report.
-pub async fn run(site: &dyn Site, options: &Options) -> Result<Report, ChaosError> {
+pub async fn run(site: &Site, options: &Options) -> Result<Report, ChaosError> {
     if let Some(directory) = &options.report {
         std::fs::create_dir_all(directory)
             .map_err(ChaosError::system(format!("create {}", directory.display())))?;
@@ -86,11 +86,7 @@ fn features(scenario: Scenario, kind: Kind) -> Features {
     Features { network: needed.network || kind == Kind::Netns, ..needed }
 }
 
-async fn run_one(
-    site: &dyn Site,
-    options: &Options,
-    scenario: Scenario,
-) -> Result<ScenarioReport, ChaosError> {
+async fn run_one(site: &Site, options: &Options, scenario: Scenario) -> Result<ScenarioReport, ChaosError> {
     let begun = Instant::now();
     let wanted = options.count.unwrap_or_else(|| scenario.full_count());
     let (mut done, mut episodes, mut driver_name) = (0, 0, "");
@@ -116,7 +112,7 @@ async fn run_one(
         let mut stage = Stage::open(driver, setting).await?;
         match scenario.run(&mut stage, wanted - done).await {
             Ok(more) => done += more,
-            // The machine's fault would be one before the first blow; from then on it is the cluster's.
+            // The machine's fault would be one before the first injection; from then on it is the cluster's.
             Err(error) => cut_short = Some(error.to_string()),
         }
         let outcome = stage.close().await;
@@ -130,7 +126,7 @@ async fn run_one(
         if let Some(directory) = &options.report {
             let path = directory.join(format!("{}-{episodes}.svg", scenario.name()));
             let title = format!("Tidewall chaos: {}, cluster {episodes}", scenario.name());
-            plot::write(&title, &outcome.evidence.ops, &outcome.blows, &path)?;
+            plot::write(&title, &outcome.evidence.ops, &outcome.injections, &path)?;
             plots.push(path);
         }
         if cut_short.is_none() && verdicts.iter().all(Verdict::ok) {

@@ -13,12 +13,12 @@ use tonic::Status;
 use crate::ChaosError;
 use crate::check::{Evidence, Verdict};
 use crate::driver::{Driver, Member};
-use crate::history::{Blow, Micros, Planned, Traffic};
+use crate::history::{Injection, Micros, Planned, Traffic};
 use crate::load::{Load, Recorder};
 use crate::prepare::{self, People};
 use crate::readback;
 use crate::register::Register;
-use crate::stories::Stories;
+use crate::stories;
 
 /// How long members may take to serve.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -60,7 +60,7 @@ pub struct Outcome {
     /// All calls, events and what was read back.
     pub evidence: Evidence,
     /// What was done to the cluster.
-    pub blows: Vec<Blow>,
+    pub injections: Vec<Injection>,
     /// Times in milliseconds, by what they are.
     pub samples: BTreeMap<&'static str, Vec<f64>>,
     /// How often something happened.
@@ -86,7 +86,7 @@ pub struct Stage {
     setting: Setting,
     load: Option<Load>,
     register: Option<Register>,
-    stories: Option<Stories>,
+    stories: Option<tidewall_load::stories::Stories>,
 }
 
 impl Stage {
@@ -135,7 +135,7 @@ impl Stage {
             Some(Load::start(&stage.recorder, buyers.clone(), &stage.planned, stage.setting.rate, seed));
         let some = &regions[..regions.len().min(REGISTERS)];
         stage.register = Some(Register::start(&stage.recorder, &stage.people.organiser, &buyers, some, seed));
-        stage.stories = Some(Stories::start(&stage.driver.target(), &regions, seed)?);
+        stage.stories = Some(stories::start(&stage.driver.target(), seed).await?);
         stage.say("the load flows");
         tokio::time::sleep(WARM_UP).await;
         Ok(stage)
@@ -167,7 +167,7 @@ impl Stage {
             load.stop().await;
         }
         if let Some(stories) = self.stories.take() {
-            self.outcome.expectations.push(stories.stop().await);
+            self.outcome.expectations.push(stories::stop(stories).await);
         }
         if let Some(register) = self.register.take() {
             self.planned.extend(register.stop().await);
@@ -210,26 +210,32 @@ impl Stage {
         Ok(())
     }
 
-    /// Notes a blow that begins now. `regions` are those whose next write is waited for.
-    pub fn blow(&mut self, what: impl Into<String>, regions: Vec<String>) -> usize {
+    /// Notes a injection that begins now. `regions` are those whose next write is waited for.
+    pub fn injection(&mut self, what: impl Into<String>, regions: Vec<String>) -> usize {
         let at = self.recorder.now();
-        self.outcome.blows.push(Blow { at, what: what.into(), regions, undone: None, healed: None });
-        self.outcome.blows.len() - 1
+        self.outcome.injections.push(Injection {
+            at,
+            what: what.into(),
+            regions,
+            undone: None,
+            healed: None,
+        });
+        self.outcome.injections.len() - 1
     }
 
-    /// Notes that the harm of a blow was undone.
-    pub fn undone(&mut self, blow: usize) {
+    /// Notes that the harm of a injection was undone.
+    pub fn undone(&mut self, injection: usize) {
         let now = self.recorder.now();
-        if let Some(blow) = self.outcome.blows.get_mut(blow) {
-            blow.undone = Some(now);
+        if let Some(injection) = self.outcome.injections.get_mut(injection) {
+            injection.undone = Some(now);
         }
     }
 
     /// Notes that everything is as before.
-    pub fn healed(&mut self, blow: usize) {
+    pub fn healed(&mut self, injection: usize) {
         let now = self.recorder.now();
-        if let Some(blow) = self.outcome.blows.get_mut(blow) {
-            blow.healed = Some(now);
+        if let Some(injection) = self.outcome.injections.get_mut(injection) {
+            injection.healed = Some(now);
         }
     }
 

@@ -6,4 +6,4 @@
 pub mod audit;
 pub mod client;
 pub mod cluster;
-mod process;
+pub mod process;

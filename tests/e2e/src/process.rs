@@ -14,18 +14,26 @@ use rustix::process::{Pid, Signal, kill_process_group};
 /// # Errors
 /// When there is no such file; says how to make it.
 pub fn binary() -> anyhow::Result<PathBuf> {
-    let path = match std::env::var_os("TIDEWALL_BIN") {
-        Some(path) => PathBuf::from(path),
-        None => {
-            let target = std::env::var_os("CARGO_TARGET_DIR")
-                .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"), PathBuf::from);
-            target.join("release/tidewall")
-        }
-    };
+    match std::env::var_os("TIDEWALL_BIN") {
+        Some(path) => there_is(&PathBuf::from(path)),
+        None => built("tidewall"),
+    }
+}
+
+/// Path of another program of the workspace's release build.
+///
+/// # Errors
+/// When there is no such file; says how to make it.
+pub fn built(name: &str) -> anyhow::Result<PathBuf> {
+    let programs = std::env::var_os("TIDEWALL_PROGRAMS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/release"), PathBuf::from);
+    there_is(&programs.join(name))
+}
+
+fn there_is(path: &Path) -> anyhow::Result<PathBuf> {
     ensure!(
         path.is_file(),
-        "there is no binary at {}: build it with `cargo build --release -p tidewall` (./test does), or name \
-         one in TIDEWALL_BIN",
+        "there is no program {}: `./test` builds all of them, and TIDEWALL_BIN may name another `tidewall`",
         path.display()
     );
     path.canonicalize().with_context(|| format!("cannot resolve {}", path.display()))
@@ -36,7 +44,15 @@ pub fn binary() -> anyhow::Result<PathBuf> {
 /// # Errors
 /// When it cannot be started or is not done within `limit`; it is killed then.
 pub fn run(arguments: &[&str], limit: Duration) -> anyhow::Result<Output> {
-    let child = Command::new(binary()?)
+    run_program(&binary()?, arguments, limit)
+}
+
+/// Runs a program to its end and returns what it said.
+///
+/// # Errors
+/// When it cannot be started or is not done within `limit`; it is killed then.
+pub fn run_program(program: &Path, arguments: &[&str], limit: Duration) -> anyhow::Result<Output> {
+    let child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -58,7 +74,8 @@ pub fn run(arguments: &[&str], limit: Duration) -> anyhow::Result<Output> {
     let output = waiter.join().expect("waiting for a child does not panic")?;
     ensure!(
         in_time,
-        "`tidewall {}` was not done after {limit:?}; it had said: {}{}",
+        "`{} {}` was not done after {limit:?}; it had said: {}{}",
+        program.display(),
         arguments.join(" "),
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)

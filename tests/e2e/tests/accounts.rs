@@ -208,14 +208,13 @@ async fn sessions_are_listed_revoked_and_ended_by_a_new_password() {
     assert_eq!((current.len(), current[0].name.as_str()), (1, login.session.as_str()));
     assert_eq!(current[0].device, "a test");
 
-    let revoke = |name: &str| RevokeSessionRequest { name: name.into(), request_id: request_id() };
+    let revoke = |name: &str| RevokeSessionRequest { name: name.into() };
     let foreign = ann.nobody.accounts().revoke_session(ann.nobody.request(revoke(&phone.session))).await;
     expect_refusal("a stranger", foreign, Code::PermissionDenied, "NOT_OWNER").unwrap();
     caller.accounts().revoke_session(caller.request(revoke(&phone.session))).await.unwrap();
     let out = ann.refresh(&tokens(&phone).refresh_token).await;
     expect_refusal("revoked", out, Code::Unauthenticated, "SESSION_INVALID").unwrap();
-    let out =
-        LogOutRequest { refresh_token: tokens(&tablet).refresh_token.clone(), request_id: request_id() };
+    let out = LogOutRequest { refresh_token: tokens(&tablet).refresh_token.clone() };
     ann.nobody.accounts().log_out(anonymous(out.clone())).await.unwrap();
     ann.nobody.accounts().log_out(anonymous(out)).await.unwrap();
 

@@ -1,10 +1,10 @@
-//! The short form of chaos: `tidewall chaos run` with a few faults of the kinds that need no special rights. The full
+//! The short form of chaos: `./chaos run` with a few faults of the kinds that need no special rights. The full
 //! counts, and the kinds that need root, are in docs/CHAOS.md.
 
 use std::time::Duration;
 
 use serde_json::Value;
-use tidewall_e2e::cluster::run;
+use tidewall_e2e::process::{built, run_program};
 
 use crate::alone;
 
@@ -12,8 +12,10 @@ use crate::alone;
 const DONE_WITHIN: Duration = Duration::from_secs(600);
 
 async fn chaos(arguments: &'static [&'static str]) -> (Option<i32>, Value, String) {
-    let all = [&["chaos", "run", "-o", "json"], arguments].concat();
-    let output = tokio::task::spawn_blocking(move || run(&all, DONE_WITHIN)).await.unwrap().unwrap();
+    let all = [&["run", "-o", "json"], arguments].concat();
+    let program = built("tidewall-chaos").unwrap();
+    let run = move || run_program(&program, &all, DONE_WITHIN);
+    let output = tokio::task::spawn_blocking(run).await.unwrap().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let report = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("standard output is no JSON ({error}); the run said: {said}"));

@@ -108,7 +108,7 @@ async fn kills_in_the_middle_of_a_sale_lose_nothing_and_sell_nothing_twice() {
 
     let mut killed_of = std::collections::BTreeMap::new();
     for number in 1..=kills {
-        // The sale is really going on when the blow falls.
+        // The sale is really going on when the fault comes.
         let before = acknowledged.load(Ordering::Relaxed);
         let deadline = tokio::time::Instant::now() + HEALED_WITHIN;
         while acknowledged.load(Ordering::Relaxed) < before + 200 {

@@ -125,7 +125,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         name: "tidewall-load",
-        may_use: &["tidewall-proto"],
+        may_use: &["tidewall-proto", "tidewall-workloads"],
         tests_may_use: &[],
         why: "the load generator sees what any client sees, or its audit would prove nothing",
     },
@@ -143,7 +143,6 @@ pub const TABLE: &[Row] = &[
             "tidewall-env",
             "tidewall-gateway",
             "tidewall-load",
-            "tidewall-chaos",
             "tidewall-node",
         ],
         tests_may_use: &[],
@@ -157,7 +156,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         name: "tidewall-chaos",
-        may_use: &["tidewall-proto", "tidewall-load", "tidewall-workloads"],
+        may_use: &["tidewall-proto", "tidewall-load"],
         tests_may_use: &[],
         why: "does harm to the real binary and judges it from outside, by what clients see; a doubter links nothing it doubts",
     },

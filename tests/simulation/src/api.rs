@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use prost::Message as _;
 use rand::Rng as _;
-use tidewall_gateway::auth::{Minter, Role, public_key_of};
+use tidewall_gateway::auth::{Minter, ROLES, Role, public_key_of, role_name};
 use tidewall_gateway::{AccountsConfig, HashingOptions};
 use tidewall_proto::v1;
 use tidewall_proto::v1::event_service_client::EventServiceClient;
@@ -78,9 +78,10 @@ impl Api {
         self.channel.clone()
     }
 
-    /// A token with the role `admin`.
-    pub fn admin(&self) -> String {
-        self.minter.mint("admin", &[Role::Admin], TOKEN_LIFETIME).expect("a name as it should be")
+    /// A token of somebody with these roles.
+    pub fn token(&self, subject: &str, roles: &[&str]) -> String {
+        let roles: Vec<Role> = ROLES.into_iter().filter(|role| roles.contains(&role_name(*role))).collect();
+        self.minter.mint(subject, &roles, TOKEN_LIFETIME).expect("a name as it should be")
     }
 
     fn request<T>(&self, principal: &str, patience: Duration, message: T) -> Request<T> {
@@ -317,7 +318,7 @@ fn decided(group: u32, principal: &str, outcome: v1::GetOutcomeResponse) -> Opti
                 }
                 R::CancelledTicket(_) => Said::Cancelled,
                 R::ReleasedHold(_) => Said::Released,
-                R::ChangedAccount(_) | R::SessionEnded(_) => unreachable!("no buyer asks for that"),
+                R::ChangedAccount(_) => unreachable!("no buyer asks for that"),
                 R::Rejection(rejection) => Said::Rejected(rejection.reason),
             }
         }

@@ -12,7 +12,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::time::sleep;
 
-use crate::desk::{Desk, ask, read_event, read_outcome, request_id, sell};
+use crate::clients::{Clients, ask, read_event, read_outcome, request_id, sell};
 use crate::history::{Ask, End, Said};
 use crate::traffic::{EVENTS, SEAT_ROWS, SELLER};
 use crate::way::{Request, Way};
@@ -34,7 +34,7 @@ pub struct Memory {
 
 /// One buyer, for as long as its gateway lives.
 pub struct Buyer {
-    desk: Desk,
+    clients: Clients,
     way: Way,
     number: usize,
     name: String,
@@ -43,21 +43,22 @@ pub struct Buyer {
 
 impl Buyer {
     /// The buyer of this number at a gateway.
-    pub fn new(desk: Desk, way: Way, number: usize) -> Self {
-        let salt = (desk.number * 100 + number) as u64 + desk.lives.get() * 1_000;
-        let random = StdRng::seed_from_u64(desk.plan.seed.wrapping_mul(31) + salt);
-        let name = format!("g{}-c{number}", desk.number);
-        Self { desk, way, number, name, random }
+    pub fn new(clients: Clients, way: Way, number: usize) -> Self {
+        let salt = (clients.number * 100 + number) as u64 + clients.lives.get() * 1_000;
+        let random = StdRng::seed_from_u64(clients.plan.seed.wrapping_mul(31) + salt);
+        let name = format!("g{}-c{number}", clients.number);
+        Self { clients, way, number, name, random }
     }
 
     /// Acts until the sale ends.
     pub async fn live(mut self) {
-        while !self.desk.control.ready.get() {
+        while !self.clients.control.ready.get() {
             sleep(Duration::from_millis(10)).await;
         }
         loop {
-            sleep(Duration::from_micros(self.random.random_range(0..=self.desk.plan.pause_ms * 1_000))).await;
-            if self.desk.control.stop.get() {
+            sleep(Duration::from_micros(self.random.random_range(0..=self.clients.plan.pause_ms * 1_000)))
+                .await;
+            if self.clients.control.stop.get() {
                 return;
             }
             self.repeat_what_was_undone().await;
@@ -69,7 +70,7 @@ impl Buyer {
     /// as they were.
     async fn repeat_what_was_undone(&mut self) {
         let cuts: BTreeMap<u32, usize> =
-            self.desk.cuts.borrow().iter().map(|(group, cuts)| (*group, cuts.len())).collect();
+            self.clients.cuts.borrow().iter().map(|(group, cuts)| (*group, cuts.len())).collect();
         let known = std::mem::replace(&mut self.memory().cuts, cuts.clone());
         let asked = self.memory().asked.clone();
         for (group, id, what) in asked {
@@ -80,7 +81,7 @@ impl Buyer {
     }
 
     async fn act(&mut self) {
-        let group = self.random.random_range(1..=self.desk.plan.regions);
+        let group = self.random.random_range(1..=self.clients.plan.regions);
         let event = (*EVENTS.choose(&mut self.random).unwrap_or(&EVENTS[0])).to_owned();
         let tier = if self.random.random_bool(0.7) { "ga" } else { "seat" }.to_owned();
         let quantity = self.random.random_range(1..=3);
@@ -121,14 +122,14 @@ impl Buyer {
             }
             87..93 => {
                 let patience = Duration::from_secs(3);
-                read_event(&self.desk, &self.way, group, &event, patience).await;
+                read_event(&self.clients, &self.way, group, &event, patience).await;
             }
             93..95 => {
                 let asked = self.asked();
                 if let Some((group, id, _)) = asked {
                     let patience = Duration::from_secs(3);
                     let request = Request { group, principal: &self.name, id };
-                    read_outcome(&self.desk, &self.way, request, patience).await;
+                    read_outcome(&self.clients, &self.way, request, patience).await;
                 }
             }
             95..97 => {
@@ -156,7 +157,7 @@ impl Buyer {
                     event: event.to_owned(),
                     tier: if self.random.random_bool(0.7) { "ga" } else { "seat" }.to_owned(),
                     quantity: self.random.random_range(1..=3),
-                    buyer: format!("g{}-c{}", self.desk.number, self.random.random_range(0..4)),
+                    buyer: format!("g{}-c{}", self.clients.number, self.random.random_range(0..4)),
                 };
                 (request_id(&mut self.random), sale)
             });
@@ -165,16 +166,16 @@ impl Buyer {
         self.memory().batch = Some((group, batch.clone()));
         let patience = Duration::from_millis(self.random.random_range(1_500..=8_000));
         let seller = format!("{}{SELLER}", self.name);
-        sell(&self.desk, &self.way, (group, &seller), &batch, patience).await;
+        sell(&self.clients, &self.way, (group, &seller), &batch, patience).await;
     }
 
     fn memory(&self) -> RefMut<'_, Memory> {
-        self.desk.memories[self.number].borrow_mut()
+        self.clients.memories[self.number].borrow_mut()
     }
 
     /// One of the requests made lately.
     fn asked(&mut self) -> Option<(u32, u128, Ask)> {
-        self.desk.memories[self.number].borrow().asked.choose(&mut self.random).cloned()
+        self.clients.memories[self.number].borrow().asked.choose(&mut self.random).cloned()
     }
 
     fn pick<T>(&mut self, from: impl Fn(&mut Memory) -> &mut Vec<T>) -> Option<T> {
@@ -198,7 +199,7 @@ impl Buyer {
     async fn ask(&mut self, group: u32, id: u128, what: Ask) {
         let patience = Duration::from_millis(self.random.random_range(1_500..=8_000));
         let request = Request { group, principal: &self.name, id };
-        let end = ask(&self.desk, &self.way, request, &what, patience).await;
+        let end = ask(&self.clients, &self.way, request, &what, patience).await;
         let End::Told(told) = end else { return };
         let event = match &what {
             // What was decided before, whoever made it knows.

@@ -11,10 +11,10 @@ use std::time::Duration;
 use tidewall_consensus::StorageFault;
 use turmoil::Sim;
 
-use crate::bed::{Bed, LastOne, Order, live};
-use crate::desk::Orphan;
+use crate::clients::Orphan;
 use crate::fault::{Cut, Fault, Host, Loss, Slot};
 use crate::history::End;
+use crate::node::{LastOne, Order, SimNode, live};
 use crate::operator::{Change, Task};
 use crate::plan::{GATEWAYS, NODES};
 use crate::run::{Cluster, entry};
@@ -68,28 +68,28 @@ impl Cluster {
         self.agenda.entry(at_ms).or_default().push(then);
     }
 
-    fn bed(&self, node: u64) -> Rc<Bed> {
-        Rc::clone(&self.beds[node as usize - 1])
+    fn sim_node(&self, node: u64) -> Rc<SimNode> {
+        Rc::clone(&self.sim_nodes[node as usize - 1])
     }
 
     /// The node in a slot; the old one while it is being replaced.
-    fn at(&self, slot: Slot) -> Option<Rc<Bed>> {
-        self.beds.iter().find(|bed| bed.slot == slot && !bed.gone.get()).cloned()
+    fn at(&self, slot: Slot) -> Option<Rc<SimNode>> {
+        self.sim_nodes.iter().find(|sim_node| sim_node.slot == slot && !sim_node.gone.get()).cloned()
     }
 
     /// The node in a slot, if it is up.
-    fn up(&self, slot: Slot) -> Option<Rc<Bed>> {
-        self.at(slot).filter(|bed| bed.life.borrow().is_some())
+    fn up(&self, slot: Slot) -> Option<Rc<SimNode>> {
+        self.at(slot).filter(|sim_node| sim_node.life.borrow().is_some())
     }
 
     /// A node dies. One that is down, or not up again yet, is spared: it cannot die twice.
     pub(crate) fn kill(&mut self, node: u64, loss: Loss, down_ms: u64) -> bool {
-        let bed = self.bed(node);
-        if bed.life.borrow().is_none() {
+        let sim_node = self.sim_node(node);
+        if sim_node.life.borrow().is_none() {
             return false;
         }
         self.end_twin();
-        bed.lose_power(loss);
+        sim_node.lose_power(loss);
         self.sim.crash(node_ip(node));
         self.later(down_ms, Then::Start(node));
         true
@@ -97,29 +97,31 @@ impl Cluster {
 
     /// A node dies and comes back with a copy of its disk that was made before, if all others can know that it is one.
     fn go_back(&mut self, node: u64) {
-        let bed = self.bed(node);
-        let others = || self.beds.iter().filter(|other| other.id != node && !other.gone.get());
-        let known = others().count() > 0 && others().all(|other| other.would_recognise(&bed));
+        let sim_node = self.sim_node(node);
+        let others = || self.sim_nodes.iter().filter(|other| other.id != node && !other.gone.get());
+        let known = others().count() > 0 && others().all(|other| other.would_recognise(&sim_node));
         if known && self.kill(node, Loss::Everything, 200) {
             self.note(format_args!("n{node} goes back to an older state of its disk"));
-            bed.go_back();
+            sim_node.go_back();
         }
     }
 
     /// Starts a copy of a node beside it, while all nodes are up and hear each other.
     fn start_twin(&mut self, node: Slot) -> bool {
-        let present = || self.beds.iter().filter(|bed| !bed.gone.get());
-        let calm = present().all(|bed| bed.life.borrow().is_some())
+        let present = || self.sim_nodes.iter().filter(|sim_node| !sim_node.gone.get());
+        let calm = present().all(|sim_node| sim_node.life.borrow().is_some())
             && !self.operator.is_busy()
             && !self
                 .agenda
                 .values()
                 .flatten()
                 .any(|then| !matches!(then, Then::StartGateway(_) | Then::Fast(_)));
-        let Some(bed) = self.up(node).filter(|bed| calm && !bed.is_stale()) else { return false };
+        let Some(sim_node) = self.up(node).filter(|sim_node| calm && !sim_node.is_stale()) else {
+            return false;
+        };
         self.twins += 1;
         let ip = IpAddr::V4(Ipv4Addr::new(10, 0, 3, self.twins));
-        let twin = Rc::new(bed.twin());
+        let twin = Rc::new(sim_node.twin());
         self.twin = Some((ip, Rc::clone(&twin)));
         self.sim.host(ip, move || live(Rc::clone(&twin)));
         true
@@ -148,21 +150,21 @@ impl Cluster {
     }
 
     /// A node was told that its disk is stale: it stops, and gets its real one back.
-    pub(crate) fn come_forward(&mut self, bed: &Bed, fault: &StorageFault) {
-        self.note(format_args!("n{} was refused: {fault:?}", bed.id));
+    pub(crate) fn come_forward(&mut self, sim_node: &SimNode, fault: &StorageFault) {
+        self.note(format_args!("n{} was refused: {fault:?}", sim_node.id));
         *self.tally.entry("old-state-refused").or_default() += 1;
-        bed.lose_power(Loss::Everything);
-        self.sim.crash(node_ip(bed.id));
-        bed.come_forward();
-        self.later(200, Then::Start(bed.id));
+        sim_node.lose_power(Loss::Everything);
+        self.sim.crash(node_ip(sim_node.id));
+        sim_node.come_forward();
+        self.later(200, Then::Start(sim_node.id));
     }
 
     /// A node goes for good, and its disk with it.
     fn put_away(&mut self, node: u64) {
         self.note(format_args!("n{node} is gone for good"));
-        let bed = self.bed(node);
-        bed.gone.set(true);
-        bed.lose_power(Loss::Everything);
+        let sim_node = self.sim_node(node);
+        sim_node.gone.set(true);
+        sim_node.lose_power(Loss::Everything);
         self.sim.crash(node_ip(node));
     }
 
@@ -170,7 +172,7 @@ impl Cluster {
         self.note(format_args!("{then:?}"));
         match then {
             Then::Start(node) => {
-                if !self.bed(node).gone.get() {
+                if !self.sim_node(node).gone.get() {
                     self.sim.bounce(node_ip(node));
                 }
             }
@@ -180,7 +182,7 @@ impl Cluster {
             }
             Then::Heal => self.heal_network(),
             Then::Calm => self.sim.set_max_message_latency(Duration::from_millis(self.plan.latency_ms)),
-            Then::Fast(node) => self.bed(node).set_pace(None),
+            Then::Fast(node) => self.sim_node(node).set_pace(None),
             Then::FlapOn(side) => {
                 if self.now_ms() < self.flapping_until_ms {
                     self.between(&side, |sim, a, b| sim.hold(a, b));
@@ -200,7 +202,7 @@ impl Cluster {
             Then::Recover(node, furthest) => self.recover(node, furthest),
             Then::Damage(node, group) => {
                 if self.kill(node, Loss::Everything, 300) {
-                    let lost = self.bed(node).damage_checkpoint(group);
+                    let lost = self.sim_node(node).damage_checkpoint(group);
                     self.note(format_args!("n{node} lost a page of group {group}: {lost}"));
                 }
             }
@@ -222,17 +224,21 @@ impl Cluster {
     fn happens(&mut self, fault: &Fault) -> bool {
         match fault.clone() {
             Fault::Crash { node, down_ms, loss } => match self.up(node) {
-                Some(bed) => self.kill(bed.id, loss, down_ms),
+                Some(sim_node) => self.kill(sim_node.id, loss, down_ms),
                 None => false,
             },
             Fault::CrashAll { down_ms, loss } => {
-                let all: Vec<Rc<Bed>> =
-                    self.beds.iter().filter(|bed| bed.life.borrow().is_some()).cloned().collect();
-                for bed in &all {
+                let all: Vec<Rc<SimNode>> = self
+                    .sim_nodes
+                    .iter()
+                    .filter(|sim_node| sim_node.life.borrow().is_some())
+                    .cloned()
+                    .collect();
+                for sim_node in &all {
                     // Whatever failed the power made the disks slow before: what was said too early is lost.
-                    bed.set_pace(Some(BEFORE_THE_END_MS * 1_000 / 4));
-                    self.later(BEFORE_THE_END_MS, Then::Die(bed.id, loss, down_ms + bed.id * 20));
-                    self.later(BEFORE_THE_END_MS + 1, Then::Fast(bed.id));
+                    sim_node.set_pace(Some(BEFORE_THE_END_MS * 1_000 / 4));
+                    self.later(BEFORE_THE_END_MS, Then::Die(sim_node.id, loss, down_ms + sim_node.id * 20));
+                    self.later(BEFORE_THE_END_MS + 1, Then::Fast(sim_node.id));
                 }
                 !all.is_empty()
             }
@@ -265,27 +271,29 @@ impl Cluster {
                 self.later(lasts_ms, Then::Calm);
                 true
             }
-            Fault::SlowDisk { node, sync_ms, lasts_ms } => self.at(node).is_some_and(|bed| {
-                bed.set_pace(Some(sync_ms * 1_000));
-                self.later(lasts_ms, Then::Fast(bed.id));
+            Fault::SlowDisk { node, sync_ms, lasts_ms } => self.at(node).is_some_and(|sim_node| {
+                sim_node.set_pace(Some(sync_ms * 1_000));
+                self.later(lasts_ms, Then::Fast(sim_node.id));
                 true
             }),
-            Fault::TornCheckpoint { node, group } => self.up(node).is_some_and(|bed| {
-                bed.order(Order::Checkpoint(group));
-                self.later(8, Then::Die(bed.id, Loss::Torn(7), 300));
+            Fault::TornCheckpoint { node, group } => self.up(node).is_some_and(|sim_node| {
+                sim_node.order(Order::Checkpoint(group));
+                self.later(8, Then::Die(sim_node.id, Loss::Torn(7), 300));
                 true
             }),
-            Fault::DamagedCheckpoint { node, group } => self.up(node).is_some_and(|bed| {
-                bed.order(Order::Checkpoint(group));
-                self.later(300, Then::Damage(bed.id, group));
+            Fault::DamagedCheckpoint { node, group } => self.up(node).is_some_and(|sim_node| {
+                sim_node.order(Order::Checkpoint(group));
+                self.later(300, Then::Damage(sim_node.id, group));
                 true
             }),
-            Fault::Clock { node, by_ms } => self.at(node).map(|bed| bed.shift_clock(by_ms)).is_some(),
-            Fault::FailingDisk { node } => self.up(node).map(|bed| bed.fail_disk()).is_some(),
+            Fault::Clock { node, by_ms } => {
+                self.at(node).map(|sim_node| sim_node.shift_clock(by_ms)).is_some()
+            }
+            Fault::FailingDisk { node } => self.up(node).map(|sim_node| sim_node.fail_disk()).is_some(),
             Fault::OldState { node, older_ms } => {
-                self.up(node).filter(|bed| !bed.is_stale()).is_some_and(|bed| {
-                    bed.copy_media();
-                    self.later(older_ms, Then::GoBack(bed.id));
+                self.up(node).filter(|sim_node| !sim_node.is_stale()).is_some_and(|sim_node| {
+                    sim_node.copy_media();
+                    self.later(older_ms, Then::GoBack(sim_node.id));
                     true
                 })
             }
@@ -294,7 +302,7 @@ impl Cluster {
                 self.at(to).is_some_and(|to| self.order(&Order::Transfer(group, to.id)))
             }
             Fault::Checkpoint { node, group } => {
-                self.up(node).map(|bed| bed.order(Order::Checkpoint(group))).is_some()
+                self.up(node).map(|sim_node| sim_node.order(Order::Checkpoint(group))).is_some()
             }
             Fault::Actors { group } => self.order(&Order::Actors(group)),
             Fault::Proposer { group } => self.order(&Order::Proposer(group)),
@@ -318,8 +326,8 @@ impl Cluster {
 
     /// Gives all nodes that are up an order; whether there is one.
     fn order(&self, order: &Order) -> bool {
-        let up: Vec<_> = self.beds.iter().filter(|bed| bed.life.borrow().is_some()).collect();
-        up.iter().for_each(|bed| bed.order(*order));
+        let up: Vec<_> = self.sim_nodes.iter().filter(|sim_node| sim_node.life.borrow().is_some()).collect();
+        up.iter().for_each(|sim_node| sim_node.order(*order));
         !up.is_empty()
     }
 
@@ -353,16 +361,16 @@ impl Cluster {
 
     /// All nodes but one die for good.
     fn lose_all_but(&mut self, survivor: Slot, after_ms: u64) -> bool {
-        let Some(bed) = self.up(survivor) else { return false };
-        if self.operator.is_busy() || self.bereft.is_some() || bed.is_stale() {
+        let Some(sim_node) = self.up(survivor) else { return false };
+        if self.operator.is_busy() || self.bereft.is_some() || sim_node.is_stale() {
             return false;
         }
         let others: Vec<_> =
-            self.beds.iter().filter(|other| !other.gone.get() && other.id != bed.id).collect();
+            self.sim_nodes.iter().filter(|other| !other.gone.get() && other.id != sim_node.id).collect();
         let lost: Vec<(u64, Slot)> = others.iter().map(|other| (other.id, other.slot)).collect();
         lost.iter().for_each(|(node, _)| self.put_away(*node));
         self.bereft = Some(lost);
-        self.later(after_ms, Then::Recover(bed.id, self.watch.furthest.clone()));
+        self.later(after_ms, Then::Recover(sim_node.id, self.watch.furthest.clone()));
         true
     }
 
@@ -373,7 +381,7 @@ impl Cluster {
         self.ground.file.change(|topology| {
             topology.fences = furthest.keys().map(|group| (*group, incarnation)).collect();
         });
-        self.bed(node).goes_on_alone(LastOne { incarnation, furthest });
+        self.sim_node(node).goes_on_alone(LastOne { incarnation, furthest });
         let comes_back = |then: &Then| matches!(then, Then::Start(id) if *id == node);
         if !self.kill(node, Loss::Everything, 300) && !self.agenda.values().flatten().any(comes_back) {
             // It is starting, and has begun without the order.
@@ -417,8 +425,12 @@ impl Cluster {
                 Change { add: Vec::new(), remove: vec![old.id] }
             }
             _ => {
-                let taken: BTreeSet<Slot> =
-                    self.beds.iter().filter(|bed| !bed.gone.get()).map(|bed| bed.slot).collect();
+                let taken: BTreeSet<Slot> = self
+                    .sim_nodes
+                    .iter()
+                    .filter(|sim_node| !sim_node.gone.get())
+                    .map(|sim_node| sim_node.slot)
+                    .collect();
                 let Some(free) = (1..).find(|slot| !taken.contains(slot)) else { return false };
                 Change { add: vec![self.add_node(free)], remove: Vec::new() }
             }
@@ -438,7 +450,7 @@ impl Cluster {
             });
         }
         for node in &change.remove {
-            if !self.bed(*node).gone.get() {
+            if !self.sim_node(*node).gone.get() {
                 self.put_away(*node);
             }
         }
@@ -448,14 +460,17 @@ impl Cluster {
     fn ips(&self, host: Host) -> Vec<IpAddr> {
         match host {
             Host::Gateway(number) => vec![gateway_ip(number)],
-            Host::Node(slot) => {
-                self.beds.iter().filter(|bed| bed.slot == slot).map(|bed| node_ip(bed.id)).collect()
-            }
+            Host::Node(slot) => self
+                .sim_nodes
+                .iter()
+                .filter(|sim_node| sim_node.slot == slot)
+                .map(|sim_node| node_ip(sim_node.id))
+                .collect(),
         }
     }
 
     fn all_ips(&self) -> Vec<IpAddr> {
-        let nodes = self.beds.iter().map(|bed| node_ip(bed.id));
+        let nodes = self.sim_nodes.iter().map(|sim_node| node_ip(sim_node.id));
         nodes.chain((1..=GATEWAYS).map(gateway_ip)).chain([OPERATOR_IP]).collect()
     }
 
@@ -493,9 +508,9 @@ impl Cluster {
         self.note(format_args!("all is healed"));
         self.heal_network();
         self.carry_out(Then::Calm);
-        for bed in self.beds.clone() {
-            bed.set_clock_right();
-            bed.set_pace(None);
+        for sim_node in self.sim_nodes.clone() {
+            sim_node.set_clock_right();
+            sim_node.set_pace(None);
         }
         // What is down comes back now; nobody dies any more.
         let agenda = std::mem::take(&mut self.agenda);
@@ -508,8 +523,8 @@ impl Cluster {
 
     /// The node goes that the plan takes away for good.
     pub(crate) fn leave_for_good(&mut self) {
-        if let Some(bed) = self.plan.gone.and_then(|slot| self.at(slot)) {
-            self.put_away(bed.id);
+        if let Some(sim_node) = self.plan.gone.and_then(|slot| self.at(slot)) {
+            self.put_away(sim_node.id);
         }
     }
 }

@@ -18,19 +18,19 @@ mod oracle_tests;
 #[cfg(tokio_unstable)]
 mod api;
 #[cfg(tokio_unstable)]
-mod bed;
-#[cfg(tokio_unstable)]
 mod buyer;
 #[cfg(tokio_unstable)]
-mod convert;
+mod clients;
 #[cfg(tokio_unstable)]
-mod desk;
+mod convert;
 #[cfg(tokio_unstable)]
 pub mod fault;
 #[cfg(tokio_unstable)]
 mod inject;
 #[cfg(tokio_unstable)]
 mod lines;
+#[cfg(tokio_unstable)]
+mod node;
 #[cfg(tokio_unstable)]
 mod operator;
 #[cfg(tokio_unstable)]

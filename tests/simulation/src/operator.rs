@@ -15,8 +15,8 @@ use bytes::Bytes;
 use tidewall_client::{ClientError, ShardClient, ShardClientOptions, Topology};
 use tokio::time::sleep;
 
-use crate::bed::Ground;
 use crate::history::Cut;
+use crate::node::Ground;
 use crate::oracle::Violation;
 use crate::world::now_us;
 

@@ -13,13 +13,13 @@ use tidewall_workloads::Book;
 use turmoil::Sim;
 
 use crate::api;
-use crate::bed::{self, Bed, CLIENT_PORT, Ground, PEER_PORT};
+use crate::clients::{Clients, Control};
 use crate::convert;
-use crate::desk::{Control, Desk};
 use crate::fault::{Loss, Slot};
 use crate::history::History;
 use crate::inject::{OPERATOR_IP, Then, gateway_ip, node_ip};
 use crate::lines::Lines;
+use crate::node::{CLIENT_PORT, Ground, PEER_PORT, SimNode};
 use crate::operator::{self, Operator, Task, TopologyFile};
 use crate::oracle::{self, Violation};
 use crate::plan::{GATEWAYS, NODES, Plan};
@@ -135,9 +135,9 @@ pub(crate) struct Cluster {
     pub(crate) sim: Sim<'static>,
     pub(crate) ground: Ground,
     /// All nodes that there ever were, by id from 1.
-    pub(crate) beds: Vec<Rc<Bed>>,
+    pub(crate) sim_nodes: Vec<Rc<SimNode>>,
     /// A copy of a node that runs beside it, and where.
-    pub(crate) twin: Option<(IpAddr, Rc<Bed>)>,
+    pub(crate) twin: Option<(IpAddr, Rc<SimNode>)>,
     /// How many there were.
     pub(crate) twins: u8,
     pub(crate) control: Rc<Control>,
@@ -195,7 +195,7 @@ impl Cluster {
         let book: Rc<RefCell<Book>> = Rc::default();
         let operator = Rc::new(Operator::new(ground.clone()));
         for number in 1..=GATEWAYS {
-            let desk = Desk {
+            let clients = Clients {
                 number,
                 file: ground.file.clone(),
                 lines: ground.lines.clone(),
@@ -208,7 +208,7 @@ impl Cluster {
                 lives: Rc::new(Cell::new(0)),
                 trace: ground.trace.clone(),
             };
-            sim.host(gateway_ip(number), move || traffic::live(desk.clone()));
+            sim.host(gateway_ip(number), move || traffic::live(clients.clone()));
         }
         let working = Rc::clone(&operator);
         sim.host(OPERATOR_IP, move || operator::live(Rc::clone(&working)));
@@ -216,7 +216,7 @@ impl Cluster {
             plan,
             sim,
             ground,
-            beds: Vec::new(),
+            sim_nodes: Vec::new(),
             twin: None,
             twins: 0,
             control,
@@ -238,9 +238,9 @@ impl Cluster {
 
     /// Starts a node that was never there.
     pub(crate) fn start_new(&mut self, id: u64, slot: Slot) {
-        let bed = Rc::new(Bed::new(id, slot, self.ground.clone()));
-        self.beds.push(Rc::clone(&bed));
-        self.sim.host(node_ip(id), move || bed::live(Rc::clone(&bed)));
+        let sim_node = Rc::new(SimNode::new(id, slot, self.ground.clone()));
+        self.sim_nodes.push(Rc::clone(&sim_node));
+        self.sim.host(node_ip(id), move || crate::node::live(Rc::clone(&sim_node)));
     }
 
     pub(crate) fn now_ms(&self) -> u64 {
@@ -307,7 +307,7 @@ impl Cluster {
     /// Groups that a poison entry has stopped.
     fn halted(&self) -> BTreeSet<u32> {
         let poisoned = self.ground.poisoned.borrow();
-        let lives = self.beds.iter().map(|bed| bed.life.borrow());
+        let lives = self.sim_nodes.iter().map(|sim_node| sim_node.life.borrow());
         let halted = lives.flat_map(|life| {
             let rows = life.iter().flat_map(|life| &life.rows);
             rows.filter(|(_, rows)| rows.halted().is_some()).map(|(group, _)| *group).collect::<Vec<_>>()
@@ -317,7 +317,7 @@ impl Cluster {
 
     fn all_at_one_index(&self) -> bool {
         let halted = self.control.halted.borrow();
-        contents(&self.beds).iter().filter(|(group, _)| !halted.contains(group)).all(|(_, replicas)| {
+        contents(&self.sim_nodes).iter().filter(|(group, _)| !halted.contains(group)).all(|(_, replicas)| {
             let mut indices = replicas.values().map(|replica| replica.index);
             let first = indices.next();
             indices.all(|index| Some(index) == first)
@@ -327,7 +327,11 @@ impl Cluster {
     /// Replicas at the same index have the same rows, and all agree about the members. Of a group that has halted the
     /// rows before the poison entry are gathered: they are its end.
     fn compare_the_end(&mut self) {
-        let believed = self.beds.iter().filter(|bed| bed.is_stale() && !bed.gone.get()).map(|bed| bed.id);
+        let believed = self
+            .sim_nodes
+            .iter()
+            .filter(|sim_node| sim_node.is_stale() && !sim_node.gone.get())
+            .map(|sim_node| sim_node.id);
         for node in believed.collect::<Vec<_>>() {
             self.object(
                 "stale",
@@ -336,7 +340,7 @@ impl Cluster {
         }
         let halted = self.control.halted.borrow().clone();
         let members: BTreeSet<u64> = self.ground.file.read().nodes.iter().map(|node| node.id).collect();
-        for (group, mut replicas) in contents(&self.beds) {
+        for (group, mut replicas) in contents(&self.sim_nodes) {
             self.note(format_args!("group {group} ends as {replicas:?}"));
             if halted.contains(&group) {
                 let last = replicas.values().map(|replica| replica.index).max();
@@ -365,7 +369,7 @@ impl Cluster {
 
     /// Reads the end of a group that answers nobody any more from the rows of a replica that has halted.
     fn gather_halted(&self, group: u32) {
-        let lives = self.beds.iter().map(|bed| bed.life.borrow());
+        let lives = self.sim_nodes.iter().map(|sim_node| sim_node.life.borrow());
         let rows = lives.filter_map(|life| life.as_ref()?.rows.get(&group).cloned());
         let Some(rows) = rows.into_iter().find(|rows| rows.halted().is_some()) else { return };
         let ask = |query| rows.read(|machine| look(machine, &query)).ok().and_then(|answer| answer.result);
@@ -390,15 +394,20 @@ impl Cluster {
             return;
         }
         let mut states = Vec::new();
-        for bed in &self.beds {
-            match &*bed.life.borrow() {
-                None => states.push(format!("n{} is down", bed.id)),
+        for sim_node in &self.sim_nodes {
+            match &*sim_node.life.borrow() {
+                None => states.push(format!("n{} is down", sim_node.id)),
                 Some(life) => {
                     for (number, group) in &life.groups {
                         let status = group.status();
                         states.push(format!(
                             "n{} group {number}: {:?} term {} leader {:?} last {} applied {}",
-                            bed.id, status.role, status.term, status.leader, status.last_log, status.applied
+                            sim_node.id,
+                            status.role,
+                            status.term,
+                            status.leader,
+                            status.last_log,
+                            status.applied
                         ));
                     }
                 }
@@ -445,7 +454,7 @@ impl Cluster {
         if now_ms.is_multiple_of(DRAWS_EVERY_MS) {
             self.note(format_args!("{} draws", tidewall_env::simulation::draws()));
         }
-        let found = self.watch.look(now_ms * 1_000, &self.beds);
+        let found = self.watch.look(now_ms * 1_000, &self.sim_nodes);
         for violation in found {
             self.object(violation.check, violation.what);
         }
@@ -453,19 +462,19 @@ impl Cluster {
             return false;
         }
         self.look_at_twin();
-        for bed in self.beds.clone() {
-            let failed = bed.failed.lock().clone();
+        for sim_node in self.sim_nodes.clone() {
+            let failed = sim_node.failed.lock().clone();
             if let Some(fault) = failed {
-                if bed.is_stale() {
-                    self.come_forward(&bed, &fault);
+                if sim_node.is_stale() {
+                    self.come_forward(&sim_node, &fault);
                     continue;
                 }
-                if !bed.disk_was_made_to_fail() {
-                    self.object("fail-stop", format!("n{} stopped: {fault:?}", bed.id));
+                if !sim_node.disk_was_made_to_fail() {
+                    self.object("fail-stop", format!("n{} stopped: {fault:?}", sim_node.id));
                     return false;
                 }
-                self.note(format_args!("n{} stops because of its disk", bed.id));
-                self.kill(bed.id, Loss::Everything, 500);
+                self.note(format_args!("n{} stops because of its disk", sim_node.id));
+                self.kill(sim_node.id, Loss::Everything, 500);
             }
         }
         match self.operator.take_done() {

@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
-use tidewall_workloads::accounts::Accounts;
-use tidewall_workloads::{Book, Site, tell};
+use tidewall_workloads::{Book, NAMES, Site, tell};
 use tokio::time::sleep;
 use tonic::transport::Channel;
 
 use crate::api::{Api, region, uuid};
-use crate::desk::{Desk, Open, request_id};
+use crate::clients::{Clients, Open, request_id};
 use crate::world::now_us;
 
 /// Longest pause between two stories, ms.
@@ -23,7 +22,7 @@ const PAUSE_MS: u64 = 200;
 
 /// Clients of a gateway who tell stories, for as long as the gateway lives.
 pub struct Storytellers {
-    desk: Desk,
+    clients: Clients,
     api: Rc<Api>,
     random: RefCell<StdRng>,
     regions: Vec<String>,
@@ -32,20 +31,20 @@ pub struct Storytellers {
 
 impl Storytellers {
     /// Those of a gateway.
-    pub fn new(desk: Desk, api: Rc<Api>) -> Self {
-        let life = desk.lives.get();
-        let salt = desk.number as u64 * 7 + life * 1_009;
-        let random = RefCell::new(StdRng::seed_from_u64(desk.plan.seed.wrapping_mul(17) ^ salt));
-        let regions = (1..=desk.plan.regions).map(region).collect();
-        Self { desk, api, random, regions, life }
+    pub fn new(clients: Clients, api: Rc<Api>) -> Self {
+        let life = clients.lives.get();
+        let salt = clients.number as u64 * 7 + life * 1_009;
+        let random = RefCell::new(StdRng::seed_from_u64(clients.plan.seed.wrapping_mul(17) ^ salt));
+        let regions = (1..=clients.plan.regions).map(region).collect();
+        Self { clients, api, random, regions, life }
     }
 
     /// Tells stories until the sale ends.
     pub async fn live(self) {
-        while !self.desk.control.ready.get() {
+        while !self.clients.control.ready.get() {
             sleep(Duration::from_millis(10)).await;
         }
-        tell::<Accounts, _>(&self, PAUSE_MS, || self.desk.control.stop.get()).await;
+        tell(&self, NAMES, PAUSE_MS, || self.clients.control.stop.get()).await;
     }
 }
 
@@ -56,8 +55,8 @@ impl Site for Storytellers {
         self.api.channel()
     }
 
-    fn admin(&self) -> String {
-        self.api.admin()
+    fn token(&self, subject: &str, roles: &[&str]) -> String {
+        self.api.token(subject, roles)
     }
 
     fn regions(&self) -> &[String] {
@@ -65,7 +64,7 @@ impl Site for Storytellers {
     }
 
     fn name(&self) -> String {
-        format!("g{}-{}", self.desk.number, self.life)
+        format!("g{}-{}", self.clients.number, self.life)
     }
 
     fn below(&self, count: u64) -> u64 {
@@ -81,24 +80,24 @@ impl Site for Storytellers {
     }
 
     fn is_over(&self, region: &str) -> bool {
-        let halted = self.desk.control.halted.borrow().iter().any(|group| self::region(*group) == region);
-        halted || self.desk.control.stop.get()
+        let halted = self.clients.control.halted.borrow().iter().any(|group| self::region(*group) == region);
+        halted || self.clients.control.stop.get()
     }
 
     fn returns(&self, region: &str) -> usize {
-        let cuts = self.desk.cuts.borrow();
+        let cuts = self.clients.cuts.borrow();
         cuts.iter().find(|(group, _)| self::region(**group) == region).map_or(0, |(_, cuts)| cuts.len())
     }
 
     fn begin(&self) -> Open {
-        Open::new(&self.desk.control)
+        Open::new(&self.clients.control)
     }
 
     fn note(&self, what: fmt::Arguments<'_>) {
-        self.desk.trace.note(now_us(), "story", what);
+        self.clients.trace.note(now_us(), "story", what);
     }
 
     fn book(&self) -> &RefCell<Book> {
-        &self.desk.book
+        &self.clients.book
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 
 use crate::api::{Api, accounts, public_key};
 use crate::buyer::Buyer;
-use crate::desk::{Desk, Orphan, ask, read_event, read_outcome, read_tickets, request_id};
+use crate::clients::{Clients, Orphan, ask, read_event, read_outcome, read_tickets, request_id};
 use crate::history::{Ask, End, Saw, Told};
 use crate::inject::gateway_ip;
 use crate::plan::Plan;
@@ -41,41 +41,41 @@ const INQUIRIES_MAX: u32 = 10;
 pub const SEAT_ROWS: [&str; 4] = ["A", "B", "C", "D"];
 
 /// The software of a gateway's host.
-pub async fn live(desk: Desk) -> turmoil::Result {
+pub async fn live(clients: Clients) -> turmoil::Result {
     // The host's clock runs only within a step of the simulation.
     sleep(Duration::from_millis(1)).await;
-    desk.lives.set(desk.lives.get() + 1);
-    let topology = desk.file.read();
+    clients.lives.set(clients.lives.get() + 1);
+    let topology = clients.file.read();
     let shards = ShardClient::new(Arc::new(topology.clone()), ShardClientOptions::default());
     let shards = Rc::new(shards);
     let adopting = Rc::clone(&shards);
-    let follow = |adopt| desk.file.clone().follow(topology.clone(), adopt);
+    let follow = |adopt| clients.file.clone().follow(topology.clone(), adopt);
     tokio::task::spawn_local(follow(
         Box::new(move |topology: &Topology| adopting.adopt(topology)) as Box<dyn FnMut(&Topology)>
     ));
-    let core = GatewayCore::new(gateway_config(&desk.plan, &topology))?;
+    let core = GatewayCore::new(gateway_config(&clients.plan, &topology))?;
     tokio::task::spawn_local(follow(Box::new(core.adopting())));
-    tokio::spawn(core.serve(desk.lines.listen(API_PORT).await?, std::future::pending()));
-    let address = SocketAddr::new(gateway_ip(desk.number), API_PORT);
+    tokio::spawn(core.serve(clients.lines.listen(API_PORT).await?, std::future::pending()));
+    let address = SocketAddr::new(gateway_ip(clients.number), API_PORT);
     let client = Rc::new(Api::new(address));
-    tokio::task::spawn_local(Storytellers::new(desk.clone(), Rc::clone(&client)).live());
+    tokio::task::spawn_local(Storytellers::new(clients.clone(), Rc::clone(&client)).live());
     let (api, shards) = (Way::Api(client), Way::Shards(shards));
-    if desk.number == 1 {
-        if !desk.control.ready.get() {
-            tokio::task::spawn_local(prepare(desk.clone(), api.clone()));
+    if clients.number == 1 {
+        if !clients.control.ready.get() {
+            tokio::task::spawn_local(prepare(clients.clone(), api.clone()));
         }
-        tokio::task::spawn_local(finish(desk.clone(), api.clone()));
+        tokio::task::spawn_local(finish(clients.clone(), api.clone()));
     }
-    for group in 1..=desk.plan.regions {
-        tokio::task::spawn_local(probe(desk.clone(), api.clone(), shards.clone(), group));
+    for group in 1..=clients.plan.regions {
+        tokio::task::spawn_local(probe(clients.clone(), api.clone(), shards.clone(), group));
     }
     for (salt, way) in [(0, &api), (1 << 8, &shards)] {
-        tokio::task::spawn_local(watch(desk.clone(), way.clone(), salt));
+        tokio::task::spawn_local(watch(clients.clone(), way.clone(), salt));
     }
-    tokio::task::spawn_local(inquire(desk.clone(), api.clone(), shards.clone()));
-    for number in 0..desk.plan.clients {
+    tokio::task::spawn_local(inquire(clients.clone(), api.clone(), shards.clone()));
+    for number in 0..clients.plan.clients {
         let way = if number % 2 == 0 { &api } else { &shards };
-        let buyer = Buyer::new(desk.clone(), way.clone(), number);
+        let buyer = Buyer::new(clients.clone(), way.clone(), number);
         tokio::task::spawn_local(buyer.live());
     }
     std::future::pending().await
@@ -95,9 +95,9 @@ fn gateway_config(plan: &Plan, topology: &Topology) -> GatewayConfig {
 }
 
 /// Makes the events.
-async fn prepare(desk: Desk, way: Way) {
-    let mut random = StdRng::seed_from_u64(desk.plan.seed ^ 0x65_7665_6e74);
-    for group in 1..=desk.plan.regions {
+async fn prepare(clients: Clients, way: Way) {
+    let mut random = StdRng::seed_from_u64(clients.plan.seed ^ 0x65_7665_6e74);
+    for group in 1..=clients.plan.regions {
         for event in EVENTS {
             let create = Ask::Create {
                 event: event.to_owned(),
@@ -109,12 +109,12 @@ async fn prepare(desk: Desk, way: Way) {
             };
             let request = Request { group, principal: ORGANISER, id: request_id(&mut random) };
             let patience = Duration::from_secs(5);
-            while !is_decided(&ask(&desk, &way, request, &create, patience).await) {
+            while !is_decided(&ask(&clients, &way, request, &create, patience).await) {
                 sleep(AGAIN_AFTER).await;
             }
         }
     }
-    desk.control.ready.set(true);
+    clients.control.ready.set(true);
 }
 
 /// Whether the log has decided it: a gateway cannot say that by itself.
@@ -124,38 +124,38 @@ fn is_decided(end: &End) -> bool {
 
 /// Shows that a group decides again, through this gateway, and that the client of the shards beside it, whom nothing but its
 /// own calls tells who leads, can read it.
-async fn probe(desk: Desk, api: Way, shards: Way, group: u32) {
-    while !desk.control.probe.get() {
+async fn probe(clients: Clients, api: Way, shards: Way, group: u32) {
+    while !clients.control.probe.get() {
         sleep(Duration::from_millis(10)).await;
     }
-    let salt = desk.number as u64 | u64::from(group) << 8;
-    let mut random = StdRng::seed_from_u64(desk.plan.seed ^ 0x70_726f_6265 ^ salt);
+    let salt = clients.number as u64 | u64::from(group) << 8;
+    let mut random = StdRng::seed_from_u64(clients.plan.seed ^ 0x70_726f_6265 ^ salt);
     let cancel = Ask::Cancel { event: EVENTS[0].to_owned(), ticket: "ga-999999".to_owned() };
-    let (name, patience) = (format!("g{}-probe", desk.number), Duration::from_secs(5));
+    let (name, patience) = (format!("g{}-probe", clients.number), Duration::from_secs(5));
     let request = Request { group, principal: &name, id: request_id(&mut random) };
     let (mut decided, mut read) = (false, false);
     while !(decided && read) {
         // A group that has halted for good never answers.
-        if desk.control.stop.get() {
+        if clients.control.stop.get() {
             return;
         }
         if decided {
-            read = read_event(&desk, &shards, group, EVENTS[0], patience).await.is_some();
+            read = read_event(&clients, &shards, group, EVENTS[0], patience).await.is_some();
         } else {
-            decided = is_decided(&ask(&desk, &api, request, &cancel, patience).await);
+            decided = is_decided(&ask(&clients, &api, request, &cancel, patience).await);
         }
         sleep(AGAIN_AFTER).await;
     }
-    desk.control.probed.borrow_mut().insert((desk.number, group));
+    clients.control.probed.borrow_mut().insert((clients.number, group));
 }
 
 /// The clients of a gateway that has died ask here what has become of their requests, and then repeat what was not
 /// decided.
-async fn inquire(desk: Desk, api: Way, shards: Way) {
+async fn inquire(clients: Clients, api: Way, shards: Way) {
     let patience = Duration::from_secs(3);
-    while !desk.control.stop.get() {
-        let elsewhere = |orphan: &&Orphan| orphan.gateway != desk.number;
-        let orphan = desk.control.orphans.borrow().iter().find(elsewhere).cloned();
+    while !clients.control.stop.get() {
+        let elsewhere = |orphan: &&Orphan| orphan.gateway != clients.number;
+        let orphan = clients.control.orphans.borrow().iter().find(elsewhere).cloned();
         let Some(Orphan { through, group, principal, request_id, ask: what, .. }) = orphan else {
             sleep(Duration::from_millis(20)).await;
             continue;
@@ -164,10 +164,10 @@ async fn inquire(desk: Desk, api: Way, shards: Way) {
         let way = if through { &api } else { &shards };
         for _ in 0..INQUIRIES_MAX {
             let request = Request { group, principal: &principal, id: request_id };
-            let saw = read_outcome(&desk, way, request, patience).await;
+            let saw = read_outcome(&clients, way, request, patience).await;
             let end = match saw {
                 Some(Saw::Outcome { told: None, .. }) => {
-                    Some(ask(&desk, way, request, &what, patience).await)
+                    Some(ask(&clients, way, request, &what, patience).await)
                 }
                 Some(_) => None,
                 None => Some(End::NotDecided),
@@ -178,40 +178,40 @@ async fn inquire(desk: Desk, api: Way, shards: Way) {
             sleep(AGAIN_AFTER).await;
         }
         // Only now: had this gateway died as well, the other one would have asked.
-        desk.control.orphans.borrow_mut().retain(|orphan| orphan.request_id != request_id);
+        clients.control.orphans.borrow_mut().retain(|orphan| orphan.request_id != request_id);
     }
 }
 
 /// Somebody who only looks, all the time: the one who would notice that a lead was lost and reads go on.
-async fn watch(desk: Desk, way: Way, salt: u64) {
-    let mut random = StdRng::seed_from_u64(desk.plan.seed ^ 0x77_6174_6368 ^ desk.number as u64 ^ salt);
-    while !desk.control.stop.get() {
+async fn watch(clients: Clients, way: Way, salt: u64) {
+    let mut random = StdRng::seed_from_u64(clients.plan.seed ^ 0x77_6174_6368 ^ clients.number as u64 ^ salt);
+    while !clients.control.stop.get() {
         sleep(Duration::from_millis(random.random_range(5..=60))).await;
-        if desk.control.ready.get() {
-            let group = random.random_range(1..=desk.plan.regions);
+        if clients.control.ready.get() {
+            let group = random.random_range(1..=clients.plan.regions);
             let event = EVENTS.choose(&mut random).unwrap_or(&EVENTS[0]);
-            read_event(&desk, &way, group, event, Duration::from_millis(400)).await;
+            read_event(&clients, &way, group, event, Duration::from_millis(400)).await;
         }
     }
 }
 
 /// Gathers the end, when nothing else is under way any more.
-async fn finish(desk: Desk, way: Way) {
-    while !desk.control.finish.get() {
+async fn finish(clients: Clients, way: Way) {
+    while !clients.control.finish.get() {
         sleep(Duration::from_millis(10)).await;
     }
     let patience = Duration::from_secs(5);
-    let mut keys = desk.history.borrow().keys();
-    let halted = desk.control.halted.borrow().clone();
+    let mut keys = clients.history.borrow().keys();
+    let halted = clients.control.halted.borrow().clone();
     keys.retain(|(group, ..)| !halted.contains(group));
     // A batch at a time: each read costs a round trip.
     for batch in keys.chunks(64) {
         let reads = batch.iter().map(|(group, principal, id)| {
-            let (desk, way) = (&desk, &way);
+            let (clients, way) = (&clients, &way);
             async move {
                 let read = async || {
                     let request = Request { group: *group, principal, id: *id };
-                    match read_outcome(desk, way, request, patience).await? {
+                    match read_outcome(clients, way, request, patience).await? {
                         Saw::Outcome { key, told } => Some(((*group, key), told)),
                         Saw::Event { .. } => None,
                     }
@@ -220,22 +220,22 @@ async fn finish(desk: Desk, way: Way) {
             }
         });
         let found = futures_util::future::join_all(reads).await;
-        desk.history.borrow_mut().at_end.outcomes.extend(found);
+        clients.history.borrow_mut().at_end.outcomes.extend(found);
     }
-    for group in (1..=desk.plan.regions).filter(|group| !halted.contains(group)) {
+    for group in (1..=clients.plan.regions).filter(|group| !halted.contains(group)) {
         for event in EVENTS {
-            let tiers = insist(async || match read_event(&desk, &way, group, event, patience).await? {
+            let tiers = insist(async || match read_event(&clients, &way, group, event, patience).await? {
                 Saw::Event { tiers, .. } => Some(tiers),
                 Saw::Outcome { .. } => None,
             });
             let tiers = tiers.await;
-            let tickets = insist(async || read_tickets(&desk, &way, group, event, patience).await).await;
-            let mut history = desk.history.borrow_mut();
+            let tickets = insist(async || read_tickets(&clients, &way, group, event, patience).await).await;
+            let mut history = clients.history.borrow_mut();
             history.at_end.events.insert((group, event.to_owned()), tiers);
             history.at_end.tickets.insert((group, event.to_owned()), tickets);
         }
     }
-    desk.control.finished.set(true);
+    clients.control.finished.set(true);
 }
 
 /// Reads until there is an answer; a gateway that lets few calls in refuses some.

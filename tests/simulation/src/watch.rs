@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use tidewall_consensus::Role;
 
-use crate::bed::Bed;
+use crate::node::SimNode;
 use crate::oracle::Violation;
 
 /// Remembers what was seen.
@@ -25,21 +25,24 @@ pub struct Watch {
 
 impl Watch {
     /// Looks at everything once.
-    pub fn look(&mut self, at_us: u64, beds: &[Rc<Bed>]) -> Vec<Violation> {
+    pub fn look(&mut self, at_us: u64, sim_nodes: &[Rc<SimNode>]) -> Vec<Violation> {
         let mut found = Vec::new();
-        for bed in beds {
-            let life = bed.life.borrow();
+        for sim_node in sim_nodes {
+            let life = sim_node.life.borrow();
             let Some(life) = &*life else { continue };
             for (number, group) in &life.groups {
                 let mut object = |check, what: String| {
-                    if self.told.insert((*number, bed.id)) {
-                        found.push(Violation { check, what: format!("n{} group {number}: {what}", bed.id) });
+                    if self.told.insert((*number, sim_node.id)) {
+                        found.push(Violation {
+                            check,
+                            what: format!("n{} group {number}: {what}", sim_node.id),
+                        });
                     }
                 };
                 let status = group.status();
                 if let Some(why) = &status.fault {
                     // What follows a failed disk is that failure's.
-                    if bed.failed.lock().is_none() && !bed.ground.explains(*number, why) {
+                    if sim_node.failed.lock().is_none() && !sim_node.ground.explains(*number, why) {
                         object("halted", format!("the replica has halted: {why}"));
                     }
                     continue;
@@ -59,14 +62,14 @@ impl Watch {
                     object("invariant", format!("{faults} commands would have broken an invariant"));
                 }
                 let (known, by) =
-                    *self.digests.entry((*number, incarnation, index)).or_insert((digest, bed.id));
+                    *self.digests.entry((*number, incarnation, index)).or_insert((digest, sim_node.id));
                 if known != digest {
                     object("digest", format!("at index {index} the rows differ from those of n{by}"));
                 }
                 // A term may have several leaders one after the other: openraft orders them by (term, node).
-                if status.role == Role::Leader && self.leads.insert((*number, status.term, bed.id)) {
-                    let who = format!("n{}", bed.id);
-                    bed.ground.trace.note(
+                if status.role == Role::Leader && self.leads.insert((*number, status.term, sim_node.id)) {
+                    let who = format!("n{}", sim_node.id);
+                    sim_node.ground.trace.note(
                         at_us,
                         &who,
                         format_args!("leads group {number} in term {}", status.term),
@@ -92,10 +95,10 @@ pub struct Replica {
 }
 
 /// Each replica that runs, or did until it halted, by group and node.
-pub fn contents(beds: &[Rc<Bed>]) -> BTreeMap<u32, BTreeMap<u64, Replica>> {
+pub fn contents(sim_nodes: &[Rc<SimNode>]) -> BTreeMap<u32, BTreeMap<u64, Replica>> {
     let mut seen: BTreeMap<u32, BTreeMap<u64, Replica>> = BTreeMap::new();
-    for bed in beds {
-        if let Some(life) = &*bed.life.borrow() {
+    for sim_node in sim_nodes {
+        if let Some(life) = &*sim_node.life.borrow() {
             for (number, state) in &life.rows {
                 let (index, rows) = state.read(|machine| {
                     let mut hasher = xxhash_rust::xxh3::Xxh3::new();
@@ -108,7 +111,7 @@ pub fn contents(beds: &[Rc<Bed>]) -> BTreeMap<u32, BTreeMap<u64, Replica>> {
                 });
                 let voters = life.groups.get(number).map(|group| group.members().0).unwrap_or_default();
                 let replica = Replica { index, rows, voters, halted: state.halted().is_some() };
-                seen.entry(*number).or_default().insert(bed.id, replica);
+                seen.entry(*number).or_default().insert(sim_node.id, replica);
             }
         }
     }

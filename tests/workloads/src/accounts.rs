@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use tidewall_proto::v1;
 use tidewall_proto::v1::account_service_client::AccountServiceClient;
-use tonic::Request;
 use tonic::transport::Channel;
 
-use crate::{Over, Site, Story, Workload};
+use crate::{Over, Site, Story, Workload, ask};
 
 /// A token that was used no longer ago gives its successor once more, without doubt.
 const SURELY_AGAIN: Duration = Duration::from_secs(40);
@@ -20,8 +19,7 @@ const ROLES: [v1::Role; 3] = [v1::Role::Organiser, v1::Role::Support, v1::Role::
 const ATTEMPTS: usize = 10;
 
 /// The workload.
-#[derive(Debug)]
-pub struct Accounts;
+pub(crate) struct Accounts;
 
 impl Workload for Accounts {
     const NAME: &'static str = "accounts";
@@ -48,28 +46,6 @@ impl Held {
     }
 }
 
-/// Asks a method until there is an answer, with an access token if one is given.
-macro_rules! ask {
-    ($visitor:ident, $method:ident, $message:expr $(, $token:expr)?) => {{
-        let ask = |request| {
-            let mut accounts = $visitor.accounts.clone();
-            $(let request = bearing($token, request);)?
-            async move { accounts.$method(request).await }
-        };
-        $visitor.story.insist(stringify!($method), $message, ask).await?
-    }};
-}
-
-/// A request with an access token.
-fn bearing<T>(token: &str, mut request: Request<T>) -> Request<T> {
-    // What is no text is no token either: the gateway says so.
-    let value = format!("Bearer {token}").parse();
-    if let Ok(value) = value {
-        request.metadata_mut().insert("authorization", value);
-    }
-    request
-}
-
 struct Visitor<'a, S: Site> {
     story: &'a Story<'a, S>,
     accounts: AccountServiceClient<Channel>,
@@ -82,7 +58,7 @@ impl<S: Site> Visitor<'_, S> {
     }
 
     fn below(&self, count: u64) -> u64 {
-        self.story.site.below(count)
+        self.story.below(count)
     }
 
     async fn register(&self, password: &str) -> Result<(), Over> {
@@ -94,7 +70,7 @@ impl<S: Site> Visitor<'_, S> {
             request_id: self.id(),
             ..Default::default()
         };
-        let told = ask!(self, register, message);
+        let told = ask!(self.story, self.accounts, register, message);
         self.story.yes("a registration", told).map(drop)
     }
 
@@ -106,7 +82,7 @@ impl<S: Site> Visitor<'_, S> {
             device: "phone".to_owned(),
             request_id: self.id(),
         };
-        let told = ask!(self, log_in, message);
+        let told = ask!(self.story, self.accounts, log_in, message);
         Ok(told.map(|login| {
             let tokens = login.tokens.unwrap_or_default();
             let (name, account) = (login.session, login.account);
@@ -116,7 +92,7 @@ impl<S: Site> Visitor<'_, S> {
 
     async fn refresh(&self, token: &str) -> Result<Result<v1::Tokens, String>, Over> {
         let message = v1::RefreshRequest { refresh_token: token.to_owned(), request_id: self.id() };
-        let told = ask!(self, refresh, message);
+        let told = ask!(self.story, self.accounts, refresh, message);
         Ok(told.map(|answer| answer.tokens.unwrap_or_default()))
     }
 
@@ -153,7 +129,7 @@ impl<S: Site> Visitor<'_, S> {
 
     async fn sessions(&self, held: &Held) -> Result<Vec<String>, Over> {
         let message = v1::ListSessionsRequest { parent: held.account.clone(), consistency: 0 };
-        let told = ask!(self, list_sessions, message, &held.access);
+        let told = ask!(self.story, self.accounts, list_sessions, message, &held.access);
         let mut names: Vec<String> = self
             .story
             .yes("a list of sessions", told)?
@@ -186,14 +162,14 @@ impl<S: Site> Visitor<'_, S> {
             update_mask: Some(mask),
             request_id: self.id(),
         };
-        let told = ask!(self, update_profile, message, &held.access);
+        let told = ask!(self.story, self.accounts, update_profile, message, &held.access);
         self.story.yes("an update of the profile", told).map(drop)
     }
 
     /// Profile and roles must be what was written last.
     async fn check_profile(&self, held: &Held, name: &str, roles: &BTreeSet<i32>) -> Result<(), Over> {
         let message = v1::GetAccountRequest { name: held.account.clone(), consistency: 0 };
-        let told = ask!(self, get_account, message, &held.access);
+        let told = ask!(self.story, self.accounts, get_account, message, &held.access);
         let account = self.story.yes("a look at one's own account", told)?.account.unwrap_or_default();
         let seen = (account.email.as_str(), account.display_name.as_str(), account.erased);
         if seen != (self.email.as_str(), name, false) {
@@ -211,13 +187,13 @@ impl<S: Site> Visitor<'_, S> {
 
     /// An admin finds the account by its e-mail, and gives it a role or takes one.
     async fn change_role(&self, held: &Held, roles: &mut BTreeSet<i32>) -> Result<(), Over> {
-        let admin = self.story.site.admin();
+        let admin = self.story.site.token("admin", &["admin"]);
         let find = v1::FindAccountRequest {
             parent: self.story.region.clone(),
             email: self.email.to_uppercase(),
             consistency: 0,
         };
-        let told = ask!(self, find_account, find, &admin);
+        let told = ask!(self.story, self.accounts, find_account, find, &admin);
         let found = self.story.yes("a search by an admin", told)?.account.unwrap_or_default();
         if found.name != held.account {
             return self.story.object(format_args!("{} is found, not {}", found.name, held.account));
@@ -225,11 +201,23 @@ impl<S: Site> Visitor<'_, S> {
         let role = i32::from(ROLES[self.below(ROLES.len() as u64) as usize]);
         let (name, request_id) = (found.name, self.id());
         let seen = if roles.remove(&role) {
-            let told = ask!(self, withdraw_role, v1::WithdrawRoleRequest { name, role, request_id }, &admin);
+            let told = ask!(
+                self.story,
+                self.accounts,
+                withdraw_role,
+                v1::WithdrawRoleRequest { name, role, request_id },
+                &admin
+            );
             self.story.yes("a withdrawal", told)?.roles
         } else {
             roles.insert(role);
-            let told = ask!(self, grant_role, v1::GrantRoleRequest { name, role, request_id }, &admin);
+            let told = ask!(
+                self.story,
+                self.accounts,
+                grant_role,
+                v1::GrantRoleRequest { name, role, request_id },
+                &admin
+            );
             self.story.yes("a grant", told)?.roles
         };
         self.check_roles(roles, &seen)
@@ -237,21 +225,21 @@ impl<S: Site> Visitor<'_, S> {
 
     /// Asks to be the first admin of the region: one account is, and stays it.
     async fn be_first_admin(&self, held: &Held) -> Result<(), Over> {
-        let admin = self.story.site.admin();
+        let admin = self.story.site.token("admin", &["admin"]);
         let bootstrap = v1::BootstrapAdminRequest { name: held.account.clone(), request_id: self.id() };
-        if let Err(reason) = ask!(self, bootstrap_admin, bootstrap, &admin) {
+        if let Err(reason) = ask!(self.story, self.accounts, bootstrap_admin, bootstrap, &admin) {
             return self.story.no::<()>("a second first admin", Err(reason), "ADMIN_EXISTS");
         }
         self.story.once(&held.account);
         let (name, role) = (held.account.clone(), v1::Role::Admin.into());
         let withdraw = v1::WithdrawRoleRequest { name, role, request_id: self.id() };
-        let told = ask!(self, withdraw_role, withdraw, &admin);
+        let told = ask!(self.story, self.accounts, withdraw_role, withdraw, &admin);
         self.story.no("the withdrawal of the last admin", told, "LAST_ADMIN")
     }
 
     async fn revoke(&self, held: &Held, other: &Held) -> Result<(), Over> {
-        let message = v1::RevokeSessionRequest { name: other.name.clone(), request_id: self.id() };
-        let told = ask!(self, revoke_session, message, &held.access);
+        let message = v1::RevokeSessionRequest { name: other.name.clone() };
+        let told = ask!(self.story, self.accounts, revoke_session, message, &held.access);
         self.story.yes("the revocation of an own session", told).map(drop)
     }
 
@@ -262,13 +250,13 @@ impl<S: Site> Visitor<'_, S> {
             new_password: new.to_owned(),
             request_id: self.id(),
         };
-        let told = ask!(self, change_password, message, &held.access);
+        let told = ask!(self.story, self.accounts, change_password, message, &held.access);
         self.story.yes("a new password", told).map(drop)
     }
 
     async fn log_out(&self, held: &Held) -> Result<(), Over> {
-        let message = v1::LogOutRequest { refresh_token: held.refresh_token(), request_id: self.id() };
-        let told = ask!(self, log_out, message);
+        let message = v1::LogOutRequest { refresh_token: held.refresh_token() };
+        let told = ask!(self.story, self.accounts, log_out, message);
         self.story.yes("a log-out", told).map(drop)
     }
 

@@ -4,7 +4,8 @@
 //! request id until there is an answer, whatever happens to the cluster. Time, chance and connections come from the [`Site`] that it
 //! runs at. **Never here:** a clock, a random number, or anything of the code under test but its protocol.
 
-pub mod accounts;
+mod accounts;
+mod tickets;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,6 +16,24 @@ use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
+
+/// The workloads, one for each domain.
+macro_rules! workloads {
+    ($($workload:ty),*) => {
+        /// Their names.
+        pub const NAMES: &[&str] = &[$(<$workload>::NAME),*];
+
+        /// Tells a story of the workload of this name.
+        async fn tell_one<S: Site>(story: &Story<'_, S>) -> Result<(), Over> {
+            match story.workload {
+                $(<$workload>::NAME => <$workload>::story(story).await,)*
+                _ => Err(Over),
+            }
+        }
+    };
+}
+
+workloads!(accounts::Accounts, tickets::Tickets);
 
 /// Pause before something is asked again.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
@@ -32,8 +51,8 @@ pub trait Site {
     fn name(&self) -> String;
     /// A random number below `count`.
     fn below(&self, count: u64) -> u64;
-    /// A token with the role `admin`.
-    fn admin(&self) -> String;
+    /// A token of somebody with these roles.
+    fn token(&self, subject: &str, roles: &[&str]) -> String;
     /// A new request id: a UUIDv7 of the present.
     fn request_id(&self) -> String;
     /// Time since some beginning.
@@ -46,6 +65,8 @@ pub trait Site {
     fn begin(&self) -> Self::Call;
     /// Something happened that who looks into a failure wants to read.
     fn note(&self, what: fmt::Arguments<'_>);
+    /// A method has answered, so long after it was asked for the first time.
+    fn answered(&self, _method: &'static str, _took: Duration) {}
     /// What is found goes here.
     fn book(&self) -> &RefCell<Book>;
 }
@@ -91,10 +112,10 @@ impl Book {
 
 /// A story ends early: there is nobody to ask any more, or an answer was wrong.
 #[derive(Debug)]
-pub struct Over;
+struct Over;
 
-/// What clients of one domain do.
-pub trait Workload {
+/// What clients of one domain do. It is one of [`NAMES`].
+trait Workload {
     /// Its name.
     const NAME: &'static str;
 
@@ -105,33 +126,36 @@ pub trait Workload {
     fn story<S: Site>(story: &Story<'_, S>) -> impl Future<Output = Result<(), Over>>;
 }
 
-/// Tells one story after the other until `over` says so.
-pub async fn tell<W: Workload, S: Site>(site: &S, pause_ms: u64, over: impl Fn() -> bool) {
+/// Tells one story after the other, of any of these workloads, until `over` says so.
+pub async fn tell<S: Site>(site: &S, workloads: &[&'static str], pause_ms: u64, over: impl Fn() -> bool) {
     for number in 0_u64.. {
-        tokio::time::sleep(Duration::from_millis(site.below(pause_ms))).await;
+        if pause_ms > 0 {
+            tokio::time::sleep(Duration::from_millis(site.below(pause_ms))).await;
+        }
         if over() {
             return;
         }
-        let regions = site.regions();
-        let region = regions[site.below(regions.len() as u64) as usize].clone();
+        let one_of = |count: usize| site.below(count as u64) as usize;
+        let (workload, regions) = (workloads[one_of(workloads.len())], site.regions());
+        let region = regions[one_of(regions.len())].clone();
         let returns = site.returns(&region);
         let name = format!("{}-{number}", site.name());
-        let story = Story { site, workload: W::NAME, name, region, returns };
-        if W::story(&story).await.is_ok() {
+        let story = Story { site, workload, name, region, returns };
+        if tell_one(&story).await.is_ok() {
             site.book().borrow_mut().done += 1;
         }
     }
 }
 
 /// A story under way.
-pub struct Story<'a, S: Site> {
+struct Story<'a, S: Site> {
     /// Where it happens.
-    pub site: &'a S,
+    site: &'a S,
     workload: &'static str,
     /// What no other story is called.
-    pub name: String,
+    name: String,
     /// Of which region.
-    pub region: String,
+    region: String,
     returns: usize,
 }
 
@@ -140,7 +164,7 @@ impl<S: Site> Story<'_, S> {
     ///
     /// # Errors
     /// [`Over`], always.
-    pub fn object<T>(&self, what: impl fmt::Display) -> Result<T, Over> {
+    fn object<T>(&self, what: impl fmt::Display) -> Result<T, Over> {
         let what = format!("{} {} in {}: {what}", self.workload, self.name, self.region);
         self.site.note(format_args!("SUSPICION {what}"));
         let suspicion = Suspicion { region: self.region.clone(), returns: self.returns, what };
@@ -149,18 +173,23 @@ impl<S: Site> Story<'_, S> {
     }
 
     /// Notes that to this account has happened what happens once in a region.
-    pub fn once(&self, whom: &str) {
+    fn once(&self, whom: &str) {
         let once = (self.region.clone(), self.returns, whom.to_owned());
         self.site.book().borrow_mut().once.push(once);
+    }
+
+    /// A random number below `count`.
+    fn below(&self, count: u64) -> u64 {
+        self.site.below(count)
     }
 
     /// Asks until there is an answer: what it is, or the reason of a refusal.
     ///
     /// # Errors
     /// [`Over`] when nothing more is to be asked.
-    pub async fn insist<T: Clone, R, F>(
+    async fn insist<T: Clone, R, F>(
         &self,
-        what: &str,
+        what: &'static str,
         message: T,
         ask: impl Fn(Request<T>) -> F,
     ) -> Result<Result<R, String>, Over>
@@ -168,6 +197,7 @@ impl<S: Site> Story<'_, S> {
         F: Future<Output = Result<Response<R>, Status>>,
     {
         let site = self.site;
+        let began = site.now();
         loop {
             if site.is_over(&self.region) {
                 return Err(Over);
@@ -193,6 +223,7 @@ impl<S: Site> Story<'_, S> {
                 },
                 Err(_) => continue,
             };
+            site.answered(what, site.now().saturating_sub(began));
             site.book().borrow_mut().answers += 1;
             let shown = told.as_ref().map_or_else(String::as_str, |_| "ok");
             site.note(format_args!("{} {what}: {shown}", self.name));
@@ -204,7 +235,7 @@ impl<S: Site> Story<'_, S> {
     ///
     /// # Errors
     /// [`Over`] when it is not.
-    pub fn yes<R>(&self, what: &str, told: Result<R, String>) -> Result<R, Over> {
+    fn yes<R>(&self, what: &str, told: Result<R, String>) -> Result<R, Over> {
         told.or_else(|reason| self.object(format_args!("{what} is refused: {reason}")))
     }
 
@@ -212,7 +243,7 @@ impl<S: Site> Story<'_, S> {
     ///
     /// # Errors
     /// [`Over`] when it is not.
-    pub fn no<R>(&self, what: &str, told: Result<R, String>, expected: &str) -> Result<(), Over> {
+    fn no<R>(&self, what: &str, told: Result<R, String>, expected: &str) -> Result<(), Over> {
         match told {
             Err(reason) if reason == expected => Ok(()),
             Err(reason) => self.object(format_args!("{what} is refused with {reason}, not {expected}")),
@@ -220,6 +251,29 @@ impl<S: Site> Story<'_, S> {
         }
     }
 }
+
+/// A request with an access token.
+fn bearing<T>(token: &str, mut request: Request<T>) -> Request<T> {
+    // What is no text is no token either: the gateway says so.
+    let value = format!("Bearer {token}").parse();
+    if let Ok(value) = value {
+        request.metadata_mut().insert("authorization", value);
+    }
+    request
+}
+
+/// Asks a method of a client until there is an answer, with an access token if one is given.
+macro_rules! ask {
+    ($story:expr, $client:expr, $method:ident, $message:expr $(, $token:expr)?) => {{
+        let ask = |request| {
+            let mut client = $client.clone();
+            $(let request = crate::bearing($token, request);)?
+            async move { client.$method(request).await }
+        };
+        $story.insist(stringify!($method), $message, ask).await?
+    }};
+}
+use ask;
 
 /// The reason of a refusal that will not change; `None`: ask again.
 fn final_reason(status: &Status) -> Option<String> {

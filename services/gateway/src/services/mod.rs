@@ -51,6 +51,7 @@ impl Services {
     async fn outcome(&self, call: &Call, command: pb::Command) -> Result<pb::Outcome, ApiError> {
         // The id is needed again only when something goes wrong; 16 bytes are copied cheaply.
         let id: Option<[u8; 16]> = command.request_id.as_slice().try_into().ok();
+        let id = id.filter(|_| !call.idempotent);
         self.0
             .step(call, true, async {
                 let decided = self.0.client.command(call.group, command, call.deadline.at).await;

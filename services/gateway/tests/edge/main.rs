@@ -3,6 +3,7 @@
 
 mod accounts;
 mod fake;
+mod transport;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

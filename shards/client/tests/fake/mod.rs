@@ -40,12 +40,12 @@ pub struct Fake {
     pub mode: Mutex<Mode>,
     pub calls: AtomicU64,
     /// What it says to operators.
-    pub desk: Mutex<Desk>,
+    pub admin: Mutex<Admin>,
 }
 
 /// What a node says to operators, and what it was asked. Orders are answered in turn; without an answer left it is silent.
 #[derive(Default)]
-pub struct Desk {
+pub struct Admin {
     pub state: Option<pb::GetNodeStateResponse>,
     pub transfers: VecDeque<Result<pb::TransferLeadResponse, Status>>,
     pub changes: VecDeque<Result<pb::ChangeReplicasResponse, Status>>,
@@ -72,7 +72,7 @@ async fn told<T>(answers: Option<Result<T, Status>>) -> Result<Response<T>, Stat
 
 impl Fake {
     pub fn new(mode: Mode) -> Arc<Self> {
-        Arc::new(Self { mode: Mutex::new(mode), calls: AtomicU64::new(0), desk: Mutex::default() })
+        Arc::new(Self { mode: Mutex::new(mode), calls: AtomicU64::new(0), admin: Mutex::default() })
     }
 
     /// Answers as a node does: a batch item by item, whatever is the matter.
@@ -173,7 +173,7 @@ impl pb::shard_service_server::ShardService for Server {
         &self,
         _: Request<pb::GetNodeStateRequest>,
     ) -> Result<Response<pb::GetNodeStateResponse>, Status> {
-        match self.0.desk.lock().state.clone() {
+        match self.0.admin.lock().state.clone() {
             Some(state) => Ok(Response::new(state)),
             None => Err(Status::unavailable("this node does not say how it is")),
         }
@@ -191,9 +191,9 @@ impl pb::shard_service_server::ShardService for Server {
     ) -> Result<Response<pb::ImportResponse>, Status> {
         let mut parts = request.into_inner();
         while let Some(part) = parts.message().await? {
-            self.0.desk.lock().imported.push(part);
+            self.0.admin.lock().imported.push(part);
         }
-        let answer = self.0.desk.lock().imports.pop_front();
+        let answer = self.0.admin.lock().imports.pop_front();
         told(answer).await
     }
 
@@ -202,15 +202,15 @@ impl pb::shard_service_server::ShardService for Server {
         request: Request<pb::TransferLeadRequest>,
     ) -> Result<Response<pb::TransferLeadResponse>, Status> {
         let answer = {
-            let mut desk = self.0.desk.lock();
-            desk.asked_to_transfer.push(request.into_inner());
-            desk.transfers.pop_front()
+            let mut admin = self.0.admin.lock();
+            admin.asked_to_transfer.push(request.into_inner());
+            admin.transfers.pop_front()
         };
         told(answer).await
     }
 
     async fn drain(&self, _: Request<pb::DrainRequest>) -> Result<Response<pb::DrainResponse>, Status> {
-        let answer = self.0.desk.lock().drains.pop_front();
+        let answer = self.0.admin.lock().drains.pop_front();
         told(answer).await
     }
 
@@ -219,9 +219,9 @@ impl pb::shard_service_server::ShardService for Server {
         request: Request<pb::ChangeReplicasRequest>,
     ) -> Result<Response<pb::ChangeReplicasResponse>, Status> {
         let answer = {
-            let mut desk = self.0.desk.lock();
-            desk.asked_to_change.push(request.into_inner());
-            desk.changes.pop_front()
+            let mut admin = self.0.admin.lock();
+            admin.asked_to_change.push(request.into_inner());
+            admin.changes.pop_front()
         };
         told(answer).await
     }
@@ -231,24 +231,24 @@ impl pb::shard_service_server::ShardService for Server {
         request: Request<pb::KeyringRequest>,
     ) -> Result<Response<pb::KeyringResponse>, Status> {
         use pb::keyring_request::Op;
-        let mut desk = self.0.desk.lock();
-        desk.asked_of_keyring += 1;
+        let mut admin = self.0.admin.lock();
+        admin.asked_of_keyring += 1;
         let mut response = pb::KeyringResponse::default();
-        if let Some(refusal) = desk.keyring_refuses {
+        if let Some(refusal) = admin.keyring_refuses {
             response.refusal = refusal.into();
             return Ok(Response::new(response));
         }
         match request.into_inner().op.unwrap() {
-            Op::Put(entry) => desk.keys.push(entry),
-            Op::Erase(entry) => desk.keys.push(pb::KeyringEntry { erased: true, ..entry }),
-            Op::Get(id) => response.entries.extend(desk.keys.iter().filter(|key| key.id == id).cloned()),
+            Op::Put(entry) => admin.keys.push(entry),
+            Op::Erase(entry) => admin.keys.push(pb::KeyringEntry { erased: true, ..entry }),
+            Op::Get(id) => response.entries.extend(admin.keys.iter().filter(|key| key.id == id).cloned()),
             op => panic!("{op:?}"),
         }
         Ok(Response::new(response))
     }
 
     async fn recover(&self, _: Request<pb::RecoverRequest>) -> Result<Response<pb::RecoverResponse>, Status> {
-        let answer = self.0.desk.lock().recoveries.pop_front();
+        let answer = self.0.admin.lock().recoveries.pop_front();
         told(answer).await
     }
 }

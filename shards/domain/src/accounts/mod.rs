@@ -18,6 +18,7 @@ pub mod queries;
 #[cfg(test)]
 mod tests;
 
+use tidewall_messages::accounts::command::Op;
 use tidewall_messages::accounts::{Answer, Command, Outcome, Query};
 
 use crate::module::{Decision, Fault, Module};
@@ -65,6 +66,12 @@ impl Module for State {
     /// it makes whether an e-mail has an account.
     fn has_row(&self, _: &str) -> bool {
         false
+    }
+
+    /// What has ended stays so. A refresh is remembered, although a token's generation tells what was done with it: a copy that comes
+    /// after two later ones would look like a thief's.
+    fn is_remembered(command: &Command) -> bool {
+        !matches!(command.op, Some(Op::EndSession(_)))
     }
 
     fn decide(&self, context: &Context, caller: Caller<'_>, command: &Command) -> Decision<Self> {

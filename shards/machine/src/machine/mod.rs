@@ -14,21 +14,22 @@ use std::any::Any;
 use std::collections::BTreeMap;
 
 use tidewall_domain::codec::Writer;
-use tidewall_domain::module::{AnyModule, Module, ModuleError};
+use tidewall_domain::module::{AnyModule, Applied, Module, ModuleError};
 use tidewall_domain::registry;
 use tidewall_domain::table::{AnyTable, FrozenPage, Table};
 use tidewall_domain::{Caller, Context, Now};
 use tidewall_messages::Rejection;
 use tidewall_mutant::{Mutant, active};
 
-use crate::answer::{Answer, Decision, Receipt, Reject};
+use crate::answer::{Answer, Decision, Receipt, RejectReason};
 use crate::dedupe::{self, DedupeRow, ShareRow};
 use crate::entry::{Command, Entry, Op, SystemCommand};
 use crate::error::ApplyError;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
 use crate::time::{GroupTime, Stamp};
 use crate::{
-    APPLY_VERSION, EXPIRY_AHEAD_MS_MAX, GIVES_IMPORTS_UP, ID_AHEAD_MS_MAX, REMEMBERED_BYTES_MAX, id_time_ms,
+    APPLY_VERSION, EXPIRY_AHEAD_MS_MAX, GIVES_IMPORTS_UP, ID_AHEAD_MS_MAX, REMEMBERED_BYTES_MAX,
+    REMEMBERS_WHAT_IT_MUST, id_time_ms,
 };
 
 pub use import::Replaced;
@@ -172,7 +173,7 @@ impl Machine {
             return None;
         }
         let rejection = self.module(*module)?.quick_no(now, payload)?;
-        Some(Decision::passing(Reject::Module(rejection)))
+        Some(Decision::passing(RejectReason::Module(rejection)))
     }
 
     /// Answers a query of a module, as of when the clock shows `stamp`: the answer's bytes, or a rejection.
@@ -278,7 +279,7 @@ impl Machine {
         }
         let row = dedupe::find(&self.dedupe, &command.principal, command.request_id)?;
         if !answers(row, command) {
-            return Some(Decision::passing(Reject::IdReused));
+            return Some(Decision::passing(RejectReason::IdReused));
         }
         row.decision().ok()
     }
@@ -406,25 +407,25 @@ impl Machine {
             return if answers(known, command) {
                 known.decision().map_err(ApplyError::Remembered)
             } else {
-                Ok(Decision::passing(Reject::IdReused))
+                Ok(Decision::passing(RejectReason::IdReused))
             };
         }
         let (now_ms, id_ms) = (row.time.log_ms(), id_time_ms(command.request_id));
         let refused = if command.expires_ms < now_ms {
-            Some(Reject::Expired)
+            Some(RejectReason::Expired)
         } else if command.expires_ms > now_ms.saturating_add(EXPIRY_AHEAD_MS_MAX) {
-            Some(Reject::ExpiresTooLate { ahead_ms: command.expires_ms - now_ms })
+            Some(RejectReason::ExpiresTooLate { ahead_ms: command.expires_ms - now_ms })
         } else if self.forgotten(&command.principal, command.request_id) {
-            Some(Reject::IdForgotten)
+            Some(RejectReason::IdForgotten)
         } else if id_ms > now_ms.saturating_add(ID_AHEAD_MS_MAX) {
-            Some(Reject::IdFromFuture)
+            Some(RejectReason::IdFromFuture)
         } else {
             None
         };
         if let Some(refused) = refused {
             return Ok(Decision::passing(refused));
         }
-        let answer = match &command.op {
+        let (answer, remembered) = match &command.op {
             Op::Module { module, payload } => {
                 let context = Context {
                     request_id: command.request_id,
@@ -433,9 +434,9 @@ impl Machine {
                 };
                 self.decide(&context, command.caller(), *module, payload)?
             }
-            Op::Seal => Answer::Rejected(Reject::Sealed),
+            Op::Seal => (Answer::Rejected(RejectReason::Sealed), !active(Mutant::SealForgotten)),
             // Carried out above.
-            Op::System(_) => Answer::System,
+            Op::System(_) => (Answer::System, false),
         };
         let receipt = Receipt {
             incarnation: row.incarnation,
@@ -445,7 +446,7 @@ impl Machine {
             chain: u64::from_be_bytes(first_8(&self.head.chain)),
             decided_ms: now_ms,
         };
-        if command.op == Op::Seal && active(Mutant::SealForgotten) {
+        if !remembered && row.apply_version >= REMEMBERS_WHAT_IT_MUST {
             return Ok(Decision { receipt: Some(receipt), answer, replayed: false });
         }
         self.scratch.clear();
@@ -468,14 +469,14 @@ impl Machine {
         Ok(Decision { receipt: Some(receipt), answer, replayed: false })
     }
 
-    /// Has a module decide a command.
+    /// Has a module decide a command; says also whether that is remembered.
     fn decide(
         &mut self,
         context: &Context,
         caller: Caller<'_>,
         number: u8,
         payload: &[u8],
-    ) -> Result<Answer, ApplyError> {
+    ) -> Result<(Answer, bool), ApplyError> {
         let unknown = |why| ApplyError::UnknownCommand {
             index: context.index,
             position: context.position,
@@ -485,11 +486,15 @@ impl Machine {
         let module = self.modules.iter_mut().find(|module| module.number() == number);
         let module = module.ok_or_else(|| unknown(no_module(number)))?;
         match module.apply(context, caller, payload) {
-            Ok(Ok(outcome)) => Ok(Answer::Done { module: number, outcome }),
-            Ok(Err(rejection)) => Ok(Answer::Rejected(Reject::Module(rejection))),
+            Ok(Applied { answer: Ok(outcome), remembered }) => {
+                Ok((Answer::Done { module: number, outcome }, remembered))
+            }
+            Ok(Applied { answer: Err(rejection), remembered }) => {
+                Ok((Answer::Rejected(RejectReason::Module(rejection)), remembered))
+            }
             Err(ModuleError::Fault(fault)) => {
                 self.faults += 1;
-                Ok(Answer::Rejected(Reject::InternalInvariant(fault.0)))
+                Ok((Answer::Rejected(RejectReason::InternalInvariant(fault.0)), true))
             }
             Err(ModuleError::Undecodable(why)) => Err(unknown(why)),
         }
@@ -532,7 +537,7 @@ impl Machine {
         };
         match result {
             Ok(()) => Decision { receipt: None, answer: Answer::System, replayed: false },
-            Err(why) => Decision::passing(Reject::System(why)),
+            Err(why) => Decision::passing(RejectReason::System(why)),
         }
     }
 

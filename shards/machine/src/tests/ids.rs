@@ -60,7 +60,7 @@ fn what_expires_later_than_any_deadline_is_refused_and_not_remembered() {
     let mut log = Log::new();
     let ask = |after| Command { expires_ms: T0 + after, ..command(1, buy(1)) };
     let refused = log.one(T0, ask(EXPIRY_AHEAD_MS_MAX + 1));
-    assert!(matches!(refused.answer, Answer::Rejected(Reject::ExpiresTooLate { ahead_ms: 90_001 })));
+    assert!(matches!(refused.answer, Answer::Rejected(RejectReason::ExpiresTooLate { ahead_ms: 90_001 })));
     assert_eq!((refused.receipt, log.machine.outcome("alice", id(T0, 1))), (None, None));
     assert_eq!(reason(&log.one(T0, ask(EXPIRY_AHEAD_MS_MAX))), "done");
 }

@@ -312,7 +312,7 @@ proptest! {
                         prop_assert_eq!(pages(&steady), expected);
                     }
                     Err(why) => {
-                        prop_assert_eq!(&decision.answer, &Answer::Rejected(Reject::System(why)));
+                        prop_assert_eq!(&decision.answer, &Answer::Rejected(RejectReason::System(why)));
                         prop_assert_eq!(pages(&steady), unchanged);
                     }
                 }

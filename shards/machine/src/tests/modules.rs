@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use tidewall_domain::codec::DecodeError;
-use tidewall_domain::module::{Class, Decision as Decided, Fault, Module, Reason};
+use tidewall_domain::module::{Code, Decision as Decided, Fault, Module, Reason};
 use tidewall_domain::table::{AnyTable, Row, Table, TableId, table_id};
 use tidewall_domain::{Caller, Context, Now, registry};
 use tidewall_messages::{ModuleCommand, ModuleQuery};
@@ -95,8 +95,8 @@ impl Reason for TooMuch {
     fn reason(&self) -> &'static str {
         "TOO_MUCH"
     }
-    fn class(&self) -> Class {
-        Class::InvalidArgument
+    fn code(&self) -> Code {
+        Code::InvalidArgument
     }
     fn field(&self) -> &str {
         "by"
@@ -139,6 +139,9 @@ impl Module for Counters {
     }
     fn has_row(&self, name: &str) -> bool {
         self.rows.get(&name.to_owned()).is_some()
+    }
+    fn is_remembered(add: &Add) -> bool {
+        add.by > 0
     }
     fn decide(&self, context: &Context, _: Caller<'_>, add: &Add) -> Decided<Self> {
         if add.by > 100 {
@@ -224,6 +227,24 @@ fn a_module_decides_refuses_and_is_remembered_beside_the_others() {
     assert!(
         log.machine.module(MODULE).unwrap().has_row("a") && !log.machine.module(MODULE).unwrap().has_row("b")
     );
+}
+
+#[test]
+fn what_is_idempotent_by_its_rows_is_not_remembered_and_answered_by_the_present_ones() {
+    for (version, first_for_ever) in [(APPLY_VERSION - 1, true), (APPLY_VERSION, false)] {
+        let mut log = log();
+        log.one(T0, Command::system(SystemCommand::RaiseVersion(version)));
+        log.one(T0, add(1, "a", 5, 1_000));
+        let rows = log.machine.rows();
+        let look = add(2, "a", 0, 1_000);
+        let first = log.one(T0, look.clone());
+        assert_eq!((total(&first), first.receipt.is_some(), first.replayed), (5, true, false));
+        assert_eq!(log.machine.outcome("alice", look.request_id).is_some(), first_for_ever);
+        assert_eq!(log.machine.rows() - rows, u64::from(first_for_ever), "a row of it");
+        log.one(T0, add(3, "a", 7, 1_000));
+        let again = log.one(T0, look);
+        assert_eq!((total(&again), again.replayed), (if first_for_ever { 5 } else { 12 }, first_for_ever));
+    }
 }
 
 #[test]

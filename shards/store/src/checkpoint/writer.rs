@@ -29,16 +29,16 @@ pub struct CheckpointWriter {
 #[derive(Clone)]
 enum To {
     Thread { jobs: mpsc::Sender<Job>, thread: Arc<Mutex<Option<std::thread::JoinHandle<()>>>> },
-    Device { desk: Arc<Mutex<Option<Desk>>>, later: Later },
+    Device { worker: Arc<Mutex<Option<StoreWorker>>>, later: Later },
 }
 
 /// Whoever writes: the store and what is known of its size.
-struct Desk {
+struct StoreWorker {
     store: Box<dyn CheckpointStore>,
     disk_bytes: Arc<AtomicU64>,
 }
 
-impl Desk {
+impl StoreWorker {
     fn write(&mut self, group: u32, frozen: Box<Frozen>, verify: bool, done: Written) {
         let mut result = self.store.write(group, &frozen);
         drop(frozen);
@@ -58,10 +58,10 @@ impl CheckpointWriter {
     pub fn start(store: Box<dyn CheckpointStore>) -> std::io::Result<Self> {
         let (jobs, inbox) = mpsc::channel();
         let disk_bytes = Arc::new(AtomicU64::new(store.disk_bytes()));
-        let mut desk = Desk { store, disk_bytes: Arc::clone(&disk_bytes) };
+        let mut worker = StoreWorker { store, disk_bytes: Arc::clone(&disk_bytes) };
         let run = move || {
             while let Ok(Job::Write { group, frozen, verify, done }) = inbox.recv() {
-                desk.write(group, frozen, verify, done);
+                worker.write(group, frozen, verify, done);
             }
         };
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(run)?;
@@ -72,8 +72,8 @@ impl CheckpointWriter {
     /// Without a thread: `later` comes to the store when it likes. For simulation on a single thread.
     pub fn without_thread(store: Box<dyn CheckpointStore>, later: Later) -> Self {
         let disk_bytes = Arc::new(AtomicU64::new(store.disk_bytes()));
-        let desk = Arc::new(Mutex::new(Some(Desk { store, disk_bytes: Arc::clone(&disk_bytes) })));
-        Self { to: To::Device { desk, later }, disk_bytes }
+        let worker = Arc::new(Mutex::new(Some(StoreWorker { store, disk_bytes: Arc::clone(&disk_bytes) })));
+        Self { to: To::Device { worker, later }, disk_bytes }
     }
 
     /// Queues a freeze. With `verify`, everything written is read back from a store opened anew before `done` is told:
@@ -87,10 +87,10 @@ impl CheckpointWriter {
                     done(Err(stopped()));
                 }
             }
-            To::Device { desk, later } => {
-                let desk = Arc::clone(desk);
-                later.give(Box::new(move || match &mut *desk.lock() {
-                    Some(desk) => desk.write(group, frozen, verify, done),
+            To::Device { worker, later } => {
+                let worker = Arc::clone(worker);
+                later.give(Box::new(move || match &mut *worker.lock() {
+                    Some(worker) => worker.write(group, frozen, verify, done),
                     None => done(Err(stopped())),
                 }));
             }
@@ -114,7 +114,7 @@ impl CheckpointWriter {
                     tracing::error!("the checkpoint thread panicked");
                 }
             }
-            To::Device { desk, .. } => drop(desk.lock().take()),
+            To::Device { worker, .. } => drop(worker.lock().take()),
         }
     }
 }

@@ -73,7 +73,7 @@ impl LocalDriver {
     ///
     /// # Errors
     /// When the machine does not allow it.
-    pub async fn new(site: &dyn Site, root: &Path, features: Features) -> Result<Self, ChaosError> {
+    pub async fn new(site: &Site, root: &Path, features: Features) -> Result<Self, ChaosError> {
         let network = if features.network { Some(Network::new(NODES).await?) } else { None };
         let mut hosts = Hosts::default();
         if let Some(network) = &network {

@@ -6,17 +6,19 @@ pub mod disks;
 pub mod local;
 pub mod network;
 pub mod process;
+mod site;
 pub mod tools;
 
-use std::any::Any;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tidewall_load::{Mint, Target};
 
 use crate::ChaosError;
+
+pub use site::Site;
 
 /// A process of the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -142,8 +144,6 @@ pub struct Blueprint {
     pub regions: Vec<String>,
     /// Makes tokens.
     pub mint: Mint,
-    /// What must be held as long as the cluster lives, such as the lock of its directory.
-    pub held: Box<dyn Any + Send + Sync>,
 }
 
 impl std::fmt::Debug for Blueprint {
@@ -153,15 +153,6 @@ impl std::fmt::Debug for Blueprint {
             .field("nodes", &self.nodes)
             .finish_non_exhaustive()
     }
-}
-
-/// Lays out clusters. The program that this library is part of knows how.
-pub trait Site: Send + Sync {
-    /// Makes a new cluster in a directory that does not exist yet.
-    ///
-    /// # Errors
-    /// [`ChaosError::Site`] says why not.
-    fn prepare(&self, directory: &Path, hosts: &Hosts) -> Result<Blueprint, ChaosError>;
 }
 
 /// A place where a cluster runs.

@@ -29,7 +29,7 @@ pub(super) async fn skew(stage: &mut Stage, count: u64) -> Result<u64, ChaosErro
         let size = (least.ln() + stage.rng.random::<f64>() * (most / least).ln()).exp();
         // The value is far inside the type.
         let by_ms = if number.is_multiple_of(2) { -(size as i64) } else { size as i64 };
-        let blow = stage.blow(format!("clock of node {node} off by {by_ms} ms"), led);
+        let injection = stage.injection(format!("clock of node {node} off by {by_ms} ms"), led);
         stage.driver.skew_clock(node, by_ms).await?;
         let begun = Instant::now();
         let gave_up = loop {
@@ -52,9 +52,9 @@ pub(super) async fn skew(stage: &mut Stage, count: u64) -> Result<u64, ChaosErro
         stage.expect("a wrong clock is shown", shown, || format!("{nodes:?}"));
         tokio::time::sleep(WRONG_FOR).await;
         stage.driver.skew_clock(node, 0).await?;
-        stage.undone(blow);
+        stage.undone(injection);
         stage.healed_again().await?;
-        stage.healed(blow);
+        stage.healed(injection);
         stage.say(&format!("clock {number} of {count}: node {node}, {by_ms} ms"));
         breathe(stage).await;
     }

@@ -39,7 +39,7 @@ pub(super) async fn damage(stage: &mut Stage, count: u64) -> Result<u64, ChaosEr
         let led: Vec<String> =
             leaders.into_iter().filter(|(_, leader)| *leader == node).map(|(region, _)| region).collect();
         let terms = stage.terms(&led);
-        let blow = stage.blow(format!("SIGKILL node {node}, then {}", kind.name()), led);
+        let injection = stage.injection(format!("SIGKILL node {node}, then {}", kind.name()), led);
         stage.driver.kill(Member::Node(node)).await?;
         stage.wait_new_terms(&terms).await?;
         let seed = stage.rng.random();
@@ -61,9 +61,9 @@ pub(super) async fn damage(stage: &mut Stage, count: u64) -> Result<u64, ChaosEr
             None if set_aside(stage, node).await? => "replica set aside",
             None => "none the worse",
         };
-        stage.undone(blow);
+        stage.undone(injection);
         stage.healed_again().await?;
-        stage.healed(blow);
+        stage.healed(injection);
         stage.count(format!("{}: {result}", kind.name()));
         if matches!(result, "replica set aside" | "none the worse") {
             // The digests at the end show whether that is true.

@@ -40,7 +40,7 @@ pub(super) async fn full(stage: &mut Stage, count: u64) -> Result<u64, ChaosErro
         }
         let holds = hold_some(stage).await;
         stage.expect("holds can be made before disks fill", holds.len() == HOLDS, || format!("{holds:?}"));
-        let blow = stage.blow("all disks full", Vec::new());
+        let injection = stage.injection("all disks full", Vec::new());
         for node in stage.driver.nodes() {
             stage.driver.fill_disk(node, LEFT).await?;
         }
@@ -68,12 +68,12 @@ pub(super) async fn full(stage: &mut Stage, count: u64) -> Result<u64, ChaosErro
             });
             stage.driver.free_disk(node).await?;
         }
-        stage.undone(blow);
+        stage.undone(injection);
         let begun = Instant::now();
         wait_buying(stage, true).await?;
         stage.sample("space again to new work accepted", begun.elapsed().as_secs_f64() * 1_000.0);
         stage.healed_again().await?;
-        stage.healed(blow);
+        stage.healed(injection);
         stage.say(&format!("full disks {number} of {count}"));
         breathe(stage).await;
     }
@@ -141,7 +141,7 @@ pub(super) async fn storage_error(stage: &mut Stage, count: u64) -> Result<u64, 
         let fault = if number.is_multiple_of(2) { StorageFault::Write } else { StorageFault::Sync };
         let (node, led) = stage.some_leader().await?;
         let terms = stage.terms(&led);
-        let blow = stage.blow(format!("node {node}: {fault:?} fails"), led);
+        let injection = stage.injection(format!("node {node}: {fault:?} fails"), led);
         let begun = Instant::now();
         stage.driver.fail_storage(node, fault).await?;
         let ended = stage.driver.ended(Member::Node(node), FAIL_WITHIN).await?;
@@ -159,9 +159,9 @@ pub(super) async fn storage_error(stage: &mut Stage, count: u64) -> Result<u64, 
         tokio::time::sleep(DOWN_FOR).await;
         // The operator has looked at the disk.
         stage.driver.start(Member::Node(node)).await?;
-        stage.undone(blow);
+        stage.undone(injection);
         stage.healed_again().await?;
-        stage.healed(blow);
+        stage.healed(injection);
         stage.count(format!("{fault:?} errors"));
         stage.say(&format!("disk error {number} of {count}: node {node}, {fault:?}"));
         breathe(stage).await;

@@ -28,14 +28,14 @@ pub(super) async fn leader(stage: &mut Stage, count: u64) -> Result<u64, ChaosEr
         }
         let (node, led) = stage.some_leader().await?;
         let terms = stage.terms(&led);
-        let blow = stage.blow(format!("SIGKILL node {node}"), led);
+        let injection = stage.injection(format!("SIGKILL node {node}"), led);
         stage.driver.kill(Member::Node(node)).await?;
         stage.wait_new_terms(&terms).await?;
         tokio::time::sleep(DEAD_FOR).await;
         stage.driver.start(Member::Node(node)).await?;
-        stage.undone(blow);
+        stage.undone(injection);
         stage.healed_again().await?;
-        stage.healed(blow);
+        stage.healed(injection);
         stage.say(&format!("kill {number} of {count}: node {node}"));
         breathe(stage).await;
     }
@@ -50,15 +50,15 @@ pub(super) async fn pause(stage: &mut Stage, count: u64) -> Result<u64, ChaosErr
         let (node, led) = stage.some_leader().await?;
         let (shortest, longest) = PAUSE_MS;
         let pause_ms = (shortest.ln() + stage.rng.random::<f64>() * (longest / shortest).ln()).exp();
-        let blow = stage.blow(format!("SIGSTOP node {node} for {pause_ms:.0} ms"), led);
+        let injection = stage.injection(format!("SIGSTOP node {node} for {pause_ms:.0} ms"), led);
         stage.driver.pause(Member::Node(node)).await?;
         tokio::time::sleep(Duration::from_secs_f64(pause_ms / 1_000.0)).await;
         stage.driver.resume(Member::Node(node)).await?;
-        stage.undone(blow);
+        stage.undone(injection);
         let resumed = stage.recorder.now();
         stage.wait_writes(resumed).await?;
         stage.healed_again().await?;
-        stage.healed(blow);
+        stage.healed(injection);
         stage.say(&format!("pause {number} of {count}: node {node}, {pause_ms:.0} ms"));
         breathe(stage).await;
     }
@@ -74,20 +74,20 @@ pub(super) async fn cluster(stage: &mut Stage, count: u64) -> Result<u64, ChaosE
             return Ok(number - 1);
         }
         let regions = stage.driver.regions();
-        let blow = stage.blow("SIGKILL everything", regions);
+        let injection = stage.injection("SIGKILL everything", regions);
         for member in &members {
             stage.driver.kill(*member).await?;
         }
         for member in &members {
             stage.driver.start(*member).await?;
         }
-        stage.undone(blow);
+        stage.undone(injection);
         let started = stage.recorder.now();
         stage.wait_writes(started).await?;
         let writable = stage.recorder.now().saturating_sub(started);
         stage.sample(ALL_WRITABLE, writable as f64 / 1_000.0);
         stage.healed_again().await?;
-        stage.healed(blow);
+        stage.healed(injection);
         stage.say(&format!("kill {number} of {count} of everything: writable after {} ms", writable / 1_000));
         breathe(stage).await;
     }

@@ -190,18 +190,23 @@ impl Scenario {
         if !measured.next_write_ms.is_empty() {
             let kill = self == Self::LeaderKill;
             add(
-                "blow to next acknowledged write, p50",
+                "injection to next acknowledged write, p50",
                 quantile(&measured.next_write_ms, 0.5),
                 "ms",
                 kill.then_some(1_000.0),
             );
             add(
-                "blow to next acknowledged write, p99",
+                "injection to next acknowledged write, p99",
                 quantile(&measured.next_write_ms, 0.99),
                 "ms",
                 kill.then_some(2_500.0),
             );
-            add("blow to next acknowledged write, max", quantile(&measured.next_write_ms, 1.0), "ms", None);
+            add(
+                "injection to next acknowledged write, max",
+                quantile(&measured.next_write_ms, 1.0),
+                "ms",
+                None,
+            );
         }
         if !measured.others_before_ms.is_empty() && !measured.others_after_ms.is_empty() {
             let before = quantile(&measured.others_before_ms, 0.99);
@@ -278,7 +283,7 @@ mod tests {
             .collect();
         assert_eq!(
             missed,
-            ["client-visible errors at a 10 s deadline", "blow to next acknowledged write, p99"]
+            ["client-visible errors at a 10 s deadline", "injection to next acknowledged write, p99"]
         );
         assert!(Scenario::ClusterKill.figures(&measured).iter().all(Figure::met));
     }

@@ -91,7 +91,7 @@ pub(super) async fn partition(stage: &mut Stage, count: u64) -> Result<u64, Chao
         stage.driver.cut(&shape.cuts(node, &nodes)).await?;
         // Rules are made one after the other, each by a process of its own: only now the cut is complete.
         let cut_at = stage.recorder.now();
-        let blow = stage.blow(format!("node {node} {}: {shape:?}", shape.words()), led);
+        let injection = stage.injection(format!("node {node} {}: {shape:?}", shape.words()), led);
         while begun.elapsed() < cut_for {
             if shape == Shape::Flapping {
                 let flap = Duration::from_millis(stage.rng.random_range(FLAP_MS));
@@ -106,7 +106,7 @@ pub(super) async fn partition(stage: &mut Stage, count: u64) -> Result<u64, Chao
         }
         let before_heal = stage.recorder.now();
         stage.driver.heal().await?;
-        stage.undone(blow);
+        stage.undone(injection);
         let last = probe.stop().await;
         if shape == Shape::Alone
             && let Some(last) = last.iter().copied().filter(|at| (before_cut..before_heal).contains(at)).max()
@@ -116,7 +116,7 @@ pub(super) async fn partition(stage: &mut Stage, count: u64) -> Result<u64, Chao
         let undone = stage.recorder.now();
         stage.wait_writes(undone).await?;
         stage.healed_again().await?;
-        stage.healed(blow);
+        stage.healed(injection);
         stage.count(format!("partitions: {shape:?}"));
         stage.say(&format!("partition {number} of {count}: node {node} {}", shape.words()));
         breathe(stage).await;

@@ -34,11 +34,11 @@ pub(super) async fn transfer(stage: &mut Stage, count: u64) -> Result<u64, Chaos
         let leader = stage.leaders().await?.get(region).copied().unwrap_or(0);
         let others: Vec<u64> = nodes.iter().copied().filter(|node| *node != leader).collect();
         let to = others[stage.rng.random_range(0..others.len())];
-        let blow = stage.blow(format!("{region} to node {to}"), vec![region.clone()]);
+        let injection = stage.injection(format!("{region} to node {to}"), vec![region.clone()]);
         let begun = Instant::now();
         let answer = stage.transfer(region, to).await;
         stage.sample(ORDER, begun.elapsed().as_secs_f64() * 1_000.0);
-        stage.undone(blow);
+        stage.undone(injection);
         stage.expect("an order to hand over is carried out", answer.is_ok(), || {
             format!("{region} to node {to}: {answer:?}")
         });
@@ -74,16 +74,16 @@ async fn restart(stage: &mut Stage, node: u64) -> Result<(), ChaosError> {
         .filter(|(_, leader)| *leader == node)
         .map(|(region, _)| region)
         .collect();
-    let blow = stage.blow(format!("SIGTERM node {node}"), led);
+    let injection = stage.injection(format!("SIGTERM node {node}"), led);
     let begun = Instant::now();
     let ended = stage.driver.stop(Member::Node(node), STOP_WITHIN).await?;
     stage.sample("SIGTERM to the end of the process", begun.elapsed().as_secs_f64() * 1_000.0);
     stage.expect("a node that is asked to stop ends with 0", ended.code == Some(0), || format!("{ended:?}"));
     stage.driver.start(Member::Node(node)).await?;
-    stage.undone(blow);
+    stage.undone(injection);
     // As the loop of an operator does: the next node as soon as this one has caught up, wherever leaders are.
     stage.up_again().await?;
-    stage.healed(blow);
+    stage.healed(injection);
     breathe(stage).await;
     Ok(())
 }
@@ -100,7 +100,7 @@ pub(super) async fn upgrade(stage: &mut Stage) -> Result<u64, ChaosError> {
     let node = stage.driver.nodes().last().copied().unwrap_or(1);
     let begun = Instant::now();
     let refused = loop {
-        let blow = stage.blow(format!("node {node} comes back with the older build"), Vec::new());
+        let injection = stage.injection(format!("node {node} comes back with the older build"), Vec::new());
         stage.driver.stop(Member::Node(node), STOP_WITHIN).await?;
         stage.driver.set_older_build(node, true);
         stage.driver.start(Member::Node(node)).await?;
@@ -119,9 +119,9 @@ pub(super) async fn upgrade(stage: &mut Stage) -> Result<u64, ChaosError> {
         };
         stage.driver.set_older_build(node, false);
         stage.driver.start(Member::Node(node)).await?;
-        stage.undone(blow);
+        stage.undone(injection);
         stage.healed_again().await?;
-        stage.healed(blow);
+        stage.healed(injection);
         match refusal {
             Some(how) => break Some(how),
             None if begun.elapsed() > RAISED_WITHIN => break None,

@@ -65,7 +65,8 @@ impl Services {
         let count = messages::CountAttempt { email_hash: email.to_vec() };
         if found.exhausted {
             // A hash would be for nothing, unless this is a copy of an attempt that was counted.
-            self.decide(call, region, &hex(email), step.clone(), count.clone()).await?;
+            let counted = self.decide(call, region, &hex(email), step.clone(), count.clone()).await;
+            counted.map_err(|why| why.of_request(request_id))?;
         }
         let right = {
             let place = accounts.passwords.place(call.peer)?;
@@ -73,7 +74,8 @@ impl Services {
             within(call, check).await?
         };
         if !found.exhausted {
-            self.decide(call, region, &hex(email), step, count).await?;
+            let counted = self.decide(call, region, &hex(email), step, count).await;
+            counted.map_err(|why| why.of_request(request_id))?;
         }
         match right {
             true if !found.account_id.is_empty() => Ok(found),

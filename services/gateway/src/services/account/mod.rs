@@ -103,7 +103,6 @@ impl AccountService for Services {
     ) -> Result<Response<v1::LogOutResponse>, Status> {
         let handler = |call: Call, message: v1::LogOutRequest| async move {
             let secrets = &self.accounts()?.secrets;
-            let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let token =
                 secrets.parse_refresh_token(&message.refresh_token).ok_or_else(ApiError::session_invalid)?;
             let end = messages::EndSession {
@@ -112,7 +111,8 @@ impl AccountService for Services {
                 token_hash: secrets.refresh_hash(&token).to_vec(),
             };
             let call = call.in_name_of("session", &token.session);
-            let decided = self.decide(&call, token.region, token.account, id, end).await?;
+            let decided =
+                self.decide(&call, token.region, token.account, request_id::fresh(call.now_ms), end).await?;
             Ok(v1::LogOutResponse { receipt: decided.receipt })
         };
         self.0.run(Method::LogOut, request, handler).await
@@ -158,13 +158,12 @@ impl AccountService for Services {
         let handler = |call: Call, message: v1::RevokeSessionRequest| async move {
             let (name, account, session) = names::parse_session("name", &message.name)?;
             let (region, _) = names::parse_account("name", name)?;
-            let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
             let end = messages::EndSession {
                 account_id: account.to_owned(),
                 session_id: session.to_vec(),
                 token_hash: Vec::new(),
             };
-            let decided = self.decide(&call, region, account, id, end).await?;
+            let decided = self.decide(&call, region, account, request_id::fresh(call.now_ms), end).await?;
             Ok(v1::RevokeSessionResponse { receipt: decided.receipt })
         };
         self.0.run(Method::RevokeSession, request, handler).await

@@ -3,7 +3,7 @@
 
 use tidewall_messages::accounts as messages;
 
-use crate::module::{Class, Reason};
+use crate::module::{Code, Reason};
 
 /// A "no": replicated, remembered for its request id, and answered to the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,14 +76,14 @@ impl Reason for Rejection {
         }
     }
 
-    fn class(&self) -> Class {
+    fn code(&self) -> Code {
         match self {
-            Self::AccountNotFound(_) => Class::NotFound,
-            Self::LogInFailed | Self::SessionInvalid => Class::Unauthenticated,
-            Self::NotOwner(_) | Self::RoleRequired(_) => Class::PermissionDenied,
-            Self::TooManyAttempts(_) | Self::AdminExists | Self::LastAdmin(_) => Class::FailedPrecondition,
-            Self::PasswordChanged | Self::RevisionMismatch { .. } => Class::Aborted,
-            Self::Invalid { .. } => Class::InvalidArgument,
+            Self::AccountNotFound(_) => Code::NotFound,
+            Self::LogInFailed | Self::SessionInvalid => Code::Unauthenticated,
+            Self::NotOwner(_) | Self::RoleRequired(_) => Code::PermissionDenied,
+            Self::TooManyAttempts(_) | Self::AdminExists | Self::LastAdmin(_) => Code::FailedPrecondition,
+            Self::PasswordChanged | Self::RevisionMismatch { .. } => Code::Aborted,
+            Self::Invalid { .. } => Code::InvalidArgument,
         }
     }
 

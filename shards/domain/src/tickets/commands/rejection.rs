@@ -1,7 +1,7 @@
 //! The ways in which a command can be refused by decision, with the words for people and the reasons for programs. It
 //! decides nothing.
 
-use crate::module::{Class, Reason};
+use crate::module::{Code, Reason};
 
 /// A "no": replicated, remembered for its request id, and answered to the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -130,14 +130,14 @@ impl Reason for Rejection {
         }
     }
 
-    fn class(&self) -> Class {
+    fn code(&self) -> Code {
         match self {
             Self::EventNotFound(_)
             | Self::TierNotFound(_)
             | Self::SeatNotFound(_)
             | Self::HoldNotFound(_)
-            | Self::TicketNotFound(_) => Class::NotFound,
-            Self::EventExists(_) => Class::AlreadyExists,
+            | Self::TicketNotFound(_) => Code::NotFound,
+            Self::EventExists(_) => Code::AlreadyExists,
             Self::SoldOut { .. }
             | Self::SeatTaken(_)
             | Self::QuotaExceeded { .. }
@@ -147,10 +147,10 @@ impl Reason for Rejection {
             | Self::HoldExpired(_)
             | Self::TicketCancelled(_)
             | Self::CapacityTooSmall { .. }
-            | Self::TierFixed(_) => Class::FailedPrecondition,
-            Self::NotOwner(_) => Class::PermissionDenied,
-            Self::RevisionMismatch { .. } => Class::Aborted,
-            Self::Invalid { .. } => Class::InvalidArgument,
+            | Self::TierFixed(_) => Code::FailedPrecondition,
+            Self::NotOwner(_) => Code::PermissionDenied,
+            Self::RevisionMismatch { .. } => Code::Aborted,
+            Self::Invalid { .. } => Code::InvalidArgument,
         }
     }
 

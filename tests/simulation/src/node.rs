@@ -127,7 +127,7 @@ impl Media {
 }
 
 /// A node: what outlives its process.
-pub struct Bed {
+pub struct SimNode {
     /// Its number.
     pub id: u64,
     /// Where it is in the cluster.
@@ -161,7 +161,7 @@ pub struct Bed {
     pub gone: Cell<bool>,
 }
 
-impl Bed {
+impl SimNode {
     /// A node that has never run.
     pub fn new(id: u64, slot: Slot, ground: Ground) -> Self {
         Self {
@@ -274,8 +274,8 @@ impl Bed {
     pub fn twin(&self) -> Self {
         self.copy_media();
         let copy = self.older.take().unwrap_or_else(Media::new);
-        let bed = Self::new(self.id, self.slot, self.ground.clone());
-        Self { media: RefCell::new(copy), fresh: Cell::new(false), twin: true, ..bed }
+        let sim_node = Self::new(self.id, self.slot, self.ground.clone());
+        Self { media: RefCell::new(copy), fresh: Cell::new(false), twin: true, ..sim_node }
     }
 
     fn name(&self) -> String {
@@ -366,31 +366,31 @@ impl Bed {
 }
 
 /// The software of a node's host.
-pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
+pub async fn live(sim_node: Rc<SimNode>) -> turmoil::Result {
     // The host's clock runs only within a step of the simulation.
     tokio::time::sleep(Duration::from_millis(1)).await;
-    let topology = bed.ground.file.read();
+    let topology = sim_node.ground.file.read();
     let cluster = topology.cluster_bytes().unwrap_or_default();
-    if let Some(LastOne { incarnation, furthest }) = bed.last_one.take()
-        && let Err(error) = bed.recover(incarnation, &furthest)
+    if let Some(LastOne { incarnation, furthest }) = sim_node.last_one.take()
+        && let Err(error) = sim_node.recover(incarnation, &furthest)
     {
-        bed.object("recovery", format!("it does not go on alone: {error}"));
+        sim_node.object("recovery", format!("it does not go on alone: {error}"));
         return std::future::pending().await;
     }
-    let (later, backlog) = device(bed.pace.clone());
-    let options = LogOptions { inline: true, later: Some(later), ..bed.log_options() };
-    let media = bed.media.borrow().clone();
+    let (later, backlog) = device(sim_node.pace.clone());
+    let options = LogOptions { inline: true, later: Some(later), ..sim_node.log_options() };
+    let media = sim_node.media.borrow().clone();
     let log = match NodeLog::open(Arc::new(media.disk), options) {
         Ok((log, report)) => {
-            bed.ground.trace.note(now_us(), &bed.name(), format_args!("starts: {report:?}"));
+            sim_node.ground.trace.note(now_us(), &sim_node.name(), format_args!("starts: {report:?}"));
             log
         }
         Err(error) => {
-            bed.object("recovery", format!("the log does not open: {error}"));
+            sim_node.object("recovery", format!("the log does not open: {error}"));
             return std::future::pending().await;
         }
     };
-    let fresh = bed.fresh.replace(false);
+    let fresh = sim_node.fresh.replace(false);
     let mut store = media.checkpoints;
     let mut machines = BTreeMap::new();
     for region in &topology.regions {
@@ -401,15 +401,15 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
         if voted < last {
             let what =
                 format!("group {number}: entries of (term, leader) {last:?}, and the last vote is {voted:?}");
-            bed.object("vote", what);
+            sim_node.object("vote", what);
         }
         if let Err(error) = store.load(number)
-            && !bed.torn.get()
-            && !bed.damaged.borrow().contains(&number)
+            && !sim_node.torn.get()
+            && !sim_node.damaged.borrow().contains(&number)
         {
-            bed.object("checkpoint", format!("group {number}: {error}"));
+            sim_node.object("checkpoint", format!("group {number}: {error}"));
         }
-        let rows = match bed.quarantine.why(number) {
+        let rows = match sim_node.quarantine.why(number) {
             Some(why) => Err(why),
             None => load_rows(&mut store, &log, number, tidewall_node::APPLY_VERSION)
                 .map_err(|error| error.to_string())?,
@@ -418,11 +418,11 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
     }
     let (later, checkpoint_backlog) = device(Pace::new(20_000));
     let writer = CheckpointWriter::without_thread(Box::new(store), later);
-    let failed = Arc::clone(&bed.failed);
+    let failed = Arc::clone(&sim_node.failed);
     let fail_stop = FailStop::new(move |fault| {
         failed.lock().get_or_insert(fault);
     });
-    let life = LifeOfNode::begin(bed.id, &log, media.lives, &fail_stop)?;
+    let life = LifeOfNode::begin(sim_node.id, &log, media.lives, &fail_stop)?;
     let (peers, server) = (
         Peers::new(PeersConfig {
             cluster,
@@ -437,52 +437,55 @@ pub async fn live(bed: Rc<Bed>) -> turmoil::Result {
             .layer(MapResponseLayer::new(dated))
             .layer(tidewall_link::NodeIdentity::peer_port(cluster, Arc::clone(life.lives()), false))
             .add_service(peer_service(server.clone()))
-            .serve_with_incoming(bed.ground.lines.listen(PEER_PORT).await?),
+            .serve_with_incoming(sim_node.ground.lines.listen(PEER_PORT).await?),
     );
     let parts = Parts {
-        node: bed.id,
+        node: sim_node.id,
         topology: topology.clone(),
         apply_version: tidewall_node::APPLY_VERSION,
-        clock: Arc::new(SteadyClock::over(Arc::new(bed.clock.clone()))),
+        clock: Arc::new(SteadyClock::over(Arc::new(sim_node.clock.clone()))),
         log,
         writer,
         machines,
-        quarantine: bed.quarantine.clone(),
+        quarantine: sim_node.quarantine.clone(),
         // Nobody orders a recovery here: nothing is ever written there.
         orders: Orders::new(Path::new("/nonexistent")),
         fresh,
         life,
         fail_stop,
         threads: RaftThreads::none(),
-        keyring: Keyring::open(&media.keys, cluster, bed.id, fresh && topology.generation == 0)?,
+        keyring: Keyring::open(&media.keys, cluster, sim_node.id, fresh && topology.generation == 0)?,
         space: Space::unlimited(),
     };
     let replicas = Replicas::start(parts, &peers, &server).await;
     for (group, why) in &replicas.faults {
-        if !bed.damaged.borrow().contains(group) && !bed.ground.explains(*group, why) && !bed.is_stale() {
-            bed.object("quarantine", format!("the replica of group {group} refuses to serve: {why}"));
+        if !sim_node.damaged.borrow().contains(group)
+            && !sim_node.ground.explains(*group, why)
+            && !sim_node.is_stale()
+        {
+            sim_node.object("quarantine", format!("the replica of group {group} refuses to serve: {why}"));
         }
     }
     tokio::spawn(replicas.reporting(&peers));
-    tokio::task::spawn_local(bed.ground.file.clone().follow(topology, replicas.adopting(&peers)));
+    tokio::task::spawn_local(sim_node.ground.file.clone().follow(topology, replicas.adopting(&peers)));
     let front = replicas.front(Space::unlimited(), Home::local());
     tokio::spawn(front.keeper(LOG_BYTES_MAX));
     tokio::spawn(
         tidewall_link::server_builder()
             .layer(MapResponseLayer::new(dated))
-            .layer(tidewall_link::NodeIdentity::client_port(cluster, bed.id, false))
+            .layer(tidewall_link::NodeIdentity::client_port(cluster, sim_node.id, false))
             .add_service(front.service())
-            .serve_with_incoming(bed.ground.lines.listen(CLIENT_PORT).await?),
+            .serve_with_incoming(sim_node.ground.lines.listen(CLIENT_PORT).await?),
     );
     let (orders, inbox) = mpsc::unbounded_channel();
-    *bed.life.borrow_mut() = Some(Life {
+    *sim_node.life.borrow_mut() = Some(Life {
         groups: replicas.groups.clone(),
         rows: replicas.rows,
         orders,
         log: backlog,
         checkpoints: checkpoint_backlog,
     });
-    bed.ground.trace.note(now_us(), &bed.name(), format_args!("is up"));
+    sim_node.ground.trace.note(now_us(), &sim_node.name(), format_args!("is up"));
     obey(replicas.groups, front, inbox).await;
     std::future::pending().await
 }

@@ -1,4 +1,4 @@
-//! A gateway's desk: where its clients ask and read, and where what they ask and are told is recorded.
+//! A gateway's clients: where its clients ask and read, and where what they ask and are told is recorded.
 //!
 //! How they reach the groups, a [`Way`] says. **Never here:** what clients want.
 
@@ -64,7 +64,7 @@ pub struct Orphan {
 
 /// Everything a gateway's clients share.
 #[derive(Clone)]
-pub struct Desk {
+pub struct Clients {
     /// Which gateway, from 1.
     pub number: usize,
     /// Which nodes there are.
@@ -113,7 +113,7 @@ pub fn request_id(random: &mut StdRng) -> u128 {
     u128::from(now_ms()) << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low
 }
 
-impl Desk {
+impl Clients {
     /// Records that a command is asked; the result is its place in the history.
     fn begin(&self, way: &Way, request: Request<'_>, ask: &Ask, patience: Duration) -> usize {
         let Request { group, principal, id } = request;
@@ -148,64 +148,75 @@ impl Desk {
 }
 
 /// Has a command decided and records it.
-pub async fn ask(desk: &Desk, way: &Way, request: Request<'_>, ask: &Ask, patience: Duration) -> End {
-    let _open = Open::new(&desk.control);
-    let at = desk.begin(way, request, ask, patience);
+pub async fn ask(clients: &Clients, way: &Way, request: Request<'_>, ask: &Ask, patience: Duration) -> End {
+    let _open = Open::new(&clients.control);
+    let at = clients.begin(way, request, ask, patience);
     let end = way.ask(request, ask, patience).await;
-    desk.end(at, request.principal, &end);
+    clients.end(at, request.principal, &end);
     end
 }
 
 /// Has a batch of sales decided, each under its own id, and records each.
 pub async fn sell(
-    desk: &Desk,
+    clients: &Clients,
     way: &Way,
     (group, seller): (u32, &str),
     batch: &[(u128, Ask)],
     patience: Duration,
 ) {
-    let _open = Open::new(&desk.control);
+    let _open = Open::new(&clients.control);
     let begin = |(id, ask): &(u128, Ask)| {
-        desk.begin(way, Request { group, principal: seller, id: *id }, ask, patience)
+        clients.begin(way, Request { group, principal: seller, id: *id }, ask, patience)
     };
     let places: Vec<usize> = batch.iter().map(begin).collect();
     for (at, end) in places.into_iter().zip(way.sell(group, seller, batch, patience).await) {
-        desk.end(at, seller, &end);
+        clients.end(at, seller, &end);
     }
 }
 
 /// Reads an event and records what was seen; `None` without an answer.
-pub async fn read_event(desk: &Desk, way: &Way, group: u32, event: &str, patience: Duration) -> Option<Saw> {
+pub async fn read_event(
+    clients: &Clients,
+    way: &Way,
+    group: u32,
+    event: &str,
+    patience: Duration,
+) -> Option<Saw> {
     let invoked_us = now_us();
-    let _open = Open::new(&desk.control);
+    let _open = Open::new(&clients.control);
     let tiers = way.tiers(group, event, patience).await?;
     let saw = Saw::Event { event: event.to_owned(), tiers };
     let returned_us = now_us();
-    desk.trace.note(returned_us, "read", format_args!("group {group} since {invoked_us} {saw:?}"));
+    clients.trace.note(returned_us, "read", format_args!("group {group} since {invoked_us} {saw:?}"));
     let entry = Read { group, invoked_us, returned_us, saw: saw.clone() };
-    desk.history.borrow_mut().reads.push(entry);
+    clients.history.borrow_mut().reads.push(entry);
     Some(saw)
 }
 
 /// Asks what was decided and records the answer; `None` without one.
-pub async fn read_outcome(desk: &Desk, way: &Way, request: Request<'_>, patience: Duration) -> Option<Saw> {
+pub async fn read_outcome(
+    clients: &Clients,
+    way: &Way,
+    request: Request<'_>,
+    patience: Duration,
+) -> Option<Saw> {
     let invoked_us = now_us();
-    let _open = Open::new(&desk.control);
+    let _open = Open::new(&clients.control);
     let told = way.outcome(request, patience).await?;
     let saw = Saw::Outcome { key: (request.principal.to_owned(), request.id), told };
     let entry = Read { group: request.group, invoked_us, returned_us: now_us(), saw: saw.clone() };
-    desk.history.borrow_mut().reads.push(entry);
+    clients.history.borrow_mut().reads.push(entry);
     Some(saw)
 }
 
 /// Reads all tickets of an event; `None` without an answer.
 pub async fn read_tickets(
-    desk: &Desk,
+    clients: &Clients,
     way: &Way,
     group: u32,
     event: &str,
     patience: Duration,
 ) -> Option<Vec<TicketSeen>> {
-    let _open = Open::new(&desk.control);
+    let _open = Open::new(&clients.control);
     way.tickets(group, event, patience).await
 }
