@@ -197,9 +197,9 @@ pub(crate) fn remembered(
         return Ok(v1::GetOutcomeResponse { receipt, ..empty(v1::OutcomeState::Sealed) });
     }
     let result = match outcome.result.ok_or_else(mismatch)? {
-        Stored::Rejection(view) => Shown::Rejection(rejection(view)),
+        Stored::Rejection(view) => Some(Shown::Rejection(rejection(view))),
         Stored::Done(bytes) if outcome.module == u32::from(tickets::MODULE) => {
-            ticket_outcome(region, caller, tickets::Outcome::decode(bytes).map_err(|_| mismatch())?)?
+            Some(ticket_outcome(region, caller, tickets::Outcome::decode(bytes).map_err(|_| mismatch())?)?)
         }
         Stored::Done(bytes) if outcome.module == u32::from(accounts::MODULE) => {
             account_outcome(accounts::Outcome::decode(bytes).map_err(|_| mismatch())?)?
@@ -209,7 +209,7 @@ pub(crate) fn remembered(
     Ok(v1::GetOutcomeResponse {
         state: v1::OutcomeState::Decided.into(),
         receipt: outcome.receipt.as_ref().map(|receipt| self::receipt(region, receipt)),
-        result: Some(result),
+        result,
     })
 }
 
@@ -232,11 +232,13 @@ fn ticket_outcome(
 }
 
 /// What the accounts module decided for a request of somebody with a token. Others have no principal to ask as: they repeat.
-fn account_outcome(outcome: accounts::Outcome) -> Result<v1::get_outcome_response::Result, ApiError> {
+fn account_outcome(outcome: accounts::Outcome) -> Result<Option<v1::get_outcome_response::Result>, ApiError> {
     use accounts::outcome::Result as Done;
     use v1::get_outcome_response::Result as Shown;
     match outcome.result {
-        Some(Done::Account(view)) => Ok(Shown::ChangedAccount(view.subject)),
+        Some(Done::Account(view)) => Ok(Some(Shown::ChangedAccount(view.subject))),
+        // Remembered under an earlier apply version: it was done, and there is nothing to show of it.
+        Some(Done::SessionEnded(_)) => Ok(None),
         _ => Err(mismatch()),
     }
 }

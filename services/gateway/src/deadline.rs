@@ -65,7 +65,7 @@ impl Deadline {
     }
 }
 
-fn parse_timeout(text: &[u8]) -> Option<Duration> {
+pub(crate) fn parse_timeout(text: &[u8]) -> Option<Duration> {
     let (unit, digits) = text.split_last()?;
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
         return None;

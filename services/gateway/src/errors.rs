@@ -10,6 +10,7 @@ use tidewall_client::ClientError;
 use tidewall_messages::Rejection;
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::v1;
+use tidewall_proto::v1::Effect;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -19,9 +20,8 @@ const DOMAIN: &str = "tidewall";
 /// What to do about an outcome that nobody knows.
 const ASK_AGAIN: &str = "it may or may not have been decided: send the same request again with the same \
                          request_id, or ask OutcomeService.GetOutcome";
-/// The same for what has no request id.
-const SEND_AGAIN: &str =
-    "it may or may not have been done: send the same request again, which does nothing twice";
+/// The same for what has no request id: an order may be wrong to give twice.
+const LOOK_FIRST: &str = "it may or may not have been done: look at what is there before you send it again";
 
 /// Why a call is not answered with a result.
 #[derive(Debug)]
@@ -234,7 +234,7 @@ fn client_status(code: Code, error: ClientError, request_id: Option<String>) -> 
         request_id.map(|id| ("request_id".to_owned(), id)).into_iter().collect();
     match error {
         ClientError::Unknown { why } => {
-            let what_to_do = if metadata.is_empty() { SEND_AGAIN } else { ASK_AGAIN };
+            let what_to_do = if metadata.is_empty() { LOOK_FIRST } else { ASK_AGAIN };
             build(code, "OUTCOME_UNKNOWN", format!("{what_to_do} ({why})"), None, None, metadata)
         }
         ClientError::Unavailable { why } => {
@@ -255,6 +255,12 @@ fn client_status(code: Code, error: ClientError, request_id: Option<String>) -> 
     }
 }
 
+/// A status that libraries do not repeat by themselves, although they repeat others of its code (gRFC A6).
+pub(crate) fn never_again(mut status: Status) -> Status {
+    status.metadata_mut().insert("grpc-retry-pushback-ms", MetadataValue::from_static("-1"));
+    status
+}
+
 /// A status with a reason and nothing else.
 pub(crate) fn plain_status(code: Code, reason: &str, message: String) -> Status {
     build(code, reason, message, None, None, HashMap::new())
@@ -263,25 +269,26 @@ pub(crate) fn plain_status(code: Code, reason: &str, message: String) -> Status 
 /// Which compressions are read.
 const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
 
-/// What the transport library says when the deadline passes before there is an answer.
-const TIMEOUT: &str = "Timeout expired";
+/// What somebody is told whose deadline passed before there was an answer.
+pub(crate) fn late(effect: Effect) -> Status {
+    let (reason, message) = match effect {
+        Effect::Command | Effect::Commands => ("OUTCOME_UNKNOWN", ASK_AGAIN),
+        Effect::Order | Effect::Idempotent => ("OUTCOME_UNKNOWN", LOOK_FIRST),
+        Effect::Read | Effect::Unspecified => {
+            ("DEADLINE_EXCEEDED", "the deadline passed before there was an answer: ask again, with more time")
+        }
+    };
+    plain_status(Code::DeadlineExceeded, reason, message.to_owned())
+}
 
 /// Gives errors of the transport library, which carry no details, a reason and a way out. `None` when the
-/// status already says enough. `writes`: the call may have changed something.
-pub(crate) fn translate_transport_error(status: &Status, writes: bool) -> Option<Status> {
+/// status already says enough.
+pub(crate) fn translate_transport_error(status: &Status) -> Option<Status> {
     if !status.details().is_empty() {
         return None;
     }
     let plain = |code, reason, message| Some(plain_status(code, reason, message));
     match status.code() {
-        Code::Cancelled if status.message() == TIMEOUT && writes => {
-            plain(Code::DeadlineExceeded, "OUTCOME_UNKNOWN", ASK_AGAIN.to_owned())
-        }
-        Code::Cancelled if status.message() == TIMEOUT => plain(
-            Code::DeadlineExceeded,
-            "DEADLINE_EXCEEDED",
-            "the deadline passed before there was an answer: send it again, with more time".to_owned(),
-        ),
         Code::OutOfRange | Code::ResourceExhausted
             if ["message length too large", "exceeded while decompressing"]
                 .iter()
@@ -420,17 +427,18 @@ mod tests {
     #[test]
     fn the_librarys_errors_get_a_way_out() {
         let large = Status::out_of_range("Error, decoded message length too large: found 9 bytes");
-        let status = translate_transport_error(&large, false).unwrap();
+        let status = translate_transport_error(&large).unwrap();
         assert_eq!(status.code(), Code::InvalidArgument);
         assert_eq!(status.get_details_error_info().unwrap().reason, "MESSAGE_TOO_LARGE");
         let own: Status = ApiError::internal("x").into();
-        assert!(translate_transport_error(&own, true).is_none(), "our own errors stay as they are");
-        let reason = |writes| {
-            let status = translate_transport_error(&Status::cancelled(TIMEOUT), writes).unwrap();
-            (status.code(), status.get_details_error_info().unwrap().reason)
+        assert!(translate_transport_error(&own).is_none(), "our own errors stay as they are");
+        let told = |effect| {
+            let status = late(effect);
+            (status.get_details_error_info().unwrap().reason, status.message().contains("same request_id"))
         };
-        assert_eq!(reason(true), (Code::DeadlineExceeded, "OUTCOME_UNKNOWN".to_owned()));
-        assert_eq!(reason(false), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned()));
-        assert!(translate_transport_error(&Status::cancelled("the client went away"), true).is_none());
+        assert_eq!(told(Effect::Command), ("OUTCOME_UNKNOWN".to_owned(), true));
+        assert_eq!(told(Effect::Order), ("OUTCOME_UNKNOWN".to_owned(), false));
+        assert_eq!(told(Effect::Read), ("DEADLINE_EXCEEDED".to_owned(), false));
+        assert!(translate_transport_error(&Status::cancelled("the client went away")).is_none());
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! Sources: the OpenMetrics specification 1.0, and *Exposition formats* of the Prometheus documentation.
 
+use std::collections::BTreeMap;
+
 use http::header::{CONTENT_TYPE, VARY};
 use http::{HeaderName, HeaderValue};
 
@@ -30,8 +32,12 @@ fn prefers_open_metrics(accept: &str) -> bool {
         let mut words = part.split(';').map(str::trim);
         let kind = words.next().unwrap_or_default();
         let weight = words.find_map(|word| word.strip_prefix("q=")).map_or(Some(1_000), thousandths);
-        let best =
-            if kind.eq_ignore_ascii_case("application/openmetrics-text") { &mut open } else { &mut other };
+        let best = match kind.to_ascii_lowercase().as_str() {
+            "application/openmetrics-text" => &mut open,
+            "text/plain" | "text/*" | "*/*" => &mut other,
+            // What is not offered here.
+            _ => continue,
+        };
         *best = weight.unwrap_or(0).max(*best);
     }
     open > 0 && open >= other
@@ -45,13 +51,21 @@ fn thousandths(weight: &str) -> Option<u32> {
     Some((whole.parse::<u32>().ok()? * 1_000 + rest).min(1_000))
 }
 
-/// The same metrics in the older form: names of counters end with `_total` in what is said about them as well, and there are neither
-/// units nor an end.
+/// What the older form calls a type, and what it puts behind the names of its metrics in what is said about them.
+fn older(kind: &str) -> (&str, &'static str) {
+    match kind {
+        "counter" => ("counter", "_total"),
+        "info" => ("gauge", "_info"),
+        "unknown" => ("untyped", ""),
+        kind => (kind, ""),
+    }
+}
+
+/// The same metrics in the older form: names of counters end with `_total` in what is said about them as well, there is no type for
+/// information, and there are neither units nor an end.
 fn prometheus(open_metrics: &str) -> String {
-    let counters: Vec<&str> = open_metrics
-        .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
-        .collect();
+    let kinds: BTreeMap<&str, &str> =
+        open_metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
     let mut text = String::with_capacity(open_metrics.len());
     for line in open_metrics.lines() {
         let about = line.strip_prefix("# ").and_then(|about| about.split_once(' '));
@@ -60,10 +74,9 @@ fn prometheus(open_metrics: &str) -> String {
             None if line == "# EOF" => continue,
             Some((what @ ("TYPE" | "HELP"), rest)) => {
                 let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
-                let total = if counters.contains(&name) { "_total" } else { "" };
-                // Their type has no name in the older form.
-                let rest = if what == "TYPE" && rest == "unknown" { "untyped" } else { rest };
-                text.push_str(&format!("# {what} {name}{total} {rest}"));
+                let (kind, suffix) = older(kinds.get(name).copied().unwrap_or_default());
+                let rest = if what == "TYPE" { kind } else { rest };
+                text.push_str(&format!("# {what} {name}{suffix} {rest}"));
             }
             _ => text.push_str(line),
         }
@@ -77,7 +90,8 @@ mod tests {
     use super::*;
 
     const OPEN: &str = "# HELP calls Calls.\n# TYPE calls counter\ncalls_total{code=\"OK\"} 1\n# HELP took_seconds Time.\n\
-                        # TYPE took_seconds histogram\n# UNIT took_seconds seconds\ntook_seconds_sum 0.5\n# EOF\n";
+                        # TYPE took_seconds histogram\n# UNIT took_seconds seconds\ntook_seconds_sum 0.5\n\
+                        # HELP build Build.\n# TYPE build info\nbuild_info{version=\"1\"} 1\n# EOF\n";
 
     #[test]
     fn a_scraper_gets_what_it_prefers() {
@@ -87,6 +101,7 @@ mod tests {
             "application/openmetrics-text; version=1.0.0",
             "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4,*/*;q=0.1",
             "text/plain, application/openmetrics-text",
+            "application/vnd.google.protobuf;q=0.7,application/openmetrics-text;q=0.6,text/plain;q=0.5",
         ] {
             assert_eq!(kind(Some(accept)), OPEN_METRICS, "{accept}");
         }
@@ -95,7 +110,7 @@ mod tests {
             "*/*",
             "",
             "application/openmetrics-text;q=0",
-            "text/html,application/openmetrics-text;q=0.3",
+            "*/*,application/openmetrics-text;q=0.3",
         ] {
             assert_eq!(kind(Some(accept)), PROMETHEUS, "{accept}");
         }
@@ -108,7 +123,8 @@ mod tests {
         assert_eq!(
             text,
             "# HELP calls_total Calls.\n# TYPE calls_total counter\ncalls_total{code=\"OK\"} 1\n# HELP took_seconds Time.\n\
-             # TYPE took_seconds histogram\ntook_seconds_sum 0.5\n"
+             # TYPE took_seconds histogram\ntook_seconds_sum 0.5\n# HELP build_info Build.\n# TYPE build_info gauge\n\
+             build_info{version=\"1\"} 1\n"
         );
         assert_eq!(answer(Some("application/openmetrics-text"), OPEN.to_owned()).1, OPEN);
     }

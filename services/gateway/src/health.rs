@@ -163,7 +163,9 @@ pub(crate) async fn follow(edge: Arc<Edge>, readiness: Arc<Readiness>, tell: Arc
             let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
             tracing::info!(serving, leaderless, "health changed");
             // Who stops this gateway has the last word.
-            tell.send_if_modified(|told| told.is_some() && told.replace(status) != Some(status));
+            tell.send_if_modified(|told| {
+                readiness.state() != State::Stopping && told.is_some() && told.replace(status) != Some(status)
+            });
         }
         complete |= leaderless == 0;
         sleep(match leaderless {

@@ -221,7 +221,8 @@ impl GatewayCore {
             .add_service(service!(RegionServiceServer, services, NAMES_BYTES_MAX))
             .add_service(service!(AccountServiceServer, services, NAMES_BYTES_MAX))
             .add_service(service!(OutcomeServiceServer, services, NAMES_BYTES_MAX))
-            .add_service(service!(OperatorServiceServer, services, OPERATOR_BYTES_MAX))
+            // What operators send is large already, and snapshots are not worth compressing twice.
+            .add_service(OperatorServiceServer::new(services).max_decoding_message_size(OPERATOR_BYTES_MAX))
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);

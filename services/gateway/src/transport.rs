@@ -6,8 +6,9 @@
 use std::collections::HashMap;
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready as ready_or_wait};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use http::header::{ALLOW, CONTENT_TYPE, DATE, HeaderValue};
@@ -16,12 +17,15 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tidewall_env::simulation;
 use tidewall_proto::v1::Effect;
 use tidewall_proto::{Declared, Method};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer, Service};
 
-use crate::errors::{plain_status, translate_transport_error};
+use crate::deadline::parse_timeout;
+use crate::errors::{ApiError, late, never_again, plain_status, translate_transport_error};
 
 /// Pages for machines that do not speak gRPC.
 pub(crate) const PAGES: [&str; 4] = ["/metrics", "/livez", "/readyz", "/healthz"];
@@ -41,6 +45,10 @@ const WEB: [&str; 4] = [
 ];
 /// Names and values of the metadata of a call, bytes, each with 32 of overhead as RFC 9113 counts them.
 const METADATA_BYTES_MAX: usize = 16 << 10;
+/// Compressed messages that may be on their way at once: each may be as large as a message may, whatever it has cost to send.
+const COMPRESSED_MAX: usize = 64;
+/// A client is told of its deadline so much before it, or a twentieth.
+const TOLD_BEFORE_MAX: Duration = Duration::from_millis(2);
 /// What is in front of a message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 
@@ -62,7 +70,8 @@ impl<S: Clone> Layer<S> for OnlyGrpc {
 
     fn layer(&self, inner: S) -> Gate<S> {
         let grpc = Checked { inner };
-        Gate { web: GrpcWebLayer::new().layer(grpc.clone()), grpc }
+        let compressed = Arc::new(Semaphore::new(COMPRESSED_MAX));
+        Gate { web: GrpcWebLayer::new().layer(grpc.clone()), grpc, compressed }
     }
 }
 
@@ -71,7 +80,12 @@ impl<S: Clone> Layer<S> for OnlyGrpc {
 pub(crate) struct Gate<S> {
     grpc: Checked<S>,
     web: GrpcWebService<Checked<S>>,
+    /// Compressed messages that are on their way: little that comes may be much that is held.
+    compressed: Arc<Semaphore>,
 }
+
+/// The place of a compressed message among those that may be on their way at once.
+type CompressedHeld = Arc<OwnedSemaphorePermit>;
 
 impl<S> Service<Request<Body>> for Gate<S>
 where
@@ -86,7 +100,15 @@ where
         Service::<Request<Body>>::poll_ready(&mut self.web, context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Answering<S> {
+    fn call(&mut self, mut request: Request<Body>) -> Answering<S> {
+        if request.headers().get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
+            let Ok(held) = Arc::clone(&self.compressed).try_acquire_owned() else {
+                let why = "this gateway reads as many compressed messages as it may at once";
+                let status = Status::from(ApiError::overloaded(why));
+                return Answering::Refused(ready(Ok(dated(status.into_http()))));
+            };
+            request.extensions_mut().insert(CompressedHeld::new(held));
+        }
         match judge(&request) {
             Judgement::Refused(response) => Answering::Refused(ready(Ok(dated(response)))),
             Judgement::Grpc => Answering::Grpc(self.grpc.call(request)),
@@ -138,17 +160,37 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let method = METHODS.get(request.uri().path()).copied();
         let one = method.is_some_and(|method| !method.declared().client_streams);
-        let request = if one { request.map(|body| Body::new(OneMessage::new(body))) } else { request };
-        Translating { method, answer: Box::pin(self.inner.call(request)) }
+        let held = request.extensions_mut().remove::<CompressedHeld>();
+        let limit = method.and_then(|method| Limit::of(request.headers(), method));
+        let request = if one { request.map(|body| Body::new(OneMessage::new(body, held))) } else { request };
+        Translating { limit, timer: None, answer: Box::pin(self.inner.call(request)) }
+    }
+}
+
+/// When a call must have been answered, and what is said when it was not.
+struct Limit {
+    at: Instant,
+    effect: Effect,
+}
+
+impl Limit {
+    /// Of a call with a deadline: a little earlier, so that its client hears of it. The transport library would cut it there and say
+    /// nothing, and the method itself has answered by then unless its message never came, or this machine is late.
+    fn of(headers: &HeaderMap, method: Method) -> Option<Self> {
+        let timeout = parse_timeout(headers.get("grpc-timeout")?.as_bytes())?;
+        let at = Instant::now().checked_add(timeout - (timeout / 20).min(TOLD_BEFORE_MAX))?;
+        Some(Self { at, effect: method.declared().policy.effect })
     }
 }
 
 /// See [`Checked`].
 pub(crate) struct Translating<F> {
-    method: Option<Method>,
+    limit: Option<Limit>,
+    /// Only for a call that is not answered at once.
+    timer: Option<Pin<Box<Sleep>>>,
     answer: Pin<Box<F>>,
 }
 
@@ -160,8 +202,13 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        let response = ready_or_wait!(this.answer.as_mut().poll(context));
-        Poll::Ready(response.map(|response| dated(translated(response, this.method))))
+        if let Poll::Ready(response) = this.answer.as_mut().poll(context) {
+            return Poll::Ready(response.map(|response| dated(translated(response))));
+        }
+        let Some(limit) = &this.limit else { return Poll::Pending };
+        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(limit.at)));
+        ready_or_wait!(timer.as_mut().poll(context));
+        Poll::Ready(Ok(dated(late(limit.effect).into_http())))
     }
 }
 
@@ -213,7 +260,7 @@ fn judge(request: &Request<Body>) -> Judgement {
             let message =
                 format!("the call has {bytes} bytes of metadata, at most {METADATA_BYTES_MAX} are read");
             let status = plain_status(Code::ResourceExhausted, "METADATA_TOO_LARGE", message);
-            Judgement::Refused(status.into_http())
+            Judgement::Refused(never_again(status).into_http())
         }
         Spoken::Grpc => Judgement::Grpc,
         Spoken::Web => Judgement::Web,
@@ -281,13 +328,11 @@ fn dated(mut response: Response<Body>) -> Response<Body> {
 
 /// Only errors that were known before the first byte of an answer have their status among the headers, so that a result costs one
 /// failed look-up here.
-fn translated(response: Response<Body>, method: Option<Method>) -> Response<Body> {
+fn translated(response: Response<Body>) -> Response<Body> {
     if !response.headers().contains_key(Status::GRPC_STATUS) {
         return response;
     }
-    let writes = method.is_some_and(|method| method.declared().policy.effect != Effect::Read);
-    let better = Status::from_header_map(response.headers());
-    match better.as_ref().and_then(|status| translate_transport_error(status, writes)) {
+    match Status::from_header_map(response.headers()).as_ref().and_then(translate_transport_error) {
         Some(better) => better.into_http(),
         None => response,
     }
@@ -296,6 +341,8 @@ fn translated(response: Response<Body>, method: Option<Method>) -> Response<Body
 /// The body of a request that must have one message: bytes behind it are an error, before anything was made of the first.
 struct OneMessage {
     inner: Body,
+    /// Given back when nobody reads the message any more.
+    _held: Option<CompressedHeld>,
     /// Bytes of the prefix that have come.
     prefix: [u8; PREFIX_BYTES],
     prefix_bytes: usize,
@@ -304,8 +351,8 @@ struct OneMessage {
 }
 
 impl OneMessage {
-    fn new(inner: Body) -> Self {
-        Self { inner, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, left: 0 }
+    fn new(inner: Body, held: Option<CompressedHeld>) -> Self {
+        Self { inner, _held: held, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, left: 0 }
     }
 
     /// Takes note of bytes; `false` when there are more than belong to one message.
@@ -422,18 +469,19 @@ mod tests {
     fn a_body_has_one_message_however_it_is_cut() {
         let message = [0, 0, 0, 0, 3, 1, 2, 3];
         for size in 1..=message.len() {
-            let mut body = OneMessage::new(Body::empty());
+            let mut body = OneMessage::new(Body::empty(), None);
             assert!(message.chunks(size).all(|part| body.take(part)), "in parts of {size}");
             assert!(body.take(&[]) && !body.take(&[0]), "in parts of {size}");
         }
         let twice = [message, message].concat();
         for size in 1..=twice.len() {
-            let mut body = OneMessage::new(Body::empty());
+            let mut body = OneMessage::new(Body::empty(), None);
             assert!(!twice.chunks(size).all(|part| body.take(part)), "in parts of {size}");
         }
         // One that says that it is empty.
         assert!(
-            OneMessage::new(Body::empty()).take(&[0; 5]) && !OneMessage::new(Body::empty()).take(&[0; 6])
+            OneMessage::new(Body::empty(), None).take(&[0; 5])
+                && !OneMessage::new(Body::empty(), None).take(&[0; 6])
         );
     }
 

@@ -44,13 +44,15 @@ pub struct StoriesPlan {
     pub pause: Duration,
     /// Decides what is left to chance.
     pub seed: u64,
+    /// The cluster is there for this alone: nobody minds who becomes an admin of it.
+    pub own: bool,
 }
 
 impl Default for StoriesPlan {
     /// 16 tellers of all workloads, without a pause.
     fn default() -> Self {
         let workloads = NAMES.iter().map(|name| (*name).to_owned()).collect();
-        Self { workloads, tellers: 16, connections: 4, pause: Duration::ZERO, seed: 1 }
+        Self { workloads, tellers: 16, connections: 4, pause: Duration::ZERO, seed: 1, own: false }
     }
 }
 
@@ -195,6 +197,7 @@ impl Stage {
             name: format!("t{number}-{}", Uuid::now_v7().simple()),
             random: RefCell::new(StdRng::seed_from_u64(self.plan.seed.wrapping_add(number))),
             began,
+            own: self.plan.own,
             stop: Arc::clone(&self.stop),
             answers: Arc::clone(&self.answers),
             book: Rc::clone(&book),
@@ -241,6 +244,7 @@ struct Teller {
     name: String,
     random: RefCell<StdRng>,
     began: Instant,
+    own: bool,
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
     book: Rc<RefCell<Book>>,
@@ -284,6 +288,10 @@ impl Site for Teller {
 
     fn returns(&self, _: &str) -> usize {
         0
+    }
+
+    fn is_own(&self) -> bool {
+        self.own
     }
 
     fn begin(&self) {}

@@ -210,6 +210,10 @@ fn to_pem(label: &str, der: &[u8]) -> String {
 /// All blocks with this label; `None` when the text is not well-formed.
 fn from_pem(label: &str, text: &str) -> Option<Vec<Vec<u8>>> {
     let blocks = pem::parse_many(text).ok()?;
+    // What begins and does not end is passed over by the parser: half of a key would be none.
+    if blocks.len() != text.matches("-----BEGIN ").count() {
+        return None;
+    }
     Some(blocks.into_iter().filter(|block| block.tag() == label).map(Pem::into_contents).collect())
 }
 
@@ -280,6 +284,13 @@ mod tests {
             assert!(message.contains("put the one back"), "{message}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn a_key_that_is_cut_off_is_not_passed_over() {
+        let whole = to_pem(PUBLIC, b"x");
+        assert_eq!(from_pem(PUBLIC, &whole).unwrap(), [b"x"]);
+        assert!(from_pem(PUBLIC, &format!("{whole}-----BEGIN PUBLIC KEY-----\nAAAA\n")).is_none());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `tidewall cluster init`: lays a cluster out without starting it: topology, keys, certificates.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -79,6 +80,25 @@ fn init(arguments: &InitArgs) -> Result<Layout, Failure> {
         let text = format!("{} holds a cluster already: nothing was changed", data.root().display());
         return Err(Failure::new(Exit::Usage, text));
     }
+    let hosts: BTreeSet<IpAddr> = arguments.host.iter().copied().collect();
+    if hosts.len() < arguments.host.len()
+        || (!hosts.is_empty() && arguments.client_port == arguments.peer_port)
+    {
+        let text = "two nodes, or two ports of a node, would have one address: nothing was made";
+        return Err(Failure::new(Exit::Usage, text));
+    }
+    let made = lay_out(arguments, &data);
+    if made.is_err() {
+        // What is half laid out is no cluster: it can be tried again.
+        if let Err(error) = std::fs::remove_file(data.topology()) {
+            tracing::debug!(%error, "no topology is left behind");
+        }
+    }
+    made
+}
+
+fn lay_out(arguments: &InitArgs, data: &DataDir) -> Result<Layout, Failure> {
+    let environment = |error: &dyn std::fmt::Display| Failure::new(Exit::Environment, error);
     let regions = arguments.regions.as_deref().map(regions_file::load).transpose();
     let regions = regions.map_err(|e| Failure::new(Exit::Usage, e))?;
     let nodes = if arguments.host.is_empty() { DEFAULT_NODES } else { arguments.host.len() as u64 };
@@ -149,6 +169,16 @@ mod tests {
             (topology.nodes.len(), topology.nodes[1].peer_address),
             (5, "10.9.8.2:7002".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_and_may_be_tried_again() {
+        let parent = tempfile::tempdir().unwrap();
+        for hosts in [&["10.9.8.1", "10.9.8.1"][..], &["10.9.8.1"]] {
+            let arguments = InitArgs { peer_port: 7_001, ..arguments(parent.path(), hosts) };
+            assert_eq!(init(&arguments).unwrap_err().code(), Exit::Usage.code(), "{hosts:?}");
+        }
+        init(&arguments(parent.path(), &[])).unwrap();
     }
 
     #[test]

@@ -77,6 +77,7 @@ impl StoriesArgs {
             connections: self.connections.unwrap_or(base.connections),
             seed: self.seed.unwrap_or(base.seed),
             pause: base.pause,
+            own: false,
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::report::{Report, Row, System};
 use crate::tidewall::Target;
 
 /// Measures Tidewall beside PostgreSQL, Redis and a bare gRPC echo. The binary under test is TIDEWALL_BIN or
-/// target/release/tidewall.
+/// `tidewall` beside this one.
 #[derive(Debug, Parser)]
 #[command(name = "tidewall-bench", version)]
 struct Cli {

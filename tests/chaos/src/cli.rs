@@ -220,7 +220,7 @@ fn site(program: Option<&PathBuf>) -> Result<Site, Failure> {
         let why = format!("there is no program {}: build it, or name one with --program", program.display());
         return Err(Failure(USAGE, why));
     }
-    Ok(Site { program })
+    Site::new(&program).map_err(Failure::environment)
 }
 
 /// Shows where a run stands: one line that replaces itself on a terminal, a line each elsewhere.

@@ -19,7 +19,14 @@ const TELLERS: usize = 2;
 /// # Errors
 /// When nobody answers.
 pub async fn start(target: &Target, seed: u64) -> Result<Stories, LoadError> {
-    let plan = StoriesPlan { tellers: TELLERS, connections: 1, pause: PAUSE, seed, ..StoriesPlan::default() };
+    let plan = StoriesPlan {
+        tellers: TELLERS,
+        connections: 1,
+        pause: PAUSE,
+        seed,
+        own: true,
+        ..StoriesPlan::default()
+    };
     Stories::start(target, &plan).await
 }
 

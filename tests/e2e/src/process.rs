@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-/// Path of the binary under test: `TIDEWALL_BIN`, or the workspace's release build.
+/// Path of the binary under test: `TIDEWALL_BIN`, or as [`built`] says.
 ///
 /// # Errors
 /// When there is no such file; says how to make it.
@@ -20,14 +20,15 @@ pub fn binary() -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Path of another program of the workspace's release build.
+/// Path of another program: below `TIDEWALL_PROGRAMS`, which `./test` sets to what it has built, or beside the one that runs. Never
+/// what happens to be left of an earlier build.
 ///
 /// # Errors
 /// When there is no such file; says how to make it.
 pub fn built(name: &str) -> anyhow::Result<PathBuf> {
-    let programs = std::env::var_os("TIDEWALL_PROGRAMS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/release"), PathBuf::from);
-    there_is(&programs.join(name))
+    let beside = || Some(std::env::current_exe().ok()?.parent()?.to_owned());
+    let programs = std::env::var_os("TIDEWALL_PROGRAMS").map(PathBuf::from).or_else(beside);
+    there_is(&programs.unwrap_or_default().join(name))
 }
 
 fn there_is(path: &Path) -> anyhow::Result<PathBuf> {

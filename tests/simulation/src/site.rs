@@ -89,6 +89,10 @@ impl Site for Storytellers {
         cuts.iter().find(|(group, _)| self::region(**group) == region).map_or(0, |(_, cuts)| cuts.len())
     }
 
+    fn is_own(&self) -> bool {
+        true
+    }
+
     fn begin(&self) -> Open {
         Open::new(&self.clients.control)
     }

@@ -314,7 +314,7 @@ impl<S: Site> Visitor<'_, S> {
                     let told = self.refresh(&ended.refresh_token()).await?;
                     self.story.no("a session that was ended", told, "SESSION_INVALID")?;
                 }
-                9 => self.change_role(&live[at], &mut roles).await?,
+                9 if self.story.site.is_own() => self.change_role(&live[at], &mut roles).await?,
                 8 if live.len() > 1 && live[at].tokens.len() > 2 => {
                     // A thief has copied an older token.
                     let ended = live.swap_remove(at);
@@ -335,7 +335,7 @@ impl<S: Site> Visitor<'_, S> {
         }
         self.check_profile(&live[0], &profile, &roles).await?;
         self.check_sessions(&live).await?;
-        if self.below(3) == 0 {
+        if self.below(3) == 0 && self.story.site.is_own() {
             self.be_first_admin(&live[0]).await?;
         }
         // A right password forgets all attempts; then exactly so many wrong ones may be tried.

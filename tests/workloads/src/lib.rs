@@ -65,6 +65,8 @@ pub trait Site {
     fn begin(&self) -> Self::Call;
     /// Something happened that who looks into a failure wants to read.
     fn note(&self, what: fmt::Arguments<'_>);
+    /// The cluster is there for this alone: nobody minds who becomes an admin of it.
+    fn is_own(&self) -> bool;
     /// A method has answered, so long after it was asked for the first time.
     fn answered(&self, _method: &'static str, _took: Duration) {}
     /// What is found goes here.

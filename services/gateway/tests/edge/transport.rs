@@ -210,3 +210,33 @@ async fn requests_may_be_compressed_within_the_limit_and_other_encodings_are_nam
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unimplemented, "ENCODING_NOT_SUPPORTED"));
     assert!(answer.headers()["grpc-accept-encoding"].to_str().unwrap().contains("gzip"), "{answer:?}");
 }
+
+/// A client that never finishes its message is told when its deadline passes, in the words of the API.
+#[tokio::test]
+async fn a_deadline_that_passes_before_the_message_has_come_is_told() {
+    let cluster = cluster().await;
+    let token = cluster.request("alice", &[], ()).metadata().get("authorization").unwrap().clone();
+    for (path, expected) in
+        [(BUY, "OUTCOME_UNKNOWN"), ("/tidewall.v1.RegionService/ListRegions", "DEADLINE_EXCEEDED")]
+    {
+        let (sender, receiver) =
+            tokio::sync::mpsc::channel::<Result<http_body::Frame<bytes::Bytes>, Status>>(1);
+        let half = bytes::Bytes::from_static(&[0, 0, 0]);
+        sender.send(Ok(http_body::Frame::data(half))).await.unwrap();
+        let frames = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        let request = HttpRequest::post(path)
+            .header("content-type", "application/grpc")
+            .header("authorization", token.to_str().unwrap())
+            .header("grpc-timeout", "300m")
+            .header("te", "trailers")
+            .body(Body::new(http_body_util::StreamBody::new(frames)))
+            .unwrap();
+        let mut channel = cluster.channel().await;
+        std::future::poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+        let answer = channel.call(request).await.unwrap();
+        let status = status(answer.headers());
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, expected), "{path}");
+        drop(sender);
+    }
+    assert!(cluster.nodes.iter().all(|node| node.commands.lock().is_empty()));
+}

@@ -1,6 +1,8 @@
 //! Lays clusters out: has the program under test do it, and reads from its answer where everything is.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -32,13 +34,24 @@ struct NodeLayout {
 }
 
 /// The program under test, and how it lays clusters out.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Site {
-    /// Runs every member.
-    pub program: PathBuf,
+    /// The file itself, whatever its name stands for by now.
+    program: PathBuf,
+    _open: File,
 }
 
 impl Site {
+    /// The same program for every start, also when the file is replaced meanwhile.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn new(program: &Path) -> std::io::Result<Self> {
+        let open = File::open(program)?;
+        let program = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), open.as_raw_fd()));
+        Ok(Self { program, _open: open })
+    }
+
     /// Makes a new cluster in a directory that does not exist yet.
     ///
     /// # Errors
