@@ -25,7 +25,7 @@ mod v1 {
 pub use v1::Rejection;
 
 /// A command of a module.
-pub trait ModuleCommand: prost::Message + Default {
+pub trait ModuleCommand: prost::Message + Default + std::fmt::Debug {
     /// Number of the module; never reused.
     const MODULE: u8;
 

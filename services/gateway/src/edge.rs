@@ -15,7 +15,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 use crate::accounts::Accounts;
-use crate::admission::{Admission, Arriving, Class, End, Permit};
+use crate::admission::{self, Admission, Arriving, End, Permit};
 use crate::auth::{Authenticator, Caller, Principal};
 use crate::budget::{Budget, Held};
 use crate::deadline::Deadline;
@@ -26,11 +26,11 @@ use crate::names;
 pub(crate) use tidewall_proto::Method;
 
 /// Who goes first in admission.
-fn class(priority: Priority) -> Class {
+fn turn(priority: Priority) -> admission::Priority {
     match priority {
-        Priority::Finish => Class::Finish,
-        Priority::Start => Class::Start,
-        Priority::Unspecified | Priority::Browse => Class::Browse,
+        Priority::Finish => admission::Priority::Finish,
+        Priority::Start => admission::Priority::Start,
+        Priority::Unspecified | Priority::Browse => admission::Priority::Browse,
     }
 }
 
@@ -190,10 +190,14 @@ impl Edge {
         let mut permit = None;
         let group = position.map_or(0, |position| self.topology.regions[position].group);
         if let Some(position) = position.filter(|_| !policy.stepwise) {
-            let class = class(policy.priority);
+            let turn = turn(policy.priority);
             let arriving = Arriving {
                 region: position,
-                class: if class == Class::Finish && !verified { Class::Start } else { class },
+                priority: if turn == admission::Priority::Finish && !verified {
+                    admission::Priority::Start
+                } else {
+                    turn
+                },
                 row: if verified { names::row(resource) } else { UNVERIFIED_ROW },
                 weight: arrived.weight,
                 at: arrived.began,
@@ -232,7 +236,7 @@ impl Edge {
         let Some(region) = call.steps_in else { return step.await };
         let arriving = Arriving {
             region,
-            class: Class::Start,
+            priority: admission::Priority::Start,
             row: STEPS_ROW,
             weight: 1,
             at: Instant::now(),
@@ -346,17 +350,12 @@ impl Edge {
         let code = result.as_ref().map_or_else(ApiError::code, |_| Code::Ok);
         self.metrics.record(method, region, code, took);
         let mut response = Response::new(result.map_err(Status::from)?);
-        if !is_large(method) {
+        // Only lists are large enough for compression to save more than it costs.
+        if !method.declared().name.starts_with("List") {
             response.disable_compression();
         }
         Ok(response)
     }
-}
-
-/// Whether an answer may be large enough for compression to save more than it costs: lists, and what moves a region.
-fn is_large(method: Method) -> bool {
-    let Declared { name, policy, .. } = method.declared();
-    policy.transfers || name.starts_with("List")
 }
 
 /// What the end of a call that was under way for `took` tells of its region.

@@ -233,7 +233,7 @@ fn judge(request: &Request<Body>) -> Judgement {
             Spoken::Grpc if properly => Judgement::Grpc,
             _ => refuse(
                 StatusCode::NOT_FOUND,
-                "there is nothing here: /metrics, /livez, /readyz and gRPC are spoken",
+                "there is nothing here: this port has gRPC, /metrics, /livez and /readyz",
             ),
         };
     }

@@ -18,6 +18,7 @@ mod chance;
 pub mod demo;
 mod drive;
 mod error;
+pub mod meaning;
 mod measure;
 pub mod offer;
 mod plan;
@@ -34,7 +35,6 @@ pub mod stories;
 mod target;
 pub mod ticket_shop;
 pub mod trace;
-pub mod verdict;
 
 pub use error::LoadError;
 pub use plan::{FlashSale, Mode, Phase, Progress, ReplayOptions};

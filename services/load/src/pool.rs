@@ -180,7 +180,7 @@ impl Pool {
             let Some(status) = last else {
                 return Err(LoadError::Plan("no connection is configured".to_owned()));
             };
-            if began.elapsed() >= patience || !crate::verdict::worth_repeating(&status) {
+            if began.elapsed() >= patience || !crate::meaning::worth_repeating(&status) {
                 if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Unknown) {
                     return Err(LoadError::Unreachable {
                         endpoints: self.endpoints(),
@@ -219,7 +219,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::verdict::connection_closed;
+    use crate::meaning::connection_closed;
 
     /// Connections are renewed every 20 ms here and a call takes 1 ms: that one call meets so many renewals in a row
     /// does not happen.

@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use crate::arrivals::Intent;
 use crate::chance::jitter;
+use crate::meaning::{self, Meaning};
 use crate::reading::stamp;
 use crate::run::{End, Record, Run};
-use crate::verdict::{self, Verdict};
 
 /// First pause after an unknown answer; doubled each time up to the longest.
 const BACKOFF_FIRST: Duration = Duration::from_millis(25);
@@ -76,25 +76,25 @@ impl Pursuit {
 
     /// Takes an answer that is no success. Returns how long to wait before the next call, or `None` when
     /// the intent has ended.
-    fn answered(&mut self, run: &Run, answer: &verdict::Answer) -> Option<Duration> {
+    fn answered(&mut self, run: &Run, answer: &meaning::Answer) -> Option<Duration> {
         run.note_answer(&answer.key, answer.transport);
         self.last_call = Instant::now();
-        let wait = match answer.verdict {
-            Verdict::SoldOut => {
+        let wait = match answer.meaning {
+            Meaning::SoldOut => {
                 self.finish(run, End::SoldOut);
                 return None;
             }
-            Verdict::Refused => {
+            Meaning::Refused => {
                 self.finish(run, End::Refused(answer.key.as_str().into()));
                 return None;
             }
-            Verdict::Failed => {
+            Meaning::Failed => {
                 // An earlier call may have been decided: then this refusal says nothing about it.
                 let end = if self.maybe { End::Unknown } else { End::Failed(answer.key.as_str().into()) };
                 self.finish(run, end);
                 return None;
             }
-            Verdict::Overloaded { after } => {
+            Meaning::Overloaded { after } => {
                 if after.is_none() {
                     run.missing_retry_info.fetch_add(1, Ordering::Relaxed);
                 }
@@ -105,7 +105,7 @@ impl Pursuit {
                     None
                 }
             }
-            Verdict::Unknown => {
+            Meaning::Unknown => {
                 self.maybe = true;
                 let doubled = BACKOFF_FIRST * 2_u32.saturating_pow(self.attempts.saturating_sub(1).min(16));
                 Some(doubled.min(BACKOFF_MAX))
@@ -161,7 +161,7 @@ pub(crate) async fn pursue_one(run: &Run, index: u64, intent: Intent, due: Durat
                 pursuit.bought(run, response.purchase, response.receipt);
                 break;
             }
-            Err(status) => match pursuit.answered(run, &verdict::of_status(&status)) {
+            Err(status) => match pursuit.answered(run, &meaning::of_status(&status)) {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => break,
             },
@@ -217,19 +217,19 @@ async fn pursue_batch(run: &Run, items: Vec<(u64, Intent, Duration)>) -> Vec<Rec
                             continue;
                         }
                         Some(v1::batch_buy_tickets_result::Result::Rejection(no)) => {
-                            verdict::of_item(no.code, &no.reason, true)
+                            meaning::of_item(no.code, &no.reason, true)
                         }
                         Some(v1::batch_buy_tickets_result::Result::Undecided(no)) => {
-                            verdict::of_item(no.code, &no.reason, false)
+                            meaning::of_item(no.code, &no.reason, false)
                         }
                         // A result that is missing says nothing about its purchase.
-                        None => verdict::of_item(tonic::Code::Unknown as i32, "MISSING_RESULT", false),
+                        None => meaning::of_item(tonic::Code::Unknown as i32, "MISSING_RESULT", false),
                     };
                     wait = wait.max(pursuit.answered(run, &answer));
                 }
             }
             Err(status) => {
-                let answer = verdict::of_status(&status);
+                let answer = meaning::of_status(&status);
                 for pursuit in open {
                     wait = wait.max(pursuit.answered(run, &answer));
                 }

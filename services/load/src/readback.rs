@@ -11,10 +11,10 @@ use tonic::Status;
 
 use crate::audit::{Answer, Asked, SeenEvent};
 use crate::drive::PROGRESS_EVERY;
+use crate::meaning::{self, Meaning};
 use crate::pool::Token;
 use crate::reading::{Reader, repeat, seen_tiers, stamp};
 use crate::run::{End, Lot, Record, Run};
-use crate::verdict::{self, Verdict};
 use crate::{Phase, Progress};
 
 /// Questions under way at the same time.
@@ -87,8 +87,8 @@ async fn ask(run: &Run, record: &Record) -> Option<End> {
             receipt: answer.receipt.as_ref().map(stamp),
         }),
         (v1::OutcomeState::Decided, Some(Outcome::Rejection(no))) => {
-            let read = verdict::of_item(no.code, &no.reason, true);
-            Some(if read.verdict == Verdict::SoldOut { End::SoldOut } else { End::Refused(read.key.into()) })
+            let read = meaning::of_item(no.code, &no.reason, true);
+            Some(if read.meaning == Meaning::SoldOut { End::SoldOut } else { End::Refused(read.key.into()) })
         }
         _ => None,
     }

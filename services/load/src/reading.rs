@@ -9,8 +9,8 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::audit::{SeenTicket, SeenTier, Stamp};
+use crate::meaning;
 use crate::pool::{Pool, Token};
-use crate::verdict;
 
 /// Tickets on a page, the most that the API gives.
 const PAGE: i32 = 5_000;
@@ -33,7 +33,7 @@ where
             Err(status) => status,
         };
         let pause = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or(REPEAT_PAUSE);
-        if !verdict::worth_repeating(&status) || Instant::now() + pause > until {
+        if !meaning::worth_repeating(&status) || Instant::now() + pause > until {
             return Err(status);
         }
         tokio::time::sleep(pause).await;

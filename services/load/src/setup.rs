@@ -14,7 +14,7 @@ use crate::drive::PROGRESS_EVERY;
 use crate::offer::Offer;
 use crate::pool::{Pool, Token, bearer};
 use crate::run::{Lot, LotTier};
-use crate::{LoadError, Mint, Phase, Progress, Target, verdict};
+use crate::{LoadError, Mint, Phase, Progress, Target, meaning};
 
 /// How long a step of the preparation is repeated.
 pub(crate) const PREPARE_PATIENCE: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ pub(crate) fn refused(doing: &str, status: &Status) -> LoadError {
     LoadError::Setup {
         doing: doing.to_owned(),
         code: status.code(),
-        reason: verdict::reason(status),
+        reason: meaning::reason(status),
         message: status.message().to_owned(),
     }
 }

@@ -14,9 +14,9 @@ use crate::RequestId;
 use crate::client::{Client, ended, take_id};
 use crate::error::{Error, NotDecided, Stop};
 use crate::failure::Failure;
-use crate::pursuit::{Again, Certainty, Doubt, Ended, Failed, Final, Verdict, Wire, pursue};
+use crate::pursuit::{Again, Certainty, Doubt, Ended, Ending, Failed, Final, Wire, pursue};
 use crate::rpc::Rpc as _;
-use crate::wire::{Carrier, Course, again, verdict};
+use crate::wire::{Carrier, Course, again, ending};
 
 /// A purchase of a batch that was made.
 #[derive(Debug, Clone, PartialEq)]
@@ -112,13 +112,13 @@ impl Item {
             },
         };
         let failure = Failure::of_rejection(&rejection, "");
-        let verdict = verdict(&failure, again(&failure));
-        if matches!(verdict, Verdict::Doubt(_)) {
+        let ending = ending(&failure, again(&failure));
+        if matches!(ending, Ending::Doubt(_)) {
             self.doubt.note(sent_at, timeout);
         }
-        let never = matches!(verdict, Verdict::Refused(Again::Never) | Verdict::Doubt(Again::Never));
+        let never = matches!(ending, Ending::Refused(Again::Never) | Ending::Doubt(Again::Never));
         // `undecided` stands above its reason: whatever that is, the region has not decided.
-        if never || verdict == Verdict::No {
+        if never || ending == Ending::No {
             self.stop(self.certainty(), Stop::Refused, Some(failure));
         } else {
             self.last = Some(failure);
@@ -177,9 +177,9 @@ impl Wire for Batch<'_> {
                 let why = format!("{} results for {} purchases", answer.results.len(), open.len());
                 return Err(self.doubted(&open, sent_at, timeout, Failure::local(Code::Internal, why, "")));
             }
-            Err(Ended { verdict: Verdict::Doubt(again), failure }) => {
+            Err(Ended { ending: Ending::Doubt(again), failure }) => {
                 let ended = self.doubted(&open, sent_at, timeout, failure);
-                return Err(Ended { verdict: Verdict::Doubt(again), ..ended });
+                return Err(Ended { ending: Ending::Doubt(again), ..ended });
             }
             Err(ended) => return Err(ended),
         };
@@ -191,7 +191,7 @@ impl Wire for Batch<'_> {
         match last {
             None => Ok(()),
             // Doubts are kept per purchase here, so for the call it is a refusal that may be repeated.
-            Some(failure) => Err(Ended { verdict: Verdict::Refused(Again::Backoff), failure }),
+            Some(failure) => Err(Ended { ending: Ending::Refused(Again::Backoff), failure }),
         }
     }
 
@@ -210,6 +210,6 @@ impl Batch<'_> {
             item.doubt.note(sent_at, timeout);
             item.last = Some(failure.clone());
         }
-        Ended { verdict: Verdict::Doubt(Again::Backoff), failure }
+        Ended { ending: Ending::Doubt(Again::Backoff), failure }
     }
 }

@@ -15,7 +15,7 @@ const DOMAIN: &str = "tidewall";
 
 /// What a reason says about the attempt that ended with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Class {
+pub(crate) enum Execution {
     /// The region decided "no".
     Decided,
     /// This attempt was not executed.
@@ -25,7 +25,7 @@ pub(crate) enum Class {
 }
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $variant:ident $text:literal $class:ident;)*) => {
+    ($($(#[$doc:meta])* $variant:ident $text:literal $execution:ident;)*) => {
         /// Why the service said no: `reason` of its `google.rpc.ErrorInfo`. docs/API.md explains each.
         #[derive(Debug, Clone, PartialEq, Eq)]
         #[non_exhaustive]
@@ -51,15 +51,15 @@ macro_rules! reasons {
                 }
             }
 
-            pub(crate) fn class(&self) -> Class {
+            pub(crate) fn execution(&self) -> Execution {
                 match self {
-                    $(Self::$variant => Class::$class,)*
-                    Self::Other(_) => Class::Unknown,
+                    $(Self::$variant => Execution::$execution,)*
+                    Self::Other(_) => Execution::Unknown,
                 }
             }
 
             #[cfg(test)]
-            const ALL: &[(&str, Class)] = &[$(($text, Class::$class),)*];
+            const ALL: &[(&str, Execution)] = &[$(($text, Execution::$execution),)*];
         }
     };
 }
@@ -278,8 +278,8 @@ impl Failure {
     }
 
     /// What the reason says; without one, nobody knows.
-    pub(crate) fn class(&self) -> Class {
-        self.reason.as_ref().map_or(Class::Unknown, Reason::class)
+    pub(crate) fn execution(&self) -> Execution {
+        self.reason.as_ref().map_or(Execution::Unknown, Reason::execution)
     }
 
     /// Whether the same request may fare better soon.
@@ -355,24 +355,24 @@ mod tests {
         let decided = documented("Decided by the region");
         let [not_executed, unknown] = ["Not executed", "Unknown"].map(documented);
         assert!(decided.contains("SOLD_OUT") && decided.contains("SEAT_NOT_FOUND"), "{decided:?}");
-        for (text, class) in Reason::ALL {
+        for (text, execution) in Reason::ALL {
             let reason = Reason::parse(text);
-            assert_eq!((reason.as_str(), reason.class()), (*text, *class));
-            let table = match class {
-                Class::Decided => &decided,
-                Class::NotExecuted => &not_executed,
-                Class::Unknown => &unknown,
+            assert_eq!((reason.as_str(), reason.execution()), (*text, *execution));
+            let table = match execution {
+                Execution::Decided => &decided,
+                Execution::NotExecuted => &not_executed,
+                Execution::Unknown => &unknown,
             };
-            assert!(table.contains(*text), "{text} is not in the guide's table of {class:?}");
+            assert!(table.contains(*text), "{text} is not in the guide's table of {execution:?}");
         }
         for text in &decided {
             // It is in both tables: whether the region or the gateway saw it, nothing was executed.
-            let expected = if text == "INVALID_FIELD" { Class::NotExecuted } else { Class::Decided };
-            assert_eq!(Reason::parse(text).class(), expected, "{text}: add it to the list of reasons");
+            let expected = if text == "INVALID_FIELD" { Execution::NotExecuted } else { Execution::Decided };
+            assert_eq!(Reason::parse(text).execution(), expected, "{text}: add it to the list of reasons");
         }
         // Calls that this crate does not make have reasons of their own; those may stay unknown to it.
         for text in &unknown {
-            assert_eq!(Reason::parse(text).class(), Class::Unknown, "{text}");
+            assert_eq!(Reason::parse(text).execution(), Execution::Unknown, "{text}");
         }
     }
 
@@ -393,19 +393,23 @@ mod tests {
         assert_eq!(failure.metadata["request_id"], "id-1");
         assert_eq!((failure.fields[0].field.as_str(), failure.endpoint.as_str()), ("quantity", "http://a"));
         assert_eq!(failure.to_string(), "OVERLOADED: no");
-        assert!(failure.is_passing() && failure.class() == Class::NotExecuted);
+        assert!(failure.is_passing() && failure.execution() == Execution::NotExecuted);
     }
 
     #[test]
     fn what_is_not_from_the_service_or_not_known_is_unknown() {
         let other = Failure::of_status(&detailed(Code::FailedPrecondition, "SOLD_OUT", "proxy"), "");
-        assert_eq!((other.reason.clone(), other.class()), (None, Class::Unknown));
+        assert_eq!((other.reason.clone(), other.execution()), (None, Execution::Unknown));
         let newer = Failure::of_status(&detailed(Code::FailedPrecondition, "ON_STRIKE", "tidewall"), "");
         assert_eq!(newer.reason, Some(Reason::Other("ON_STRIKE".into())));
-        assert!(newer.class() == Class::Unknown && !newer.is_passing() && !newer.blames_endpoint());
+        assert!(newer.execution() == Execution::Unknown && !newer.is_passing() && !newer.blames_endpoint());
         for code in [Code::Unavailable, Code::Cancelled, Code::Unknown, Code::DeadlineExceeded] {
             let failure = Failure::of_status(&Status::new(code, "cut"), "");
-            assert!(failure.class() == Class::Unknown && failure.is_passing() && failure.blames_endpoint());
+            assert!(
+                failure.execution() == Execution::Unknown
+                    && failure.is_passing()
+                    && failure.blames_endpoint()
+            );
         }
         assert!(!Failure::of_status(&Status::permission_denied("proxy"), "").is_passing());
         assert!(!never_left(&Status::unavailable("cut")));

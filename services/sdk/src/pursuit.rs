@@ -47,13 +47,13 @@ pub(crate) enum Final {
 /// How an attempt ended without an answer.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    pub(crate) verdict: Verdict,
+    pub(crate) ending: Ending,
     pub(crate) failure: Failure,
 }
 
 /// What an attempt's end means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum Ending {
     /// The region decided "no".
     No,
     /// This attempt executed nothing.
@@ -159,18 +159,18 @@ pub(crate) async fn pursue<W: Wire>(
             return Err(end(Stop::Deadline, last, &doubt));
         }
         attempts += 1;
-        let Ended { verdict, failure } = match wire.attempt(timeout).await {
+        let Ended { ending, failure } = match wire.attempt(timeout).await {
             Ok(answer) => {
                 policy.bucket.succeeded();
                 return Ok(Reached { answer, attempts });
             }
             Err(ended) => ended,
         };
-        if effects && matches!(verdict, Verdict::Doubt(_)) {
+        if effects && matches!(ending, Ending::Doubt(_)) {
             doubt.note(sent_at, timeout);
         }
-        let pause = match verdict {
-            Verdict::No => {
+        let pause = match ending {
+            Ending::No => {
                 policy.bucket.succeeded();
                 if doubt.is_cleared_by(sent_at) {
                     return Err(decided(failure));
@@ -187,7 +187,7 @@ pub(crate) async fn pursue<W: Wire>(
                     }
                 }
             }
-            Verdict::Refused(again) | Verdict::Doubt(again) | Verdict::Unsent(again) => match again {
+            Ending::Refused(again) | Ending::Doubt(again) | Ending::Unsent(again) => match again {
                 Again::Never => {
                     // The region may know more than the last answer says.
                     let sealed = if doubt.exists() { wire.seal(attempt_time()).await } else { None };
@@ -203,7 +203,7 @@ pub(crate) async fn pursue<W: Wire>(
                 Again::Now => Duration::ZERO,
                 Again::After(delay) => delay,
                 Again::Backoff => {
-                    if !matches!(verdict, Verdict::Unsent(_)) {
+                    if !matches!(ending, Ending::Unsent(_)) {
                         policy.bucket.failed();
                         if !policy.bucket.allows() {
                             return Err(end(Stop::Budget, Some(Box::new(failure)), &doubt));

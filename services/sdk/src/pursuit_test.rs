@@ -10,7 +10,7 @@ use super::*;
 use crate::budget::RetryBudget;
 
 /// What one attempt does: takes this long, then ends so.
-type Step = (Duration, Result<&'static str, Verdict>);
+type Step = (Duration, Result<&'static str, Ending>);
 
 #[derive(Default)]
 struct Script {
@@ -44,7 +44,7 @@ impl Wire for Script {
         self.attempts.lock().push((self.start.unwrap().elapsed(), timeout));
         let (takes, end) = self.steps.lock().pop_front().expect("an attempt more than the script has");
         sleep(takes.min(timeout)).await;
-        end.map_err(|verdict| Ended { verdict, failure: failure("scripted") })
+        end.map_err(|ending| Ended { ending, failure: failure("scripted") })
     }
 
     async fn seal(&self, _timeout: Duration) -> Option<Final> {
@@ -73,9 +73,9 @@ fn end(result: Result<Reached<&'static str>, Failed>) -> (Certainty, Stop) {
 #[tokio::test(start_paused = true)]
 async fn a_doubtful_attempt_is_repeated_until_there_is_an_answer() {
     let script = Script::new([
-        (MS, Err(Verdict::Doubt(Again::Backoff))),
-        (MS, Err(Verdict::Unsent(Again::Now))),
-        (MS, Err(Verdict::Refused(Again::Backoff))),
+        (MS, Err(Ending::Doubt(Again::Backoff))),
+        (MS, Err(Ending::Unsent(Again::Now))),
+        (MS, Err(Ending::Refused(Again::Backoff))),
         (MS, Ok("bought")),
     ]);
     let reached = run(&script, &policy()).await.unwrap();
@@ -85,9 +85,9 @@ async fn a_doubtful_attempt_is_repeated_until_there_is_an_answer() {
 #[tokio::test(start_paused = true)]
 async fn the_delay_of_the_service_is_kept_exactly_and_our_own_stays_within_its_bounds() {
     let script = Script::new([
-        (Duration::ZERO, Err(Verdict::Refused(Again::After(1234 * MS)))),
-        (Duration::ZERO, Err(Verdict::Doubt(Again::Backoff))),
-        (Duration::ZERO, Err(Verdict::Doubt(Again::Backoff))),
+        (Duration::ZERO, Err(Ending::Refused(Again::After(1234 * MS)))),
+        (Duration::ZERO, Err(Ending::Doubt(Again::Backoff))),
+        (Duration::ZERO, Err(Ending::Doubt(Again::Backoff))),
         (Duration::ZERO, Ok("bought")),
     ]);
     run(&script, &policy()).await.unwrap();
@@ -100,14 +100,14 @@ async fn the_delay_of_the_service_is_kept_exactly_and_our_own_stays_within_its_b
 
 #[tokio::test(start_paused = true)]
 async fn a_delay_beyond_the_deadline_ends_the_call_at_once() {
-    let script = Script::new([(MS, Err(Verdict::Refused(Again::After(20_000 * MS))))]);
+    let script = Script::new([(MS, Err(Ending::Refused(Again::After(20_000 * MS))))]);
     assert_eq!(end(run(&script, &policy()).await), (Certainty::NotDecided, Stop::Deadline));
     assert!(script.start.unwrap().elapsed() < 100 * MS);
 }
 
 #[tokio::test(start_paused = true)]
 async fn attempts_end_with_the_callers_deadline_and_doubt_remains_doubt() {
-    let doubtful = || (4000 * MS, Err(Verdict::Doubt(Again::Now)));
+    let doubtful = || (4000 * MS, Err(Ending::Doubt(Again::Now)));
     let script = Script::new([doubtful(), doubtful(), doubtful()]);
     assert_eq!(end(run(&script, &policy()).await), (Certainty::Unknown, Stop::Deadline));
     let timeouts: Vec<_> = script.attempts.lock().iter().map(|(_, timeout)| *timeout).collect();
@@ -118,7 +118,7 @@ async fn attempts_end_with_the_callers_deadline_and_doubt_remains_doubt() {
 #[tokio::test(start_paused = true)]
 async fn refusals_after_doubt_do_not_make_it_certain() {
     for again in [Again::Never, Again::After(60_000 * MS)] {
-        let script = Script::new([(MS, Err(Verdict::Doubt(Again::Now))), (MS, Err(Verdict::Refused(again)))]);
+        let script = Script::new([(MS, Err(Ending::Doubt(Again::Now))), (MS, Err(Ending::Refused(again)))]);
         assert_eq!(end(run(&script, &policy()).await).0, Certainty::Unknown, "{again:?}");
     }
 }
@@ -126,16 +126,16 @@ async fn refusals_after_doubt_do_not_make_it_certain() {
 #[tokio::test(start_paused = true)]
 async fn without_doubt_a_refusal_is_certain_and_asks_nobody() {
     let script =
-        Script::new([(MS, Err(Verdict::Unsent(Again::Now))), (MS, Err(Verdict::Refused(Again::Never)))]);
+        Script::new([(MS, Err(Ending::Unsent(Again::Now))), (MS, Err(Ending::Refused(Again::Never)))]);
     assert_eq!(end(run(&script, &policy()).await), (Certainty::NotDecided, Stop::Refused));
-    let script = Script::new([(MS, Err(Verdict::No))]);
+    let script = Script::new([(MS, Err(Ending::No))]);
     assert_eq!(end(run(&script, &policy()).await), (Certainty::Decided, Stop::Refused));
     assert_eq!(*script.asked.lock(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_no_after_doubt_is_believed_when_the_region_remembers_it() {
-    let mut script = Script::new([(MS, Err(Verdict::Doubt(Again::Now))), (MS, Err(Verdict::No))]);
+    let mut script = Script::new([(MS, Err(Ending::Doubt(Again::Now))), (MS, Err(Ending::No))]);
     script.sealed = Some(Final::No(failure("remembered")));
     let failed = run(&script, &policy()).await.unwrap_err();
     assert_eq!((failed.certainty, failed.stop), (Certainty::Decided, Stop::Refused));
@@ -144,7 +144,7 @@ async fn a_no_after_doubt_is_believed_when_the_region_remembers_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_seal_ends_the_doubt_at_once() {
-    let steps = || [(MS, Err(Verdict::Doubt(Again::Now))), (MS, Err(Verdict::No))];
+    let steps = || [(MS, Err(Ending::Doubt(Again::Now))), (MS, Err(Ending::No))];
     // Nothing was decided before and nothing will be: the "no" stands.
     let mut script = Script::new(steps());
     script.sealed = Some(Final::Never);
@@ -157,7 +157,7 @@ async fn a_seal_ends_the_doubt_at_once() {
     assert_eq!(run(&script, &policy()).await.unwrap().answer, "bought");
     // What no repetition changes, after doubt: it is certain that nothing was executed.
     let mut script =
-        Script::new([(MS, Err(Verdict::Doubt(Again::Now))), (MS, Err(Verdict::Refused(Again::Never)))]);
+        Script::new([(MS, Err(Ending::Doubt(Again::Now))), (MS, Err(Ending::Refused(Again::Never)))]);
     script.sealed = Some(Final::Never);
     assert_eq!(end(run(&script, &policy()).await), (Certainty::NotDecided, Stop::Refused));
 }
@@ -165,30 +165,30 @@ async fn a_seal_ends_the_doubt_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_no_that_nobody_remembers_counts_only_when_earlier_copies_are_void() {
     let script =
-        Script::new([(MS, Err(Verdict::Doubt(Again::Now))), (MS, Err(Verdict::No)), (MS, Err(Verdict::No))]);
+        Script::new([(MS, Err(Ending::Doubt(Again::Now))), (MS, Err(Ending::No)), (MS, Err(Ending::No))]);
     assert_eq!(end(run(&script, &policy()).await), (Certainty::Decided, Stop::Refused));
     // The first copy could be executed for its 4 s, and the margin.
     assert!(script.starts()[2] >= 4000 * MS + LATE_COPY_MARGIN);
 
     // It may also turn out that the first copy was executed.
     let script =
-        Script::new([(MS, Err(Verdict::Doubt(Again::Now))), (MS, Err(Verdict::No)), (MS, Ok("bought"))]);
+        Script::new([(MS, Err(Ending::Doubt(Again::Now))), (MS, Err(Ending::No)), (MS, Ok("bought"))]);
     assert_eq!(run(&script, &policy()).await.unwrap().answer, "bought");
 
     // Without the time for that, it stays unknown.
     let script = Script::new([
-        (4000 * MS, Err(Verdict::Doubt(Again::Now))),
-        (4000 * MS, Err(Verdict::Doubt(Again::Now))),
-        (MS, Err(Verdict::No)),
+        (4000 * MS, Err(Ending::Doubt(Again::Now))),
+        (4000 * MS, Err(Ending::Doubt(Again::Now))),
+        (MS, Err(Ending::No)),
     ]);
     assert_eq!(end(run(&script, &policy()).await), (Certainty::Unknown, Stop::Deadline));
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_nobody_understands_is_doubt_and_the_region_is_asked() {
-    let script = Script::new([(MS, Err(Verdict::Doubt(Again::Never)))]);
+    let script = Script::new([(MS, Err(Ending::Doubt(Again::Never)))]);
     assert_eq!(end(run(&script, &policy()).await), (Certainty::Unknown, Stop::Refused));
-    let mut script = Script::new([(MS, Err(Verdict::Doubt(Again::Never)))]);
+    let mut script = Script::new([(MS, Err(Ending::Doubt(Again::Never)))]);
     script.sealed = Some(Final::No(failure("remembered")));
     assert_eq!(end(run(&script, &policy()).await).0, Certainty::Decided);
 }
@@ -196,7 +196,7 @@ async fn an_answer_that_nobody_understands_is_doubt_and_the_region_is_asked() {
 #[tokio::test(start_paused = true)]
 async fn a_read_is_never_in_doubt() {
     let script =
-        Script::new([(MS, Err(Verdict::Doubt(Again::Now))), (MS, Err(Verdict::Refused(Again::Never)))]);
+        Script::new([(MS, Err(Ending::Doubt(Again::Now))), (MS, Err(Ending::Refused(Again::Never)))]);
     let deadline = Instant::now() + 10_000 * MS;
     assert_eq!(end(pursue(&script, &policy(), deadline, false).await).0, Certainty::NotDecided);
 }
@@ -205,7 +205,7 @@ async fn a_read_is_never_in_doubt() {
 async fn a_spent_budget_stops_retries_and_nothing_else() {
     let budget = RetryBudget { max_tokens: 4, token_ratio_thousandths: 1000 };
     let policy = Policy { bucket: Bucket::new(budget), ..policy() };
-    let doubtful = || (MS, Err(Verdict::Doubt(Again::Backoff)));
+    let doubtful = || (MS, Err(Ending::Doubt(Again::Backoff)));
     let script = Script::new([doubtful(), doubtful()]);
     assert_eq!(end(run(&script, &policy).await), (Certainty::Unknown, Stop::Budget));
     // A first attempt is always allowed; only its repetition is not.
@@ -213,8 +213,8 @@ async fn a_spent_budget_stops_retries_and_nothing_else() {
     assert_eq!(end(run(&script, &policy).await), (Certainty::Unknown, Stop::Budget));
     // What the service paces, and what never left, costs nothing and is not held back.
     let script = Script::new([
-        (MS, Err(Verdict::Refused(Again::After(100 * MS)))),
-        (MS, Err(Verdict::Unsent(Again::Backoff))),
+        (MS, Err(Ending::Refused(Again::After(100 * MS)))),
+        (MS, Err(Ending::Unsent(Again::Backoff))),
         (MS, Ok("bought")),
     ]);
     assert_eq!(run(&script, &policy).await.unwrap().attempts, 3);

@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Request, Status};
 
 use crate::endpoints::{Endpoints, Picked};
-use crate::failure::{Class, Failure, never_left};
-use crate::pursuit::{Again, Ended, Final, Policy, Verdict, Wire};
+use crate::failure::{Execution, Failure, never_left};
+use crate::pursuit::{Again, Ended, Ending, Final, Policy, Wire};
 use crate::rpc::Rpc;
 use crate::token::TokenSource;
 use crate::{Reason, RequestId};
@@ -49,7 +49,7 @@ impl Carrier {
         let token = self.token(until).await?;
         let mut request = Request::new(message);
         let header = format!("Bearer {token}").parse().map_err(|_| Ended {
-            verdict: Verdict::Unsent(Again::Never),
+            ending: Ending::Unsent(Again::Never),
             failure: Failure::local(
                 Code::Unauthenticated,
                 "the token has characters that no header can carry: get one from `tidewall token`",
@@ -79,7 +79,7 @@ impl Carrier {
             Err(_) => (Code::DeadlineExceeded, "the token source did not answer in time".to_owned()),
         };
         let failure = Failure::local(code, why, "");
-        Err(Ended { verdict: Verdict::Unsent(Again::Backoff), failure })
+        Err(Ended { ending: Ending::Unsent(Again::Backoff), failure })
     }
 
     /// What an error means for the call.
@@ -88,7 +88,7 @@ impl Carrier {
         if !failure.blames_endpoint() {
             self.endpoints.answered(picked);
             let again = self.again(&failure, token, course);
-            return Ended { verdict: verdict(&failure, again), failure };
+            return Ended { ending: ending(&failure, again), failure };
         }
         self.endpoints.failed(picked);
         course.tried.insert(picked.index);
@@ -97,12 +97,12 @@ impl Carrier {
             // All had their chance in this call: from here on any will do.
             course.tried.clear();
         }
-        let verdict = match never_left(status) {
-            true if others => Verdict::Unsent(Again::Now),
-            true => Verdict::Unsent(Again::Backoff),
-            false => Verdict::Doubt(Again::Backoff),
+        let ending = match never_left(status) {
+            true if others => Ending::Unsent(Again::Now),
+            true => Ending::Unsent(Again::Backoff),
+            false => Ending::Doubt(Again::Backoff),
         };
-        Ended { verdict, failure }
+        Ended { ending, failure }
     }
 
     fn again(&self, failure: &Failure, token: &str, course: &mut Course) -> Again {
@@ -115,11 +115,11 @@ impl Carrier {
 }
 
 /// What an answer of the service means, whether it stands in a status or in an item of a batch.
-pub(crate) fn verdict(failure: &Failure, again: Again) -> Verdict {
-    match failure.class() {
-        Class::Decided => Verdict::No,
-        Class::NotExecuted => Verdict::Refused(again),
-        Class::Unknown => Verdict::Doubt(again),
+pub(crate) fn ending(failure: &Failure, again: Again) -> Ending {
+    match failure.execution() {
+        Execution::Decided => Ending::No,
+        Execution::NotExecuted => Ending::Refused(again),
+        Execution::Unknown => Ending::Doubt(again),
     }
 }
 

@@ -7,7 +7,8 @@
 //! the invariants of the rows it touched are checked. What breaks one is taken back.
 //!
 //! **The bound.** A command may look at and change a number of rows that follows from its own size, never from how many there are:
-//! apply runs for all regions, and who takes long holds up everybody. The tests of a module count rows to prove it.
+//! apply runs for all regions, and who takes long holds up everybody. A module says with [`Module::rows_max`] how many; builds for
+//! tests count, and panic where more were looked at.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -62,6 +63,9 @@ pub trait Reason: std::error::Error {
     }
 }
 
+/// The most rows that any command or timer may look at or change: some ten milliseconds.
+pub const ROWS_MAX: u64 = 20_000;
+
 /// What a decision of a module leads to.
 pub type Decision<M> = Result<(Vec<<M as Module>::Event>, <M as Module>::Outcome), <M as Module>::Rejection>;
 
@@ -83,6 +87,8 @@ pub trait Module: Default + Debug + Send + Sync + 'static {
     type Timer: Copy;
     /// A read.
     type Query: ModuleQuery + Default;
+    /// The most rows that a timer looks at or changes, as with [`Module::rows_max`].
+    const TIMER_ROWS_MAX: u64;
 
     /// Shows every table.
     fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable));
@@ -98,6 +104,10 @@ pub trait Module: Default + Debug + Send + Sync + 'static {
     fn is_remembered(_command: &Self::Command) -> bool {
         true
     }
+
+    /// The most rows that a command looks at or changes, those that it looks at again included. It follows from the command alone and
+    /// is at most [`ROWS_MAX`].
+    fn rows_max(command: &Self::Command) -> u64;
 
     /// Decides a command. Deadlines are compared with the context's times only.
     ///
@@ -205,6 +215,8 @@ pub trait AnyModule: Any + Debug + Send + Sync {
         caller: Caller<'_>,
         payload: &[u8],
     ) -> Result<Applied, ModuleError>;
+    /// Whether what is decided of a command is remembered; also when nobody here knows the command.
+    fn is_remembered(&self, payload: &[u8]) -> bool;
     /// Steady time of the earliest timer, milliseconds.
     fn due_ms(&self) -> Option<u64>;
     /// Fires the earliest timer that is due, as a transaction of its own.
@@ -263,6 +275,10 @@ impl<M: Module> AnyModule for M {
         Ok(Applied { answer, remembered: M::is_remembered(&command) })
     }
 
+    fn is_remembered(&self, payload: &[u8]) -> bool {
+        decode::<M>(payload).map_or(true, |command| M::is_remembered(&command))
+    }
+
     fn due_ms(&self) -> Option<u64> {
         Module::due_ms(self)
     }
@@ -298,18 +314,24 @@ pub fn apply<M: Module>(
     caller: Caller<'_>,
     command: &M::Command,
 ) -> Result<Result<M::Outcome, M::Rejection>, Fault> {
+    let count = Count::begin(module);
     let (events, mut outcome) = match module.decide(context, caller, command) {
         Ok(decision) => decision,
-        Err(rejection) => return Ok(Err(rejection)),
+        Err(rejection) => {
+            count.end(module, M::rows_max(command), command);
+            return Ok(Err(rejection));
+        }
     };
     evolve(module, context, &events)?;
     module.complete(&mut outcome);
     commit(module);
+    count.end(module, M::rows_max(command), command);
     Ok(Ok(outcome))
 }
 
 /// Fires the earliest timer that is due, or shelves it: what is wrong with one delays no other.
 pub fn fire_next<M: Module>(module: &mut M, context: &Context) -> Option<Fired> {
+    let count = Count::begin(module);
     let timer = module.next_timer(context)?;
     let fired = module.fire(context, timer).and_then(|events| evolve(module, context, &events));
     if fired.is_err() {
@@ -318,7 +340,49 @@ pub fn fire_next<M: Module>(module: &mut M, context: &Context) -> Option<Fired> 
     let mut rows = 0;
     Module::tables(module, &mut |table| rows += table.touched_rows());
     commit(module);
+    count.end(module, M::TIMER_ROWS_MAX, &"a timer");
     Some(Fired { rows, faulted: fired.is_err() })
+}
+
+/// Counts the rows that a command looks at, in builds for tests.
+struct Count {
+    #[cfg(any(test, tidewall_mutants))]
+    before: u64,
+}
+
+impl Count {
+    #[cfg(any(test, tidewall_mutants))]
+    fn begin<M: Module>(module: &M) -> Self {
+        Self { before: looked_at(module) }
+    }
+
+    #[cfg(not(any(test, tidewall_mutants)))]
+    fn begin<M: Module>(_: &M) -> Self {
+        Self {}
+    }
+
+    /// Panics where a command looked at more rows than its module promises.
+    #[cfg(any(test, tidewall_mutants))]
+    fn end<M: Module>(self, module: &M, rows_max: u64, what: &dyn Debug) {
+        let rows = looked_at(module) - self.before;
+        assert!(
+            rows_max <= ROWS_MAX,
+            "{}: {rows_max} rows are promised for {what:?}, {ROWS_MAX} may be",
+            M::NAME
+        );
+        assert!(rows <= rows_max, "{}: {what:?} looks at {rows} rows, {rows_max} are promised", M::NAME);
+    }
+
+    #[cfg(not(any(test, tidewall_mutants)))]
+    fn end<M: Module>(self, _: &M, _: u64, _: &dyn Debug) {}
+}
+
+/// How many rows were looked at or changed so far.
+#[cfg(any(test, tidewall_mutants))]
+pub(crate) fn looked_at<M: Module>(module: &M) -> u64 {
+    let mut looked_at = 0;
+    Module::tables(module, &mut |table| looked_at += table.looked_at());
+    looked_at
 }
 
 /// Turns events into rows that keep the invariants, or into none.

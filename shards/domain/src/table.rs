@@ -134,7 +134,7 @@ pub struct Table<R: Row> {
     undo: Vec<(R::Key, Option<R>)>,
     scratch: Writer,
     /// Rows that were looked at or changed, for the tests that bound what commands cost.
-    #[cfg(test)]
+    #[cfg(any(test, tidewall_mutants))]
     looked_at: std::sync::atomic::AtomicU64,
 }
 
@@ -148,7 +148,7 @@ impl<R: Row> Default for Table<R> {
             rows: 0,
             undo: Vec::new(),
             scratch: Writer::new(),
-            #[cfg(test)]
+            #[cfg(any(test, tidewall_mutants))]
             looked_at: std::sync::atomic::AtomicU64::new(0),
         }
     }
@@ -310,12 +310,12 @@ impl<R: Row> Table<R> {
 
     /// Counts a row that is looked at.
     fn look(&self) {
-        #[cfg(test)]
+        #[cfg(any(test, tidewall_mutants))]
         self.looked_at.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// How many rows were looked at or changed.
-    #[cfg(test)]
+    #[cfg(any(test, tidewall_mutants))]
     fn looked_at(&self) -> u64 {
         self.looked_at.load(std::sync::atomic::Ordering::Relaxed)
     }
@@ -359,7 +359,7 @@ pub trait AnyTable {
     /// The page does not decode.
     fn load(&mut self, bytes: &[u8]) -> Result<(), DecodeError>;
     /// How many rows were looked at or changed.
-    #[cfg(test)]
+    #[cfg(any(test, tidewall_mutants))]
     fn looked_at(&self) -> u64;
 }
 
@@ -394,7 +394,7 @@ impl<R: Row> AnyTable for Table<R> {
     fn load(&mut self, bytes: &[u8]) -> Result<(), DecodeError> {
         Self::load(self, bytes)
     }
-    #[cfg(test)]
+    #[cfg(any(test, tidewall_mutants))]
     fn looked_at(&self) -> u64 {
         Self::looked_at(self)
     }

@@ -100,12 +100,25 @@ struct Running {
     runtime: Option<tokio::runtime::Runtime>,
 }
 
+/// A port that was free a moment ago may be that of somebody's outgoing connection for a while.
+fn listen(address: &str) -> std::net::TcpListener {
+    let give_up = Instant::now() + Duration::from_secs(20);
+    loop {
+        match std::net::TcpListener::bind(address) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < give_up => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            listener => return listener.unwrap(),
+        }
+    }
+}
+
 impl Running {
     fn start(address: &str, options: ServeOptions) -> Self {
         // A runtime of its own: dropping it closes all sockets, as a killed process would.
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = std::net::TcpListener::bind(address).unwrap();
+        let listener = listen(address);
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let streams = Arc::new(AtomicU64::new(0));

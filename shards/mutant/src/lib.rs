@@ -58,11 +58,15 @@ pub enum Mutant {
     AttemptNotCounted,
     /// A region gets a first admin although it has one.
     SecondFirstAdmin,
+    /// A session that is ended lives on.
+    EndedSessionLives,
+    /// Whoever knows a hold may confirm it.
+    HoldOfAnybody,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -87,6 +91,8 @@ impl Mutant {
         Self::KeyOnOneNode,
         Self::AttemptNotCounted,
         Self::SecondFirstAdmin,
+        Self::EndedSessionLives,
+        Self::HoldOfAnybody,
     ];
 }
 

@@ -153,7 +153,7 @@ async fn serve(
     let (groups, standing) = (replicas.groups.clone(), Arc::clone(&replicas.standing));
     let reports = Arc::clone(&replicas.reports);
     let identity = NodeIdentity::client_port(cluster, config.node, credentials.is_some());
-    let edge = Edge { replicas, space: space.clone(), identity, credentials: credentials.cloned() };
+    let edge = ClientPort { replicas, space: space.clone(), identity, credentials: credentials.cloned() };
     let edge_stopped = stopped.clone();
     let (edge_runs, edge_ended) = tokio::sync::oneshot::channel::<()>();
     let edge_thread = std::thread::Builder::new()
@@ -300,14 +300,14 @@ impl Signals {
 }
 
 /// What lives on the thread of the client port.
-struct Edge {
+struct ClientPort {
     replicas: Replicas,
     space: Space,
     identity: NodeIdentity,
     credentials: Option<Credentials>,
 }
 
-impl Edge {
+impl ClientPort {
     fn run(self, port: std::net::TcpListener, stopped: watch::Receiver<bool>) -> Result<(), NodeError> {
         let system = actix::System::new();
         system.block_on(self.serve(port, stopped))

@@ -67,7 +67,7 @@ pub struct Others {
 
 /// One flood with the others at one rate beside it.
 #[derive(Debug, Serialize)]
-pub struct Row {
+pub struct Beside {
     /// Clients that flood; 0 is the control without a flood.
     clients: usize,
     /// Calls a second of the others.
@@ -85,7 +85,7 @@ pub struct Row {
 #[derive(Debug, Serialize)]
 pub struct Isolation {
     seconds: u64,
-    rows: Vec<Row>,
+    rows: Vec<Beside>,
 }
 
 /// Others who come at random times and choose among so many rows alike.
@@ -126,7 +126,7 @@ pub async fn isolation(
         eprintln!("isolation: others at {rate}/s without a flood");
         let load = machine::load();
         let driven = watch(rate).await;
-        measured.push(Row::new(0, rate, Flood::default(), driven, span, load));
+        measured.push(Beside::new(0, rate, Flood::default(), driven, span, load));
     }
     for &clients in floods {
         let mut alone = 0.0;
@@ -148,8 +148,8 @@ pub async fn isolation(
             if rate == 0.0 {
                 alone = served;
             }
-            let row = Row::new(clients, rate, flood, driven, span, load);
-            measured.push(Row { part: served / f64::max(alone, f64::MIN_POSITIVE), asked, ..row });
+            let row = Beside::new(clients, rate, flood, driven, span, load);
+            measured.push(Beside { part: served / f64::max(alone, f64::MIN_POSITIVE), asked, ..row });
         }
     }
     target.audit(&hot).await?;
@@ -157,7 +157,7 @@ pub async fn isolation(
     Ok((result.text(), result))
 }
 
-impl Row {
+impl Beside {
     fn new(clients: usize, rate: f64, flood: Flood, driven: Driven, span: Span, load: String) -> Self {
         let of = |(place, seen): (&'static str, &Seen)| Others {
             place,
@@ -325,8 +325,8 @@ mod tests {
             Flood { served_per_second: 12_345.0, first_error: Some("broken".into()), ..Flood::default() };
         let span = Span { warm_up: Duration::ZERO, measured: Duration::from_secs(1) };
         let driven = Driven { seen, late: cell::histogram() };
-        let row = Row::new(256, 200.0, flood, driven, span, "0.10".into());
-        let row = Row { part: 0.8, asked: Some(0.75), ..row };
+        let row = Beside::new(256, 200.0, flood, driven, span, "0.10".into());
+        let row = Beside { part: 0.8, asked: Some(0.75), ..row };
         let text = Isolation { seconds: 1, rows: vec![row] }.text();
         for part in ["| 12345", "| 80 %", "≥ 75 %", "| 12347", "4.0, 4.0", "2.0, 2.0", "broken", "nice 10"]
         {

@@ -28,7 +28,7 @@ use crate::echo::EchoServer;
 use crate::machine::Machine;
 use crate::postgres::{Form, Postgres};
 use crate::redis::Redis;
-use crate::report::{Report, Row, System};
+use crate::report::{Cell, Report, System};
 use crate::tidewall::Target;
 
 /// Measures Tidewall beside PostgreSQL, Redis and a bare gRPC echo. The binary under test is TIDEWALL_BIN or
@@ -357,8 +357,8 @@ async fn cell<J: Job>(
     jobs: anyhow::Result<Vec<J>>,
     span: Span,
     root: u32,
-) -> Row {
-    let mut row = Row { system, clients, measured: None, times_postgres: None, note: None };
+) -> Cell {
+    let mut row = Cell { system, clients, measured: None, times_postgres: None, note: None };
     match jobs {
         Ok(jobs) => {
             let measured = measure(jobs, span, &[root]).await;

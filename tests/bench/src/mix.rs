@@ -86,7 +86,7 @@ impl Iterator for Arrivals {
 
 /// What came of one rate.
 #[derive(Debug, Serialize)]
-pub struct Row {
+pub struct AtRate {
     /// Buyers a second.
     rate: f64,
     /// Purchases a second.
@@ -114,7 +114,7 @@ pub struct Row {
 pub struct Mix {
     seed: u64,
     seconds: u64,
-    rows: Vec<Row>,
+    rows: Vec<AtRate>,
     /// Best goodput of the given rates, and the part of it that was left at three times as many buyers.
     plateau: f64,
     left: f64,
@@ -133,7 +133,7 @@ pub async fn mix(target: &Target, span: Span, seed: u64, rates: &[f64]) -> anyho
     }
     let goods = Goods::new(events.iter().map(|event| (event.clone(), 0)));
     let buyers = target.buyers(BUYERS)?;
-    let mut rows: Vec<Row> = Vec::new();
+    let mut rows: Vec<AtRate> = Vec::new();
     let mut plateau = 0.0_f64;
     for rate in rates.iter().copied().map(Some).chain([None]) {
         let rate = rate.unwrap_or(plateau * OVERLOAD);
@@ -145,12 +145,12 @@ pub async fn mix(target: &Target, span: Span, seed: u64, rates: &[f64]) -> anyho
         let Some(seen) = driven.seen.first() else { continue };
         let seconds = span.measured.as_secs_f64();
         let whole = seconds + span.warm_up.as_secs_f64();
-        let row = Row {
+        let row = AtRate {
             load,
             late_p99_ms: percentile_ms(&driven.late, 99.0),
             // Of the whole run, as its purchases are about evenly spread.
             server_cpu_us: cpu * 1e6 / (seen.served() as f64 * whole / seconds).max(1.0),
-            ..Row::of(rate, seen, seconds)
+            ..AtRate::of(rate, seen, seconds)
         };
         let (served, p99, cpu) = (row.goodput, row.p99_ms, row.server_cpu_us);
         eprintln!(
@@ -170,7 +170,7 @@ pub async fn mix(target: &Target, span: Span, seed: u64, rates: &[f64]) -> anyho
     Ok((result.text(), result))
 }
 
-impl Row {
+impl AtRate {
     fn of(rate: f64, seen: &Seen, seconds: f64) -> Self {
         let part = |count: u64| count as f64 / seen.came.max(1) as f64;
         Self {

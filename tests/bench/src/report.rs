@@ -43,9 +43,9 @@ impl System {
     }
 }
 
-/// One row of the table.
+/// One cell of the table.
 #[derive(Debug, Clone, Serialize)]
-pub struct Row {
+pub struct Cell {
     /// What was measured.
     pub system: System,
     /// Clients at once.
@@ -66,7 +66,7 @@ pub struct Report {
     /// Measured seconds of each cell.
     pub seconds: u64,
     /// All cells.
-    pub rows: Vec<Row>,
+    pub rows: Vec<Cell>,
 }
 
 impl Report {
@@ -207,7 +207,7 @@ mod tests {
 
     use super::*;
 
-    fn row(system: System, clients: usize, per_second: f64) -> Row {
+    fn row(system: System, clients: usize, per_second: f64) -> Cell {
         let measured = Measured {
             per_second,
             calls: 1,
@@ -221,7 +221,7 @@ mod tests {
             errors: 0,
             first_error: None,
         };
-        Row { system, clients, measured: Some(measured), times_postgres: None, note: None }
+        Cell { system, clients, measured: Some(measured), times_postgres: None, note: None }
     }
 
     fn report() -> Report {

@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use tidewall_load::audit::Stamp;
+use tidewall_load::meaning::{Meaning, connection_closed, of_status, reason};
 use tidewall_load::pool::{Pool, Token, bearer};
-use tidewall_load::verdict::{Verdict, connection_closed, of_status, reason};
 use tidewall_load::{LoadError, Target, stamp};
 use tidewall_proto::v1;
 use tidewall_proto::v1::get_outcome_response::Result as Outcome;
@@ -79,8 +79,8 @@ impl Client {
                 Err(status) => status,
             };
             let answer = doubted(answer(&status), resent > 0 && ask.is_write());
-            let pause = match (&answer, of_status(&status).verdict) {
-                (_, Verdict::Overloaded { after }) => after.unwrap_or(REFUSED_PAUSE),
+            let pause = match (&answer, of_status(&status).meaning) {
+                (_, Meaning::Overloaded { after }) => after.unwrap_or(REFUSED_PAUSE),
                 _ if connection_closed(&status) && resent < RESENT_MAX && Instant::now() < until => {
                     resent += 1;
                     continue;
@@ -227,17 +227,17 @@ fn doubted(answer: Answer, in_doubt: bool) -> Answer {
 fn answer(status: &Status) -> Answer {
     let read = of_status(status);
     let said = || format!("{}: {}", read.key, status.message());
-    match read.verdict {
-        Verdict::SoldOut | Verdict::Refused => Answer::No(reason(status)),
-        Verdict::Overloaded { .. } => Answer::Refused(said()),
+    match read.meaning {
+        Meaning::SoldOut | Meaning::Refused => Answer::No(reason(status)),
+        Meaning::Overloaded { .. } => Answer::Refused(said()),
         // The two errors of which the API says that nothing was decided.
-        Verdict::Unknown if matches!(reason(status).as_str(), "REGION_UNAVAILABLE" | "EXPIRED") => {
+        Meaning::Unknown if matches!(reason(status).as_str(), "REGION_UNAVAILABLE" | "EXPIRED") => {
             Answer::Undecided(said())
         }
-        Verdict::Unknown => Answer::Unknown(said()),
+        Meaning::Unknown => Answer::Unknown(said()),
         // A hold or ticket that was used up meanwhile.
-        Verdict::Failed if status.code() == Code::NotFound => Answer::No(reason(status)),
-        Verdict::Failed => Answer::Nonsense(said()),
+        Meaning::Failed if status.code() == Code::NotFound => Answer::No(reason(status)),
+        Meaning::Failed => Answer::Nonsense(said()),
     }
 }
 

@@ -12,7 +12,7 @@ use cargo_metadata::{DependencyKind, Metadata};
 
 /// What one crate of the workspace may use.
 #[derive(Debug, Clone, Copy)]
-pub struct Row {
+pub struct Layer {
     /// The crate.
     pub name: &'static str,
     /// Crates of this workspace that it may depend on, in code, build scripts and tests.
@@ -25,56 +25,56 @@ pub struct Row {
 
 /// The table of edges. An edge that is not here is a decision that nobody has made yet: make it, write the
 /// reason down, then add it.
-pub const TABLE: &[Row] = &[
-    Row {
+pub const TABLE: &[Layer] = &[
+    Layer {
         name: "tidewall-mutant",
         may_use: &[],
         tests_may_use: &[],
         why: "defects for the simulation to find, a constant `false` elsewhere: under everything, so it knows nothing",
     },
-    Row {
+    Layer {
         name: "tidewall-messages",
         may_use: &[],
         tests_may_use: &[],
         why: "what stands in the log, without a transport: known by those who build it and by those who decide it",
     },
-    Row {
+    Layer {
         name: "tidewall-domain",
         may_use: &["tidewall-messages", "tidewall-mutant"],
         tests_may_use: &[],
         why: "pure rules over their messages: they know no network, disk or clock",
     },
-    Row {
+    Layer {
         name: "tidewall-machine",
         may_use: &["tidewall-domain", "tidewall-messages", "tidewall-mutant"],
         tests_may_use: &[],
         why: "the deterministic state machine around the rules; it does no I/O, so it needs no seam to the world",
     },
-    Row {
+    Layer {
         name: "tidewall-env",
         may_use: &[],
         tests_may_use: &[],
         why: "seams to the world, usable under everything, so under nothing itself",
     },
-    Row {
+    Layer {
         name: "tidewall-proto",
         may_use: &["tidewall-messages"],
         tests_may_use: &[],
         why: "generated code only",
     },
-    Row {
+    Layer {
         name: "tidewall-link",
         may_use: &["tidewall-mutant", "tidewall-proto", "tidewall-env"],
         tests_may_use: &[],
         why: "connections and multiplexing; it carries messages and understands none",
     },
-    Row {
+    Layer {
         name: "tidewall-store",
         may_use: &["tidewall-mutant", "tidewall-machine", "tidewall-env"],
         tests_may_use: &["tidewall-messages"],
         why: "log, checkpoint and snapshots hold bytes and rows; consensus and transport sit above",
     },
-    Row {
+    Layer {
         name: "tidewall-consensus",
         may_use: &[
             "tidewall-mutant",
@@ -87,19 +87,19 @@ pub const TABLE: &[Row] = &[
         tests_may_use: &["tidewall-messages"],
         why: "the only crate that names openraft; it orders commands and knows no business rule",
     },
-    Row {
+    Layer {
         name: "tidewall-actors",
         may_use: &["tidewall-mutant", "tidewall-machine", "tidewall-env"],
         tests_may_use: &["tidewall-domain", "tidewall-messages"],
         why: "row actors propose through a trait of their own, so that neither Raft nor the disk reaches them",
     },
-    Row {
+    Layer {
         name: "tidewall-client",
         may_use: &["tidewall-mutant", "tidewall-proto", "tidewall-link", "tidewall-env"],
         tests_may_use: &["tidewall-messages"],
         why: "talks to shard nodes over the wire only; linking the server would make gateways stateful by accident",
     },
-    Row {
+    Layer {
         name: "tidewall-node",
         may_use: &[
             "tidewall-proto",
@@ -116,26 +116,26 @@ pub const TABLE: &[Row] = &[
         tests_may_use: &[],
         why: "the one place where the parts of a shard are put together",
     },
-    Row {
+    Layer {
         name: "tidewall-gateway",
         may_use: &["tidewall-proto", "tidewall-messages", "tidewall-client", "tidewall-env"],
         // Its tests play a shard node, which needs the answering half of a link.
         tests_may_use: &["tidewall-link"],
         why: "stateless edge: what it knows of shards is their client",
     },
-    Row {
+    Layer {
         name: "tidewall-load",
         may_use: &["tidewall-proto", "tidewall-workloads"],
         tests_may_use: &[],
         why: "the load generator sees what any client sees, or its audit would prove nothing",
     },
-    Row {
+    Layer {
         name: "tidewall-sdk",
         may_use: &["tidewall-proto"],
         tests_may_use: &[],
         why: "what users link: the public protocol, and nothing of the servers behind it",
     },
-    Row {
+    Layer {
         name: "tidewall",
         may_use: &[
             "tidewall-proto",
@@ -148,26 +148,26 @@ pub const TABLE: &[Row] = &[
         tests_may_use: &[],
         why: "the binary starts every kind of process; it is the only service that may link the node",
     },
-    Row {
+    Layer {
         name: "tidewall-bench",
         may_use: &["tidewall-proto", "tidewall-e2e"],
         tests_may_use: &[],
         why: "measures the real binary from outside, as a client does, with the harness of the end-to-end tests",
     },
-    Row {
+    Layer {
         name: "tidewall-chaos",
         may_use: &["tidewall-proto", "tidewall-load"],
         tests_may_use: &[],
         why: "does harm to the real binary and judges it from outside, by what clients see; a doubter links nothing it doubts",
     },
-    Row {
+    Layer {
         name: "tidewall-e2e",
         may_use: &["tidewall-proto"],
         // Its tests are a user of the client, too.
         tests_may_use: &["tidewall-sdk"],
         why: "tests the real binary from outside, as a client does",
     },
-    Row {
+    Layer {
         name: "tidewall-simulation",
         may_use: &[
             "tidewall-mutant",
@@ -187,13 +187,13 @@ pub const TABLE: &[Row] = &[
         tests_may_use: &[],
         why: "puts a whole cluster on one thread: it brings along what a node otherwise takes from the system",
     },
-    Row {
+    Layer {
         name: "tidewall-workloads",
         may_use: &["tidewall-proto"],
         tests_may_use: &[],
         why: "what clients do and must be told, by the public API alone: a judge links nothing it judges",
     },
-    Row {
+    Layer {
         name: "tidewall-edges",
         may_use: &[],
         tests_may_use: &[],
@@ -283,7 +283,7 @@ pub enum Part {
 
 /// One dependency edge from a crate of the workspace.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Edge {
+pub struct Dependency {
     /// Crate of the workspace.
     pub from: String,
     /// What it depends on: a crate of ours or of somebody else.
@@ -298,7 +298,7 @@ pub struct Workspace {
     /// Names of the crates of the workspace.
     pub members: BTreeSet<String>,
     /// Dependencies declared by members, on members and on third-party crates.
-    pub edges: BTreeSet<Edge>,
+    pub edges: BTreeSet<Dependency>,
     /// For each member, every crate that its code reaches through dependencies of any depth.
     pub reached: BTreeMap<String, BTreeSet<String>>,
 }
@@ -318,7 +318,7 @@ impl Workspace {
             for dependency in &package.dependencies {
                 let part =
                     if dependency.kind == DependencyKind::Development { Part::Tests } else { Part::Code };
-                workspace.edges.insert(Edge { from: from.clone(), to: dependency.name.clone(), part });
+                workspace.edges.insert(Dependency { from: from.clone(), to: dependency.name.clone(), part });
             }
             workspace.members.insert(from);
         }
@@ -354,7 +354,7 @@ impl Workspace {
 /// its reader knows what to do. Empty means all is well.
 pub fn check(workspace: &Workspace) -> Vec<String> {
     let mut violations = Vec::new();
-    let rows: BTreeMap<&str, &Row> = TABLE.iter().map(|row| (row.name, row)).collect();
+    let rows: BTreeMap<&str, &Layer> = TABLE.iter().map(|row| (row.name, row)).collect();
     for member in &workspace.members {
         if !rows.contains_key(member.as_str()) {
             violations.push(format!("{member} has no row in TABLE (tests/edges): decide what it may use"));
@@ -483,8 +483,8 @@ mod tests {
         workspace
     }
 
-    fn edge(from: &str, to: &str, part: Part) -> Edge {
-        Edge { from: from.into(), to: to.into(), part }
+    fn edge(from: &str, to: &str, part: Part) -> Dependency {
+        Dependency { from: from.into(), to: to.into(), part }
     }
 
     #[test]
@@ -499,7 +499,7 @@ mod tests {
 
     #[test]
     fn the_table_grants_no_cycle() {
-        let rows: BTreeMap<&str, &Row> = TABLE.iter().map(|row| (row.name, row)).collect();
+        let rows: BTreeMap<&str, &Layer> = TABLE.iter().map(|row| (row.name, row)).collect();
         for row in TABLE {
             let mut left: Vec<&str> = row.may_use.to_vec();
             let mut seen = BTreeSet::new();

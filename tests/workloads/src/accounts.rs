@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use tidewall_proto::v1;
 use tidewall_proto::v1::account_service_client::AccountServiceClient;
+use tonic::codec::CompressionEncoding::{Deflate, Gzip};
 use tonic::transport::Channel;
 
-use crate::{Over, Site, Story, Workload, ask};
+use crate::{Over, Site, Story, Workload, ask, client};
 
 /// A token that was used no longer ago gives its successor once more, without doubt.
 const SURELY_AGAIN: Duration = Duration::from_secs(40);
@@ -25,7 +26,7 @@ impl Workload for Accounts {
     const NAME: &'static str = "accounts";
 
     async fn story<S: Site>(story: &Story<'_, S>) -> Result<(), Over> {
-        let accounts = AccountServiceClient::new(story.site.gateway());
+        let accounts = client!(story, AccountServiceClient);
         let email = format!("{}@example.org", story.name);
         Visitor { story, accounts, email }.visit().await
     }
@@ -315,9 +316,12 @@ impl<S: Site> Visitor<'_, S> {
                     self.story.no("a session that was ended", told, "SESSION_INVALID")?;
                 }
                 9 if self.story.site.is_own() => self.change_role(&live[at], &mut roles).await?,
-                8 if live.len() > 1 && live[at].tokens.len() > 2 => {
-                    // A thief has copied an older token.
-                    let ended = live.swap_remove(at);
+                8 if live.len() > 1 => {
+                    // A thief has copied a token, and shows it when it is older than the one before the last.
+                    let mut ended = live.swap_remove(at);
+                    while ended.tokens.len() < 3 {
+                        self.refresh_held(&mut ended).await?;
+                    }
                     let told = self.refresh(&ended.tokens[0].0).await?;
                     self.story.no("a copied token", told, "SESSION_INVALID")?;
                     let told = self.refresh(&ended.refresh_token()).await?;

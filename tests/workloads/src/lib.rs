@@ -277,6 +277,19 @@ macro_rules! ask {
 }
 use ask;
 
+/// A client that compresses now and then, as some do by their configuration.
+macro_rules! client {
+    ($story:expr, $client:ident) => {{
+        let client = $client::new($story.site.gateway());
+        match $story.below(4) {
+            0 => client.send_compressed(Gzip).accept_compressed(Gzip),
+            1 => client.send_compressed(Deflate).accept_compressed(Deflate),
+            _ => client,
+        }
+    }};
+}
+use client;
+
 /// The reason of a refusal that will not change; `None`: ask again.
 fn final_reason(status: &Status) -> Option<String> {
     let again = [Code::Unavailable, Code::DeadlineExceeded, Code::ResourceExhausted];

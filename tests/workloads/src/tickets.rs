@@ -8,9 +8,10 @@ use tidewall_proto::v1;
 use tidewall_proto::v1::event_service_client::EventServiceClient;
 use tidewall_proto::v1::outcome_service_client::OutcomeServiceClient;
 use tidewall_proto::v1::ticket_service_client::TicketServiceClient;
+use tonic::codec::CompressionEncoding::{Deflate, Gzip};
 use tonic::transport::Channel;
 
-use crate::{Over, Site, Story, Workload, ask};
+use crate::{Over, Site, Story, Workload, ask, client};
 
 /// The only tier.
 const TIER: &str = "ga";
@@ -28,12 +29,12 @@ impl Workload for Tickets {
     const NAME: &'static str = "tickets";
 
     async fn story<S: Site>(story: &Story<'_, S>) -> Result<(), Over> {
-        let (site, gateway) = (story.site, story.site.gateway());
+        let site = story.site;
         let person = |subject: String, roles: &[&str]| Person { token: site.token(&subject, roles), subject };
         let mut sale = Sale {
-            events: EventServiceClient::new(gateway.clone()),
-            tickets: TicketServiceClient::new(gateway.clone()),
-            outcomes: OutcomeServiceClient::new(gateway),
+            events: client!(story, EventServiceClient),
+            tickets: client!(story, TicketServiceClient),
+            outcomes: client!(story, OutcomeServiceClient),
             organiser: person(format!("organiser-{}", story.name), &["organiser"]),
             buyers: (0..BUYERS).map(|number| person(format!("buyer-{number}-{}", story.name), &[])).collect(),
             event: String::new(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::limit::{Limit, LimitOptions, Window};
 use super::pace::{Pace, RETURN_MAX, RETURN_STANDING_MAX};
-use super::room::{Arrival, Class, Place, QueuePlace, Room, RowKey};
+use super::room::{Arrival, Place, Priority, QueuePlace, Room, RowKey};
 
 /// The limit is looked at once in so long a time.
 const WINDOW: Duration = Duration::from_millis(100);
@@ -99,7 +99,7 @@ impl<W> Gate<W> {
     /// `waiting_max` calls waiting.
     pub(crate) fn arrive(
         &mut self,
-        class: Class,
+        priority: Priority,
         row: RowKey,
         weight: usize,
         patience: Duration,
@@ -112,7 +112,7 @@ impl<W> Gate<W> {
             (true, true) => self.pace.completed_in(expected.min(STANDING_WAIT)),
             (false, _) => 0,
         };
-        let arrival = self.room.arrive(class, row, weight, ahead_max, waiter);
+        let arrival = self.room.arrive(priority, row, weight, ahead_max, waiter);
         self.window.peak = self.window.peak.max(self.room.under_way());
         arrival
     }
@@ -206,7 +206,8 @@ mod tests {
         let at = Duration::from_secs;
         for withdrawn in [false, true] {
             let mut gate = Gate::new(LimitOptions { floor: 1, ceiling: 1, ..LimitOptions::default() }, 100);
-            let arrive = |gate: &mut Gate<()>| gate.arrive(Class::Start, 1, 1, PATIENCE, usize::MAX, || ());
+            let arrive =
+                |gate: &mut Gate<()>| gate.arrive(Priority::Start, 1, 1, PATIENCE, usize::MAX, || ());
             let Arrival::In(mut place) = arrive(&mut gate) else { panic!("there is room") };
             let mut last = None;
             for _ in 0..30 {

@@ -28,7 +28,7 @@ use crate::errors::ApiError;
 pub(crate) use gate::{End, GateState};
 use gate::{Gate, longest_wait};
 pub use limit::LimitOptions;
-pub(crate) use room::Class;
+pub(crate) use room::Priority;
 use room::{Arrival, Place, QueuePlace};
 
 /// With no more calls under way than this in all regions together, by weight, what is slow is slow without load.
@@ -85,7 +85,7 @@ pub(crate) struct Admission {
 pub(crate) struct Arriving<'a> {
     /// Position of its region in the topology.
     pub(crate) region: usize,
-    pub(crate) class: Class,
+    pub(crate) priority: Priority,
     /// Name of the row within the region; empty for what concerns no single row.
     pub(crate) row: &'a str,
     /// How many single calls it weighs.
@@ -198,13 +198,13 @@ impl Region {
         let mut turn = None;
         // A region may have as many waiting as are free for others: however many regions have a crowd, there is room
         // left. What finishes something, and frees stock, is not counted.
-        let waiting_max = match call.class {
-            Class::Finish => usize::MAX,
+        let waiting_max = match call.priority {
+            Priority::Finish => usize::MAX,
             _ => self.waiting_max.saturating_sub(self.waiting.load(Ordering::Relaxed)),
         };
         let patience = call.deadline.saturating_duration_since(call.at);
         let row = row_key(call.row);
-        let arrival = self.gate.lock().arrive(call.class, row, call.weight, patience, waiting_max, || {
+        let arrival = self.gate.lock().arrive(call.priority, row, call.weight, patience, waiting_max, || {
             let (waiter, receiver) = oneshot::channel();
             turn = Some(receiver);
             waiter
@@ -284,7 +284,7 @@ mod tests {
 
     fn call(row: &str) -> Arriving<'_> {
         let deadline = Instant::now() + Duration::from_secs(10);
-        Arriving { region: 0, class: Class::Start, row, weight: 1, at: Instant::now(), deadline }
+        Arriving { region: 0, priority: Priority::Start, row, weight: 1, at: Instant::now(), deadline }
     }
 
     /// A call on `row` that has to wait; returns when it does.
@@ -383,7 +383,7 @@ mod tests {
             let admission = Arc::clone(&admission);
             tokio::spawn(async move { admission.enter(call).await })
         };
-        let finish = wait(Arriving { class: Class::Finish, ..call("hot") });
+        let finish = wait(Arriving { priority: Priority::Finish, ..call("hot") });
         let other = wait(elsewhere());
         while (admission.state(0).waiting, admission.state(1).waiting) != (3, 1) {
             assert!(!finish.is_finished() && !other.is_finished(), "both have room to wait");

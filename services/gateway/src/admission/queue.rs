@@ -1,4 +1,4 @@
-//! Calls of one class that wait: rows take turns, and within a row who came first is first. It never decides who may wait
+//! Calls of one priority that wait: rows take turns, and within a row who came first is first. It never decides who may wait
 //! or how many are let in: that is the room's. Pure, and no operation looks at all rows, but for the longest of few.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,16 +17,16 @@ pub(crate) struct Waiter<W> {
 }
 
 /// Calls of a row.
-struct Row<W> {
+struct RowQueue<W> {
     /// The turn that counts: a row that goes and comes again has a new one.
     turn: u64,
     waiters: VecDeque<Waiter<W>>,
 }
 
-/// Calls of one class that wait.
+/// Calls of one priority that wait.
 pub(crate) struct Queue<W> {
     /// Rows that have calls here.
-    rows: BTreeMap<RowKey, Row<W>>,
+    rows: BTreeMap<RowKey, RowQueue<W>>,
     /// A turn for each of `rows`, the next one first, and turns of rows that have gone: nobody searches for them.
     turns: VecDeque<(RowKey, u64)>,
     calls: usize,
@@ -73,7 +73,7 @@ impl<W> Queue<W> {
         let turn = waiter.number;
         let entry = self.rows.entry(row).or_insert_with(|| {
             self.turns.push_back((row, turn));
-            Row { turn, waiters: VecDeque::new() }
+            RowQueue { turn, waiters: VecDeque::new() }
         });
         entry.waiters.push_back(waiter);
     }

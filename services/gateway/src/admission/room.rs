@@ -11,7 +11,7 @@ use super::queue::{Queue, Waiter};
 
 /// What is let in first when a region is full: finishing what was started frees stock, browsing does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Class {
+pub(crate) enum Priority {
     /// Confirm, release, cancel, and asking for a lost outcome.
     Finish,
     /// Hold, buy, create.
@@ -20,11 +20,11 @@ pub(crate) enum Class {
     Browse,
 }
 
-impl Class {
+impl Priority {
     /// In the order in which they are let in.
     const ALL: [Self; 3] = [Self::Finish, Self::Start, Self::Browse];
 
-    /// This class's part of a bound.
+    /// This priority's part of a bound.
     pub(crate) fn share(self, bound: usize) -> usize {
         match self {
             Self::Finish => bound + bound / 8,
@@ -55,7 +55,7 @@ pub(crate) struct Place {
 /// A place in the queue, for [`Room::withdraw`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct QueuePlace {
-    class: Class,
+    priority: Priority,
     row: RowKey,
     number: u64,
 }
@@ -72,7 +72,7 @@ pub(crate) enum Arrival<W> {
 }
 
 #[derive(Debug, Default)]
-struct Row {
+struct RowCalls {
     under_way: usize,
     waiting: usize,
 }
@@ -83,8 +83,8 @@ pub(crate) struct Room<W> {
     /// Calls that may be here at once, waiting ones included.
     calls_max: usize,
     /// Rows that have calls here: never more than calls.
-    rows: BTreeMap<RowKey, Row>,
-    /// By [`Class`].
+    rows: BTreeMap<RowKey, RowCalls>,
+    /// By [`Priority`].
     queues: [Queue<W>; 3],
     /// Under way within the limit.
     under_way: usize,
@@ -101,7 +101,7 @@ impl<W> Room<W> {
             limit: limit.max(1),
             calls_max: calls_max.max(1),
             rows: BTreeMap::new(),
-            queues: Class::ALL.map(|_| Queue::new()),
+            queues: Priority::ALL.map(|_| Queue::new()),
             under_way: 0,
             reserved: 0,
             waiting: 0,
@@ -128,31 +128,31 @@ impl<W> Room<W> {
     /// only if at most about `ahead_max` calls, by weight, are let in before it.
     pub(crate) fn arrive(
         &mut self,
-        class: Class,
+        priority: Priority,
         row: RowKey,
         weight: usize,
         ahead_max: usize,
         waiter: impl FnOnce() -> W,
     ) -> Arrival<W> {
         // A call heavier than the bound still gets in when it is alone.
-        let weight = weight.clamp(1, class.share(self.limit));
+        let weight = weight.clamp(1, priority.share(self.limit));
         let (own_under_way, own_waiting) =
             self.rows.get(&row).map_or((0, 0), |row| (row.under_way, row.waiting));
-        let nobody_before = self.queues[..=class as usize].iter().all(Queue::is_empty);
-        if nobody_before && self.under_way + weight <= class.share(self.limit) {
+        let nobody_before = self.queues[..=priority as usize].iter().all(Queue::is_empty);
+        if nobody_before && self.under_way + weight <= priority.share(self.limit) {
             return Arrival::In(self.let_in(row, weight, false));
         }
-        let reserve = class.share(self.limit) / 2;
+        let reserve = priority.share(self.limit) / 2;
         let part = (reserve / self.rows.len().max(1)).max(1);
         if own_waiting == 0 && own_under_way + weight <= part && self.reserved + weight <= reserve {
             return Arrival::In(self.let_in(row, weight, true));
         }
-        if self.ahead(class, row) > ahead_max {
+        if self.ahead(priority, row) > ahead_max {
             return Arrival::Full;
         }
         let mut pushed_out = None;
-        if self.under_way() + self.waiting + weight > class.share(self.calls_max) {
-            pushed_out = self.push_out(class, own_waiting);
+        if self.under_way() + self.waiting + weight > priority.share(self.calls_max) {
+            pushed_out = self.push_out(priority, own_waiting);
             if pushed_out.is_none() {
                 return Arrival::Full;
             }
@@ -161,25 +161,25 @@ impl<W> Room<W> {
         self.next_number += 1;
         self.waiting += weight;
         self.rows.entry(row).or_default().waiting += weight;
-        self.queues[class as usize].push(row, Waiter { number, weight, handle: waiter() });
-        Arrival::Waits { queued: QueuePlace { class, row, number }, pushed_out }
+        self.queues[priority as usize].push(row, Waiter { number, weight, handle: waiter() });
+        Arrival::Waits { queued: QueuePlace { priority, row, number }, pushed_out }
     }
 
-    /// About how many calls, by weight, are let in before a new one of a row: all that wait in its class and those before
+    /// About how many calls, by weight, are let in before a new one of a row: all that wait in its priority and those before
     /// it, or, as rows take turns, as many of each row as of its own.
-    fn ahead(&self, class: Class, row: RowKey) -> usize {
-        let queues = &self.queues[..=class as usize];
+    fn ahead(&self, priority: Priority, row: RowKey) -> usize {
+        let queues = &self.queues[..=priority as usize];
         let sum = |of: &dyn Fn(&Queue<W>) -> usize| queues.iter().map(of).sum::<usize>();
         let (weight, calls) = (sum(&Queue::weight), sum(&Queue::calls));
         let turns = sum(&Queue::rows).saturating_mul(sum(&|queue| queue.calls_of(row)) + 1);
         weight.min(turns.saturating_mul(weight) / calls.max(1))
     }
 
-    /// Takes all who wait out, class by class.
+    /// Takes all who wait out, priority by priority.
     pub(crate) fn drain(&mut self) -> Vec<W> {
         let mut all = Vec::with_capacity(self.queues.iter().map(Queue::calls).sum());
-        for class in Class::ALL {
-            while let Some((row, waiter)) = self.queues[class as usize].next(|_| true) {
+        for priority in Priority::ALL {
+            while let Some((row, waiter)) = self.queues[priority as usize].next(|_| true) {
                 self.no_longer_waits(row, waiter.weight);
                 all.push(waiter.handle);
             }
@@ -202,9 +202,9 @@ impl<W> Room<W> {
 
     /// Lets in the next one who waits, if there is room.
     pub(crate) fn next(&mut self) -> Option<(Place, W)> {
-        for class in Class::ALL {
-            let (bound, under_way) = (class.share(self.limit), self.under_way);
-            let queue = &mut self.queues[class as usize];
+        for priority in Priority::ALL {
+            let (bound, under_way) = (priority.share(self.limit), self.under_way);
+            let queue = &mut self.queues[priority as usize];
             if queue.is_empty() {
                 continue;
             }
@@ -218,7 +218,7 @@ impl<W> Room<W> {
 
     /// Somebody no longer wants to wait; `None` if it is not waiting any more.
     pub(crate) fn withdraw(&mut self, queued: QueuePlace) -> Option<W> {
-        let waiter = self.queues[queued.class as usize].withdraw(queued.row, queued.number)?;
+        let waiter = self.queues[queued.priority as usize].withdraw(queued.row, queued.number)?;
         self.no_longer_waits(queued.row, waiter.weight);
         Some(waiter.handle)
     }
@@ -249,8 +249,8 @@ impl<W> Room<W> {
 
     /// Makes room for a call of a row that has `own_waiting`: the newest call of the row that waits most goes, unless
     /// the new one would be the heaviest itself.
-    fn push_out(&mut self, class: Class, own_waiting: usize) -> Option<W> {
-        let queue = &mut self.queues[class as usize];
+    fn push_out(&mut self, priority: Priority, own_waiting: usize) -> Option<W> {
+        let queue = &mut self.queues[priority as usize];
         // A row with an even share cannot be far from the heaviest; only lighter ones are worth a search.
         if queue.rows() > PUSH_OUT_ROWS_MAX || own_waiting * queue.rows() >= self.waiting {
             return None;

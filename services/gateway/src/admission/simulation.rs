@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::gate::{End, Gate, longest_wait};
 use super::limit::LimitOptions;
 use super::pace::{RETURN_MIN, RETURN_STANDING_MAX};
-use super::room::{Arrival, Class, Place, QueuePlace};
+use super::room::{Arrival, Place, Priority, QueuePlace};
 
 const HOT: u64 = 1;
 const COLD: u64 = 2;
@@ -149,7 +149,7 @@ impl World {
 
     fn attempt(&mut self, client: usize) {
         let row = self.clients[client].row;
-        match self.gate.arrive(Class::Start, row, 1, PATIENCE, usize::MAX, || client) {
+        match self.gate.arrive(Priority::Start, row, 1, PATIENCE, usize::MAX, || client) {
             Arrival::In(place) => self.queue.push((client, place, self.now, self.now)),
             Arrival::Waits { queued, pushed_out } => {
                 self.clients[client].waits = Some((queued, self.now));

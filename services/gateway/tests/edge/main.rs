@@ -573,7 +573,22 @@ async fn machines_find_health_metrics_and_the_api() {
     let mut answers = reflection.server_reflection_info(stream::iter([request])).await.unwrap().into_inner();
     let answer = answers.message().await.unwrap().unwrap().message_response;
     let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("a list") };
-    assert!(list.service.iter().any(|service| service.name == "tidewall.v1.TicketService"));
+    let names: Vec<&str> = list.service.iter().map(|service| service.name.as_str()).collect();
+    assert!(names.contains(&"tidewall.v1.TicketService"), "{names:?}");
+    assert!(!names.iter().any(|name| name.contains("internal")), "{names:?}");
+    // What is known of what is in the details of errors, and of what only our own processes say.
+    for (symbol, known) in [("google.rpc.ErrorInfo", true), ("tidewall.internal.v1.Command", false)] {
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::FileContainingSymbol(symbol.to_owned())),
+        };
+        let mut answers =
+            reflection.server_reflection_info(stream::iter([request])).await.unwrap().into_inner();
+        let answer = answers.message().await;
+        let found = answer.ok().flatten().and_then(|answer| answer.message_response);
+        let found = matches!(found, Some(MessageResponse::FileDescriptorResponse(_)));
+        assert_eq!(found, known, "{symbol}");
+    }
 }
 
 #[tokio::test]

@@ -211,27 +211,61 @@ async fn requests_may_be_compressed_within_the_limit_and_other_encodings_are_nam
     assert!(answer.headers()["grpc-accept-encoding"].to_str().unwrap().contains("gzip"), "{answer:?}");
 }
 
+/// A call whose message never comes. By itself, because the clients of the library watch the clock as well.
+async fn begin(
+    cluster: &Cluster,
+    path: &str,
+    encoding: &str,
+) -> (h2::client::ResponseFuture, h2::SendStream<bytes::Bytes>) {
+    let token = cluster.request("alice", &[], ()).metadata().get("authorization").unwrap().clone();
+    let stream = tokio::net::TcpStream::connect(cluster.address).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = HttpRequest::post(format!("http://{}{path}", cluster.address))
+        .header("content-type", "application/grpc")
+        .header("authorization", token.to_str().unwrap())
+        .header("grpc-timeout", if encoding == "identity" { "300m" } else { "60S" })
+        .header("grpc-encoding", encoding)
+        .header("te", "trailers")
+        .body(())
+        .unwrap();
+    let (answer, mut body) = client.send_request(request, false).unwrap();
+    body.send_data(bytes::Bytes::from_static(&[0, 0, 0]), false).unwrap();
+    (answer, body)
+}
+
+#[tokio::test]
+async fn compressed_messages_that_never_come_keep_out_compressed_ones_alone() {
+    use tonic::codec::CompressionEncoding::Gzip;
+    let cluster = cluster().await;
+    let plain = TicketServiceClient::new(cluster.channel().await);
+    let mut compressed = plain.clone().send_compressed(Gzip);
+    let mut open = Vec::new();
+    let refused = loop {
+        open.push(begin(&cluster, BUY, "gzip").await);
+        assert!(open.len() <= 80, "{} messages are waited for", open.len());
+        if let Err(refused) = compressed.buy_tickets(cluster.request("alice", &[], buy())).await {
+            break refused;
+        }
+    };
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "OVERLOADED"));
+    assert!(open.len() >= 64, "{} were too many", open.len());
+    plain.clone().buy_tickets(cluster.request("alice", &[], buy())).await.unwrap();
+    // Who gives up makes room.
+    drop(open);
+    while compressed.buy_tickets(cluster.request("alice", &[], buy())).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// A client that never finishes its message is told when its deadline passes, in the words of the API.
 #[tokio::test]
 async fn a_deadline_that_passes_before_the_message_has_come_is_told() {
     let cluster = cluster().await;
-    let token = cluster.request("alice", &[], ()).metadata().get("authorization").unwrap().clone();
     for (path, expected) in
         [(BUY, "OUTCOME_UNKNOWN"), ("/tidewall.v1.RegionService/ListRegions", "DEADLINE_EXCEEDED")]
     {
-        // By itself, because the clients of the library watch the clock as well.
-        let stream = tokio::net::TcpStream::connect(cluster.address).await.unwrap();
-        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
-        tokio::spawn(connection);
-        let request = HttpRequest::post(format!("http://{}{path}", cluster.address))
-            .header("content-type", "application/grpc")
-            .header("authorization", token.to_str().unwrap())
-            .header("grpc-timeout", "300m")
-            .header("te", "trailers")
-            .body(())
-            .unwrap();
-        let (answer, mut body) = client.send_request(request, false).unwrap();
-        body.send_data(bytes::Bytes::from_static(&[0, 0, 0]), false).unwrap();
+        let (answer, _body) = begin(&cluster, path, "identity").await;
         let answer = answer.await.unwrap();
         let status = status(answer.headers());
         assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, expected), "{path}");

@@ -26,7 +26,7 @@ use crate::table::AnyTable;
 use crate::{Caller, Context, Now};
 
 use commands::Event;
-use model::{AttemptsRow, Digest, SessionKey, SessionRow};
+use model::{AttemptsRow, Digest, SESSIONS_MAX, SessionKey, SessionRow};
 
 pub use commands::Rejection;
 pub use model::State;
@@ -49,6 +49,7 @@ impl Module for State {
     type Event = Event;
     type Timer = Timer;
     type Query = Query;
+    const TIMER_ROWS_MAX: u64 = 16;
 
     fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable)) {
         let Self { accounts, emails, sessions, attempts, counters } = self;
@@ -72,6 +73,11 @@ impl Module for State {
     /// after two later ones would look like a thief's.
     fn is_remembered(command: &Command) -> bool {
         !matches!(command.op, Some(Op::EndSession(_)))
+    }
+
+    /// By the sessions that an account may have.
+    fn rows_max(_: &Command) -> u64 {
+        64 + 16 * SESSIONS_MAX as u64
     }
 
     fn decide(&self, context: &Context, caller: Caller<'_>, command: &Command) -> Decision<Self> {

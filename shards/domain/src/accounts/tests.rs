@@ -12,7 +12,7 @@ use tidewall_messages::accounts::{self as messages, Command, Query, answer};
 use super::model::*;
 use super::*;
 use crate::Roles;
-use crate::module::{AnyModule, Reason as _, apply, fire_next};
+use crate::module::{AnyModule, Reason as _, apply, fire_next, looked_at};
 
 struct World {
     state: State,
@@ -418,11 +418,6 @@ fn the_cost_of_a_command_does_not_grow_with_the_rows() {
             world.anybody(attempt(&name)).unwrap();
             assert!(!account.is_empty());
         }
-        let looked_at = |state: &State| {
-            let mut sum = 0;
-            Module::tables(state, &mut |table| sum += table.looked_at());
-            sum
-        };
         let subject = "regions/north/accounts/a9";
         let commands: Vec<Command> = vec![
             register("new", "one").into(),

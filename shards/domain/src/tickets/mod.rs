@@ -16,6 +16,7 @@ pub mod queries;
 #[cfg(test)]
 mod tests;
 
+use tidewall_messages::tickets::command::Op;
 use tidewall_messages::tickets::outcome::Result as Done;
 use tidewall_messages::tickets::{Answer, Command, Outcome, Query};
 
@@ -24,7 +25,7 @@ use crate::table::AnyTable;
 use crate::{Caller, Context, Now};
 
 use commands::Event;
-use model::{HoldRow, HoldState, NumberKey};
+use model::{ENDED_MAX, HoldRow, HoldState, NumberKey, QUANTITY_MAX, TIERS_MAX};
 use queries::views;
 
 pub use commands::Rejection;
@@ -34,6 +35,11 @@ pub use model::State;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timer(NumberKey);
 
+/// The most rows that so many places cost.
+const fn rows_max(places: u64) -> u64 {
+    64 + 8 * places
+}
+
 impl Module for State {
     const NAME: &'static str = "tickets";
     type Command = Command;
@@ -42,6 +48,7 @@ impl Module for State {
     type Event = Event;
     type Timer = Timer;
     type Query = Query;
+    const TIMER_ROWS_MAX: u64 = rows_max(QUANTITY_MAX as u64);
 
     fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable)) {
         let Self { events, stock, tickets, holds, seats, counters } = self;
@@ -58,6 +65,20 @@ impl Module for State {
     /// A hot row is an event with its tiers.
     fn has_row(&self, name: &str) -> bool {
         self.event(name).is_some()
+    }
+
+    /// By the places that it asks for, and those of due holds that may have to give way.
+    fn rows_max(command: &Command) -> u64 {
+        let hold = QUANTITY_MAX as u64;
+        match &command.op {
+            Some(Op::Hold(asked)) => rows_max(u64::from(asked.quantity.min(QUANTITY_MAX)) + hold),
+            Some(Op::Buy(asked)) => rows_max(u64::from(asked.quantity.min(QUANTITY_MAX)) + hold),
+            Some(Op::ConfirmHold(_) | Op::ReleaseHold(_)) => rows_max(2 * hold),
+            Some(Op::CancelTicket(_)) => rows_max(1),
+            Some(Op::CreateEvent(_)) => rows_max(TIERS_MAX as u64),
+            Some(Op::UpdateEvent(_)) => rows_max((TIERS_MAX + ENDED_MAX) as u64),
+            None => 0,
+        }
     }
 
     fn decide(&self, context: &Context, caller: Caller<'_>, command: &Command) -> Decision<Self> {

@@ -86,7 +86,7 @@ impl Machine {
     }
 
     /// Imports that have parts, in order.
-    fn staged_imports(&self) -> Vec<u128> {
+    pub(super) fn staged_imports(&self) -> Vec<u128> {
         let mut imports: Vec<_> = self.staged.iter().map(|((import, _), _)| *import).collect();
         imports.dedup();
         imports
@@ -161,24 +161,6 @@ impl Machine {
             self.imports.set(import, None);
             self.imports.commit();
         }
-    }
-
-    /// Raises the apply version of the rows. What is too new was found out when the entry was begun.
-    pub(super) fn raise_version(&mut self, version: u32, mut row: MetaRow) -> Result<(), String> {
-        if version < row.apply_version {
-            return Err(format!("apply version {version} cannot follow {}", row.apply_version));
-        }
-        if row.apply_version < GIVES_IMPORTS_UP && version >= GIVES_IMPORTS_UP {
-            // Nobody knows when their latest part came: their time begins now.
-            for import in self.staged_imports() {
-                self.imports.set(import, Some(ImportRow { last_part_ms: row.time.steady_ms }));
-            }
-            self.imports.commit();
-        }
-        row.apply_version = version;
-        self.meta.set(MetaKey, Some(row));
-        self.meta.commit();
-        Ok(())
     }
 
     /// Replaces the rows by those of a staged snapshot file, once all of it has been verified. Whatever comes of it,

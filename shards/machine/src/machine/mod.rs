@@ -9,6 +9,7 @@ mod import;
 mod load;
 #[cfg(tidewall_mutants)]
 mod mutants;
+mod system;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -23,7 +24,7 @@ use tidewall_mutant::{Mutant, active};
 
 use crate::answer::{Answer, Decision, Receipt, RejectReason};
 use crate::dedupe::{self, DedupeRow, ShareRow};
-use crate::entry::{Command, Entry, Op, SystemCommand};
+use crate::entry::{Command, Entry, Op};
 use crate::error::ApplyError;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
 use crate::time::{GroupTime, Stamp};
@@ -410,19 +411,7 @@ impl Machine {
                 Ok(Decision::passing(RejectReason::IdReused))
             };
         }
-        let (now_ms, id_ms) = (row.time.log_ms(), id_time_ms(command.request_id));
-        let refused = if command.expires_ms < now_ms {
-            Some(RejectReason::Expired)
-        } else if command.expires_ms > now_ms.saturating_add(EXPIRY_AHEAD_MS_MAX) {
-            Some(RejectReason::ExpiresTooLate { ahead_ms: command.expires_ms - now_ms })
-        } else if self.forgotten(&command.principal, command.request_id) {
-            Some(RejectReason::IdForgotten)
-        } else if id_ms > now_ms.saturating_add(ID_AHEAD_MS_MAX) {
-            Some(RejectReason::IdFromFuture)
-        } else {
-            None
-        };
-        if let Some(refused) = refused {
+        if let Some(refused) = self.refused(command, &row) {
             return Ok(Decision::passing(refused));
         }
         let (answer, remembered) = match &command.op {
@@ -444,7 +433,7 @@ impl Machine {
             index: position.index,
             position: at as u32,
             chain: u64::from_be_bytes(first_8(&self.head.chain)),
-            decided_ms: now_ms,
+            decided_ms: row.time.log_ms(),
         };
         if !remembered && row.apply_version >= REMEMBERS_WHAT_IT_MUST {
             return Ok(Decision { receipt: Some(receipt), answer, replayed: false });
@@ -463,10 +452,33 @@ impl Machine {
         self.dedupe.set(row.dedupe_next, Some(remembered));
         self.dedupe.commit();
         row.dedupe_next += 1;
-        row.latest_id_ms = row.latest_id_ms.max(id_ms);
+        row.latest_id_ms = row.latest_id_ms.max(id_time_ms(command.request_id));
         self.meta.set(MetaKey, Some(row));
         self.meta.commit();
         Ok(Decision { receipt: Some(receipt), answer, replayed: false })
+    }
+
+    /// Why a command goes to no module: it comes too late, or its id says nothing about copies of it. The id of what is not remembered
+    /// need not.
+    fn refused(&self, command: &Command, row: &MetaRow) -> Option<RejectReason> {
+        let (now_ms, id_ms) = (row.time.log_ms(), id_time_ms(command.request_id));
+        let is_remembered = || {
+            let Op::Module { module, payload } = &command.op else { return true };
+            let module = self.module(*module);
+            row.apply_version < REMEMBERS_WHAT_IT_MUST
+                || module.is_none_or(|module| module.is_remembered(payload))
+        };
+        if command.expires_ms < now_ms {
+            Some(RejectReason::Expired)
+        } else if command.expires_ms > now_ms.saturating_add(EXPIRY_AHEAD_MS_MAX) {
+            Some(RejectReason::ExpiresTooLate { ahead_ms: command.expires_ms - now_ms })
+        } else if self.forgotten(&command.principal, command.request_id) && is_remembered() {
+            Some(RejectReason::IdForgotten)
+        } else if id_ms > now_ms.saturating_add(ID_AHEAD_MS_MAX) && is_remembered() {
+            Some(RejectReason::IdFromFuture)
+        } else {
+            None
+        }
     }
 
     /// Has a module decide a command; says also whether that is remembered.
@@ -516,39 +528,6 @@ impl Machine {
     /// Index and digest at the end of the last entry: a pair that replicas can compare, also while an entry is open.
     pub fn settled(&self) -> (u64, u128) {
         self.settled
-    }
-
-    fn system(&mut self, op: &SystemCommand, row: MetaRow) -> Decision {
-        let result = match op {
-            SystemCommand::Tick => Ok(()),
-            SystemCommand::ImportChunk { import, number, bytes } => {
-                self.stage(*import, *number, bytes, row);
-                Ok(())
-            }
-            SystemCommand::ImportAbort => {
-                self.drop_staged();
-                Ok(())
-            }
-            SystemCommand::ImportCommit { import, chunks, replace } => {
-                self.import(*import, *chunks, *replace)
-            }
-            SystemCommand::RaiseVersion(version) => self.raise_version(*version, row),
-            SystemCommand::Rebase { log_ms } => self.rebase(*log_ms, row),
-        };
-        match result {
-            Ok(()) => Decision { receipt: None, answer: Answer::System, replayed: false },
-            Err(why) => Decision::passing(RejectReason::System(why)),
-        }
-    }
-
-    /// Corrects log time that is ahead of the world.
-    fn rebase(&mut self, log_ms: u64, mut row: MetaRow) -> Result<(), String> {
-        let now_ms = row.time.log_ms();
-        let right = row.time.rebased(log_ms, self.applied_index());
-        row.time = right.ok_or_else(|| format!("log time {now_ms} is not ahead of {log_ms}"))?;
-        self.meta.set(MetaKey, Some(row));
-        self.meta.commit();
-        Ok(())
     }
 
     /// Pages that changed since the last freeze. Only between entries.

@@ -130,6 +130,7 @@ impl Module for Counters {
     type Event = Event;
     type Timer = u64;
     type Query = Get;
+    const TIMER_ROWS_MAX: u64 = 8;
 
     fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable)) {
         show(&self.rows);
@@ -142,6 +143,9 @@ impl Module for Counters {
     }
     fn is_remembered(add: &Add) -> bool {
         add.by > 0
+    }
+    fn rows_max(_: &Add) -> u64 {
+        8
     }
     fn decide(&self, context: &Context, _: Caller<'_>, add: &Add) -> Decided<Self> {
         if add.by > 100 {
@@ -245,6 +249,16 @@ fn what_is_idempotent_by_its_rows_is_not_remembered_and_answered_by_the_present_
         let again = log.one(T0, look);
         assert_eq!((total(&again), again.replayed), (if first_for_ever { 5 } else { 12 }, first_for_ever));
     }
+}
+
+/// Its copies do no harm, so that its id need not keep them apart.
+#[test]
+fn the_id_of_what_is_not_remembered_may_be_of_any_time() {
+    let mut log = log();
+    log.one(T0, Command::system(SystemCommand::RaiseVersion(APPLY_VERSION)));
+    let ahead = |by| Command { request_id: id(T0 + crate::ID_AHEAD_MS_MAX + 1, 1), ..add(1, "a", by, 1_000) };
+    assert_eq!(reason(&log.one(T0, ahead(5))), "IdFromFuture");
+    assert_eq!(total(&log.one(T0, ahead(0))), 0);
 }
 
 #[test]

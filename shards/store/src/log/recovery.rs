@@ -326,10 +326,15 @@ impl Replay {
             }
             return Ok(());
         }
+        self.change(number, offset, record.group, body)
+    }
+
+    /// Does to a group what a record says of it alone.
+    fn change(&mut self, number: u64, offset: u64, id: u32, body: Body<'_>) -> Result<(), LogError> {
         if matches!(body, Body::Mark { .. }) {
             return Ok(());
         }
-        let id = record.group;
+        let corrupt = |what: String| Err(LogError::corrupt(number, offset, what));
         let group = self.groups.entry(id).or_default();
         let next = group.state.next_index();
         match body {

@@ -6,8 +6,8 @@ use super::*;
 const HOT: RowKey = 1;
 const COLD: RowKey = 2;
 
-fn arrive(room: &mut Room<u32>, class: Class, row: RowKey, name: u32) -> Arrival<u32> {
-    room.arrive(class, row, 1, usize::MAX, || name)
+fn arrive(room: &mut Room<u32>, priority: Priority, row: RowKey, name: u32) -> Arrival<u32> {
+    room.arrive(priority, row, 1, usize::MAX, || name)
 }
 
 fn place(arrival: Arrival<u32>) -> Place {
@@ -26,7 +26,7 @@ fn flooded(calls: u32, calls_max: usize) -> (Room<u32>, Vec<Place>) {
     let mut room = Room::new(8, calls_max);
     let mut places = Vec::new();
     for name in 0..calls {
-        match arrive(&mut room, Class::Start, HOT, name) {
+        match arrive(&mut room, Priority::Start, HOT, name) {
             Arrival::In(place) => places.push(place),
             Arrival::Waits { pushed_out: None, .. } => {}
             other => panic!("{name}: {other:?}"),
@@ -52,9 +52,12 @@ fn the_limit_holds_and_who_waits_gets_in_in_order() {
 fn a_light_row_does_not_wait_for_a_flood() {
     let (mut room, _places) = flooded(50, 100);
     // Two rows share a reserve of 4: two calls each.
-    let first = place(arrive(&mut room, Class::Browse, COLD, 100));
-    let second = place(arrive(&mut room, Class::Start, COLD, 101));
-    assert!(waits(&arrive(&mut room, Class::Start, COLD, 102)), "beyond its part of the reserve it queues");
+    let first = place(arrive(&mut room, Priority::Browse, COLD, 100));
+    let second = place(arrive(&mut room, Priority::Start, COLD, 101));
+    assert!(
+        waits(&arrive(&mut room, Priority::Start, COLD, 102)),
+        "beyond its part of the reserve it queues"
+    );
     assert_eq!(room.under_way(), 10);
     room.leave(first);
     room.leave(second);
@@ -65,10 +68,10 @@ fn a_light_row_does_not_wait_for_a_flood() {
 fn rows_take_turns_whatever_their_queues() {
     let (mut room, mut places) = flooded(50, 100);
     // A third row takes the reserve, so that the cold row has to queue.
-    while let Arrival::In(_) = arrive(&mut room, Class::Start, 3, 300) {}
-    while let Arrival::In(_) = arrive(&mut room, Class::Start, 4, 400) {}
+    while let Arrival::In(_) = arrive(&mut room, Priority::Start, 3, 300) {}
+    while let Arrival::In(_) = arrive(&mut room, Priority::Start, 4, 400) {}
     for name in 100..103 {
-        assert!(!matches!(arrive(&mut room, Class::Start, COLD, name), Arrival::Full));
+        assert!(!matches!(arrive(&mut room, Priority::Start, COLD, name), Arrival::Full));
     }
     let mut order = Vec::new();
     for _ in 0..8 {
@@ -82,10 +85,10 @@ fn rows_take_turns_whatever_their_queues() {
 #[test]
 fn finishing_goes_first_and_browsing_last() {
     let (mut room, mut places) = flooded(20, 100);
-    assert!(waits(&arrive(&mut room, Class::Browse, HOT, 200)));
-    let finish = arrive(&mut room, Class::Finish, HOT, 300);
+    assert!(waits(&arrive(&mut room, Priority::Browse, HOT, 200)));
+    let finish = arrive(&mut room, Priority::Finish, HOT, 300);
     assert!(matches!(finish, Arrival::In(_)), "finishing may go an eighth above the limit: {finish:?}");
-    assert!(waits(&arrive(&mut room, Class::Finish, HOT, 301)));
+    assert!(waits(&arrive(&mut room, Priority::Finish, HOT, 301)));
     room.leave(places.pop().unwrap());
     assert_eq!(room.next().map(|(_, name)| name), Some(301));
 }
@@ -93,11 +96,11 @@ fn finishing_goes_first_and_browsing_last() {
 #[test]
 fn a_full_room_pushes_out_the_heaviest_row_and_refuses_it() {
     let (mut room, _places) = flooded(16, 16);
-    assert_eq!(arrive(&mut room, Class::Start, HOT, 99), Arrival::Full, "the flood itself is refused");
+    assert_eq!(arrive(&mut room, Priority::Start, HOT, 99), Arrival::Full, "the flood itself is refused");
     // The reserve takes two calls of the cold row; the third one waits at the expense of the flood.
-    place(arrive(&mut room, Class::Start, COLD, 100));
-    place(arrive(&mut room, Class::Start, COLD, 101));
-    let third = arrive(&mut room, Class::Start, COLD, 102);
+    place(arrive(&mut room, Priority::Start, COLD, 100));
+    place(arrive(&mut room, Priority::Start, COLD, 101));
+    let third = arrive(&mut room, Priority::Start, COLD, 102);
     assert!(matches!(third, Arrival::Waits { pushed_out: Some(15), .. }), "{third:?}");
     assert_eq!(room.waiting(), 8);
 }
@@ -105,7 +108,7 @@ fn a_full_room_pushes_out_the_heaviest_row_and_refuses_it() {
 #[test]
 fn nobody_waits_behind_more_than_it_has_time_for() {
     let (mut room, _places) = flooded(20, 100);
-    let mut hasty = |row, ahead_max| room.arrive(Class::Start, row, 1, ahead_max, || 99);
+    let mut hasty = |row, ahead_max| room.arrive(Priority::Start, row, 1, ahead_max, || 99);
     assert_eq!(hasty(HOT, 11), Arrival::Full, "12 of its own wait");
     assert!(waits(&hasty(HOT, 12)));
     // The reserve takes two calls of the cold row; then rows take turns: the 13 of the flood are not all before it.
@@ -120,10 +123,10 @@ fn nobody_waits_behind_more_than_it_has_time_for() {
 #[test]
 fn finishing_does_not_count_what_comes_after_it() {
     let (mut room, _places) = flooded(1_000, 10_000);
-    // One more than the limit gets in; then two wait behind each other, whatever of the other classes waits.
-    place(arrive(&mut room, Class::Finish, HOT, 1_000));
+    // One more than the limit gets in; then two wait behind each other, whatever of the other priorities waits.
+    place(arrive(&mut room, Priority::Finish, HOT, 1_000));
     for ahead in 0..3 {
-        let mut finish = |ahead_max| room.arrive(Class::Finish, HOT, 1, ahead_max, || 1_001);
+        let mut finish = |ahead_max| room.arrive(Priority::Finish, HOT, 1, ahead_max, || 1_001);
         assert!(ahead == 0 || finish(ahead - 1) == Arrival::Full, "{ahead}");
         assert!(waits(&finish(ahead)), "{ahead}");
     }
@@ -133,19 +136,19 @@ fn finishing_does_not_count_what_comes_after_it() {
 fn heavy_calls_count_by_their_weight() {
     let (mut room, _places) = flooded(8, 10_000);
     for name in 0..10 {
-        assert!(waits(&room.arrive(Class::Start, HOT, 100, usize::MAX, || name)));
+        assert!(waits(&room.arrive(Priority::Start, HOT, 100, usize::MAX, || name)));
     }
-    place(arrive(&mut room, Class::Start, COLD, 1));
-    place(arrive(&mut room, Class::Start, COLD, 2));
+    place(arrive(&mut room, Priority::Start, COLD, 1));
+    place(arrive(&mut room, Priority::Start, COLD, 2));
     // The first of the cold row has the turn after one heavy call, which weighs as much as the limit.
-    assert_eq!(room.arrive(Class::Start, COLD, 1, 7, || 3), Arrival::Full);
-    assert!(waits(&room.arrive(Class::Start, COLD, 1, 8, || 3)));
+    assert_eq!(room.arrive(Priority::Start, COLD, 1, 7, || 3), Arrival::Full);
+    assert!(waits(&room.arrive(Priority::Start, COLD, 1, 8, || 3)));
 }
 
 #[test]
 fn who_waits_can_be_sent_away_together() {
     let (mut room, places) = flooded(12, 100);
-    assert!(waits(&arrive(&mut room, Class::Browse, HOT, 50)));
+    assert!(waits(&arrive(&mut room, Priority::Browse, HOT, 50)));
     assert_eq!(room.drain(), [8, 9, 10, 11, 50]);
     assert_eq!((room.under_way(), room.waiting()), (8, 0));
     for place in places {
@@ -156,26 +159,26 @@ fn who_waits_can_be_sent_away_together() {
 }
 
 #[test]
-fn the_bound_on_calls_holds_for_all_classes() {
+fn the_bound_on_calls_holds_for_all_priorities() {
     let (mut room, _places) = flooded(16, 16);
-    assert_eq!(arrive(&mut room, Class::Browse, HOT, 1), Arrival::Full);
-    place(arrive(&mut room, Class::Finish, HOT, 1));
-    assert!(waits(&arrive(&mut room, Class::Finish, HOT, 2)), "finishing may go an eighth above");
-    assert_eq!(arrive(&mut room, Class::Finish, HOT, 3), Arrival::Full);
+    assert_eq!(arrive(&mut room, Priority::Browse, HOT, 1), Arrival::Full);
+    place(arrive(&mut room, Priority::Finish, HOT, 1));
+    assert!(waits(&arrive(&mut room, Priority::Finish, HOT, 2)), "finishing may go an eighth above");
+    assert_eq!(arrive(&mut room, Priority::Finish, HOT, 3), Arrival::Full);
     let mut alone = Room::new(1, 1);
-    place(arrive(&mut alone, Class::Start, HOT, 1));
-    assert_eq!(arrive(&mut alone, Class::Start, COLD, 2), Arrival::Full);
+    place(arrive(&mut alone, Priority::Start, HOT, 1));
+    assert_eq!(arrive(&mut alone, Priority::Start, COLD, 2), Arrival::Full);
 }
 
 #[test]
 fn a_heavy_call_is_not_overtaken_and_gets_in_alone() {
     let mut room = Room::new(8, 100);
-    let light = place(arrive(&mut room, Class::Start, HOT, 1));
+    let light = place(arrive(&mut room, Priority::Start, HOT, 1));
     assert!(
-        waits(&room.arrive(Class::Start, HOT, 1000, usize::MAX, || 2)),
+        waits(&room.arrive(Priority::Start, HOT, 1000, usize::MAX, || 2)),
         "heavier than the limit: alone only"
     );
-    assert!(waits(&arrive(&mut room, Class::Start, HOT, 3)), "nobody goes past");
+    assert!(waits(&arrive(&mut room, Priority::Start, HOT, 3)), "nobody goes past");
     room.leave(light);
     let (heavy, name) = room.next().unwrap();
     assert_eq!((heavy.weight, name), (8, 2));
@@ -187,8 +190,10 @@ fn a_heavy_call_is_not_overtaken_and_gets_in_alone() {
 #[test]
 fn who_gives_up_leaves_nothing_behind() {
     let (mut room, mut places) = flooded(8, 100);
-    let Arrival::Waits { queued, .. } = arrive(&mut room, Class::Start, HOT, 9) else { panic!("must wait") };
-    assert!(waits(&arrive(&mut room, Class::Start, HOT, 10)));
+    let Arrival::Waits { queued, .. } = arrive(&mut room, Priority::Start, HOT, 9) else {
+        panic!("must wait")
+    };
+    assert!(waits(&arrive(&mut room, Priority::Start, HOT, 10)));
     assert_eq!(room.withdraw(queued), Some(9));
     assert_eq!(room.withdraw(queued), None, "twice is once");
     room.leave(places.pop().unwrap());
@@ -209,10 +214,10 @@ fn the_books_are_right_after_any_history() {
         (seed >> 33) % below
     };
     for name in 0..20_000u32 {
-        let class = Class::ALL[random(3) as usize];
+        let priority = Priority::ALL[random(3) as usize];
         match random(5) {
             0..=1 => {
-                match room.arrive(class, random(6), 1 + random(3) as usize, random(40) as usize, || name) {
+                match room.arrive(priority, random(6), 1 + random(3) as usize, random(40) as usize, || name) {
                     Arrival::In(place) => places.push(place),
                     Arrival::Waits { queued, .. } => waiting.push(queued),
                     Arrival::Full => {}

@@ -222,7 +222,12 @@ impl<'a> Case<'a> {
         if !shown.is_empty() && shown != row.token && shown != row.previous {
             return Err(Rejection::SessionInvalid);
         }
-        Ok((vec![Event::SessionEnded { session }], ended))
+        let events = if active(Mutant::EndedSessionLives) {
+            Vec::new()
+        } else {
+            vec![Event::SessionEnded { session }]
+        };
+        Ok((events, ended))
     }
 
     fn update_profile(&self, asked: &messages::UpdateProfile) -> Decision {

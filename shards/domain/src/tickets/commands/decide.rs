@@ -4,6 +4,8 @@ use tidewall_messages::tickets::command::Op;
 use tidewall_messages::tickets::outcome::Result as Done;
 use tidewall_messages::tickets::{self as messages, Command, Outcome};
 
+use tidewall_mutant::{Mutant, active};
+
 use crate::{Caller, Context, incarnation};
 
 use super::super::model::*;
@@ -293,7 +295,8 @@ impl<'a> Case<'a> {
         let missing = || Rejection::HoldNotFound(id.to_owned());
         let key = parse_hold_id(row, id).ok_or_else(missing)?;
         let hold = self.state.holds.get(&key).ok_or_else(missing)?;
-        if !self.caller.is_operator() && &*hold.owner != self.caller.principal {
+        let may = self.caller.is_operator() || &*hold.owner == self.caller.principal;
+        if !may && !active(Mutant::HoldOfAnybody) {
             return Err(Rejection::NotOwner(format!("hold {id:?}")));
         }
         // Whether its timer has fired or not.

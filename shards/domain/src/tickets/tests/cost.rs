@@ -2,6 +2,7 @@
 //! thread that all regions share.
 
 use super::*;
+use crate::module::looked_at;
 
 /// A tier of `rows` rows of 50 seats, sold in hundreds by turns, every second ticket of which was cancelled: as scattered
 /// as its free seats can be. A second event has holds without number that are all due.
@@ -38,12 +39,6 @@ fn quietly(world: &mut World, who: &str, command: &Command) -> Done {
     let caller = caller(who);
     let answer = apply(&mut world.state, &world.context, caller, command).unwrap();
     answer.unwrap_or_else(|why| panic!("{command:?}: {why:?}")).result.unwrap()
-}
-
-fn looked_at(state: &State) -> u64 {
-    let mut looked_at = 0;
-    Module::tables(state, &mut |table| looked_at += table.looked_at());
-    looked_at
 }
 
 /// Rows that each kind of command looks at, by its name.
@@ -166,46 +161,41 @@ proptest! {
         let labels: Vec<String> = (0..rush.rows).map(|row| format!("R{row}")).collect();
         let seat_rows: Vec<(&str, u32)> = labels.iter().map(|label| (label.as_str(), 50)).collect();
         for ask in &rush.asks {
-            let (who, command, size) = match ask {
+            let (who, command) = match ask {
                 Rushed::Wait(ms) => {
                     world.wait(*ms);
                     continue;
                 }
-                Rushed::Buy { who: of, numbered, quantity } => (who(*of), buy(tier_of(*numbered), *quantity, &[]), *quantity),
+                Rushed::Buy { who: of, numbered, quantity } => (who(*of), buy(tier_of(*numbered), *quantity, &[])),
                 Rushed::Named { who: of, seats: named } => {
                     let name = |at: &u32| format!("R{}-{}", at / 50 % rush.rows, at % 50 + 1);
                     let names: BTreeSet<String> = named.iter().map(name).collect();
                     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                    (who(*of), buy("vip", names.len() as u32, &names), names.len() as u32)
+                    (who(*of), buy("vip", names.len() as u32, &names))
                 }
                 Rushed::Hold { who: of, numbered, quantity, ttl_ms } => {
-                    (who(*of), hold(tier_of(*numbered), *quantity, &[], *ttl_ms), *quantity)
+                    (who(*of), hold(tier_of(*numbered), *quantity, &[], *ttl_ms))
                 }
                 Rushed::Confirm { who: of, hold } => {
-                    (who(*of), confirm(format!("ga-h{}", hold % 200 + 1)), 100)
+                    (who(*of), confirm(format!("ga-h{}", hold % 200 + 1)))
                 }
                 Rushed::Release { who: of, hold } => {
-                    (who(*of), release(format!("vip-h{}", hold % 200 + 1)), 100)
+                    (who(*of), release(format!("vip-h{}", hold % 200 + 1)))
                 }
                 Rushed::Cancel { who: of, ticket } => {
-                    (who(*of), cancel(format!("vip-{}", ticket % seats + 1)), 1)
+                    (who(*of), cancel(format!("vip-{}", ticket % seats + 1)))
                 }
                 Rushed::Resize { capacity } => {
                     let tiers = vec![tier("vip", seats, &seat_rows), tier("ga", capacity % (10 * seats) + 1, &[])];
                     let command = change(Change { tiers: Some(tiers), ..Change::default() });
-                    ("organiser".to_owned(), command, 2)
+                    ("organiser".to_owned(), command)
                 }
             };
             world.context.index += 1;
             world.context.request_id += 1;
-            let before = looked_at(&world.state);
-            let caller = caller(&who);
-            let answer = apply(&mut world.state, &world.context, caller, &command).unwrap();
-            let looked = looked_at(&world.state) - before;
-            // Due holds give way: as many as it needs places, and the last of them may have a hundred.
-            let ends = if matches!(ask, Rushed::Resize { .. }) { ENDED_MAX as u64 } else { 100 };
-            let most = 64 + 8 * (u64::from(size) + ends);
-            prop_assert!(looked <= most, "{command:?} looks at {looked} rows, {most} are allowed: {answer:?}");
+            // Panics where it looks at more than `rows_max` rows.
+            let answer = apply(&mut world.state, &world.context, caller(&who), &command);
+            prop_assert!(answer.is_ok(), "{command:?}: {answer:?}");
         }
     }
 }

@@ -7,7 +7,7 @@ use tonic_types::StatusExt as _;
 
 /// What one answer says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Meaning {
     /// Decided "no": the stock is gone.
     SoldOut,
     /// Decided "no" for another reason (quota, sale window, …).
@@ -27,7 +27,7 @@ pub enum Verdict {
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// What it means.
-    pub verdict: Verdict,
+    pub meaning: Meaning,
     /// `CODE/REASON`, for counting.
     pub key: String,
     /// True when no gateway said this: the connection or the client's own clock did.
@@ -38,48 +38,48 @@ pub struct Answer {
 pub fn of_status(status: &Status) -> Answer {
     let reason = reason(status);
     let ours = !reason.is_empty();
-    let verdict = match verdict_of(status.code(), &reason) {
-        Verdict::Overloaded { .. } => {
-            Verdict::Overloaded { after: status.get_details_retry_info().and_then(|info| info.retry_delay) }
+    let meaning = match meaning_of(status.code(), &reason) {
+        Meaning::Overloaded { .. } => {
+            Meaning::Overloaded { after: status.get_details_retry_info().and_then(|info| info.retry_delay) }
         }
         other => other,
     };
-    let transport = !ours && matches!(verdict, Verdict::Unknown) && status.code() != Code::DeadlineExceeded;
-    Answer { verdict, key: key(status.code(), &reason), transport }
+    let transport = !ours && matches!(meaning, Meaning::Unknown) && status.code() != Code::DeadlineExceeded;
+    Answer { meaning, key: key(status.code(), &reason), transport }
 }
 
 /// Reads a rejection, or an undecided item, of a batch.
 pub(crate) fn of_item(code: i32, reason: &str, decided: bool) -> Answer {
     let code = Code::from(code);
-    let verdict = match (decided, verdict_of(code, reason)) {
-        (true, Verdict::SoldOut) => Verdict::SoldOut,
-        (true, _) => Verdict::Refused,
+    let meaning = match (decided, meaning_of(code, reason)) {
+        (true, Meaning::SoldOut) => Meaning::SoldOut,
+        (true, _) => Meaning::Refused,
         // An item carries no RetryInfo of its own.
-        (false, Verdict::Overloaded { .. }) => Verdict::Overloaded { after: Some(Duration::from_millis(50)) },
-        (false, _) => Verdict::Unknown,
+        (false, Meaning::Overloaded { .. }) => Meaning::Overloaded { after: Some(Duration::from_millis(50)) },
+        (false, _) => Meaning::Unknown,
     };
-    Answer { verdict, key: key(code, reason), transport: false }
+    Answer { meaning, key: key(code, reason), transport: false }
 }
 
-fn verdict_of(code: Code, reason: &str) -> Verdict {
+fn meaning_of(code: Code, reason: &str) -> Meaning {
     match code {
-        Code::FailedPrecondition if reason == "SOLD_OUT" => Verdict::SoldOut,
-        Code::FailedPrecondition | Code::Aborted | Code::AlreadyExists => Verdict::Refused,
+        Code::FailedPrecondition if reason == "SOLD_OUT" => Meaning::SoldOut,
+        Code::FailedPrecondition | Code::Aborted | Code::AlreadyExists => Meaning::Refused,
         // Transport libraries report ENHANCE_YOUR_CALM as RESOURCE_EXHAUSTED, also for calls that were
         // under way; a gateway that refuses gives a reason.
-        Code::ResourceExhausted if reason.is_empty() => Verdict::Unknown,
-        Code::ResourceExhausted => Verdict::Overloaded { after: None },
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => Verdict::Unknown,
+        Code::ResourceExhausted if reason.is_empty() => Meaning::Unknown,
+        Code::ResourceExhausted => Meaning::Overloaded { after: None },
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => Meaning::Unknown,
         // Transport libraries report broken streams as INTERNAL; a gateway that means it gives a reason.
-        Code::Internal if reason.is_empty() => Verdict::Unknown,
-        Code::Internal => Verdict::Refused,
-        _ => Verdict::Failed,
+        Code::Internal if reason.is_empty() => Meaning::Unknown,
+        Code::Internal => Meaning::Refused,
+        _ => Meaning::Failed,
     }
 }
 
 /// Whether a call of the preparation or the audit should be repeated.
 pub fn worth_repeating(status: &Status) -> bool {
-    matches!(of_status(status).verdict, Verdict::Unknown | Verdict::Overloaded { .. })
+    matches!(of_status(status).meaning, Meaning::Unknown | Meaning::Overloaded { .. })
 }
 
 /// Whether a call ended because its connection was closed under it, or before it was sent. A gateway that asks its clients
@@ -159,16 +159,16 @@ mod tests {
     #[test]
     fn a_no_is_told_from_an_overload_and_from_an_unknown() {
         let sold_out = of_status(&status(Code::FailedPrecondition, "SOLD_OUT", None));
-        assert_eq!(sold_out.verdict, Verdict::SoldOut);
+        assert_eq!(sold_out.meaning, Meaning::SoldOut);
         assert_eq!(sold_out.key, "FAILED_PRECONDITION/SOLD_OUT");
         let quota = of_status(&status(Code::FailedPrecondition, "QUOTA_EXCEEDED", None));
-        assert_eq!(quota.verdict, Verdict::Refused);
+        assert_eq!(quota.meaning, Meaning::Refused);
         let delay = Duration::from_millis(70);
         let overload = of_status(&status(Code::ResourceExhausted, "OVERLOADED", Some(delay)));
-        assert_eq!(overload.verdict, Verdict::Overloaded { after: Some(delay) });
+        assert_eq!(overload.meaning, Meaning::Overloaded { after: Some(delay) });
         let bare = of_status(&status(Code::ResourceExhausted, "OVERLOADED", None));
-        assert_eq!(bare.verdict, Verdict::Overloaded { after: None });
-        assert_eq!(of_status(&Status::unauthenticated("no")).verdict, Verdict::Failed);
+        assert_eq!(bare.meaning, Meaning::Overloaded { after: None });
+        assert_eq!(of_status(&Status::unauthenticated("no")).meaning, Meaning::Failed);
     }
 
     #[test]
@@ -177,25 +177,25 @@ mod tests {
             [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled, Code::ResourceExhausted]
         {
             let answer = of_status(&Status::new(code, "h2 protocol error"));
-            assert_eq!(answer.verdict, Verdict::Unknown, "{code:?}");
+            assert_eq!(answer.meaning, Meaning::Unknown, "{code:?}");
             assert!(answer.transport, "{code:?}");
         }
         let said = of_status(&status(Code::Unavailable, "OUTCOME_UNKNOWN", None));
-        assert_eq!(said.verdict, Verdict::Unknown);
+        assert_eq!(said.meaning, Meaning::Unknown);
         assert!(!said.transport);
         let broken = of_status(&status(Code::Internal, "INTERNAL_INVARIANT", None));
-        assert_eq!(broken.verdict, Verdict::Refused);
+        assert_eq!(broken.meaning, Meaning::Refused);
     }
 
     #[test]
     fn undecided_items_of_a_batch_are_repeated_and_rejections_are_not() {
-        let over = of_item(Code::ResourceExhausted as i32, "OVERLOADED", false).verdict;
-        assert!(matches!(over, Verdict::Overloaded { after: Some(_) }));
-        assert_eq!(of_item(Code::Unavailable as i32, "", false).verdict, Verdict::Unknown);
-        assert_eq!(of_item(Code::FailedPrecondition as i32, "SOLD_OUT", true).verdict, Verdict::SoldOut);
+        let over = of_item(Code::ResourceExhausted as i32, "OVERLOADED", false).meaning;
+        assert!(matches!(over, Meaning::Overloaded { after: Some(_) }));
+        assert_eq!(of_item(Code::Unavailable as i32, "", false).meaning, Meaning::Unknown);
+        assert_eq!(of_item(Code::FailedPrecondition as i32, "SOLD_OUT", true).meaning, Meaning::SoldOut);
         assert_eq!(
-            of_item(Code::FailedPrecondition as i32, "QUOTA_EXCEEDED", true).verdict,
-            Verdict::Refused
+            of_item(Code::FailedPrecondition as i32, "QUOTA_EXCEEDED", true).meaning,
+            Meaning::Refused
         );
     }
 }

@@ -1,14 +1,34 @@
 //! What the regions answer, in the words of the public API. Only translation: nothing is decided and nothing is
-//! checked here but that an answer has the shape its command asks for.
+//! checked here but that an answer has the shape its command asks for. Each module's part is a file of its own.
 
-use prost::Message as _;
+mod accounts;
+mod tickets;
+
 use prost_types::Timestamp;
-use tidewall_messages::{Rejection, accounts, tickets};
+use tidewall_messages::Rejection;
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::v1;
 
 use crate::errors::ApiError;
-use crate::{names, request_id};
+use crate::names;
+
+pub(crate) use tickets::{event, hold, purchase, ticket};
+
+/// Where and for whom something was decided.
+#[derive(Clone, Copy)]
+struct Decider<'a> {
+    region: &'a str,
+    caller: &'a str,
+}
+
+/// Shows what a module decided, from the bytes of its outcome. `None`: it was done, and there is nothing to show of it.
+type Show = fn(Decider<'_>, &[u8]) -> Result<Option<v1::get_outcome_response::Result>, ApiError>;
+
+/// Modules of which `GetOutcome` shows outcomes.
+const MODULES: &[(u8, Show)] = &[
+    (tidewall_messages::tickets::MODULE, tickets::show),
+    (tidewall_messages::accounts::MODULE, accounts::show),
+];
 
 /// What a module achieved.
 pub(crate) struct Decided<T> {
@@ -49,19 +69,6 @@ pub(crate) fn timestamp(ms: u64) -> Timestamp {
     }
 }
 
-/// Absent for 0.
-fn optional_timestamp(ms: u64) -> Option<Timestamp> {
-    (ms != 0).then(|| timestamp(ms))
-}
-
-fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn small(value: u32) -> i32 {
-    i32::try_from(value).unwrap_or(i32::MAX)
-}
-
 /// Lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)
@@ -76,73 +83,6 @@ pub(crate) fn receipt(region: &str, receipt: &pb::Receipt) -> v1::Receipt {
         position: receipt.position,
         chain_hash: format!("{:016x}", receipt.chain_hash),
         decided_at: Some(timestamp(receipt.decided_at_ms)),
-    }
-}
-
-fn money(currency_code: String, minor_units: u64) -> v1::Money {
-    v1::Money { currency_code, minor_units: signed(minor_units) }
-}
-
-pub(crate) fn event(region: &str, view: tickets::EventView) -> v1::Event {
-    v1::Event {
-        name: names::event(region, &view.event_id),
-        display_name: view.display_name,
-        organiser: view.organiser,
-        tiers: view.tiers.into_iter().map(tier).collect(),
-        quota_per_buyer: small(view.quota_per_buyer),
-        sale_opens_at: optional_timestamp(view.sale_opens_at_ms),
-        sale_closes_at: optional_timestamp(view.sale_closes_at_ms),
-        revision: view.revision,
-    }
-}
-
-fn tier(view: tickets::TierView) -> v1::Tier {
-    let spec = view.spec.unwrap_or_default();
-    let seat_row = |row: tickets::SeatRowSpec| v1::SeatRow { label: row.label, seats: small(row.seats) };
-    v1::Tier {
-        tier_id: spec.tier_id,
-        display_name: spec.display_name,
-        capacity: signed(spec.capacity),
-        price: Some(money(spec.currency_code, spec.price_minor_units)),
-        seat_rows: spec.seat_rows.into_iter().map(seat_row).collect(),
-        free: signed(view.free),
-        held: signed(view.held),
-        sold: signed(view.sold),
-    }
-}
-
-/// A hold of `caller`: regions answer only who made a hold about it, and leave it to us to say who that is.
-pub(crate) fn hold(region: &str, event: &str, caller: &str, view: tickets::HoldView) -> v1::Hold {
-    v1::Hold {
-        name: names::hold(region, event, &view.hold_id),
-        owner: caller.to_owned(),
-        tier_id: view.tier_id,
-        quantity: small(view.quantity),
-        seats: view.seats,
-        expires_at: Some(timestamp(view.expires_at_ms)),
-    }
-}
-
-pub(crate) fn purchase(region: &str, event: &str, view: tickets::PurchaseView) -> v1::Purchase {
-    let first = view.first_number;
-    let ticket = |offset: u32| {
-        let number = first.saturating_add(u64::from(offset));
-        format!("regions/{region}/events/{event}/tickets/{}-{number}", view.tier_id)
-    };
-    v1::Purchase { tickets: (0..view.count).map(ticket).collect(), tier_id: view.tier_id, seats: view.seats }
-}
-
-pub(crate) fn ticket(region: &str, event: &str, view: tickets::TicketView) -> v1::Ticket {
-    let state = if view.cancelled { v1::TicketState::Cancelled } else { v1::TicketState::Valid };
-    v1::Ticket {
-        name: names::ticket(region, event, &view.ticket_id),
-        owner: view.owner,
-        tier_id: view.tier_id,
-        seat: view.seat,
-        price: Some(money(view.currency_code, view.price_minor_units)),
-        state: state.into(),
-        sold_at: Some(timestamp(view.sold_at_ms)),
-        request_id: request_id::format(&view.request_id),
     }
 }
 
@@ -198,13 +138,11 @@ pub(crate) fn remembered(
     }
     let result = match outcome.result.ok_or_else(mismatch)? {
         Stored::Rejection(view) => Some(Shown::Rejection(rejection(view))),
-        Stored::Done(bytes) if outcome.module == u32::from(tickets::MODULE) => {
-            Some(ticket_outcome(region, caller, tickets::Outcome::decode(bytes).map_err(|_| mismatch())?)?)
+        Stored::Done(bytes) => {
+            let module = MODULES.iter().find(|(module, _)| outcome.module == u32::from(*module));
+            let (_, show) = module.ok_or_else(mismatch)?;
+            show(Decider { region, caller }, &bytes)?
         }
-        Stored::Done(bytes) if outcome.module == u32::from(accounts::MODULE) => {
-            account_outcome(accounts::Outcome::decode(bytes).map_err(|_| mismatch())?)?
-        }
-        Stored::Done(_) => return Err(mismatch()),
     };
     Ok(v1::GetOutcomeResponse {
         state: v1::OutcomeState::Decided.into(),
@@ -213,40 +151,12 @@ pub(crate) fn remembered(
     })
 }
 
-/// What the ticket module decided for a request of `caller`.
-fn ticket_outcome(
-    region: &str,
-    caller: &str,
-    outcome: tickets::Outcome,
-) -> Result<v1::get_outcome_response::Result, ApiError> {
-    use tickets::outcome::Result as Done;
-    use v1::get_outcome_response::Result as Shown;
-    let event_id = outcome.event_id;
-    Ok(match outcome.result.ok_or_else(mismatch)? {
-        Done::Event(view) => Shown::Event(event(region, view)),
-        Done::Hold(view) => Shown::Hold(hold(region, &event_id, caller, view)),
-        Done::Purchase(view) => Shown::Purchase(purchase(region, &event_id, view)),
-        Done::Cancelled(view) => Shown::CancelledTicket(names::ticket(region, &event_id, &view.ticket_id)),
-        Done::ReleasedHoldId(id) => Shown::ReleasedHold(names::hold(region, &event_id, &id)),
-    })
-}
-
-/// What the accounts module decided for a request of somebody with a token. Others have no principal to ask as: they repeat.
-fn account_outcome(outcome: accounts::Outcome) -> Result<Option<v1::get_outcome_response::Result>, ApiError> {
-    use accounts::outcome::Result as Done;
-    use v1::get_outcome_response::Result as Shown;
-    match outcome.result {
-        Some(Done::Account(view)) => Ok(Some(Shown::ChangedAccount(view.subject))),
-        // Remembered under an earlier apply version: it was done, and there is nothing to show of it.
-        Some(Done::SessionEnded(_)) => Ok(None),
-        _ => Err(mismatch()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use prost::Message as _;
+    use tidewall_messages::tickets;
 
     fn done(result: tickets::outcome::Result) -> pb::Outcome {
         let outcome = tickets::Outcome { event_id: "gala".into(), result: Some(result) };
@@ -337,6 +247,6 @@ mod tests {
             Err(ApiError::Rejected { receipt: None, .. })
         ));
         assert_eq!(timestamp(1_700_000_000_123), Timestamp { seconds: 1_700_000_000, nanos: 123_000_000 });
-        assert_eq!(optional_timestamp(0), None);
+        assert_eq!(super::tickets::optional_timestamp(0), None);
     }
 }
