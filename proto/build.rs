@@ -4,8 +4,10 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use protox::prost_reflect::prost::Message as _;
-use protox::prost_reflect::{DynamicMessage, MessageDescriptor, MethodDescriptor, ReflectMessage, Value};
+use protox::prost_reflect::prost::encoding::{WireType, encode_key, encode_varint};
+use protox::prost_reflect::{
+    DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, ReflectMessage, Value,
+};
 
 const FILES: &[&str] = &[
     "tidewall/v1/policy.proto",
@@ -26,6 +28,8 @@ const PUBLIC: &str = "tidewall.v1";
 /// What is spoken between our own processes, and what stands in the log.
 const INTERNAL: &str = "tidewall.internal";
 const LOG: &str = "tidewall.log";
+/// Number of `file` in `google.protobuf.FileDescriptorSet`.
+const FILE: u32 = 1;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -35,10 +39,8 @@ fn main() -> Result<(), Failure> {
     compiler.include_imports(true).open_files(FILES)?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
-    let mut public = compiler.file_descriptor_set();
-    public.file.retain(|file| !file.package().starts_with(INTERNAL) && !file.package().starts_with(LOG));
-    std::fs::write(out.join("public.bin"), public.encode_to_vec())?;
     let pool = compiler.descriptor_pool();
+    std::fs::write(out.join("public.bin"), public(&pool))?;
     let services = pool.services().filter(|service| service.parent_file().package_name() == PUBLIC);
     let methods: Vec<MethodDescriptor> =
         services.flat_map(|service| service.methods().collect::<Vec<_>>()).collect();
@@ -57,6 +59,20 @@ fn main() -> Result<(), Failure> {
         .bytes(".tidewall.v1.ImportRegionRequest")
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
+}
+
+/// An encoded `FileDescriptorSet` of what clients see. A file is copied as it was encoded: options that nobody here knows as
+/// types, such as `google.api.http`, are in it.
+fn public(pool: &DescriptorPool) -> Vec<u8> {
+    let internal = |package: &str| package.starts_with(INTERNAL) || package.starts_with(LOG);
+    let mut set = Vec::new();
+    for file in pool.files().filter(|file| !internal(file.package_name())) {
+        let bytes = file.encode_to_vec();
+        encode_key(FILE, WireType::LengthDelimited, &mut set);
+        encode_varint(bytes.len() as u64, &mut set);
+        set.extend(bytes);
+    }
+    set
 }
 
 /// The code of the table of methods.

@@ -25,5 +25,5 @@ impl ModuleQuery for Query {
     type Answer = Answer;
 }
 
-parts!(Command, command: CreateEvent, UpdateEvent, Hold, ConfirmHold, ReleaseHold, Buy, CancelTicket);
-parts!(Query, query: GetEvent, ListEvents, GetTicket, ListTickets);
+parts!(Command, command: CreateEvent, UpdateEvent, Hold, ConfirmHold, ReleaseHold, Buy, CancelTicket, DeleteEvent);
+parts!(Query, query: GetEvent, ListEvents, GetTicket, ListTickets, GetHold, ListHolds, SearchTickets);

@@ -63,8 +63,8 @@ pub(crate) struct Call {
     pub(crate) idempotent: bool,
     /// Finishes or undoes what was started.
     finishes: bool,
-    /// It was not admitted as a whole: each of its steps waits for its turn in this region.
-    steps_in: Option<usize>,
+    /// It was not admitted as a whole: each of its steps waits for its turn in this region, as what it is.
+    steps_in: Option<(usize, admission::Priority)>,
 }
 
 impl Call {
@@ -73,6 +73,13 @@ impl Call {
     pub(crate) fn in_name_of(self, kind: &str, id: &[u8]) -> Self {
         let subject = format!("?{kind}-{}", crate::convert::hex(id));
         Self { principal: Arc::new(Principal::nobody(subject)), ..self }
+    }
+
+    /// A part of a call for all regions: it looks at what one of them has, in its turn there.
+    pub(crate) fn look_in(&self, position: usize, group: u32, deadline: Deadline) -> Self {
+        let (principal, steps_in) =
+            (Arc::clone(&self.principal), Some((position, admission::Priority::Browse)));
+        Self { principal, group, deadline, steps_in, ..*self }
     }
 
     /// What every command of the caller has in common; without a module it is a seal.
@@ -221,7 +228,7 @@ impl Edge {
             peer: arrived.peer.map(|peer| peer.ip()),
             idempotent: policy.effect == Effect::Idempotent,
             finishes: policy.priority == Priority::Finish,
-            steps_in: position.filter(|_| policy.stepwise),
+            steps_in: position.filter(|_| policy.stepwise).map(|position| (position, turn(policy.priority))),
         };
         Ok((call, permit, held))
     }
@@ -233,10 +240,10 @@ impl Edge {
         writes: bool,
         step: impl Future<Output = Result<R, ApiError>>,
     ) -> Result<R, ApiError> {
-        let Some(region) = call.steps_in else { return step.await };
+        let Some((region, priority)) = call.steps_in else { return step.await };
         let arriving = Arriving {
             region,
-            priority: admission::Priority::Start,
+            priority,
             row: STEPS_ROW,
             weight: 1,
             at: Instant::now(),

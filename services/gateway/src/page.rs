@@ -20,13 +20,6 @@ pub(crate) fn decode(scope: &str, token: &str) -> Result<String, ApiError> {
     if token.is_empty() {
         return Ok(String::new());
     }
-    let refused = || {
-        ApiError::field_reason(
-            "page_token",
-            "PAGE_TOKEN_INVALID",
-            "is not a next_page_token of this list with these parameters: start again without one",
-        )
-    };
     let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| refused())?;
     let text = String::from_utf8(bytes).map_err(|_| refused())?;
     let mut parts = text.split(SEPARATOR);
@@ -34,6 +27,30 @@ pub(crate) fn decode(scope: &str, token: &str) -> Result<String, ApiError> {
         (Some(VERSION), Some(of), Some(last), None) if of == scope => Ok(last.to_owned()),
         _ => Err(refused()),
     }
+}
+
+/// A page of a list that is there as a whole, ordered by `key`: what comes after the token, and the next token.
+pub(crate) fn of<T>(
+    mut items: Vec<T>,
+    scope: &str,
+    (page_token, size): (&str, u32),
+    key: impl Fn(&T) -> String,
+) -> Result<(Vec<T>, String), ApiError> {
+    let after = decode(scope, page_token)?;
+    items.retain(|item| key(item) > after);
+    let more = items.len() > size as usize;
+    items.truncate(size as usize);
+    let next = items.last().filter(|_| more).map(|last| encode(scope, &key(last))).unwrap_or_default();
+    Ok((items, next))
+}
+
+/// What a token is that does not belong here.
+pub(crate) fn refused() -> ApiError {
+    ApiError::field_reason(
+        "page_token",
+        "PAGE_TOKEN_INVALID",
+        "is not a next_page_token of this list with these parameters: start again without one",
+    )
 }
 
 /// The page size to use: `default` for 0; negative and too large ones are refused.
@@ -58,6 +75,21 @@ mod tests {
         assert!(decode("regions/south", &token).is_err());
         assert!(decode("regions/north", "gala").is_err());
         assert!(decode("regions/north", &token[1..]).is_err());
+    }
+
+    #[test]
+    fn a_list_that_is_there_is_shown_page_by_page() {
+        let items = vec!["a", "b", "c", "d", "e"];
+        let (mut seen, mut token, mut pages) = (Vec::new(), String::new(), 0);
+        loop {
+            let page = of(items.clone(), "letters", (&token, 2), |item| (*item).to_owned()).unwrap();
+            seen.extend(page.0);
+            (token, pages) = (page.1, pages + 1);
+            if token.is_empty() {
+                break;
+            }
+        }
+        assert_eq!((seen, pages), (items, 3));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use prost_types::{FieldMask, Timestamp};
+use prost_types::{Duration, FieldMask, Timestamp};
 use tidewall_messages::tickets;
 use tidewall_proto::v1;
 
@@ -19,8 +19,8 @@ const SEATS_PER_TIER_MAX: u64 = 100_000;
 const QUOTA_MAX: i32 = 100_000;
 const QUOTA_DEFAULT: u32 = 10;
 const QUANTITY_MAX: u32 = 100;
-const TTL_SECONDS_MAX: i32 = 3600;
-const TTL_SECONDS_DEFAULT: u32 = 300;
+const TTL_MS: std::ops::RangeInclusive<u32> = 1_000..=3_600_000;
+const TTL_MS_DEFAULT: u32 = 300_000;
 /// Most purchases of one batch.
 pub(crate) const BATCH_MAX: usize = 1000;
 
@@ -93,15 +93,14 @@ fn valid_row_label(label: &str) -> bool {
 }
 
 /// How long a hold lasts, ms.
-pub(crate) fn ttl_ms(ttl_seconds: i32) -> Result<u32, ApiError> {
-    match ttl_seconds {
-        0 => Ok(TTL_SECONDS_DEFAULT * 1000),
-        1..=TTL_SECONDS_MAX => Ok(ttl_seconds as u32 * 1000),
-        _ => Err(ApiError::field(
-            "ttl_seconds",
-            format!("must be 1 to {TTL_SECONDS_MAX}, or 0 for {TTL_SECONDS_DEFAULT}"),
-        )),
-    }
+pub(crate) fn ttl_ms(ttl: Option<&Duration>) -> Result<u32, ApiError> {
+    let Some(Duration { seconds, nanos }) = ttl else { return Ok(TTL_MS_DEFAULT) };
+    let ms = u32::try_from(*seconds).ok().and_then(|seconds| seconds.checked_mul(1_000));
+    let ms = ms
+        .filter(|_| (0..1_000_000_000).contains(nanos))
+        .map(|ms| ms.saturating_add(*nanos as u32 / 1_000_000));
+    ms.filter(|ms| TTL_MS.contains(ms))
+        .ok_or_else(|| ApiError::field("ttl", "must be 1 s to 1 h, or absent for 5 minutes"))
 }
 
 /// Who will own the tickets of a batch's purchase.
@@ -155,7 +154,7 @@ fn time_ms(field: &str, time: Option<&Timestamp>) -> Result<u64, ApiError> {
 
 fn sale_window(opens_at_ms: u64, closes_at_ms: u64) -> Result<(), ApiError> {
     if closes_at_ms != 0 && closes_at_ms <= opens_at_ms {
-        return Err(ApiError::field("event.sale_closes_at", "must be after sale_opens_at"));
+        return Err(ApiError::field("event.sale_close_time", "must be after sale_open_time"));
     }
     Ok(())
 }
@@ -264,8 +263,8 @@ pub(crate) fn create_event(
         return Err(ApiError::field("event", "is missing"));
     };
     display_name("event.display_name", &event.display_name, 1)?;
-    let opens = time_ms("event.sale_opens_at", event.sale_opens_at.as_ref())?;
-    let closes = time_ms("event.sale_closes_at", event.sale_closes_at.as_ref())?;
+    let opens = time_ms("event.sale_open_time", event.sale_open_time.as_ref())?;
+    let closes = time_ms("event.sale_close_time", event.sale_close_time.as_ref())?;
     sale_window(opens, closes)?;
     Ok(tickets::CreateEvent {
         event_id,
@@ -287,8 +286,8 @@ pub(crate) fn update_event(
     let paths = mask.map(|mask| mask.paths.as_slice()).unwrap_or_default();
     if paths.is_empty() {
         return Err(mask_error(
-            "names no field: list what shall change, of display_name, quota_per_buyer, sale_opens_at, \
-             sale_closes_at, tiers"
+            "names no field: list what shall change, of display_name, quota_per_buyer, sale_open_time, \
+             sale_close_time, tiers"
                 .to_owned(),
         ));
     }
@@ -301,12 +300,13 @@ pub(crate) fn update_event(
                 change.display_name = Some(event.display_name.clone());
             }
             "quota_per_buyer" => change.quota_per_buyer = Some(quota(event.quota_per_buyer, 1)?),
-            "sale_opens_at" => {
-                change.sale_opens_at_ms = Some(time_ms("event.sale_opens_at", event.sale_opens_at.as_ref())?);
+            "sale_open_time" => {
+                change.sale_opens_at_ms =
+                    Some(time_ms("event.sale_open_time", event.sale_open_time.as_ref())?);
             }
-            "sale_closes_at" => {
+            "sale_close_time" => {
                 change.sale_closes_at_ms =
-                    Some(time_ms("event.sale_closes_at", event.sale_closes_at.as_ref())?);
+                    Some(time_ms("event.sale_close_time", event.sale_close_time.as_ref())?);
             }
             "tiers" => {
                 change.tiers = tiers(&event.tiers)?;
@@ -315,8 +315,8 @@ pub(crate) fn update_event(
             other => {
                 let shown: String = other.chars().take(60).collect();
                 return Err(mask_error(format!(
-                    "{shown:?} cannot be changed: use display_name, quota_per_buyer, sale_opens_at, \
-                     sale_closes_at, tiers"
+                    "{shown:?} cannot be changed: use display_name, quota_per_buyer, sale_open_time, \
+                     sale_close_time, tiers"
                 )));
             }
         }
@@ -378,9 +378,17 @@ mod tests {
 
     #[test]
     fn holds_last_a_bounded_time() {
-        assert_eq!(ttl_ms(0).unwrap(), 300_000);
-        assert_eq!(ttl_ms(3600).unwrap(), 3_600_000);
-        assert!(ttl_ms(3601).is_err() && ttl_ms(-1).is_err());
+        let ttl = |seconds, nanos| ttl_ms(Some(&Duration { seconds, nanos })).ok();
+        assert_eq!(ttl_ms(None).unwrap(), 300_000);
+        assert_eq!(
+            (ttl(1, 0), ttl(2, 500_999_999), ttl(3_600, 0)),
+            (Some(1_000), Some(2_500), Some(3_600_000))
+        );
+        for (seconds, nanos) in
+            [(0, 999_999_999), (3_600, 1_000_000), (-1, 0), (5, -1), (5, i32::MAX), (i64::MAX, 0)]
+        {
+            assert_eq!(ttl(seconds, nanos), None, "{seconds} s and {nanos} ns");
+        }
     }
 
     #[test]
@@ -411,14 +419,14 @@ mod tests {
         );
         assert_eq!(
             refused(|e| {
-                e.sale_opens_at = Some(Timestamp { seconds: 2_000_000_000, nanos: 0 });
-                e.sale_closes_at = e.sale_opens_at;
+                e.sale_open_time = Some(Timestamp { seconds: 2_000_000_000, nanos: 0 });
+                e.sale_close_time = e.sale_open_time;
             }),
-            "event.sale_closes_at"
+            "event.sale_close_time"
         );
         assert_eq!(
-            refused(|e| e.sale_opens_at = Some(Timestamp { seconds: -1, nanos: 0 })),
-            "event.sale_opens_at"
+            refused(|e| e.sale_open_time = Some(Timestamp { seconds: -1, nanos: 0 })),
+            "event.sale_open_time"
         );
     }
 
@@ -441,7 +449,7 @@ mod tests {
     fn only_what_the_mask_names_changes() {
         let mask = |paths: &[&str]| FieldMask { paths: seats(paths) };
         let update = |paths: &[&str]| update_event("gala".into(), &event(), Some(&mask(paths)));
-        let change = update(&["display_name", "sale_closes_at"]).unwrap();
+        let change = update(&["display_name", "sale_close_time"]).unwrap();
         assert_eq!(change.display_name.as_deref(), Some("Gala"));
         assert_eq!(change.sale_closes_at_ms, Some(0), "absent in the event: sales never end");
         assert_eq!((change.quota_per_buyer, change.sale_opens_at_ms, change.set_tiers), (None, None, false));

@@ -58,7 +58,7 @@ pub fn stamp(receipt: &v1::Receipt) -> Stamp {
         term: receipt.term,
         chain_hash: u64::from_str_radix(&receipt.chain_hash, 16).unwrap_or_default(),
         decided_at_ms: receipt
-            .decided_at
+            .decide_time
             .as_ref()
             .map(|at| at.seconds.saturating_mul(1_000).saturating_add(i64::from(at.nanos / 1_000_000)))
             .unwrap_or_default(),

@@ -167,6 +167,17 @@ impl Client {
         self.mutate(request).await
     }
 
+    /// Deletes an event of which nothing was ever held or sold.
+    ///
+    /// # Errors
+    /// As every mutation.
+    pub async fn delete_event(
+        &self,
+        request: v1::DeleteEventRequest,
+    ) -> Result<Done<v1::DeleteEventResponse>, Error> {
+        self.mutate(request).await
+    }
+
     /// Takes places out of the stock for a while.
     ///
     /// # Errors
@@ -235,6 +246,33 @@ impl Client {
     /// # Errors
     /// As every read.
     pub async fn list_events(&self, request: v1::ListEventsRequest) -> Result<v1::ListEventsResponse, Error> {
+        self.read(request).await
+    }
+
+    /// A hold that lives.
+    ///
+    /// # Errors
+    /// As every read.
+    pub async fn get_hold(&self, request: v1::GetHoldRequest) -> Result<v1::GetHoldResponse, Error> {
+        self.read(request).await
+    }
+
+    /// One page of the holds of an event that live.
+    ///
+    /// # Errors
+    /// As every read.
+    pub async fn list_holds(&self, request: v1::ListHoldsRequest) -> Result<v1::ListHoldsResponse, Error> {
+        self.read(request).await
+    }
+
+    /// One page of the tickets that somebody has anywhere. Look at `unreachable`: the tickets of those regions are missing.
+    ///
+    /// # Errors
+    /// As every read.
+    pub async fn search_tickets(
+        &self,
+        request: v1::SearchTicketsRequest,
+    ) -> Result<v1::SearchTicketsResponse, Error> {
         self.read(request).await
     }
 

@@ -83,6 +83,8 @@ reasons! {
     CapacityTooSmall "CAPACITY_TOO_SMALL" Decided;
     /// A change of a tier that is not allowed.
     TierFixed "TIER_FIXED" Decided;
+    /// Places of the event were held or sold: it stays.
+    EventInUse "EVENT_IN_USE" Decided;
     /// No such event.
     EventNotFound "EVENT_NOT_FOUND" Decided;
     /// No such tier.
@@ -147,6 +149,10 @@ reasons! {
     NotYourTicket "NOT_YOUR_TICKET" NotExecuted;
     /// Somebody else's tickets.
     NotYourTickets "NOT_YOUR_TICKETS" NotExecuted;
+    /// Somebody else's hold.
+    NotYourHold "NOT_YOUR_HOLD" NotExecuted;
+    /// Somebody else's holds.
+    NotYourHolds "NOT_YOUR_HOLDS" NotExecuted;
     /// Somebody else's account.
     NotYourAccount "NOT_YOUR_ACCOUNT" NotExecuted;
     /// The gateway serves no accounts.

@@ -49,6 +49,8 @@ pub enum Executed {
     CancelledTicket(String),
     /// The hold of this name was released.
     ReleasedHold(String),
+    /// The event of this name was deleted.
+    DeletedEvent(String),
     /// The account of this name was changed.
     ChangedAccount(String),
 }
@@ -136,6 +138,7 @@ fn decided(answer: v1::GetOutcomeResponse) -> Option<Resolution> {
         Remembered::Purchase(purchase) => Executed::Purchase(purchase),
         Remembered::CancelledTicket(name) => Executed::CancelledTicket(name),
         Remembered::ReleasedHold(name) => Executed::ReleasedHold(name),
+        Remembered::DeletedEvent(name) => Executed::DeletedEvent(name),
         Remembered::ChangedAccount(name) => Executed::ChangedAccount(name),
     };
     Some(Resolution::Executed { result, receipt })

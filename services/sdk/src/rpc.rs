@@ -66,6 +66,14 @@ rpc! {
         "tidewall.v1.EventService/ListEvents";
     UpdateEventRequest => UpdateEventResponse, EventServiceClient.update_event,
         "tidewall.v1.EventService/UpdateEvent";
+    DeleteEventRequest => DeleteEventResponse, EventServiceClient.delete_event,
+        "tidewall.v1.EventService/DeleteEvent";
+    GetHoldRequest => GetHoldResponse, TicketServiceClient.get_hold,
+        "tidewall.v1.TicketService/GetHold";
+    ListHoldsRequest => ListHoldsResponse, TicketServiceClient.list_holds,
+        "tidewall.v1.TicketService/ListHolds";
+    SearchTicketsRequest => SearchTicketsResponse, TicketServiceClient.search_tickets,
+        "tidewall.v1.TicketService/SearchTickets";
     HoldTicketsRequest => HoldTicketsResponse, TicketServiceClient.hold_tickets,
         "tidewall.v1.TicketService/HoldTickets";
     ConfirmHoldRequest => ConfirmHoldResponse, TicketServiceClient.confirm_hold,
@@ -109,6 +117,7 @@ mutation! {
     ReleaseHoldRequest by name;
     BuyTicketsRequest by parent;
     CancelTicketRequest by name;
+    DeleteEventRequest by name;
 }
 
 impl Mutation for v1::UpdateEventRequest {

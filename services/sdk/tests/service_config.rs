@@ -156,7 +156,7 @@ fn only_what_does_nothing_twice_is_repeated_and_only_after_codes_that_allow_it()
         let method =
             api.methods.get(&name).unwrap_or_else(|| panic!("{name:?}: retries are named by method"));
         assert!(!method.client_streaming() && !method.server_streaming(), "{name:?} streams");
-        let reads = ["Get", "List", "Find"].iter().any(|verb| name.1.starts_with(verb));
+        let reads = ["Get", "List", "Find", "Search"].iter().any(|verb| name.1.starts_with(verb));
         let idempotent = IDEMPOTENT.contains(&name.1.as_str());
         let carries_id = carries_id(&api, &api.messages[method.input_type()]);
         assert!(reads || idempotent || carries_id, "{name:?} has no request id");

@@ -15,6 +15,11 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Milliseconds of a duration in an answer; 0 when it is absent.
+pub fn millis(duration: Option<prost_types::Duration>) -> i64 {
+    duration.map_or(0, |duration| duration.seconds * 1_000 + i64::from(duration.nanos / 1_000_000))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -28,6 +33,12 @@ mod tests {
         assert_eq!(parse("12h").unwrap(), Duration::from_secs(43_200));
         assert_eq!(parse("1h30m").unwrap(), Duration::from_secs(5_400));
         assert_eq!(parse("7d").unwrap(), Duration::from_secs(604_800));
+    }
+
+    #[test]
+    fn what_a_gateway_says_is_read_in_milliseconds() {
+        let of = |seconds, nanos| millis(Some(prost_types::Duration { seconds, nanos }));
+        assert_eq!((millis(None), of(2, 500_000_000), of(-3, -250_000_000)), (0, 2_500, -3_250));
     }
 
     #[test]

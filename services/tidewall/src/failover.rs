@@ -13,6 +13,7 @@ use tidewall_proto::v1::{FailoverRegionRequest, FailoverRegionResponse, GetRegio
 
 use crate::confirm;
 use crate::datadir::DataDir;
+use crate::duration;
 use crate::exit::{Exit, Failure};
 use crate::gateway::{self, Caller, TargetArgs, TokenArgs};
 use crate::output::{self, Format, ProgressLine};
@@ -206,7 +207,7 @@ async fn wait_for_lead(caller: &Caller, name: &str, node: u64, incarnation: u64)
 fn view<'a>(region: &'a str, found: &'a FailoverRegionResponse, new_incarnation: u64) -> Failover<'a> {
     let silent = found.silent_replicas.iter().map(|silent| Silent {
         node: silent.node,
-        silent_ms: silent.silent_ms,
+        silent_ms: duration::millis(silent.silence).max(0) as u64,
         never_heard: silent.never_heard,
     });
     Failover {
@@ -237,7 +238,7 @@ fn preflight(name: &str, found: &FailoverRegionResponse) -> String {
         found.last_log_index.saturating_sub(found.committed_index)
     );
     for silent in &found.silent_replicas {
-        let since = Duration::from_millis(silent.silent_ms);
+        let since = Duration::from_millis(duration::millis(silent.silence).max(0) as u64);
         text += &match silent.never_heard {
             true => format!(
                 "  silent   node {}: not heard since node {} started, {since:.1?} ago\n",
@@ -259,6 +260,10 @@ mod tests {
     use super::*;
     use tidewall_proto::v1::SilentReplica;
 
+    fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+        Some(prost_types::Duration { seconds, nanos: 0 })
+    }
+
     #[test]
     fn the_preflight_says_what_is_kept_and_what_nobody_knows() {
         let found = FailoverRegionResponse {
@@ -270,8 +275,8 @@ mod tests {
             incarnation: 1,
             voters: vec![1, 2, 3],
             silent_replicas: vec![
-                SilentReplica { node: 2, silent_ms: 61_000, never_heard: false },
-                SilentReplica { node: 3, silent_ms: 90_000, never_heard: true },
+                SilentReplica { node: 2, silence: seconds(61), never_heard: false },
+                SilentReplica { node: 3, silence: seconds(90), never_heard: true },
             ],
             digest: String::new(),
             new_incarnation: 0,

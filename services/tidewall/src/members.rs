@@ -144,7 +144,7 @@ impl Change {
                 topology.nodes.iter().map(|node| node.id).collect()
             }
             None => {
-                let request = self.caller.request(ListNodesRequest {}, self.left());
+                let request = self.caller.request(ListNodesRequest::default(), self.left());
                 let listed = self.client().list_nodes(request).await;
                 let listed = listed.map_err(|e| Failure::from_status("list the nodes", &e))?;
                 listed.into_inner().nodes.into_iter().map(|node| node.node).collect()
@@ -223,7 +223,7 @@ impl Change {
     async fn wait_for(&self, node: u64) -> Result<(), Failure> {
         let until = Instant::now() + START_PATIENCE.min(self.left());
         loop {
-            let request = self.caller.request(ListNodesRequest {}, Duration::from_secs(5));
+            let request = self.caller.request(ListNodesRequest::default(), Duration::from_secs(5));
             let listed = self.client().list_nodes(request).await;
             let up = listed.is_ok_and(|answer| {
                 answer.into_inner().nodes.iter().any(|found| found.node == node && found.reachable)

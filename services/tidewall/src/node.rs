@@ -5,6 +5,7 @@ use serde::Serialize;
 use tidewall_proto::v1::operator_service_client::OperatorServiceClient;
 use tidewall_proto::v1::{DrainNodeRequest, ListNodesRequest, NodeStatus, UndrainNodeRequest};
 
+use crate::duration;
 use crate::exit::{Exit, Failure};
 use crate::gateway::{self, AskArgs, TargetArgs, TokenArgs};
 use crate::members;
@@ -147,7 +148,7 @@ async fn list(arguments: &AskArgs, format: Format) -> Result<(), Failure> {
     let caller = gateway::operator(&arguments.target, &arguments.token).await?;
     let mut client = OperatorServiceClient::new(caller.channel());
     let answer = client
-        .list_nodes(caller.request(ListNodesRequest {}, arguments.token.for_question()))
+        .list_nodes(caller.request(ListNodesRequest::default(), arguments.token.for_question()))
         .await
         .map_err(|e| Failure::from_status(format_args!("list the nodes at {}", caller.url()), &e))?;
     let nodes: Vec<NodeView> = answer.into_inner().nodes.into_iter().map(NodeView::from).collect();
@@ -169,7 +170,7 @@ impl From<NodeStatus> for NodeView {
             version: node.version,
             fault: node.fault,
             drained: node.drained,
-            clock_offset_ms: node.clock_offset_ms,
+            clock_offset_ms: duration::millis(node.clock_offset),
             clock_far: node.clock_far,
             clock_confirmed: node.clock_confirmed,
         }

@@ -105,6 +105,11 @@ pub trait Module: Default + Debug + Send + Sync + 'static {
         true
     }
 
+    /// The first apply version under which this may be asked for: a build that lacks the operation would halt on it.
+    fn since(_command: &Self::Command) -> u32 {
+        Self::SINCE
+    }
+
     /// The most rows that a command looks at or changes, those that it looks at again included. It follows from the command alone and
     /// is at most [`ROWS_MAX`].
     fn rows_max(command: &Self::Command) -> u64;
@@ -190,8 +195,6 @@ pub trait AnyModule: Any + Debug + Send + Sync {
     fn number(&self) -> u8;
     /// Its name, in names of rows.
     fn name(&self) -> &'static str;
-    /// The first apply version under which it may be asked for something.
-    fn since(&self) -> u32;
     /// The same module without rows.
     fn fresh(&self) -> Box<dyn AnyModule>;
     /// Shows every table.
@@ -200,11 +203,11 @@ pub trait AnyModule: Any + Debug + Send + Sync {
     fn tables_mut(&mut self, show: &mut dyn FnMut(&mut dyn AnyTable));
     /// Whether the hot row of this name exists.
     fn has_row(&self, name: &str) -> bool;
-    /// Whether bytes are a command of this module.
+    /// Whether bytes are a command of this module; gives the first apply version under which it may be asked for.
     ///
     /// # Errors
     /// What is wrong with them.
-    fn understands(&self, payload: &[u8]) -> Result<(), String>;
+    fn understands(&self, payload: &[u8]) -> Result<u32, String>;
     /// Decides a command and changes the rows accordingly, or not at all.
     ///
     /// # Errors
@@ -239,10 +242,6 @@ impl<M: Module> AnyModule for M {
         M::NAME
     }
 
-    fn since(&self) -> u32 {
-        M::SINCE
-    }
-
     fn fresh(&self) -> Box<dyn AnyModule> {
         Box::<M>::default()
     }
@@ -259,8 +258,8 @@ impl<M: Module> AnyModule for M {
         Module::has_row(self, name)
     }
 
-    fn understands(&self, payload: &[u8]) -> Result<(), String> {
-        decode::<M>(payload).map(drop)
+    fn understands(&self, payload: &[u8]) -> Result<u32, String> {
+        decode::<M>(payload).map(|command| M::since(&command))
     }
 
     fn apply(

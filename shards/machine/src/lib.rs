@@ -32,8 +32,8 @@ pub use time::{GroupTime, Stamp};
 /// refuses to run.
 ///
 /// 1: the first. 2: the parts of an import that nobody goes on with are dropped after [`IMPORT_IDLE_MS`]. 3: there are accounts.
-/// 4: what is idempotent by its rows is not remembered.
-pub const APPLY_VERSION: u32 = 4;
+/// 4: what is idempotent by its rows is not remembered. 5: events can be deleted.
+pub const APPLY_VERSION: u32 = 5;
 
 /// An import that got no part for so long, milliseconds of log time, is given up: from apply version 2 on.
 pub const IMPORT_IDLE_MS: u64 = 600_000;

@@ -89,7 +89,7 @@ impl Serving {
     fn understood(&self, module: u8, payload: &[u8]) -> Result<u32, String> {
         let known = self.modules.iter().find(|known| known.number() == module);
         let known = known.ok_or_else(|| format!("this build has no module {module}"))?;
-        known.understands(payload).map(|()| known.since())
+        known.understands(payload)
     }
 
     /// Why new work must be refused now, and when to come back, ms.

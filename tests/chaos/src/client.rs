@@ -23,7 +23,7 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 /// A call whose connection was closed under it is sent again at most so often.
 const RESENT_MAX: u32 = 2;
 /// How long a hold lasts, seconds: longer than any run with it.
-const HOLD_SECONDS: i32 = 3_600;
+const HOLD_SECONDS: i64 = 3_600;
 
 /// Calls as one subject.
 #[derive(Debug, Clone)]
@@ -123,7 +123,7 @@ impl Client {
                     tier_id: tier.clone(),
                     quantity: i32::try_from(*quantity).unwrap_or(i32::MAX),
                     seats: Vec::new(),
-                    ttl_seconds: HOLD_SECONDS,
+                    ttl: Some(prost_types::Duration { seconds: HOLD_SECONDS, nanos: 0 }),
                     request_id,
                 };
                 let mut client = pool.tickets(slot);
@@ -207,7 +207,7 @@ fn outcome(outcome: Outcome) -> Yes {
         Outcome::Event(event) => Yes::Stock(stock(&event)),
         Outcome::CancelledTicket(_) | Outcome::ReleasedHold(_) => Yes::Undone,
         // What nobody here asks for: the checks have no place for it.
-        Outcome::ChangedAccount(name) => Yes::Rejected(name),
+        Outcome::ChangedAccount(name) | Outcome::DeletedEvent(name) => Yes::Rejected(name),
         Outcome::Rejection(rejection) => Yes::Rejected(rejection.reason),
     }
 }

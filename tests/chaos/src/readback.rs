@@ -108,7 +108,7 @@ async fn read_event(planned: &Planned, organiser: &Client) -> Result<SeenEvent, 
 pub async fn statuses(people: &People) -> Result<Vec<v1::RegionStatus>, Status> {
     let operator = &people.operator;
     let mut client = operator.pool().operators(0);
-    let request = operator.pool().request(operator.token(), v1::ListRegionStatusesRequest {});
+    let request = operator.pool().request(operator.token(), v1::ListRegionStatusesRequest::default());
     operator.pool().bounded(client.list_region_statuses(request)).await.map(|answer| answer.regions)
 }
 
@@ -119,7 +119,7 @@ pub async fn statuses(people: &People) -> Result<Vec<v1::RegionStatus>, Status> 
 pub async fn nodes(people: &People) -> Result<Vec<v1::NodeStatus>, Status> {
     let operator = &people.operator;
     let mut client = operator.pool().operators(0);
-    let request = operator.pool().request(operator.token(), v1::ListNodesRequest {});
+    let request = operator.pool().request(operator.token(), v1::ListNodesRequest::default());
     operator.pool().bounded(client.list_nodes(request)).await.map(|answer| answer.nodes)
 }
 

@@ -97,7 +97,7 @@ impl Session {
     /// The call's status.
     pub async fn region_statuses(&self) -> Result<Vec<RegionStatus>, Status> {
         let response =
-            self.operator().list_region_statuses(self.request(ListRegionStatusesRequest {})).await?;
+            self.operator().list_region_statuses(self.request(ListRegionStatusesRequest::default())).await?;
         Ok(response.into_inner().regions)
     }
 
@@ -164,7 +164,7 @@ impl Session {
             tier_id: tier.into(),
             quantity,
             seats: Vec::new(),
-            ttl_seconds: 0,
+            ttl: None,
             request_id: request_id(),
         };
         let response =

@@ -93,7 +93,7 @@ async fn account(caller: &Session, name: &str) -> Result<Account, Status> {
 }
 
 async fn sessions(caller: &Session, account: &str) -> Vec<tidewall_proto::v1::Session> {
-    let request = ListSessionsRequest { parent: account.into(), consistency: 0 };
+    let request = ListSessionsRequest { parent: account.into(), ..Default::default() };
     caller.accounts().list_sessions(caller.request(request)).await.unwrap().into_inner().sessions
 }
 

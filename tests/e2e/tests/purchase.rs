@@ -79,7 +79,7 @@ async fn a_purchase_is_decided_once_and_remembered() {
     let receipt = first.receipt.clone().unwrap();
     assert_eq!(receipt.region, region_of(&event));
     assert!(receipt.index > 0 && receipt.term > 0, "{receipt:?}");
-    assert!(receipt.decided_at.is_some(), "{receipt:?}");
+    assert!(receipt.decide_time.is_some(), "{receipt:?}");
     assert_eq!(receipt.chain_hash.len(), 16, "{receipt:?}");
 
     // The same request again: the stored answer, and nothing more is sold.
@@ -192,7 +192,7 @@ async fn a_hold_is_confirmed_released_or_expires() {
         tier_id: "ga".into(),
         quantity: 7,
         seats: Vec::new(),
-        ttl_seconds: 1,
+        ttl: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
         request_id: request_id(),
     };
     let held = retried(async || alice.tickets().hold_tickets(alice.request(short.clone())).await).await;
@@ -211,6 +211,71 @@ async fn a_hold_is_confirmed_released_or_expires() {
         assert!(tokio::time::Instant::now() < deadline, "an expired hold keeps its places");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_has_in_any_region_is_found_by_its_owner_alone() {
+    let organiser = organiser().await;
+    let (name, alice) = buyer().await;
+    let (_, bob) = buyer().await;
+    let mut bought = Vec::new();
+    for region in organiser.region_names().await.unwrap().iter().step_by(4).take(3) {
+        let event = organiser.create_event(region, event_of(vec![tier("ga", 5)])).await.unwrap().name;
+        let purchase = alice.buy(&event, "ga", 2, &request_id()).await.unwrap().purchase.unwrap();
+        bob.buy(&event, "ga", 1, &request_id()).await.unwrap();
+        bought.extend(purchase.tickets);
+    }
+    assert_eq!(bought.len(), 6);
+    for page_size in [0, 1, 4] {
+        let (mut found, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let search = SearchTicketsRequest { owner: String::new(), page_size, page_token };
+            let call = async || alice.tickets().search_tickets(alice.request(search.clone())).await;
+            let page = retried(call).await.unwrap().into_inner();
+            assert!(page.unreachable.is_empty(), "{page:?}");
+            found.extend(page.tickets.into_iter().map(|ticket| ticket.name));
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(found, bought, "{page_size} a page");
+    }
+    let search = SearchTicketsRequest { owner: name, ..Default::default() };
+    let foreign = bob.tickets().search_tickets(bob.request(search)).await;
+    expect_refusal("a foreign search", foreign, Code::PermissionDenied, "NOT_YOUR_TICKETS").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_deleted_while_nothing_of_it_was_held_or_sold() {
+    let organiser = organiser().await;
+    let region = first_region(&organiser).await;
+    let delete = |name: &str| DeleteEventRequest { name: name.into(), revision: 0, request_id: request_id() };
+    let call = async |request: DeleteEventRequest| {
+        retried(async || organiser.events().delete_event(organiser.request(request.clone())).await).await
+    };
+    let held = organiser.create_event(&region, event_of(vec![tier("ga", 1)])).await.unwrap().name;
+    let (_, alice) = buyer().await;
+    let (_, bob) = buyer().await;
+    let hold = alice.hold(&held, "ga", 1).await.unwrap();
+    expect_refusal("in use", call(delete(&held)).await, Code::FailedPrecondition, "EVENT_IN_USE").unwrap();
+    let get = GetHoldRequest { name: hold.name.clone(), consistency: 0 };
+    let seen = alice.tickets().get_hold(alice.request(get.clone())).await.unwrap().into_inner().hold.unwrap();
+    assert_eq!((&seen.name, &seen.owner, seen.quantity), (&hold.name, &hold.owner, 1));
+    let foreign = bob.tickets().get_hold(bob.request(get)).await;
+    expect_refusal("a foreign hold", foreign, Code::PermissionDenied, "NOT_YOUR_HOLD").unwrap();
+    let list = ListHoldsRequest { parent: held, owner: "*".into(), ..Default::default() };
+    let all = organiser.tickets().list_holds(organiser.request(list)).await.unwrap().into_inner();
+    assert_eq!(all.holds.len(), 1, "{all:?}");
+
+    let unused = organiser.create_event(&region, event_of(vec![tier("ga", 1)])).await.unwrap().name;
+    let request = delete(&unused);
+    let done = call(request.clone()).await.unwrap().into_inner();
+    assert_eq!(call(request.clone()).await.unwrap().into_inner(), done, "a copy gets the same answer");
+    let outcome = organiser.outcome(&region, &request.request_id).await.unwrap();
+    assert_eq!(outcome.result, Some(Decided::DeletedEvent(unused.clone())));
+    let gone = organiser.event(&unused).await;
+    expect_refusal("gone", gone.map(Response::new), Code::NotFound, "EVENT_NOT_FOUND").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -292,10 +357,10 @@ async fn nothing_is_sold_outside_the_sale_window() {
     let region = first_region(&organiser).await;
     let hour = Duration::from_secs(3600);
     let now = SystemTime::now();
-    let early = Event { sale_opens_at: Some((now + hour).into()), ..event_of(vec![tier("ga", 10)]) };
+    let early = Event { sale_open_time: Some((now + hour).into()), ..event_of(vec![tier("ga", 10)]) };
     let late = Event {
-        sale_opens_at: Some((now - hour * 2).into()),
-        sale_closes_at: Some((now - hour).into()),
+        sale_open_time: Some((now - hour * 2).into()),
+        sale_close_time: Some((now - hour).into()),
         ..event_of(vec![tier("ga", 10)])
     };
     let (_, alice) = buyer().await;
@@ -308,8 +373,8 @@ async fn nothing_is_sold_outside_the_sale_window() {
 
     // The organiser opens it now; nobody else can.
     let open = UpdateEventRequest {
-        event: Some(Event { sale_opens_at: Some((now - hour).into()), ..early.clone() }),
-        update_mask: Some(prost_types::FieldMask { paths: vec!["sale_opens_at".into()] }),
+        event: Some(Event { sale_open_time: Some((now - hour).into()), ..early.clone() }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["sale_open_time".into()] }),
         request_id: request_id(),
     };
     let refused = alice.events().update_event(alice.request(open.clone())).await;

@@ -221,7 +221,7 @@ async fn a_caller_who_is_not_known_or_not_allowed_is_refused() {
     };
     let answer = alice.events().create_event(alice.request(create)).await;
     expect_refusal("create without the role", answer, Code::PermissionDenied, "ROLE_REQUIRED").unwrap();
-    let answer = alice.operator().list_nodes(alice.request(ListNodesRequest {})).await;
+    let answer = alice.operator().list_nodes(alice.request(ListNodesRequest::default())).await;
     expect_refusal("operate without the role", answer, Code::PermissionDenied, "ROLE_REQUIRED").unwrap();
     let everybody = ListTicketsRequest { parent: event.clone(), owner: "*".into(), ..Default::default() };
     let answer = alice.tickets().list_tickets(alice.request(everybody)).await;

@@ -190,7 +190,7 @@ impl Api {
                     tier_id: tier,
                     quantity: quantity as i32,
                     seats: Vec::new(),
-                    ttl_seconds: (ttl_ms / 1_000) as i32,
+                    ttl: Some(prost_types::Duration { seconds: (ttl_ms / 1_000) as i64, nanos: 0 }),
                     request_id,
                 };
                 let answer = tickets.hold_tickets(self.request(principal, patience, message)).await?;
@@ -318,7 +318,7 @@ fn decided(group: u32, principal: &str, outcome: v1::GetOutcomeResponse) -> Opti
                 }
                 R::CancelledTicket(_) => Said::Cancelled,
                 R::ReleasedHold(_) => Said::Released,
-                R::ChangedAccount(_) => unreachable!("no buyer asks for that"),
+                R::ChangedAccount(_) | R::DeletedEvent(_) => unreachable!("no buyer asks for that"),
                 R::Rejection(rejection) => Said::Rejected(rejection.reason),
             }
         }
@@ -438,7 +438,7 @@ fn held(event: &str, owner: &str, hold: v1::Hold) -> Said {
         hold: id_in(event, "/holds/", &hold.name),
         quantity: hold.quantity as u32,
         seats: hold.seats,
-        expires_ms: milliseconds(hold.expires_at),
+        expires_ms: milliseconds(hold.expire_time),
     }
 }
 
@@ -464,6 +464,6 @@ fn receipt(group: u32, receipt: v1::Receipt) -> Receipt {
         incarnation: receipt.incarnation,
         term: receipt.term,
         chain: u64::from_str_radix(&receipt.chain_hash, 16).unwrap_or_default(),
-        decided_ms: milliseconds(receipt.decided_at),
+        decided_ms: milliseconds(receipt.decide_time),
     }
 }

@@ -129,7 +129,7 @@ fn done(bytes: &[u8]) -> Said {
             Said::Sold { tier: sold.tier_id, first: sold.first_number, count: sold.count, seats: sold.seats }
         }
         Some(R::Cancelled(_)) => Said::Cancelled,
-        Some(R::ReleasedHoldId(_)) | None => Said::Released,
+        Some(R::ReleasedHoldId(_) | R::DeletedEventId(_)) | None => Said::Released,
     }
 }
 

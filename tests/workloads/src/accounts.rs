@@ -129,7 +129,7 @@ impl<S: Site> Visitor<'_, S> {
     }
 
     async fn sessions(&self, held: &Held) -> Result<Vec<String>, Over> {
-        let message = v1::ListSessionsRequest { parent: held.account.clone(), consistency: 0 };
+        let message = v1::ListSessionsRequest { parent: held.account.clone(), ..Default::default() };
         let told = ask!(self.story, self.accounts, list_sessions, message, &held.access);
         let mut names: Vec<String> = self
             .story

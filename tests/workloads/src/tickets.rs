@@ -18,7 +18,7 @@ const TIER: &str = "ga";
 /// Buyers of an event.
 const BUYERS: u64 = 3;
 /// A hold of so long, seconds, outlives every story.
-const HOLD_SECONDS: i32 = 3_600;
+const HOLD_SECONDS: i64 = 3_600;
 /// Tickets on a page.
 const PAGE: i32 = 3;
 
@@ -42,14 +42,18 @@ impl Workload for Tickets {
             quota: 1 + story.below(5) as i64,
             holds: Vec::new(),
             owned: BTreeMap::new(),
+            touched: false,
             story,
         };
         sale.open().await?;
-        for _ in 0..6 + story.below(20) {
+        // Some events are deleted before anything happens to them.
+        let steps = if story.below(8) == 0 { 0 } else { 6 + story.below(20) };
+        for _ in 0..steps {
             sale.step().await?;
         }
         sale.check_stock().await?;
-        sale.check_tickets().await
+        sale.check_tickets().await?;
+        sale.delete().await
     }
 }
 
@@ -87,6 +91,8 @@ struct Sale<'a, S: Site> {
     holds: Vec<Held>,
     /// By name, whether they are still valid or not.
     owned: BTreeMap<String, Owned>,
+    /// Something was held or sold.
+    touched: bool,
 }
 
 impl<S: Site> Sale<'_, S> {
@@ -166,7 +172,7 @@ impl<S: Site> Sale<'_, S> {
     /// One thing that somebody does.
     async fn step(&mut self) -> Result<(), Over> {
         let (buyer, quantity) = (self.below(self.buyers.len()), 1 + self.below(3) as i64);
-        match self.below(14) {
+        match self.below(16) {
             0..3 => self.buy(buyer, quantity).await,
             3..5 => self.hold(buyer, quantity).await,
             5 | 6 if !self.holds.is_empty() => self.end_hold().await,
@@ -176,6 +182,8 @@ impl<S: Site> Sale<'_, S> {
             11 if !self.owned.is_empty() => self.check_outcome().await,
             12 => self.seal(buyer, quantity).await,
             13 => self.check_tickets().await,
+            14 => self.check_holds(buyer).await,
+            15 => self.check_search(buyer).await,
             _ => self.check_stock().await,
         }
     }
@@ -184,6 +192,7 @@ impl<S: Site> Sale<'_, S> {
         if names.len() as i64 != quantity {
             return self.story.object(format_args!("{quantity} places were bought, and these: {names:?}"));
         }
+        self.touched = true;
         for name in names {
             let ticket = Owned { owner, cancelled: false, request_id: id.to_owned() };
             if self.owned.insert(name.clone(), ticket).is_some() {
@@ -243,7 +252,7 @@ impl<S: Site> Sale<'_, S> {
             tier_id: TIER.to_owned(),
             quantity: quantity as i32,
             seats: Vec::new(),
-            ttl_seconds: HOLD_SECONDS,
+            ttl: Some(prost_types::Duration { seconds: HOLD_SECONDS, nanos: 0 }),
             request_id: self.id(),
         };
         let told = ask!(self.story, self.tickets, hold_tickets, hold, &self.buyers[owner].token);
@@ -254,6 +263,7 @@ impl<S: Site> Sale<'_, S> {
         if i64::from(hold.quantity) != quantity || hold.owner != self.buyers[owner].subject {
             return self.story.object(format_args!("a hold of {quantity} places is {hold:?}"));
         }
+        self.touched = true;
         self.holds.push(Held { name: hold.name, owner, quantity });
         Ok(())
     }
@@ -398,5 +408,70 @@ impl<S: Site> Sale<'_, S> {
             return self.story.object(format_args!("the tickets are {seen:?}, not {known:?}"));
         }
         Ok(())
+    }
+
+    /// What somebody holds must be what is known; nobody else sees it.
+    async fn check_holds(&self, owner: usize) -> Result<(), Over> {
+        let token = &self.buyers[owner].token;
+        let list = v1::ListHoldsRequest { parent: self.event.clone(), ..Default::default() };
+        let told = ask!(self.story, self.tickets, list_holds, list, token);
+        let page = self.story.yes("a list of holds", told)?;
+        let seen: BTreeMap<_, _> =
+            page.holds.into_iter().map(|hold| (hold.name, i64::from(hold.quantity))).collect();
+        let known = self.holds.iter().filter(|hold| hold.owner == owner);
+        let known: BTreeMap<_, _> = known.map(|hold| (hold.name.clone(), hold.quantity)).collect();
+        if seen != known {
+            return self.story.object(format_args!("the holds are {seen:?}, not {known:?}"));
+        }
+        let Some(name) = known.into_keys().next() else { return Ok(()) };
+        let get = || v1::GetHoldRequest { name: name.clone(), consistency: 0 };
+        let told = ask!(self.story, self.tickets, get_hold, get(), token);
+        let hold = self.story.yes("a look at a hold", told)?.hold.unwrap_or_default();
+        if hold.name != name || hold.owner != self.buyers[owner].subject {
+            return self.story.object(format_args!("the hold {name} is {hold:?}"));
+        }
+        let stranger = &self.buyers[(owner + 1) % self.buyers.len()].token;
+        let told = ask!(self.story, self.tickets, get_hold, get(), stranger);
+        self.story.no("a stranger's look at a hold", told, "NOT_YOUR_HOLD")
+    }
+
+    /// What somebody has anywhere is what was bought here: nobody else has that name. A region that is not there now is named.
+    async fn check_search(&self, owner: usize) -> Result<(), Over> {
+        let (mut seen, mut page_token) = (BTreeMap::new(), String::new());
+        loop {
+            let search = v1::SearchTicketsRequest { owner: String::new(), page_size: PAGE, page_token };
+            let told = ask!(self.story, self.tickets, search_tickets, search, &self.buyers[owner].token);
+            let page = self.story.yes("a search", told)?;
+            if page.unreachable.contains(&self.story.region) {
+                return Ok(());
+            }
+            for ticket in page.tickets {
+                let cancelled = ticket.state() == v1::TicketState::Cancelled;
+                seen.insert(ticket.name, cancelled);
+            }
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        let known = self.owned.iter().filter(|(_, ticket)| ticket.owner == owner);
+        let known: BTreeMap<_, _> = known.map(|(name, ticket)| (name.clone(), ticket.cancelled)).collect();
+        if seen != known {
+            return self.story.object(format_args!("the tickets found are {seen:?}, not {known:?}"));
+        }
+        Ok(())
+    }
+
+    /// An event goes only while nothing of it has a name.
+    async fn delete(&self) -> Result<(), Over> {
+        let delete = v1::DeleteEventRequest { name: self.event.clone(), revision: 0, request_id: self.id() };
+        let told = ask!(self.story, self.events, delete_event, delete, &self.organiser.token);
+        if self.touched {
+            return self.story.no("the end of an event with tickets or holds", told, "EVENT_IN_USE");
+        }
+        self.story.yes("the end of an event", told)?;
+        let get = v1::GetEventRequest { name: self.event.clone(), consistency: 0 };
+        let told = ask!(self.story, self.events, get_event, get, &self.organiser.token);
+        self.story.no("a look at an event that was deleted", told, "EVENT_NOT_FOUND")
     }
 }

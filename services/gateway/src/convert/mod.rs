@@ -4,7 +4,7 @@
 mod accounts;
 mod tickets;
 
-use prost_types::Timestamp;
+use prost_types::{Duration, Timestamp};
 use tidewall_messages::Rejection;
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::v1;
@@ -69,6 +69,12 @@ pub(crate) fn timestamp(ms: u64) -> Timestamp {
     }
 }
 
+/// Absent for 0.
+pub(crate) fn duration_ms(ms: i64) -> Option<Duration> {
+    let nanos = i32::try_from(ms % 1_000 * 1_000_000).unwrap_or(0);
+    (ms != 0).then_some(Duration { seconds: ms / 1_000, nanos })
+}
+
 /// Lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)
@@ -82,7 +88,7 @@ pub(crate) fn receipt(region: &str, receipt: &pb::Receipt) -> v1::Receipt {
         index: receipt.index,
         position: receipt.position,
         chain_hash: format!("{:016x}", receipt.chain_hash),
-        decided_at: Some(timestamp(receipt.decided_at_ms)),
+        decide_time: Some(timestamp(receipt.decided_at_ms)),
     }
 }
 

@@ -33,8 +33,8 @@ pub(crate) fn event(region: &str, view: tickets::EventView) -> v1::Event {
         organiser: view.organiser,
         tiers: view.tiers.into_iter().map(tier).collect(),
         quota_per_buyer: small(view.quota_per_buyer),
-        sale_opens_at: optional_timestamp(view.sale_opens_at_ms),
-        sale_closes_at: optional_timestamp(view.sale_closes_at_ms),
+        sale_open_time: optional_timestamp(view.sale_opens_at_ms),
+        sale_close_time: optional_timestamp(view.sale_closes_at_ms),
         revision: view.revision,
     }
 }
@@ -54,15 +54,15 @@ fn tier(view: tickets::TierView) -> v1::Tier {
     }
 }
 
-/// A hold of `caller`: regions answer only who made a hold about it, and leave it to us to say who that is.
-pub(crate) fn hold(region: &str, event: &str, caller: &str, view: tickets::HoldView) -> v1::Hold {
+/// A hold of `owner`: outcomes leave it to us to say who that is.
+pub(crate) fn hold(region: &str, event: &str, owner: &str, view: tickets::HoldView) -> v1::Hold {
     v1::Hold {
         name: names::hold(region, event, &view.hold_id),
-        owner: caller.to_owned(),
+        owner: owner.to_owned(),
         tier_id: view.tier_id,
         quantity: small(view.quantity),
         seats: view.seats,
-        expires_at: Some(timestamp(view.expires_at_ms)),
+        expire_time: Some(timestamp(view.expires_at_ms)),
     }
 }
 
@@ -84,7 +84,7 @@ pub(crate) fn ticket(region: &str, event: &str, view: tickets::TicketView) -> v1
         seat: view.seat,
         price: Some(money(view.currency_code, view.price_minor_units)),
         state: state.into(),
-        sold_at: Some(timestamp(view.sold_at_ms)),
+        create_time: Some(timestamp(view.sold_at_ms)),
         request_id: request_id::format(&view.request_id),
     }
 }
@@ -103,6 +103,7 @@ pub(super) fn show(
         Done::Hold(view) => Shown::Hold(hold(region, &event_id, caller, view)),
         Done::Purchase(view) => Shown::Purchase(purchase(region, &event_id, view)),
         Done::Cancelled(view) => Shown::CancelledTicket(names::ticket(region, &event_id, &view.ticket_id)),
+        Done::DeletedEventId(id) => Shown::DeletedEvent(names::event(region, &id)),
         Done::ReleasedHoldId(id) => Shown::ReleasedHold(names::hold(region, &event_id, &id)),
     }))
 }

@@ -86,6 +86,24 @@ impl EventService for Services {
         self.0.run(Method::ListEvents, request, handler).await
     }
 
+    async fn delete_event(
+        &self,
+        request: Request<v1::DeleteEventRequest>,
+    ) -> Result<Response<v1::DeleteEventResponse>, Status> {
+        let handler = |call: Call, message: v1::DeleteEventRequest| async move {
+            let name = names::parse_event("name", &message.name)?;
+            let id = request_id::parse("request_id", &message.request_id, call.now_ms)?;
+            let delete =
+                tickets::DeleteEvent { event_id: name.event.to_owned(), expected_revision: message.revision };
+            let decided = self.tickets(&call, name, id, delete).await?;
+            let Done::DeletedEventId(_) = decided.outcome else {
+                return Err(convert::mismatch());
+            };
+            Ok(v1::DeleteEventResponse { receipt: decided.receipt })
+        };
+        self.0.run(Method::DeleteEvent, request, handler).await
+    }
+
     async fn update_event(
         &self,
         request: Request<v1::UpdateEventRequest>,

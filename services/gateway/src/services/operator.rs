@@ -17,11 +17,13 @@ use tokio::time::timeout_at;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Services;
-use crate::convert::hex;
+use crate::convert::{duration_ms, hex};
 use crate::edge::{Call, Edge, Method};
 use crate::errors::ApiError;
-use crate::names;
+use crate::{names, page};
 
+/// Most regions or nodes on a page; as many as are there when nothing is said.
+const PAGE_MAX: u32 = 1_000;
 /// A node that does not report within this time is shown as unreachable.
 const NODE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -92,7 +94,7 @@ fn region_status(region: &Region, reports: &Reports) -> v1::RegionStatus {
         hot_rows: reference.hot_rows.into_iter().map(hot_row).collect(),
         rows: reference.rows,
         // An idle region's log time stands still, behind the clock: only ahead of it is anything to be told.
-        log_time_ahead_ms: leader.map_or(0, |(_, state)| u64::try_from(state.log_time_ahead_ms).unwrap_or(0)),
+        log_time_ahead: leader.and_then(|(_, state)| duration_ms(state.log_time_ahead_ms.max(0))),
         log_time_rebases: reference.rebases.into(),
         leap_unconfirmed: reference.leap_unconfirmed,
     }
@@ -133,7 +135,7 @@ fn node_status(edge: &Edge, node: u64, report: &Result<pb::GetNodeStateResponse,
             version: state.version.clone(),
             fault: String::new(),
             drained: state.drained,
-            clock_offset_ms: state.clock_offset_ms,
+            clock_offset: duration_ms(state.clock_offset_ms),
             clock_far: state.clock_far,
             clock_confirmed: state.clock_confirmed,
         },
@@ -240,10 +242,15 @@ impl OperatorService for Services {
         request: Request<v1::ListRegionStatusesRequest>,
     ) -> Result<Response<v1::ListRegionStatusesResponse>, Status> {
         let edge = &self.0;
-        let handler = |call: Call, _| async move {
+        let handler = |call: Call, message: v1::ListRegionStatusesRequest| async move {
+            let wanted = (message.page_token.as_str(), page::size(message.page_size, PAGE_MAX, PAGE_MAX)?);
+            // By their place in the topology.
+            let regions: Vec<_> = edge.topology.regions.iter().enumerate().collect();
+            let key = |(place, _): &(usize, _)| format!("{place:06}");
+            let (regions, next_page_token) = page::of(regions, "statuses", wanted, key)?;
             let reports = reports(edge, &call).await;
-            let status = |region| region_status(region, &reports);
-            Ok(v1::ListRegionStatusesResponse { regions: edge.topology.regions.iter().map(status).collect() })
+            let regions = regions.into_iter().map(|(_, region)| region_status(region, &reports)).collect();
+            Ok(v1::ListRegionStatusesResponse { regions, next_page_token })
         };
         edge.run(Method::ListRegionStatuses, request, handler).await
     }
@@ -268,10 +275,13 @@ impl OperatorService for Services {
         request: Request<v1::ListNodesRequest>,
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
         let edge = &self.0;
-        let handler = |call: Call, _| async move {
+        let handler = |call: Call, message: v1::ListNodesRequest| async move {
+            let wanted = (message.page_token.as_str(), page::size(message.page_size, PAGE_MAX, PAGE_MAX)?);
             let reports = reports(edge, &call).await;
-            let nodes = reports.iter().map(|(node, report)| node_status(edge, *node, report)).collect();
-            Ok(v1::ListNodesResponse { nodes })
+            let key = |(node, _): &(&u64, _)| format!("{node:020}");
+            let (nodes, next_page_token) = page::of(reports.iter().collect(), "nodes", wanted, key)?;
+            let nodes = nodes.into_iter().map(|(node, report)| node_status(edge, *node, report)).collect();
+            Ok(v1::ListNodesResponse { nodes, next_page_token })
         };
         edge.run(Method::ListNodes, request, handler).await
     }
@@ -331,7 +341,10 @@ impl OperatorService for Services {
             let (principal, left) = (call.principal.subject.clone(), call.deadline.remaining());
             let moved = edge.client.transfer_lead(call.group, message.to_node, principal, left).await;
             let moved = moved.map_err(|error| ApiError::Client { error, request_id: None })?;
-            Ok(v1::TransferLeaderResponse { leader_node: moved.leader_node, took_ms: moved.took_ms })
+            Ok(v1::TransferLeaderResponse {
+                leader_node: moved.leader_node,
+                elapsed: duration_ms(moved.took_ms.into()),
+            })
         };
         edge.run(Method::TransferLeader, request, handler).await
     }
@@ -439,7 +452,7 @@ async fn failover(
     }
     let silent = |silence: pb::Silence| v1::SilentReplica {
         node: silence.node,
-        silent_ms: silence.silent_ms,
+        silence: duration_ms(i64::try_from(silence.silent_ms).unwrap_or(i64::MAX)),
         never_heard: silence.never_heard,
     };
     Ok(v1::FailoverRegionResponse {

@@ -496,15 +496,18 @@ fn principals_of(node: &fake::Node) -> Vec<String> {
 async fn operators_see_nodes_and_move_regions() {
     let cluster = cluster().await;
     let mut operator = OperatorServiceClient::new(cluster.channel().await);
-    let denied =
-        operator.list_nodes(cluster.request("alice", &[], v1::ListNodesRequest {})).await.unwrap_err();
+    let denied = operator
+        .list_nodes(cluster.request("alice", &[], v1::ListNodesRequest::default()))
+        .await
+        .unwrap_err();
     assert_eq!(denied.code(), Code::PermissionDenied);
     let root = [Role::Operator];
-    let nodes = operator.list_nodes(cluster.request("root", &root, v1::ListNodesRequest {})).await.unwrap();
+    let nodes =
+        operator.list_nodes(cluster.request("root", &root, v1::ListNodesRequest::default())).await.unwrap();
     let nodes = nodes.into_inner().nodes;
     assert_eq!(nodes[0].leads, ["regions/north", "regions/south"]);
     assert!(nodes[1].reachable && nodes[1].leads.is_empty());
-    let list = cluster.request("root", &root, v1::ListRegionStatusesRequest {});
+    let list = cluster.request("root", &root, v1::ListRegionStatusesRequest::default());
     let regions = operator.list_region_statuses(list).await.unwrap().into_inner().regions;
     assert_eq!((regions.len(), regions[1].leader_node, regions[1].replicas.len()), (2, 1, 2));
 

@@ -245,7 +245,7 @@ impl Fake {
                 term: 1,
                 index: state.index,
                 chain_hash: format!("{:016x}", state.index),
-                decided_at: Some(prost_types::Timestamp { seconds: 1_000 + state.index as i64, nanos: 0 }),
+                decide_time: Some(prost_types::Timestamp { seconds: 1_000 + state.index as i64, nanos: 0 }),
                 ..v1::Receipt::default()
             };
             Decision::Bought(
@@ -300,6 +300,13 @@ impl RegionService for Fake {
 
 #[tonic::async_trait]
 impl EventService for Fake {
+    async fn delete_event(
+        &self,
+        _: Request<v1::DeleteEventRequest>,
+    ) -> Result<Response<v1::DeleteEventResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
     async fn create_event(
         &self,
         request: Request<v1::CreateEventRequest>,
@@ -349,6 +356,27 @@ impl EventService for Fake {
 
 #[tonic::async_trait]
 impl TicketService for Fake {
+    async fn get_hold(
+        &self,
+        _: Request<v1::GetHoldRequest>,
+    ) -> Result<Response<v1::GetHoldResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn list_holds(
+        &self,
+        _: Request<v1::ListHoldsRequest>,
+    ) -> Result<Response<v1::ListHoldsResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn search_tickets(
+        &self,
+        _: Request<v1::SearchTicketsRequest>,
+    ) -> Result<Response<v1::SearchTicketsResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
     async fn buy_tickets(
         &self,
         request: Request<v1::BuyTicketsRequest>,

@@ -223,6 +223,27 @@ fn rejected(no: &api::Rejection) -> Status {
 
 #[tonic::async_trait]
 impl TicketService for Service {
+    async fn get_hold(
+        &self,
+        _: Request<api::GetHoldRequest>,
+    ) -> Result<Response<api::GetHoldResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn list_holds(
+        &self,
+        _: Request<api::ListHoldsRequest>,
+    ) -> Result<Response<api::ListHoldsResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn search_tickets(
+        &self,
+        _: Request<api::SearchTicketsRequest>,
+    ) -> Result<Response<api::SearchTicketsResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
     async fn buy_tickets(
         &self,
         request: Request<api::BuyTicketsRequest>,

@@ -10,6 +10,7 @@ use tidewall_client::topology::valid_region_id;
 use tidewall_proto::v1::operator_service_client::OperatorServiceClient;
 use tidewall_proto::v1::{GetRegionStatusRequest, ListRegionStatusesRequest, TransferLeaderRequest};
 
+use crate::duration;
 use crate::exit::{Exit, Failure};
 use crate::gateway::{self, AskArgs, TargetArgs, TokenArgs};
 use crate::output::{self, Format};
@@ -93,7 +94,7 @@ pub struct TransferArgs {
 struct Transferred<'a> {
     region: &'a str,
     leader_node: u64,
-    took_ms: u32,
+    took_ms: i64,
 }
 
 /// Runs the command.
@@ -119,7 +120,7 @@ async fn list(arguments: &AskArgs, format: Format) -> Result<(), Failure> {
 async fn statuses(target: &TargetArgs, token: &TokenArgs) -> Result<Vec<RegionView>, Failure> {
     let caller = gateway::operator(target, token).await?;
     let mut client = OperatorServiceClient::new(caller.channel());
-    let request = caller.request(ListRegionStatusesRequest {}, token.for_question());
+    let request = caller.request(ListRegionStatusesRequest::default(), token.for_question());
     let answer = client
         .list_region_statuses(request)
         .await
@@ -162,14 +163,12 @@ async fn transfer(arguments: &TransferArgs, format: Format) -> Result<(), Failur
     let done = answer
         .map_err(|e| Failure::from_status(format_args!("hand {name} to node {}", arguments.to), &e))?
         .into_inner();
+    let (leader_node, took_ms) = (done.leader_node, duration::millis(done.elapsed));
     match format {
-        Format::Json => {
-            output::json(&Transferred { region: name, leader_node: done.leader_node, took_ms: done.took_ms })
+        Format::Json => output::json(&Transferred { region: name, leader_node, took_ms }),
+        Format::Table => {
+            output::text(&format!("node {leader_node} leads {name} now; it took {took_ms} ms\n"))
         }
-        Format::Table => output::text(&format!(
-            "node {} leads {name} now; it took {} ms\n",
-            done.leader_node, done.took_ms
-        )),
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tidewall_proto::v1::{RegionStatus, ReplicaRole};
 
-use crate::output;
+use crate::{duration, output};
 
 /// A region as it is printed.
 #[derive(Debug, Serialize)]
@@ -84,7 +84,7 @@ impl From<RegionStatus> for RegionView {
             digest: region.digest,
             incarnation: region.incarnation,
             rows: region.rows,
-            log_time_ahead_ms: region.log_time_ahead_ms,
+            log_time_ahead_ms: duration::millis(region.log_time_ahead).max(0) as u64,
             log_time_rebases: region.log_time_rebases,
             leap_unconfirmed: region.leap_unconfirmed,
             replicas,

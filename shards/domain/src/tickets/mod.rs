@@ -35,6 +35,9 @@ pub use model::State;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timer(NumberKey);
 
+/// First apply version under which events can be deleted, and under which fields of events are named as the API names them since.
+const DELETES_EVENTS: u32 = 5;
+
 /// The most rows that so many places cost.
 const fn rows_max(places: u64) -> u64 {
     64 + 8 * places
@@ -67,6 +70,13 @@ impl Module for State {
         self.event(name).is_some()
     }
 
+    fn since(command: &Command) -> u32 {
+        match command.op {
+            Some(Op::DeleteEvent(_)) => DELETES_EVENTS,
+            _ => Self::SINCE,
+        }
+    }
+
     /// By the places that it asks for, and those of due holds that may have to give way.
     fn rows_max(command: &Command) -> u64 {
         let hold = QUANTITY_MAX as u64;
@@ -75,7 +85,7 @@ impl Module for State {
             Some(Op::Buy(asked)) => rows_max(u64::from(asked.quantity.min(QUANTITY_MAX)) + hold),
             Some(Op::ConfirmHold(_) | Op::ReleaseHold(_)) => rows_max(2 * hold),
             Some(Op::CancelTicket(_)) => rows_max(1),
-            Some(Op::CreateEvent(_)) => rows_max(TIERS_MAX as u64),
+            Some(Op::CreateEvent(_) | Op::DeleteEvent(_)) => rows_max(TIERS_MAX as u64),
             Some(Op::UpdateEvent(_)) => rows_max((TIERS_MAX + ENDED_MAX) as u64),
             None => 0,
         }

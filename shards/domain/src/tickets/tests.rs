@@ -15,12 +15,13 @@ use proptest::prelude::*;
 use tidewall_messages::tickets::command::Op;
 use tidewall_messages::tickets::outcome::Result as Done;
 use tidewall_messages::tickets::{
-    Buy, CancelTicket, Command, ConfirmHold, CreateEvent, Hold, HoldView, PurchaseView, ReleaseHold,
-    UpdateEvent,
+    Buy, CancelTicket, Command, ConfirmHold, CreateEvent, DeleteEvent, GetHold, Hold, HoldView, ListHolds,
+    PurchaseView, ReleaseHold, SearchTickets, UpdateEvent, answer,
 };
 
 use super::commands::*;
 use super::model::*;
+use super::queries;
 use crate::module::{AnyModule, Module, Reason as _, apply, fire_next};
 use crate::{Caller, Context, Now, Roles};
 

@@ -235,7 +235,8 @@ fn a_module_decides_refuses_and_is_remembered_beside_the_others() {
 
 #[test]
 fn what_is_idempotent_by_its_rows_is_not_remembered_and_answered_by_the_present_ones() {
-    for (version, first_for_ever) in [(APPLY_VERSION - 1, true), (APPLY_VERSION, false)] {
+    let since = crate::REMEMBERS_WHAT_IT_MUST;
+    for (version, first_for_ever) in [(since - 1, true), (since, false)] {
         let mut log = log();
         log.one(T0, Command::system(SystemCommand::RaiseVersion(version)));
         log.one(T0, add(1, "a", 5, 1_000));

@@ -117,7 +117,7 @@ impl Services {
         let expires_ms = granted_ms.saturating_add(ACCESS_LIFETIME.as_millis() as u64);
         Ok(v1::Tokens {
             access_token,
-            access_expires_at: Some(convert::timestamp(expires_ms)),
+            access_expire_time: Some(convert::timestamp(expires_ms)),
             refresh_token: accounts.secrets.refresh_token(&refresh),
         })
     }

@@ -20,9 +20,14 @@ use crate::auth::bit;
 use crate::convert::{self, Decided};
 use crate::edge::{Call, Method};
 use crate::errors::ApiError;
-use crate::{names, request_id};
+use crate::{names, page, request_id};
 
 use profile::{check_may_see, field, masked, shown_roles};
+
+/// Sessions on a page, unless told otherwise: all that an account can have.
+const SESSIONS_DEFAULT: u32 = 20;
+/// Most sessions on a page.
+const SESSIONS_MAX: u32 = 1_000;
 
 /// What an e-mail is known by.
 type EmailHash = [u8; 32];
@@ -126,6 +131,8 @@ impl AccountService for Services {
             check_consistency(message.consistency)?;
             self.accounts()?;
             let (region, account) = names::parse_account("parent", &message.parent)?;
+            let wanted =
+                (message.page_token.as_str(), page::size(message.page_size, SESSIONS_DEFAULT, SESSIONS_MAX)?);
             check_may_see(&call, &message.parent)?;
             let list = messages::ListSessions { account_id: account.to_owned() };
             let Some(answer::Result::Sessions(list)) =
@@ -142,11 +149,15 @@ impl AccountService for Services {
             let session = |view: messages::SessionView| v1::Session {
                 name: names::session(region, account, &view.session_id),
                 device: device(&view).unwrap_or_default(),
-                created_at: Some(convert::timestamp(view.created_at_ms)),
-                refreshed_at: Some(convert::timestamp(view.refreshed_at_ms)),
+                create_time: Some(convert::timestamp(view.created_at_ms)),
+                refresh_time: Some(convert::timestamp(view.refreshed_at_ms)),
                 current: current.is_some_and(|current| current == *view.session_id),
             };
-            Ok(v1::ListSessionsResponse { sessions: list.sessions.into_iter().map(session).collect() })
+            let sessions: Vec<v1::Session> = list.sessions.into_iter().map(session).collect();
+            let scope = format!("sessions {}", message.parent);
+            let (sessions, next_page_token) =
+                page::of(sessions, &scope, wanted, |session: &v1::Session| session.name.clone())?;
+            Ok(v1::ListSessionsResponse { sessions, next_page_token })
         };
         self.0.run(Method::ListSessions, request, handler).await
     }

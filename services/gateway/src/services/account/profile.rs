@@ -150,7 +150,7 @@ impl Services {
             time_zone: text(field::TIME_ZONE)?,
             roles: shown_roles(view.roles),
             revision: view.revision,
-            created_at: Some(convert::timestamp(view.created_at_ms)),
+            create_time: Some(convert::timestamp(view.created_at_ms)),
             erased: key.is_none(),
         })
     }

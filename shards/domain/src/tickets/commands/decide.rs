@@ -34,6 +34,7 @@ pub(in crate::tickets) fn decide(
         Some(Op::ConfirmHold(confirm)) => case.confirm(&confirm.event_id, &confirm.hold_id),
         Some(Op::ReleaseHold(release)) => case.release(&release.event_id, &release.hold_id),
         Some(Op::CancelTicket(cancel)) => case.cancel(&cancel.event_id, &cancel.ticket_id),
+        Some(Op::DeleteEvent(delete)) => case.delete(&delete.event_id, delete.expected_revision),
         None => Err(Rejection::invalid("op", "the command asks for nothing")),
     }
 }
@@ -72,7 +73,7 @@ impl<'a> Case<'a> {
             }
             id => id.to_owned(),
         };
-        fields::check_event(&id, &row)?;
+        fields::check_event(&id, &row, self.context.apply_version)?;
         if self.state.event(&id).is_some() {
             return Err(Rejection::EventExists(id));
         }
@@ -99,8 +100,18 @@ impl<'a> Case<'a> {
             revision: old.revision + 1,
             tiers: tiers.unwrap_or_else(|| old.tiers.clone()),
         };
-        fields::check_event(&update.event_id, &row)?;
+        fields::check_event(&update.event_id, &row, self.context.apply_version)?;
         Ok(saved(update.event_id.clone(), row, ended, stock))
+    }
+
+    /// Deletes an event of which nothing was ever held or sold: another one of its id would give the same names again otherwise.
+    fn delete(&self, id: &str, expected_revision: u64) -> Decision {
+        let row = self.event_to_update(id, expected_revision)?;
+        if !self.state.stock_of(row).all(|stock| stock.is_untouched()) {
+            return Err(Rejection::EventInUse(id.to_owned()));
+        }
+        let deleted = done(id, Done::DeletedEventId(id.to_owned()));
+        Ok((vec![Event::EventDeleted { id: id.to_owned() }], deleted))
     }
 
     /// The event, if the caller may change it and has seen its last revision.
@@ -150,7 +161,7 @@ impl<'a> Case<'a> {
     /// Takes places out of the stock for a while.
     fn hold(&self, asked: &messages::Hold) -> Decision {
         if asked.ttl_ms == 0 || asked.ttl_ms > HOLD_MS_MAX {
-            return Err(Rejection::invalid("ttl_seconds", "a hold lasts 1 to 3600 seconds"));
+            return Err(Rejection::invalid("ttl", "a hold lasts 1 ms to 1 h"));
         }
         let messages::Hold { event_id, tier_id, quantity, seats, ttl_ms } = asked;
         let take = self.take(self.caller.principal, event_id, tier_id, *quantity, seats)?;
@@ -169,6 +180,7 @@ impl<'a> Case<'a> {
             hold_id: format!("{tier_id}-h{number}"),
             // The holder is who asked; the gateway knows it from the token.
             owner: String::new(),
+            organiser: String::new(),
             tier_id: tier_id.clone(),
             quantity: take.quantity,
             seats: take.spec.seat_names(&hold.seats),
@@ -300,7 +312,7 @@ impl<'a> Case<'a> {
             return Err(Rejection::NotOwner(format!("hold {id:?}")));
         }
         // Whether its timer has fired or not.
-        if hold.state != HoldState::Live || hold.expires_ms <= self.context.steady_ms {
+        if !hold.lives(self.context.steady_ms) {
             return Err(Rejection::HoldExpired(id.to_owned()));
         }
         Ok((row, key, hold))

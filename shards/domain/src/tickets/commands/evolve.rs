@@ -13,6 +13,7 @@ use super::take::held_and_owned;
 pub(in crate::tickets) fn evolve(state: &mut State, context: &Context, event: &Event) -> Result<(), Fault> {
     match event {
         Event::EventSaved { id, row, stock } => event_saved(state, id, row, stock),
+        Event::EventDeleted { id } => event_deleted(state, id),
         Event::Held { tier, number, hold } => held(state, *tier, *number, hold),
         Event::HoldReleased { hold } => hold_ended(state, *hold, None),
         Event::HoldExpired { hold } => hold_ended(state, *hold, Some(HoldState::Expired)),
@@ -68,6 +69,20 @@ fn event_saved(state: &mut State, id: &str, row: &EventRow, stock: &[(TierNo, u6
         state.counters.set(COUNTER_EVENTS, Some(Counter(no)));
     }
     state.events.set(id.to_owned(), Some(row.clone()));
+    Ok(())
+}
+
+fn event_deleted(state: &mut State, id: &str) -> Result<(), Fault> {
+    let row = state.event(id).ok_or_else(|| Fault(format!("event {id:?} is missing")))?;
+    let (no, tiers) = (row.no, row.tiers.len());
+    for tier in 0..tiers as TierNo {
+        let untouched = state.stock.get(&(no, tier)).is_some_and(StockRow::is_untouched);
+        if !untouched {
+            return Err(Fault(format!("T4: places of tier {tier} of event {id:?} have names")));
+        }
+        state.stock.set((no, tier), None);
+    }
+    state.events.set(id.to_owned(), None);
     Ok(())
 }
 

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use super::super::model::*;
 use super::Rejection;
+use crate::tickets::DELETES_EVENTS;
 
 /// Checks an event with its id and its tiers; the rejection names the field.
-pub(super) fn check_event(id: &str, row: &EventRow) -> Result<(), Rejection> {
+pub(super) fn check_event(id: &str, row: &EventRow, apply_version: u32) -> Result<(), Rejection> {
     let bad = |field: &str, why: String| Err(Rejection::invalid(field, why));
     let id_ok = (4..=40).contains(&id.len())
         && id.starts_with(|c: char| c.is_ascii_lowercase())
@@ -21,7 +22,10 @@ pub(super) fn check_event(id: &str, row: &EventRow) -> Result<(), Rejection> {
         return bad("event.quota_per_buyer", format!("must be 1 to {QUOTA_MAX}"));
     }
     if row.closes_ms != 0 && row.closes_ms <= row.opens_ms {
-        return bad("event.sale_closes_at", "must be later than sale_opens_at".into());
+        return match apply_version {
+            ..DELETES_EVENTS => bad("event.sale_closes_at", "must be later than sale_opens_at".into()),
+            _ => bad("event.sale_close_time", "must be later than sale_open_time".into()),
+        };
     }
     if row.tiers.is_empty() || row.tiers.len() > TIERS_MAX {
         return bad("event.tiers", format!("an event has 1 to {TIERS_MAX} tiers"));

@@ -28,6 +28,11 @@ pub enum Event {
         /// Capacities of the tiers whose stock is new or changed.
         stock: Vec<(TierNo, u64)>,
     },
+    /// An event of which nothing was ever held or sold is gone.
+    EventDeleted {
+        /// Its id.
+        id: String,
+    },
     /// Places went out of the stock into a hold.
     Held {
         /// The tier.

@@ -89,6 +89,9 @@ pub enum Rejection {
         "tier {0:?} cannot be removed, moved or given other seats: list the existing tiers first and unchanged"
     )]
     TierFixed(String),
+    /// Something of the event was held or sold.
+    #[error("places of event {0:?} were held or sold: their names stay; close its sale instead")]
+    EventInUse(String),
     /// A field makes no sense.
     #[error("{field}: {why}")]
     Invalid {
@@ -126,6 +129,7 @@ impl Reason for Rejection {
             Self::RevisionMismatch { .. } => "REVISION_MISMATCH",
             Self::CapacityTooSmall { .. } => "CAPACITY_TOO_SMALL",
             Self::TierFixed(_) => "TIER_FIXED",
+            Self::EventInUse(_) => "EVENT_IN_USE",
             Self::Invalid { .. } => "INVALID_FIELD",
         }
     }
@@ -147,7 +151,8 @@ impl Reason for Rejection {
             | Self::HoldExpired(_)
             | Self::TicketCancelled(_)
             | Self::CapacityTooSmall { .. }
-            | Self::TierFixed(_) => Code::FailedPrecondition,
+            | Self::TierFixed(_)
+            | Self::EventInUse(_) => Code::FailedPrecondition,
             Self::NotOwner(_) => Code::PermissionDenied,
             Self::RevisionMismatch { .. } => Code::Aborted,
             Self::Invalid { .. } => Code::InvalidArgument,

@@ -74,6 +74,15 @@ impl HoldIndex {
         })
     }
 
+    /// Live holds of an owner in an event that are not due by `now_ms` of steady time, ordered by tier and number.
+    pub fn live(&self, event: EventNo, owner: &str, now_ms: u64) -> Vec<NumberKey> {
+        let holds = self.of(event, owner).into_iter();
+        let live = holds.flat_map(|holds| holds.by_due.range((now_ms.saturating_add(1), 0, 0)..));
+        let mut keys: Vec<_> = live.map(|((_, tier, number), _)| (event, *tier, *number)).collect();
+        keys.sort_unstable();
+        keys
+    }
+
     fn of(&self, event: EventNo, owner: &str) -> Option<&OwnerHolds> {
         self.owners.get(&event)?.get(owner)
     }
@@ -97,6 +106,11 @@ impl HoldIndex {
 }
 
 impl HoldRow {
+    /// Whether it has its places at `now_ms` of steady time.
+    pub fn lives(&self, now_ms: u64) -> bool {
+        self.state == HoldState::Live && self.expires_ms > now_ms
+    }
+
     /// When something is to be done about it.
     fn timer_ms(&self) -> Option<u64> {
         match self.state {

@@ -25,6 +25,13 @@ pub struct StockRow {
     pub next_hold: u64,
 }
 
+impl StockRow {
+    /// Whether nothing of the tier was ever held or sold.
+    pub fn is_untouched(&self) -> bool {
+        self.next_ticket == 1 && self.next_hold == 1
+    }
+}
+
 impl Row for StockRow {
     const TABLE: TableId = table_id(MODULE, 2);
     type Key = TierKey;

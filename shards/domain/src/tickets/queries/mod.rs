@@ -1,13 +1,16 @@
 //! Reads over the rows of the ticket module. Nothing here changes anything.
 
+mod search;
 pub mod views;
 
 use tidewall_messages::tickets::answer::Result as Found;
 use tidewall_messages::tickets::command::Op as Asked;
 use tidewall_messages::tickets::query::Op;
-use tidewall_messages::tickets::{Answer, Command, EventList, EventView, ListTickets, Query, TicketList};
+use tidewall_messages::tickets::{
+    Answer, Command, EventList, EventView, HoldList, ListHolds, ListTickets, Query, TicketList,
+};
 
-use super::commands::{Rejection, parse_ticket_id};
+use super::commands::{Rejection, parse_hold_id, parse_ticket_id};
 use super::model::*;
 use crate::Now;
 use crate::page::page;
@@ -16,6 +19,8 @@ use crate::page::page;
 const EVENTS_MAX: u32 = 1_000;
 /// Most tickets in a page.
 const TICKETS_MAX: u32 = 5_000;
+/// Most holds in a page.
+const HOLDS_MAX: u32 = 5_000;
 
 /// One tier with its numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +51,16 @@ pub(super) fn query(state: &State, now: Now, query: &Query) -> Result<Answer, Re
             Found::Ticket(views::ticket(row, &key, ticket))
         }
         Some(Op::ListTickets(asked)) => Found::Tickets(tickets(state, state.known(&asked.event_id)?, asked)?),
+        Some(Op::GetHold(asked)) => {
+            let row = state.known(&asked.event_id)?;
+            let found =
+                parse_hold_id(row, &asked.hold_id).and_then(|key| Some((key, state.holds.get(&key)?)));
+            let found = found.filter(|(_, hold)| hold.lives(now.steady_ms));
+            let (key, hold) = found.ok_or_else(|| Rejection::HoldNotFound(asked.hold_id.clone()))?;
+            Found::Hold(views::hold(row, &key, hold, now))
+        }
+        Some(Op::ListHolds(asked)) => Found::Holds(holds(state, now, state.known(&asked.event_id)?, asked)?),
+        Some(Op::SearchTickets(asked)) => Found::Found(search::tickets(state, asked)),
         None => return Err(Rejection::invalid("op", "the query asks for nothing that this build has")),
     };
     Ok(Answer { result: Some(found) })
@@ -68,6 +83,26 @@ fn tickets(state: &State, row: &EventRow, asked: &ListTickets) -> Result<TicketL
     let found = found.into_iter().map(|(key, found)| views::ticket(row, &key, found));
     let (tickets, more) = page(found, asked.limit, TICKETS_MAX);
     Ok(TicketList { tickets, more, organiser: row.organiser.clone() })
+}
+
+fn holds(state: &State, now: Now, row: &EventRow, asked: &ListHolds) -> Result<HoldList, Rejection> {
+    let after = match asked.after_hold_id.as_str() {
+        "" => (row.no, 0, 0),
+        id => parse_hold_id(row, id).ok_or_else(|| Rejection::HoldNotFound(id.to_owned()))?,
+    };
+    let found: Box<dyn Iterator<Item = (NumberKey, &HoldRow)>> = match asked.owner.as_str() {
+        "" => {
+            let rows = state.holds.range_from(&after).take_while(|(key, _)| key.0 == row.no);
+            Box::new(rows.filter(|(_, hold)| hold.lives(now.steady_ms)).map(|(key, hold)| (*key, hold)))
+        }
+        owner => {
+            let keys = state.holds.derived().live(row.no, owner, now.steady_ms);
+            Box::new(keys.into_iter().filter_map(|key| Some((key, state.holds.get(&key)?))))
+        }
+    };
+    let found = found.filter(|(key, _)| *key > after).map(|(key, hold)| views::hold(row, &key, hold, now));
+    let (holds, more) = page(found, asked.limit, HOLDS_MAX);
+    Ok(HoldList { holds, more, organiser: row.organiser.clone() })
 }
 
 /// The rejection of a purchase or hold that the log would certainly refuse as sold out. When seats are named, or a hold of the
@@ -93,12 +128,14 @@ impl State {
         self.event(id).ok_or_else(|| Rejection::EventNotFound(id.to_owned()))
     }
 
+    /// Events from an id on, ordered by id.
+    pub fn events_from(&self, from: &str) -> impl Iterator<Item = (&str, &EventRow)> {
+        self.events.range_from(&from.to_owned()).map(|(id, row)| (id.as_str(), row))
+    }
+
     /// Events after an id (exclusive), ordered by id.
     pub fn events_after<'a>(&'a self, after: &'a str) -> impl Iterator<Item = (&'a str, &'a EventRow)> {
-        self.events
-            .range_from(&after.to_owned())
-            .filter(move |(id, _)| id.as_str() > after)
-            .map(|(id, row)| (id.as_str(), row))
+        self.events_from(after).filter(move |(id, _)| *id > after)
     }
 
     /// The numbers of an event's tiers, in their order, as the rows say.

@@ -1,8 +1,9 @@
 //! Rows as answers show them. Translates; decides nothing.
 
-use tidewall_messages::tickets::{EventView, TicketView, TierSpec as ShownSpec, TierView};
+use tidewall_messages::tickets::{EventView, HoldView, TicketView, TierSpec as ShownSpec, TierView};
 
 use super::super::model::*;
+use crate::Now;
 
 /// An event with the numbers of its tiers.
 pub fn event<'a>(
@@ -44,6 +45,22 @@ pub fn ticket(event: &EventRow, key: &NumberKey, row: &TicketRow) -> TicketView 
         cancelled: row.cancelled,
         sold_at_ms: row.sold_ms,
         request_id: row.request_id.to_be_bytes().to_vec(),
+        organiser: event.organiser.clone(),
+        tier_id,
+    }
+}
+
+/// A hold that lives, with the names that belong to it.
+pub fn hold(event: &EventRow, key: &NumberKey, row: &HoldRow, now: Now) -> HoldView {
+    let spec = event.tiers.get(usize::from(key.1));
+    let tier_id = spec.map(|spec| spec.id.clone()).unwrap_or_default();
+    HoldView {
+        hold_id: format!("{tier_id}-h{}", key.2),
+        owner: row.owner.to_string(),
+        quantity: row.quantity,
+        seats: spec.map(|spec| spec.seat_names(&row.seats)).unwrap_or_default(),
+        // It falls due by steady time: this is when that is, as log time goes now.
+        expires_at_ms: now.log_ms.saturating_add(row.expires_ms.saturating_sub(now.steady_ms)),
         organiser: event.organiser.clone(),
         tier_id,
     }

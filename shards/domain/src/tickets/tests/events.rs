@@ -174,3 +174,98 @@ fn bad_fields_are_named() {
     assert_eq!(field(&|c| c.tiers[1].seat_rows = rows(SEAT_ROWS_MAX + 1)), "event.tiers");
     assert_eq!(field(&|c| c.tiers[1].seat_rows[1].label = "A".into()), "event.tiers[1].seat_rows");
 }
+
+#[test]
+fn an_event_is_deleted_only_while_nothing_of_it_has_a_name() {
+    let mut world = World::new(9);
+    let delete =
+        |expected_revision| -> Command { DeleteEvent { event_id: "gala".into(), expected_revision }.into() };
+    assert_eq!(State::since(&delete(0)), 5, "a build before that would halt on it");
+    let mut reason = |who: &str, command: Command| world.ask(who, &command).err().map(|r| r.reason());
+    assert_eq!(reason("alice", delete(0)), Some("NOT_OWNER"));
+    assert_eq!(reason("organiser", delete(7)), Some("REVISION_MISMATCH"));
+    assert_eq!(reason("organiser", delete(1)), None);
+    assert_eq!(reason("organiser", delete(0)), Some("EVENT_NOT_FOUND"));
+    assert_eq!(all(&world.state).rows(), 1, "the counter of events alone");
+    // Its number is not given again: the new one is another event.
+    world.ask("organiser", &create(9)).unwrap();
+    assert_eq!(world.state.event("gala").unwrap().no, 2);
+    // A hold that was released has left its number behind.
+    world.ask("alice", &hold("ga", 1, &[], 1_000)).unwrap();
+    world.ask("alice", &release("ga-h1")).unwrap();
+    assert_eq!(world.ask("organiser", &delete(0)).unwrap_err().reason(), "EVENT_IN_USE");
+    let event = Event::EventDeleted { id: "gala".into() };
+    let context = world.context;
+    evolve(&mut world.state, &context, &event).expect_err("T4 is kept, whatever was decided");
+}
+
+#[test]
+fn fields_are_named_as_the_api_names_them_once_all_members_have_the_build() {
+    let mut world = World::new(9);
+    let window = change(Change { opens_ms: Some(3_000), closes_ms: Some(2_000), ..Change::default() });
+    for (version, name) in [(4, "event.sale_closes_at"), (5, "event.sale_close_time")] {
+        world.context.apply_version = version;
+        let Err(Rejection::Invalid { field, .. }) = world.ask("organiser", &window) else {
+            panic!("accepted")
+        };
+        assert_eq!(field, name);
+    }
+}
+
+fn search(state: &State, owner: &str, limit: u32) -> (Vec<(String, String)>, usize) {
+    let (mut found, mut pages) = (Vec::new(), 0);
+    let mut asked = SearchTickets { owner: owner.into(), limit, ..SearchTickets::default() };
+    loop {
+        let page = queries::query(state, Now { log_ms: 0, steady_ms: 0 }, &asked.clone().into()).unwrap();
+        let Some(answer::Result::Found(page)) = page.result else { panic!("{page:?}") };
+        assert!(page.tickets.len() <= limit as usize);
+        found.extend(page.tickets.into_iter().map(|found| (found.event_id, found.ticket.unwrap().ticket_id)));
+        pages += 1;
+        if page.next_event_id.is_empty() {
+            return (found, pages);
+        }
+        (asked.from_event_id, asked.after_ticket_id) = (page.next_event_id, page.after_ticket_id);
+    }
+}
+
+#[test]
+fn what_somebody_has_anywhere_is_found_page_by_page() {
+    let mut world = World { state: State::default(), context: context(1_000) };
+    let mut expected = Vec::new();
+    for number in 0..7 {
+        let event = format!("event-{number}");
+        world.ask("organiser", &created(&event, "E", 100, vec![tier("ga", 10, &[])]).into()).unwrap();
+        let quantity = number % 4;
+        for who in ["ann", "bob"] {
+            if quantity > 0 {
+                let buy = Buy { event_id: event.clone(), tier_id: "ga".into(), quantity, ..Buy::default() };
+                world.ask(who, &buy.into()).unwrap();
+            }
+        }
+        expected.extend((1..=quantity).map(|ticket| (event.clone(), format!("ga-{ticket}"))));
+    }
+    for limit in 1..=12 {
+        let (found, pages) = search(&world.state, "ann", limit);
+        assert_eq!(found, expected, "{limit} a page");
+        assert!(pages <= expected.len().div_ceil(limit as usize) + 1, "{pages} pages of {limit}");
+    }
+    assert_eq!(search(&world.state, "carla", 5), (Vec::new(), 1));
+}
+
+#[test]
+fn a_search_goes_on_where_it_has_looked_at_enough_events() {
+    let mut world = World { state: State::default(), context: context(1_000) };
+    for number in 0..2_500 {
+        let event = format!("e-{number:04}");
+        quietly(&mut world, &created(&event, "E", 9, vec![tier("ga", 9, &[])]).into());
+    }
+    let buy = Buy { event_id: "e-2499".into(), tier_id: "ga".into(), quantity: 1, ..Buy::default() };
+    quietly(&mut world, &buy.into());
+    assert_eq!(search(&world.state, "organiser", 9), (vec![("e-2499".into(), "ga-1".into())], 3));
+}
+
+/// Without the checks over all rows.
+fn quietly(world: &mut World, command: &Command) {
+    world.context.request_id += 1;
+    apply(&mut world.state, &world.context, caller("organiser"), command).unwrap().unwrap();
+}

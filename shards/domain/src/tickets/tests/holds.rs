@@ -120,3 +120,53 @@ fn nobody_collects_holds_without_end_and_a_due_one_gives_way() {
     assert_eq!(world.hold_state(1), Some(HoldState::Expired));
     assert_eq!(world.ask("alice", &hold("ga", 1, &[], 50)).unwrap_err().reason(), "TOO_MANY_HOLDS");
 }
+
+#[test]
+fn holds_are_shown_as_long_as_they_live() {
+    let mut world = World::new(9);
+    let now = |world: &World| Now { log_ms: world.context.now_ms, steady_ms: world.context.steady_ms };
+    let list = |world: &World, owner: &str, after: &str, limit: u32| {
+        let asked =
+            ListHolds { event_id: "gala".into(), owner: owner.into(), after_hold_id: after.into(), limit };
+        let found = queries::query(&world.state, now(world), &asked.into()).unwrap();
+        let Some(answer::Result::Holds(list)) = found.result else { panic!("{found:?}") };
+        assert_eq!(list.organiser, "organiser");
+        (list.holds.into_iter().map(|hold| hold.hold_id).collect::<Vec<_>>(), list.more)
+    };
+    let get = |world: &World, id: &str| {
+        let asked = GetHold { event_id: "gala".into(), hold_id: id.into() };
+        match queries::query(&world.state, now(world), &asked.into()).map(|found| found.result) {
+            Ok(Some(answer::Result::Hold(hold))) => Ok(hold),
+            Err(why) => Err(why.reason()),
+            other => panic!("{other:?}"),
+        }
+    };
+    for (who, tier, ttl_ms) in
+        [("ann", "vip", 500), ("bob", "ga", 900), ("ann", "ga", 2_000), ("ann", "ga", 800)]
+    {
+        world.ask(who, &hold(tier, 2, &[], ttl_ms)).unwrap();
+    }
+    let all = ["ga-h1", "ga-h2", "ga-h3", "vip-h1"];
+    assert_eq!(list(&world, "", "", 9).0, all);
+    assert_eq!(list(&world, "ann", "", 9).0, ["ga-h2", "ga-h3", "vip-h1"]);
+    for owner in ["", "ann"] {
+        let (first, more) = list(&world, owner, "", 2);
+        let (rest, end) = list(&world, owner, first.last().unwrap(), 9);
+        assert!(more && !end);
+        assert_eq!([first, rest].concat(), list(&world, owner, "", 9).0);
+    }
+    let shown = get(&world, "ga-h2").unwrap();
+    assert_eq!((shown.owner.as_str(), shown.quantity, shown.organiser.as_str()), ("ann", 2, "organiser"));
+    assert_eq!(shown.expires_at_ms, world.context.now_ms + 2_000, "in log time");
+    assert_eq!(get(&world, "vip-h1").unwrap().seats.len(), 2);
+    assert_eq!(get(&world, "ga-h9").unwrap_err(), "HOLD_NOT_FOUND");
+    // What is due is gone, whether its timer has fired or not.
+    world.wait(800);
+    assert_eq!(list(&world, "", "", 9).0, ["ga-h1", "ga-h2"]);
+    assert_eq!(list(&world, "ann", "", 9).0, ["ga-h2"]);
+    assert_eq!(get(&world, "ga-h3").unwrap_err(), "HOLD_NOT_FOUND");
+    world.fire(9);
+    assert_eq!(list(&world, "", "", 9).0, ["ga-h1", "ga-h2"]);
+    world.ask("bob", &confirm("ga-h1")).unwrap();
+    assert_eq!(list(&world, "bob", "", 9).0, Vec::<String>::new());
+}

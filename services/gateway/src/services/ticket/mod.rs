@@ -1,35 +1,24 @@
-//! `TicketService`: hold, confirm, release, buy, cancel, look up.
+//! `TicketService`: hold, confirm, release, buy, cancel; [`reads`] looks up.
+
+mod reads;
 
 use prost::Message as _;
+use tidewall_messages::tickets;
 use tidewall_messages::tickets::outcome::Result as Done;
-use tidewall_messages::tickets::{self, answer};
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::v1;
 use tidewall_proto::v1::ticket_service_server::TicketService;
 use tonic::{Request, Response, Status};
 
-use super::event::check_consistency;
 use super::{Ask, Services};
-use crate::auth::Role;
 use crate::convert::Decided;
 use crate::edge::{Call, Method, fingerprint};
 use crate::errors::{ApiError, batch_refusal, is_undecided};
 use crate::names::EventName;
-use crate::{convert, names, page, request_id, validate};
+use crate::{convert, names, request_id, validate};
 
-const PAGE_DEFAULT: u32 = 100;
-const PAGE_MAX: u32 = 5000;
 /// An item of a batch costs about this part of a single call.
 const BATCH_ITEMS_PER_WEIGHT: usize = 64;
-
-/// The owner whose tickets are asked for; `None` is everybody.
-fn listed_owner<'a>(call: &'a Call, owner: &'a str) -> Option<&'a str> {
-    match owner {
-        "" => Some(&call.principal.subject),
-        "*" => None,
-        other => Some(other),
-    }
-}
 
 /// One purchase of a batch as a command.
 fn batch_command(
@@ -136,7 +125,7 @@ impl TicketService for Services {
                 tier_id: places.tier_id,
                 quantity: places.quantity,
                 seats: places.seats,
-                ttl_ms: validate::ttl_ms(message.ttl_seconds)?,
+                ttl_ms: validate::ttl_ms(message.ttl.as_ref())?,
             };
             let decided = self.tickets(&call, name, id, hold).await?;
             let Done::Hold(view) = decided.outcome else {
@@ -148,6 +137,20 @@ impl TicketService for Services {
             })
         };
         self.0.run(Method::HoldTickets, request, handler).await
+    }
+
+    async fn get_hold(
+        &self,
+        request: Request<v1::GetHoldRequest>,
+    ) -> Result<Response<v1::GetHoldResponse>, Status> {
+        self.0.run(Method::GetHold, request, |call, message| self.get_hold_as(call, message)).await
+    }
+
+    async fn list_holds(
+        &self,
+        request: Request<v1::ListHoldsRequest>,
+    ) -> Result<Response<v1::ListHoldsResponse>, Status> {
+        self.0.run(Method::ListHolds, request, |call, message| self.list_holds_as(call, message)).await
     }
 
     async fn confirm_hold(
@@ -271,78 +274,23 @@ impl TicketService for Services {
         &self,
         request: Request<v1::GetTicketRequest>,
     ) -> Result<Response<v1::GetTicketResponse>, Status> {
-        let handler = |call: Call, message: v1::GetTicketRequest| async move {
-            check_consistency(message.consistency)?;
-            let name = names::parse_ticket("name", &message.name)?;
-            let EventName { region, event } = name.event;
-            let get = tickets::GetTicket { event_id: event.to_owned(), ticket_id: name.id.to_owned() };
-            let found = self.query(&call, tickets::Query::from(get)).await?.result;
-            let Some(answer::Result::Ticket(view)) = found else {
-                return Err(convert::mismatch());
-            };
-            let caller = &call.principal;
-            let own = view.owner == caller.subject || view.organiser == caller.subject;
-            if !own && !caller.has(Role::Seller) && !caller.has(Role::Operator) {
-                return Err(ApiError::denied(
-                    "NOT_YOUR_TICKET",
-                    format!(
-                        "{} may not see this ticket: only its owner, the event's organiser, sellers and \
-                         operators may",
-                        caller.subject
-                    ),
-                ));
-            }
-            Ok(v1::GetTicketResponse { ticket: Some(convert::ticket(region, event, view)) })
-        };
-        self.0.run(Method::GetTicket, request, handler).await
+        self.0.run(Method::GetTicket, request, |call, message| self.get_ticket_as(call, message)).await
     }
 
     async fn list_tickets(
         &self,
         request: Request<v1::ListTicketsRequest>,
     ) -> Result<Response<v1::ListTicketsResponse>, Status> {
-        let handler = |call: Call, message: v1::ListTicketsRequest| async move {
-            let name = names::parse_event("parent", &message.parent)?;
-            let limit = page::size(message.page_size, PAGE_DEFAULT, PAGE_MAX)?;
-            if !message.owner.is_empty() && message.owner != "*" {
-                validate::buyer("owner", &message.owner)?;
-            }
-            let owner = listed_owner(&call, &message.owner);
-            // A token of one owner's list must not continue another's.
-            let scope = format!("{} {}", message.parent, owner.unwrap_or("*"));
-            let after_ticket_id = page::decode(&scope, &message.page_token)?;
-            let query = tickets::Query::from(tickets::ListTickets {
-                event_id: name.event.to_owned(),
-                owner: owner.unwrap_or_default().to_owned(),
-                after_ticket_id,
-                limit,
-            });
-            let Some(answer::Result::Tickets(list)) = self.query(&call, query).await?.result else {
-                return Err(convert::mismatch());
-            };
-            let caller = &call.principal;
-            let own = owner == Some(caller.subject.as_str());
-            if !own && list.organiser != caller.subject && !caller.has(Role::Operator) {
-                return Err(ApiError::denied(
-                    "NOT_YOUR_TICKETS",
-                    format!(
-                        "{} may not list tickets of others: only the event's organiser and operators may; \
-                         leave owner empty for one's own",
-                        caller.subject
-                    ),
-                ));
-            }
-            let next_page_token = match list.tickets.last() {
-                Some(last) if list.more => page::encode(&scope, &last.ticket_id),
-                _ => String::new(),
-            };
-            let shown = |view| convert::ticket(name.region, name.event, view);
-            Ok(v1::ListTicketsResponse {
-                tickets: list.tickets.into_iter().map(shown).collect(),
-                next_page_token,
-            })
-        };
-        self.0.run(Method::ListTickets, request, handler).await
+        self.0.run(Method::ListTickets, request, |call, message| self.list_tickets_as(call, message)).await
+    }
+
+    async fn search_tickets(
+        &self,
+        request: Request<v1::SearchTicketsRequest>,
+    ) -> Result<Response<v1::SearchTicketsResponse>, Status> {
+        self.0
+            .run(Method::SearchTickets, request, |call, message| self.search_tickets_as(call, message))
+            .await
     }
 }
 

@@ -1,0 +1,170 @@
+/** Calls with request ids and retries, over several gateways. One attempt is one RPC; what its end means is in `errors`. */
+import { create, getOption, type DescMethodUnary, type DescService, type MessageInitShape, type MessageShape } from "@bufbuild/protobuf";
+import { type Transport } from "@connectrpc/connect";
+import { Decided, Failure, NotDecided, Unknown } from "./errors.js";
+import { AccountService } from "./gen/tidewall/v1/account_pb.js";
+import { EventService } from "./gen/tidewall/v1/event_pb.js";
+import { OperatorService } from "./gen/tidewall/v1/operator_pb.js";
+import { OutcomeService, type GetOutcomeResponse } from "./gen/tidewall/v1/outcome_pb.js";
+import { Effect, policy } from "./gen/tidewall/v1/policy_pb.js";
+import { RegionService } from "./gen/tidewall/v1/region_pb.js";
+import { TicketService } from "./gen/tidewall/v1/ticket_pb.js";
+import { newRequestId } from "./ids.js";
+
+/** An attempt has so long, so that a gateway which is silent does not use up the call; milliseconds. */
+const ATTEMPT_MAX = 4_000;
+const PAUSE_FIRST = 50;
+const PAUSE_MAX = 1_000;
+/** As in gRFC A6: retries stop when half of the tokens are spent. */
+const BUDGET_TOKENS = 1_000;
+const BUDGET_REFILL = 0.1;
+
+/** What a call yields. */
+export interface Done<Answer> {
+  readonly answer: Answer;
+  /** Empty for what changes nothing. */
+  readonly requestId: string;
+  readonly attempts: number;
+}
+
+export interface CallOptions {
+  /** Milliseconds that the call has, its repetitions included. */
+  timeoutMs?: number;
+  /** Ends the call: what it may have done is unknown. */
+  signal?: AbortSignal;
+}
+
+/** The methods of a service that are no streams. */
+export type Service<S extends DescService> = {
+  [M in keyof S["method"] as S["method"][M] extends DescMethodUnary ? M : never]: S["method"][M] extends DescMethodUnary<
+    infer I,
+    infer O
+  >
+    ? (request: MessageInitShape<I>, options?: CallOptions) => Promise<Done<MessageShape<O>>>
+    : never;
+};
+
+export interface ClientOptions {
+  /** An access token, or what gives one that is good now. */
+  token?: string | (() => string | Promise<string>);
+  /** Milliseconds that a call has unless it says otherwise: 10,000. */
+  timeoutMs?: number;
+}
+
+/**
+ * A client of one cluster, for one principal. `gateways` are transports of connect-es, one a gateway: `createGrpcTransport` of
+ * `@connectrpc/connect-node` in Node, `createGrpcWebTransport` of `@connectrpc/connect-web` in a browser.
+ */
+export class Client {
+  readonly accounts: Service<typeof AccountService>;
+  readonly events: Service<typeof EventService>;
+  readonly operator: Service<typeof OperatorService>;
+  readonly outcomes: Service<typeof OutcomeService>;
+  readonly regions: Service<typeof RegionService>;
+  readonly tickets: Service<typeof TicketService>;
+  private next: number;
+  private tokens = BUDGET_TOKENS;
+
+  constructor(
+    private readonly gateways: readonly Transport[],
+    private readonly options: ClientOptions = {},
+  ) {
+    if (gateways.length === 0) {
+      throw new RangeError("give one gateway at least");
+    }
+    this.next = Math.floor(Math.random() * gateways.length);
+    this.accounts = this.service(AccountService);
+    this.events = this.service(EventService);
+    this.operator = this.service(OperatorService);
+    this.outcomes = this.service(OutcomeService);
+    this.regions = this.service(RegionService);
+    this.tickets = this.service(TicketService);
+  }
+
+  /** Makes final what became of a request: what was decided, or that nothing ever will be under its id. */
+  async seal(region: string, requestId: string, options?: CallOptions): Promise<GetOutcomeResponse | undefined> {
+    const done = await this.outcomes.sealRequestId({ parent: region, requestId }, options);
+    return done.answer.outcome;
+  }
+
+  /** What is known of a request now; a copy that is on its way may still be decided. */
+  async outcome(region: string, requestId: string, options?: CallOptions): Promise<GetOutcomeResponse> {
+    return (await this.outcomes.getOutcome({ parent: region, requestId }, options)).answer;
+  }
+
+  private service<S extends DescService>(description: S): Service<S> {
+    const unary = description.methods.filter((method): method is DescMethodUnary => method.methodKind === "unary");
+    const methods = unary.map((method) => [
+      method.localName,
+      (request: MessageInitShape<typeof method.input>, options?: CallOptions) => this.pursue(method, request, options),
+    ]);
+    return Object.fromEntries(methods) as Service<S>;
+  }
+
+  private async pursue(
+    method: DescMethodUnary,
+    init: MessageInitShape<typeof method.input>,
+    options: CallOptions = {},
+  ): Promise<Done<MessageShape<typeof method.output>>> {
+    const effect = getOption(method, policy).effect;
+    const changes = effect !== Effect.READ;
+    // The caller's message stays as it is.
+    const request = create(method.input, { ...init }) as MessageShape<typeof method.input> & { requestId?: string };
+    if (changes && request.requestId === "") {
+      request.requestId = newRequestId();
+    }
+    const requestId = request.requestId ?? "";
+    const giveUp = performance.now() + (options.timeoutMs ?? this.options.timeoutMs ?? 10_000);
+    let [attempts, pause, inDoubt] = [0, PAUSE_FIRST, false];
+    let failure: Failure | undefined;
+    for (;;) {
+      const left = giveUp - performance.now();
+      if (left <= 0) {
+        break;
+      }
+      const position = this.next % this.gateways.length;
+      const headers = new Headers();
+      const token = typeof this.options.token === "function" ? await this.options.token() : this.options.token;
+      if (token) {
+        headers.set("authorization", `Bearer ${token}`);
+      }
+      attempts += 1;
+      try {
+        const transport = this.gateways[position] as Transport;
+        const timeout = Math.ceil(Math.min(left, ATTEMPT_MAX));
+        const response = await transport.unary(method, options.signal, timeout, headers, request);
+        this.tokens = Math.min(BUDGET_TOKENS, this.tokens + BUDGET_REFILL);
+        return { answer: response.message, requestId, attempts };
+      } catch (error) {
+        failure = new Failure(error);
+      }
+      if (failure.blamesTheConnection) {
+        this.next = position + 1;
+      }
+      inDoubt ||= !failure.executedNothing;
+      if (failure.isNo && (failure.isFinal || !inDoubt)) {
+        throw new Decided(failure.toString(), failure, requestId, attempts);
+      }
+      if (effect === Effect.ORDER || !failure.mayBeRepeated || options.signal?.aborted) {
+        break;
+      }
+      // What the service paces itself costs no token.
+      let wait = failure.retryAfter;
+      if (wait === undefined) {
+        this.tokens = Math.max(0, this.tokens - 1);
+        if (this.tokens <= BUDGET_TOKENS / 2) {
+          break;
+        }
+        wait = Math.random() * pause;
+        pause = Math.min(2 * pause, PAUSE_MAX);
+      }
+      if (performance.now() + wait >= giveUp) {
+        break;
+      }
+      await new Promise((awake) => setTimeout(awake, wait));
+    }
+    const message = failure?.toString() ?? "the call had no time: give it a timeout";
+    const Kind = inDoubt && changes ? Unknown : NotDecided;
+    throw new Kind(message, failure, requestId, attempts);
+  }
+}
