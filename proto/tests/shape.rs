@@ -197,11 +197,11 @@ const BAD: &str = r#"
       rpc Mend(MendRequest) returns (Thing);
     }
     message Thing {
-      option (google.api.resource) = { type: "tidewall.v1/Thing" pattern: "things/{thing}" };
+      option (google.api.resource) = { type: "tidewall.dev/Thing" pattern: "things/{thing}" };
       string name = 1;
       google.protobuf.Timestamp made = 2;
       int64 made_at = 3;
-      string other = 4 [(google.api.resource_reference) = {type: "tidewall.v1/Nothing"}];
+      string other = 4 [(google.api.resource_reference) = {type: "tidewall.dev/Nothing"}];
     }
     message ListThingsRequest { string parent = 1 [(google.api.field_behavior) = OPTIONAL]; }
     message ListThingsResponse { repeated Thing things = 1; repeated Thing others = 2; }

@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import select
 import shutil
 import signal
 import subprocess
@@ -118,6 +119,10 @@ class Cluster:
         data = f"{self.directory.name}/data"
         up = [binary, "up", "--data", data, "--listen", "127.0.0.1:0", "--gateways", "2", "-o", "json"]
         self.process = subprocess.Popen(up, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        ready, _, _ = select.select([self.process.stdout], [], [], STARTED_MAX)
+        if not ready:
+            self.close()
+            raise TimeoutError(f"the cluster did not start within {STARTED_MAX} s")
         self.ready = json.loads(self.process.stdout.readline())
         self.data = data
 
@@ -207,8 +212,12 @@ class Matrix:
     def sale(self, client: Client, disturb: Callable[[], None], seconds: float) -> str:
         self.new_event()
         process = self.start(client, "sale", seconds)
-        time.sleep(2)
-        disturb()
+        try:
+            time.sleep(2)
+            disturb()
+        except BaseException:
+            process.kill()
+            raise
         out, said = end_of(process, seconds + FEATURE_MAX)
         bought = out.split()
         if process.returncode != 0 or not bought:
@@ -283,6 +292,8 @@ def main() -> int:
     for source, stage in (("node_package.mjs", "target/package/typescript"), ("grpc_js.mjs", "target/clients/node")):
         if (ROOT / stage).exists():
             shutil.copy(HERE / source, ROOT / stage / source)
+    # Whoever ends this program ends its cluster.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     cluster = Cluster(arguments.bin)
     try:
         matrix = Matrix(cluster, arguments.seconds, arguments.long)

@@ -28,6 +28,10 @@ impl ModuleCommand for Command {
 impl ModuleQuery for Query {
     const MODULE: u8 = MODULE;
     type Answer = Answer;
+
+    fn is_known(&self) -> bool {
+        self.op.is_some()
+    }
 }
 
 parts!(Command, command: Register, CountAttempt, StartSession, RefreshSession, EndSession, UpdateProfile, ChangePassword,

@@ -39,4 +39,7 @@ pub trait ModuleQuery: prost::Message {
     const MODULE: u8;
     /// What it finds.
     type Answer: prost::Message + Default;
+
+    /// Whether it asks for something that this build has. A query of a later build decodes to none.
+    fn is_known(&self) -> bool;
 }

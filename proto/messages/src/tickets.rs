@@ -23,6 +23,10 @@ impl ModuleCommand for Command {
 impl ModuleQuery for Query {
     const MODULE: u8 = MODULE;
     type Answer = Answer;
+
+    fn is_known(&self) -> bool {
+        self.op.is_some()
+    }
 }
 
 parts!(Command, command: CreateEvent, UpdateEvent, Hold, ConfirmHold, ReleaseHold, Buy, CancelTicket, DeleteEvent);

@@ -327,11 +327,12 @@ impl Edge {
         let peer = request.extensions().get::<ConnectedFrom>().and_then(ConnectedFrom::remote_addr);
         let (metadata, _, message) = request.into_parts();
         let began = Instant::now();
-        let mut region = None;
         let Declared { policy, .. } = method.declared();
+        let deadline = deadline_of(&policy, &metadata, 0).ok().map(|deadline| deadline.at);
+        let mut tally = Tally { metrics: &self.metrics, method, began, deadline, region: None, ended: false };
         let (metadata, resource) = (&metadata, resource(&message));
         let arrived = Arrived { policy, metadata, resource, weight, bytes, peer, began };
-        let (result, permit) = match self.enter(&arrived, &mut region).await {
+        let (result, permit) = match self.enter(&arrived, &mut tally.region).await {
             Ok((call, permit, _held)) => {
                 // Only now: a call that is refused is not paid for.
                 let call = Call { fingerprint: fingerprint(&message), ..call };
@@ -344,24 +345,41 @@ impl Edge {
             let end = end_of(writes(&policy), permit.took(now), &result);
             permit.end(now, end);
         }
-        self.finish(method, region, now.saturating_duration_since(began), result)
-    }
-
-    fn finish<R>(
-        &self,
-        method: Method,
-        region: Option<usize>,
-        took: Duration,
-        result: Result<R, ApiError>,
-    ) -> Result<Response<R>, Status> {
-        let code = result.as_ref().map_or_else(ApiError::code, |_| Code::Ok);
-        self.metrics.record(method, region, code, took);
+        tally.end(result.as_ref().map_or_else(ApiError::code, |_| Code::Ok), now);
         let mut response = Response::new(result.map_err(Status::from)?);
         // Only lists are large enough for compression to save more than it costs.
-        if !method.declared().name.starts_with("List") {
+        if !["List", "Search"].iter().any(|verb| method.declared().name.starts_with(verb)) {
             response.disable_compression();
         }
         Ok(response)
+    }
+}
+
+/// Counts a call when it ends, also when its client gives it up.
+struct Tally<'a> {
+    metrics: &'a Metrics,
+    method: Method,
+    began: Instant,
+    deadline: Option<Instant>,
+    region: Option<usize>,
+    ended: bool,
+}
+
+impl Tally<'_> {
+    fn end(&mut self, code: Code, now: Instant) {
+        self.ended = true;
+        self.metrics.record(self.method, self.region, code, now.saturating_duration_since(self.began));
+    }
+}
+
+impl Drop for Tally<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Dropped when its time is up, which its client is told elsewhere, or because its client does not wait any more.
+            let now = Instant::now();
+            let late = self.deadline.is_some_and(|deadline| now >= deadline);
+            self.end(if late { Code::DeadlineExceeded } else { Code::Cancelled }, now);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use futures_util::future::ready;
+use futures_util::future::{BoxFuture, ready};
 use futures_util::stream::BoxStream;
 use tidewall_proto::v1;
 use tokio::sync::watch;
@@ -91,11 +91,13 @@ pub(crate) type Told = Option<ServingStatus>;
 /// `grpc.health.v1.Health`: all services are served, or none.
 pub(crate) struct HealthService {
     told: watch::Receiver<Told>,
+    /// A watch ends after so long: it would keep its connection for ever, whose client was asked to go elsewhere.
+    watched_max: Option<Duration>,
 }
 
 impl HealthService {
-    pub(crate) fn new(told: watch::Receiver<Told>) -> Self {
-        Self { told }
+    pub(crate) fn new(told: watch::Receiver<Told>, watched_max: Option<Duration>) -> Self {
+        Self { told, watched_max }
     }
 }
 
@@ -130,7 +132,11 @@ impl Health for HealthService {
             last = status;
             ready(status.filter(|_| changed).map(|status| Ok(HealthCheckResponse { status: status as i32 })))
         });
-        Ok(Response::new(statuses.boxed()))
+        let end: BoxFuture<'static, ()> = match self.watched_max {
+            Some(age) => Box::pin(sleep(age)),
+            None => Box::pin(std::future::pending()),
+        };
+        Ok(Response::new(statuses.take_until(end).boxed()))
     }
 }
 

@@ -17,7 +17,6 @@ mod convert;
 mod deadline;
 mod edge;
 mod errors;
-mod exposition;
 mod health;
 mod metrics;
 mod names;

@@ -10,7 +10,6 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tidewall_client::{ClusterClock, Connections, Topology};
 use tonic::Code;
@@ -18,6 +17,8 @@ use tonic::Code;
 use crate::admission::Admission;
 use crate::edge::Method;
 
+/// Before the name of everything that a gateway counts.
+const PREFIX: &str = "tidewall_gateway";
 /// gRPC status codes are 0 to 16.
 const CODES: usize = 17;
 /// Upper bounds of the latency buckets, seconds.
@@ -47,7 +48,7 @@ struct AdmissionGauges {
     limit: Gauge,
     in_flight: Gauge,
     waiting: Gauge,
-    refused: Gauge,
+    refused: Counter,
     no_load: Seconds,
 }
 
@@ -61,7 +62,7 @@ pub(crate) struct Metrics {
     admission: Vec<AdmissionGauges>,
     clock_ahead: Seconds,
     connections: Gauge,
-    connections_refused: Gauge,
+    connections_refused: Counter,
     regions: Vec<String>,
     /// By method, then region (the last one is "none"), then code.
     handles: Vec<OnceLock<(Counter, Histogram)>>,
@@ -69,13 +70,14 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new(topology: &Topology) -> Self {
-        let mut registry = Registry::with_prefix("tidewall_gateway");
-        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        registry.register("build", "What this gateway was built from", build);
+        let mut root = tidewall_metrics::registry(PREFIX, env!("CARGO_PKG_VERSION"));
+        let registry = root.sub_registry_with_prefix(PREFIX);
         let latency = LatencyFamily::new_with_constructor(latency);
         let calls = Family::<CallLabels, Counter>::default();
         registry.register("calls", "Calls that were answered", calls.clone());
         registry.register("call_seconds", "Time from the arrival of a call to its answer", latency.clone());
+        let refused = Family::<RegionLabels, Counter>::default();
+        registry.register("admission_refusals", "Calls refused at admission", refused.clone());
         let mut per_region = |name: &str, help: &str| {
             let family = Family::<RegionLabels, Gauge>::default();
             registry.register(name, help, family.clone());
@@ -84,7 +86,6 @@ impl Metrics {
         let limit = per_region("admission_limit", "Calls that may be in flight, as it adapts itself");
         let in_flight = per_region("calls_in_flight", "Admitted calls that are not answered yet");
         let waiting = per_region("calls_waiting", "Calls that wait to be admitted");
-        let refused = per_region("admission_refusals", "Calls refused at admission since the start");
         let no_load = Family::<RegionLabels, Seconds>::default();
         registry.register(
             "admission_no_load_seconds",
@@ -99,10 +100,10 @@ impl Metrics {
         );
         let connections = Gauge::default();
         registry.register("connections", "Connections of clients", connections.clone());
-        let connections_refused = Gauge::default();
+        let connections_refused = Counter::default();
         registry.register(
             "connections_refused",
-            "Connections closed at once because there were too many, since the start",
+            "Connections closed at once because there were too many",
             connections_refused.clone(),
         );
         let mut regions: Vec<String> = topology.regions.iter().map(|region| region.id.clone()).collect();
@@ -113,7 +114,7 @@ impl Metrics {
                 limit: gauge(&limit),
                 in_flight: gauge(&in_flight),
                 waiting: gauge(&waiting),
-                refused: gauge(&refused),
+                refused: refused.get_or_create_owned(&labels),
                 no_load: no_load.get_or_create_owned(&labels),
             }
         });
@@ -121,7 +122,7 @@ impl Metrics {
         regions.push("none".to_owned());
         let handles = (0..Method::ALL.len() * regions.len() * CODES).map(|_| OnceLock::new()).collect();
         Self {
-            registry,
+            registry: root,
             latency,
             calls,
             admission,
@@ -163,16 +164,13 @@ impl Metrics {
             gauges.limit.set(count(state.limit));
             gauges.in_flight.set(count(state.in_flight));
             gauges.waiting.set(count(state.waiting));
-            gauges.refused.set(i64::try_from(state.refused).unwrap_or(i64::MAX));
+            tidewall_metrics::set_counter(&gauges.refused, state.refused);
             gauges.no_load.set(state.no_load.unwrap_or_default().as_secs_f64());
         }
         self.clock_ahead.set(clock.ahead_ms().unwrap_or_default() as f64 / 1_000.0);
         self.connections.set(count(connections.open()));
-        self.connections_refused.set(i64::try_from(connections.refused()).unwrap_or(i64::MAX));
-        let mut text = String::new();
-        // Writing to a string cannot fail; a metric that could not be written is left out.
-        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
-        text
+        tidewall_metrics::set_counter(&self.connections_refused, connections.refused());
+        tidewall_metrics::text(&self.registry)
     }
 }
 

@@ -38,7 +38,6 @@ use crate::auth::Authenticator;
 use crate::budget::Budget;
 use crate::config::GatewayConfig;
 use crate::edge::Edge;
-use crate::exposition;
 use crate::health::{self, HealthService, Readiness, State};
 use crate::metrics::Metrics;
 use crate::services::Services;
@@ -206,7 +205,7 @@ impl GatewayCore {
         let readiness = Arc::new(Readiness::new(config.topology.regions.len()));
         let (tell, told) = watch::channel(Some(ServingStatus::NotServing));
         let tell = Arc::new(tell);
-        let health_service = HealthServer::new(HealthService::new(told));
+        let health_service = HealthServer::new(HealthService::new(told, config.connection_age_min));
         let following = health::follow(Arc::clone(&edge), Arc::clone(&readiness), Arc::clone(&tell));
         let following = AbortOnDrop(tokio::spawn(following));
         let reflection = || {
@@ -328,7 +327,7 @@ fn with_plain_pages(router: axum::Router, edge: Arc<Edge>, readiness: Arc<Readin
     let metrics = move |headers: HeaderMap| async move {
         let text = edge.metrics.render(&edge.admission, &edge.connections, edge.client.clock());
         let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
-        exposition::answer(accepted, text)
+        tidewall_metrics::answer(accepted, text)
     };
     let ready = move || async move {
         match readiness.state() {

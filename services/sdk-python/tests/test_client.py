@@ -10,7 +10,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from tidewall import Client, Decided, NotDecided, Unknown, new_request_id
-from tidewall.v1 import common_pb2, event_pb2, operator_pb2, operator_pb2_grpc, outcome_pb2, outcome_pb2_grpc
+from tidewall.v1 import account_pb2, account_pb2_grpc, common_pb2, event_pb2, operator_pb2, operator_pb2_grpc, outcome_pb2, outcome_pb2_grpc
 from tidewall.v1 import ticket_pb2, ticket_pb2_grpc
 
 PARENT = "regions/north/events/gala"
@@ -40,15 +40,18 @@ class Gateway(
     ticket_pb2_grpc.TicketServiceServicer,
     outcome_pb2_grpc.OutcomeServiceServicer,
     operator_pb2_grpc.OperatorServiceServicer,
+    account_pb2_grpc.AccountServiceServicer,
 ):
     """Ends calls by `acts`, one after the other, then well."""
 
     def __init__(self, *acts):
         self.acts, self.ids, self.tokens, self.lock = list(acts), [], [], threading.Lock()
+        self.sealed, self.batches = [], set()
         self.server = grpc.server(futures.ThreadPoolExecutor(4))
         ticket_pb2_grpc.add_TicketServiceServicer_to_server(self, self.server)
         outcome_pb2_grpc.add_OutcomeServiceServicer_to_server(self, self.server)
         operator_pb2_grpc.add_OperatorServiceServicer_to_server(self, self.server)
+        account_pb2_grpc.add_AccountServiceServicer_to_server(self, self.server)
         self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
         self.server.start()
 
@@ -72,7 +75,17 @@ class Gateway(
         self.act(request, context)
         return operator_pb2.DrainNodeResponse()
 
+    def BatchBuyTickets(self, request, context):
+        self.batches.add(frozenset(purchase.request_id for purchase in request.purchases))
+        self.act(request, context)
+        return ticket_pb2.BatchBuyTicketsResponse()
+
+    def Refresh(self, request, context):
+        self.act(request, context)
+        return account_pb2.RefreshResponse(tokens=account_pb2.Tokens(access_token="fresh"))
+
     def SealRequestId(self, request, context):
+        self.sealed.append(request.request_id)
         sealed = outcome_pb2.GetOutcomeResponse(state=outcome_pb2.OUTCOME_STATE_SEALED)
         return outcome_pb2.SealRequestIdResponse(outcome=sealed)
 
@@ -153,6 +166,64 @@ class ClientTest(unittest.TestCase):
             self.buy(self.client(self.gateway(BROKEN, remembered)))
         self.assertEqual(caught.exception.receipt.region, "regions/north")
 
+    def test_a_request_that_is_sent_again_begins_in_doubt(self):
+        for act in (OVERLOADED, SOLD_OUT):
+            with self.assertRaises(Unknown) as caught:
+                self.buy(self.client(self.gateway(act)), request_id=new_request_id(), timeout=0.15)
+            self.assertNotEqual(caught.exception.request_id, "")
+
+    def test_an_id_that_has_expired_says_nothing_of_a_lost_attempt(self):
+        expired = ending(grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_EXPIRED")
+        with self.assertRaises(Unknown):
+            self.buy(self.client(self.gateway(BROKEN, expired)))
+
+    def test_what_has_a_receipt_is_decided_whatever_its_code(self):
+        receipt = common_pb2.Receipt(region="regions/north")
+        with self.assertRaises(Decided):
+            self.buy(self.client(self.gateway(ending(grpc.StatusCode.INTERNAL, "INTERNAL_INVARIANT", receipt=receipt))))
+
+    def test_no_id_is_made_for_a_seal_and_one_for_each_purchase_of_a_batch(self):
+        gateway = self.gateway(*[BROKEN] * 100)
+        client = self.client(gateway)
+        client.outcomes.seal_request_id(parent="regions/north")
+        self.assertEqual(gateway.sealed, [""])
+        purchases = [ticket_pb2.BatchPurchase(buyer="ann", tier_id="ga", quantity=1) for _ in range(3)]
+        with self.assertRaises(Unknown) as caught:
+            client.tickets.batch_buy_tickets(parent=PARENT, purchases=purchases, timeout=0.3)
+        ids = {purchase.request_id for purchase in caught.exception.request.purchases}
+        self.assertEqual(len(ids), 3)
+        self.assertEqual(gateway.batches, {frozenset(ids)}, "each attempt has the same ids")
+
+    def test_a_token_that_cannot_be_had_loses_no_id(self):
+        def token():
+            if gateway.ids:
+                raise OSError("the token source is down")
+            return "secret"
+
+        gateway = self.gateway(BROKEN)
+        client = Client([gateway.address], token=token)
+        self.addCleanup(client.close)
+        with self.assertRaises(Unknown) as caught:
+            self.buy(client)
+        self.assertEqual([caught.exception.request_id], gateway.ids)
+
+    def test_who_logs_in_needs_no_token(self):
+        def token():
+            return client.accounts.refresh(refresh_token="r").tokens.access_token
+
+        gateway = self.gateway()
+        client = Client([gateway.address], token=token)
+        self.addCleanup(client.close)
+        self.buy(client)
+        self.assertEqual(gateway.tokens, [None, "Bearer fresh"])
+
+    def test_a_pause_of_nothing_is_none(self):
+        for delay in (0, -5):
+            never = ending(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry_after=delay)
+            with self.assertRaises(NotDecided) as caught:
+                self.buy(self.client(self.gateway(*[never] * 1000)), timeout=0.5)
+            self.assertLess(caught.exception.attempts, 40)
+
     def test_a_gateway_that_is_not_there_is_passed_over(self):
         gateway = self.gateway(*[SOLD_OUT] * 8)
         client = self.client(nobody(), gateway, nobody())
@@ -172,6 +243,11 @@ class ClientTest(unittest.TestCase):
             self.buy(self.client(gateway), timeout=0.5)
         with self.assertRaises(NotDecided):
             self.client(gateway).tickets.list_tickets(parent=PARENT, timeout=0.5)
+
+    def test_a_no_to_a_read_is_a_no_whatever_was_lost_before(self):
+        client = self.client(self.gateway(BROKEN, ending(grpc.StatusCode.NOT_FOUND, "EVENT_NOT_FOUND")))
+        with self.assertRaises(Decided):
+            client.tickets.list_tickets(parent=PARENT)
 
     def test_an_order_is_given_once(self):
         gateway = self.gateway(BROKEN)

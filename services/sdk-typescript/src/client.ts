@@ -34,6 +34,12 @@ export interface CallOptions {
   signal?: AbortSignal;
 }
 
+/** What may have ids: a request, or each purchase of a batch. */
+interface Identified {
+  requestId?: string;
+  purchases?: { requestId: string }[];
+}
+
 /** The methods of a service that are no streams. */
 export type Service<S extends DescService> = {
   [M in keyof S["method"] as S["method"][M] extends DescMethodUnary ? M : never]: S["method"][M] extends DescMethodUnary<
@@ -92,6 +98,10 @@ export class Client {
     return (await this.outcomes.getOutcome({ parent: region, requestId }, options)).answer;
   }
 
+  private async token(): Promise<string | undefined> {
+    return typeof this.options.token === "function" ? await this.options.token() : this.options.token;
+  }
+
   private service<S extends DescService>(description: S): Service<S> {
     const unary = description.methods.filter((method): method is DescMethodUnary => method.methodKind === "unary");
     const methods = unary.map((method) => [
@@ -106,16 +116,25 @@ export class Client {
     init: MessageInitShape<typeof method.input>,
     options: CallOptions = {},
   ): Promise<Done<MessageShape<typeof method.output>>> {
-    const effect = getOption(method, policy).effect;
+    const { effect, anonymous } = getOption(method, policy);
     const changes = effect !== Effect.READ;
     // The caller's message stays as it is.
-    const request = create(method.input, { ...init }) as MessageShape<typeof method.input> & { requestId?: string };
-    if (changes && request.requestId === "") {
-      request.requestId = newRequestId();
+    const request = create(method.input, { ...init }) as MessageShape<typeof method.input> & Identified;
+    if (request.purchases) {
+      request.purchases = request.purchases.map((purchase) => ({ ...purchase }));
+    }
+    // A copy of a request whose id its caller gives may be on its way, of a call that ended in doubt.
+    let inDoubt = false;
+    // To seal an id that nobody has used would say that nothing was done.
+    for (const part of changes && method.name !== "SealRequestId" ? (request.purchases ?? [request]) : []) {
+      inDoubt ||= Boolean(part.requestId);
+      if (part.requestId === "") {
+        part.requestId = newRequestId();
+      }
     }
     const requestId = request.requestId ?? "";
     const giveUp = performance.now() + (options.timeoutMs ?? this.options.timeoutMs ?? 10_000);
-    let [attempts, pause, inDoubt] = [0, PAUSE_FIRST, false];
+    let [attempts, pause] = [0, PAUSE_FIRST];
     let failure: Failure | undefined;
     for (;;) {
       const left = giveUp - performance.now();
@@ -124,15 +143,22 @@ export class Client {
       }
       const position = this.next % this.gateways.length;
       const headers = new Headers();
-      const token = typeof this.options.token === "function" ? await this.options.token() : this.options.token;
-      if (token) {
-        headers.set("authorization", `Bearer ${token}`);
+      try {
+        // Who proves by the message who it is needs none; a token may come from such a call.
+        const token = anonymous ? "" : await this.token();
+        if (token) {
+          headers.set("authorization", `Bearer ${token}`);
+        }
+      } catch (cause) {
+        const Kind = inDoubt && changes ? Unknown : NotDecided;
+        throw new Kind(`there is no token: ${cause}`, failure, request, attempts, { cause });
       }
       attempts += 1;
       try {
         const transport = this.gateways[position] as Transport;
         const timeout = Math.ceil(Math.min(left, ATTEMPT_MAX));
-        const response = await transport.unary(method, options.signal, timeout, headers, request);
+        const message = request as unknown as MessageInitShape<typeof method.input>;
+        const response = await transport.unary(method, options.signal, timeout, headers, message);
         this.tokens = Math.min(BUDGET_TOKENS, this.tokens + BUDGET_REFILL);
         return { answer: response.message, requestId, attempts };
       } catch (error) {
@@ -141,9 +167,9 @@ export class Client {
       if (failure.blamesTheConnection) {
         this.next = position + 1;
       }
-      inDoubt ||= !failure.executedNothing;
+      inDoubt ||= changes && !failure.executedNothing;
       if (failure.isNo && (failure.isFinal || !inDoubt)) {
-        throw new Decided(failure.toString(), failure, requestId, attempts);
+        throw new Decided(failure.toString(), failure, request, attempts);
       }
       if (effect === Effect.ORDER || !failure.mayBeRepeated || options.signal?.aborted) {
         break;
@@ -165,6 +191,6 @@ export class Client {
     }
     const message = failure?.toString() ?? "the call had no time: give it a timeout";
     const Kind = inDoubt && changes ? Unknown : NotDecided;
-    throw new Kind(message, failure, requestId, attempts);
+    throw new Kind(message, failure, request, attempts);
   }
 }

@@ -29,7 +29,7 @@ const NO = new Set([
   Code.Unauthenticated,
 ]);
 /** Said without a receipt, and true of every copy of a request. */
-const OF_ALL_COPIES = new Set(["REQUEST_ID_EXPIRED", "REQUEST_ID_REUSED"]);
+const OF_ALL_COPIES = new Set(["REQUEST_ID_REUSED"]);
 /** Why Node could not open a connection: nothing was sent. */
 const NO_CONNECTION = new Set(["ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "ENOTFOUND", "EAI_AGAIN"]);
 
@@ -38,14 +38,18 @@ export class TidewallError extends Error {
   readonly reason: string;
   readonly code: Code;
   readonly receipt: Receipt | undefined;
+  readonly requestId: string;
 
   constructor(
     message: string,
     failure: Failure | undefined,
-    readonly requestId: string,
+    /** The message as it was sent, with its ids: also those of the purchases of a batch. */
+    readonly request: { requestId?: string },
     readonly attempts: number,
+    options?: ErrorOptions,
   ) {
-    super(message);
+    super(message, options);
+    this.requestId = request.requestId ?? "";
     this.name = new.target.name;
     this.reason = failure?.reason ?? "";
     this.code = failure?.code ?? Code.Unknown;
@@ -59,7 +63,7 @@ export class Decided extends TidewallError {}
 /** Nothing was executed, and nothing of this call will be: it may be sent again as a new one. */
 export class NotDecided extends TidewallError {}
 
-/** It may have been executed. `Client.seal` makes that final; or send it again with the same `requestId`. */
+/** It may have been executed. `Client.seal` makes that final; or send `request` again as it is, with the same id. */
 export class Unknown extends TidewallError {}
 
 /** The end of one attempt. */
@@ -79,15 +83,20 @@ export class Failure {
     const info = status.findDetails(ErrorInfoSchema).find((info) => info.domain === DOMAIN);
     this.reason = info?.reason ?? "";
     const delay = status.findDetails(RetryInfoSchema)[0]?.retryDelay;
-    this.retryAfter = delay && Number(delay.seconds) * 1000 + delay.nanos / 1e6;
+    const pause = delay ? Number(delay.seconds) * 1000 + delay.nanos / 1e6 : 0;
+    // No time at all is no pause: this client makes its own then.
+    this.retryAfter = pause > 0 ? pause : undefined;
     this.receipt = status.findDetails(ReceiptSchema)[0];
     const cause = (status.cause as { code?: unknown } | undefined)?.code;
     this.neverLeft = !this.reason && typeof cause === "string" && NO_CONNECTION.has(cause);
   }
 
-  /** The service said no. */
+  /** The service said no: what has a receipt was decided, whatever its code. */
   get isNo(): boolean {
-    return this.reason !== "" && NO.has(this.code) && !NOT_EXECUTED.has(this.reason);
+    if (this.reason === "" || NOT_EXECUTED.has(this.reason)) {
+      return false;
+    }
+    return NO.has(this.code) || this.receipt !== undefined;
   }
 
   /** What the service said holds for copies of the request that are still on their way, too. */

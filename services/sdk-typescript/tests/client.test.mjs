@@ -8,6 +8,7 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import { connectNodeAdapter, createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
 import { Client, Decided, NotDecided, Unknown, newRequestId } from "../dist/index.js";
 import { ErrorInfoSchema, RetryInfoSchema } from "../dist/gen/google/rpc/error_details_pb.js";
+import { AccountService } from "../dist/gen/tidewall/v1/account_pb.js";
 import { ReceiptSchema } from "../dist/gen/tidewall/v1/common_pb.js";
 import { OperatorService } from "../dist/gen/tidewall/v1/operator_pb.js";
 import { OutcomeService, OutcomeState } from "../dist/gen/tidewall/v1/outcome_pb.js";
@@ -39,7 +40,7 @@ const broken = () => {
 
 /** Ends calls by `acts`, one after the other, then well. */
 async function gateway(...acts) {
-  const seen = { ids: [], tokens: [] };
+  const seen = { ids: [], tokens: [], sealed: [], batches: new Set() };
   const act = (request, context) => {
     seen.ids.push(request.requestId);
     seen.tokens.push(context.requestHeader.get("authorization"));
@@ -50,6 +51,11 @@ async function gateway(...acts) {
       buyTickets(request, context) {
         act(request, context);
         return { purchase: { tickets: ["ga-1"] } };
+      },
+      batchBuyTickets(request, context) {
+        seen.batches.add(request.purchases.map((purchase) => purchase.requestId).join());
+        act(request, context);
+        return {};
       },
       listTickets(request, context) {
         act(request, context);
@@ -62,7 +68,18 @@ async function gateway(...acts) {
         return {};
       },
     });
-    router.service(OutcomeService, { sealRequestId: () => ({ outcome: { state: OutcomeState.SEALED } }) });
+    router.service(OutcomeService, {
+      sealRequestId(request) {
+        seen.sealed.push(request.requestId);
+        return { outcome: { state: OutcomeState.SEALED } };
+      },
+    });
+    router.service(AccountService, {
+      refresh(request, context) {
+        act(request, context);
+        return { tokens: { accessToken: "fresh" } };
+      },
+    });
   };
   const server = http2.createServer(connectNodeAdapter({ routes }));
   const sessions = new Set();
@@ -142,6 +159,62 @@ test("a no after a lost answer is none unless the region remembers it", async ()
   assert.equal(decided.receipt.region, "regions/north");
 });
 
+test("a request that is sent again begins in doubt", async () => {
+  for (const act of [overloaded, soldOut]) {
+    const caller = client([await gateway(act)], { timeoutMs: 150 });
+    const call = caller.tickets.buyTickets({ parent, tierId: "ga", quantity: 1, requestId: newRequestId() });
+    assert.notEqual((await thrown(call, Unknown)).requestId, "");
+  }
+});
+
+test("an id that has expired says nothing of a lost attempt", async () => {
+  await thrown(buy(client([await gateway(broken, ending(Code.InvalidArgument, "REQUEST_ID_EXPIRED"))])), Unknown);
+});
+
+test("what has a receipt is decided whatever its code", async () => {
+  const broke = ending(Code.Internal, "INTERNAL_INVARIANT", { receipt: { region: "regions/north" } });
+  await thrown(buy(client([await gateway(broke)])), Decided);
+});
+
+test("no id is made for a seal and one for each purchase of a batch", async () => {
+  const one = await gateway(...Array(100).fill(broken));
+  const caller = client([one]);
+  await caller.outcomes.sealRequestId({ parent: "regions/north" });
+  assert.deepEqual(one.sealed, [""]);
+  const purchases = Array.from({ length: 3 }, () => ({ buyer: "ann", tierId: "ga", quantity: 1 }));
+  const error = await thrown(caller.tickets.batchBuyTickets({ parent, purchases }, { timeoutMs: 300 }), Unknown);
+  const ids = error.request.purchases.map((purchase) => purchase.requestId);
+  assert.equal(new Set(ids).size, 3);
+  assert.deepEqual([...one.batches], [ids.join()]);
+});
+
+test("a token that cannot be had loses no id", async () => {
+  const one = await gateway(broken);
+  const token = () => {
+    if (one.ids.length > 0) {
+      throw new Error("the token source is down");
+    }
+    return "secret";
+  };
+  const error = await thrown(buy(client([one], { token })), Unknown);
+  assert.deepEqual([error.requestId], one.ids);
+});
+
+test("who logs in needs no token", async () => {
+  const one = await gateway();
+  const caller = client([one], {
+    token: async () => (await caller.accounts.refresh({ refreshToken: "r" })).answer.tokens.accessToken,
+  });
+  await buy(caller);
+  assert.deepEqual(one.tokens, [null, "Bearer fresh"]);
+});
+
+test("a pause of nothing is none", async () => {
+  const never = ending(Code.ResourceExhausted, "OVERLOADED", { retryAfter: 0 });
+  const error = await thrown(buy(client([await gateway(...Array(1000).fill(never))]), { timeoutMs: 500 }), NotDecided);
+  assert.ok(error.attempts < 40, String(error.attempts));
+});
+
 test("a gateway that is not there is passed over", async () => {
   const caller = client([await nobody(), await gateway(...Array(8).fill(soldOut)), await nobody()]);
   for (let call = 0; call < 8; call++) {
@@ -159,6 +232,11 @@ test("a lost answer at the end is unknown and a lost read is nothing", async () 
   const one = await gateway(...Array(200).fill(broken));
   await thrown(buy(client([one]), { timeoutMs: 500 }), Unknown);
   await thrown(client([one]).tickets.listTickets({ parent }, { timeoutMs: 500 }), NotDecided);
+});
+
+test("a no to a read is a no whatever was lost before", async () => {
+  const caller = client([await gateway(broken, ending(Code.NotFound, "EVENT_NOT_FOUND"))]);
+  await thrown(caller.tickets.listTickets({ parent }), Decided);
 });
 
 test("an order is given once", async () => {

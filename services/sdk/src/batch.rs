@@ -51,6 +51,7 @@ impl Client {
         let mut sent = Vec::with_capacity(request.purchases.len());
         let mut items = Vec::with_capacity(request.purchases.len());
         for (position, mut purchase) in std::mem::take(&mut request.purchases).into_iter().enumerate() {
+            let doubt = Doubt::of_a_request_with(&purchase.request_id);
             let id = take_id(&mut purchase.request_id)?;
             if !ids.insert(id) {
                 let why =
@@ -58,7 +59,7 @@ impl Client {
                 return Err(Error::NotDecided { request_id: Some(id), why: NotDecided::Invalid(why) });
             }
             sent.push(self.sent(id, method, &request.parent));
-            items.push(Item { id, purchase, doubt: Doubt::default(), last: None, end: None });
+            items.push(Item { id, purchase, doubt, last: None, end: None });
         }
         let begun = self.journal.begin(&sent).await;
         begun.map_err(|error| Error::NotDecided { request_id: None, why: error.into() })?;
@@ -68,7 +69,7 @@ impl Client {
             items: Mutex::new(items),
             course: Mutex::default(),
         };
-        let failed = pursue(&wire, &self.carrier.policy, deadline, true).await.err();
+        let failed = pursue(&wire, &self.carrier.policy, deadline, true, Doubt::default()).await.err();
         let items: Vec<BatchItem> =
             wire.items.into_inner().into_iter().map(|item| item.finish(failed.as_ref())).collect();
         let known = items.iter().filter(|item| !matches!(item.result, Err(Error::Unknown { .. })));

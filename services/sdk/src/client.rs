@@ -15,7 +15,7 @@ use crate::endpoints::Endpoints;
 use crate::error::{ConnectError, Error, NotDecided};
 use crate::journal::{RequestJournal, Sent, region_of};
 use crate::options::Options;
-use crate::pursuit::{Certainty, Failed, Policy, pursue};
+use crate::pursuit::{Certainty, Doubt, Failed, Policy, pursue};
 use crate::rpc::{Mutation, Rpc};
 use crate::token::TokenSource;
 use crate::wire::{Carrier, Course, Unary};
@@ -118,7 +118,7 @@ impl Client {
     pub(crate) async fn read<R: Rpc>(&self, message: R) -> Result<R::Answer, Error> {
         let course = Mutex::new(Course::default());
         let wire = Unary { carrier: &self.carrier, message, identity: None, course };
-        match pursue(&wire, &self.carrier.policy, self.deadline(), false).await {
+        match pursue(&wire, &self.carrier.policy, self.deadline(), false, Doubt::default()).await {
             Ok(reached) => Ok(reached.answer),
             Err(failed) => Err(ended(failed, None)),
         }
@@ -127,6 +127,7 @@ impl Client {
     /// A call that changes something: id, journal, then attempts.
     async fn mutate<R: Mutation>(&self, mut message: R) -> Result<Done<R::Answer>, Error> {
         let deadline = self.deadline();
+        let doubt = Doubt::of_a_request_with(message.request_id());
         let request_id = take_id(message.request_id())?;
         let resource = message.resource().to_owned();
         let begun = self.journal.begin(&[self.sent(request_id, R::METHOD, &resource)]).await;
@@ -134,7 +135,7 @@ impl Client {
         let identity = Some((region_of(&resource).to_owned(), request_id));
         let course = Mutex::new(Course::default());
         let wire = Unary { carrier: &self.carrier, message, identity, course };
-        let result = pursue(&wire, &self.carrier.policy, deadline, true).await;
+        let result = pursue(&wire, &self.carrier.policy, deadline, true, doubt).await;
         if !matches!(&result, Err(Failed { certainty: Certainty::Unknown, .. })) {
             self.journal.end(&[request_id]);
         }

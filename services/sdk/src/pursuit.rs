@@ -20,6 +20,9 @@ const ATTEMPT_MIN: Duration = Duration::from_millis(5);
 /// then goes on, is not covered: the protocol has no absolute deadline.
 pub(crate) const LATE_COPY_MARGIN: Duration = Duration::from_secs(2);
 
+/// The longest deadline that gateways honour.
+const CALL_MAX: Duration = Duration::from_secs(60);
+
 /// Makes the attempts of one call.
 pub(crate) trait Wire: Sync {
     /// What a success yields.
@@ -92,6 +95,13 @@ pub(crate) struct Doubt {
 }
 
 impl Doubt {
+    /// What is known before the first attempt: of a request whose id its caller gives, a copy may be on its way, of an earlier call
+    /// that ended in doubt.
+    pub(crate) fn of_a_request_with(id: &str) -> Self {
+        let until = (!id.is_empty()).then(|| Instant::now() + CALL_MAX + LATE_COPY_MARGIN);
+        Self { until }
+    }
+
     /// An attempt that was sent then, with this timeout, may have been executed.
     pub(crate) fn note(&mut self, sent_at: Instant, timeout: Duration) {
         let until = sent_at + timeout + LATE_COPY_MARGIN;
@@ -135,14 +145,14 @@ pub(crate) enum Certainty {
 }
 
 /// Sends a request until it has an answer, it cannot have one, or the time is up. `effects`: whether the
-/// request changes anything; without, no end of it is ever in doubt.
+/// request changes anything; without, no end of it is ever in doubt. `doubt`: what is known of copies that were sent before.
 pub(crate) async fn pursue<W: Wire>(
     wire: &W,
     policy: &Policy,
     deadline: Instant,
     effects: bool,
+    mut doubt: Doubt,
 ) -> Result<Reached<W::Answer>, Failed> {
-    let mut doubt = Doubt::default();
     let mut last = None;
     let mut attempts = 0;
     let mut pauses = 0;

@@ -61,7 +61,7 @@ fn policy() -> Policy {
 }
 
 async fn run(script: &Script, policy: &Policy) -> Result<Reached<&'static str>, Failed> {
-    pursue(script, policy, Instant::now() + 10_000 * MS, true).await
+    pursue(script, policy, Instant::now() + 10_000 * MS, true, Doubt::default()).await
 }
 
 #[track_caller]
@@ -198,7 +198,10 @@ async fn a_read_is_never_in_doubt() {
     let script =
         Script::new([(MS, Err(Ending::Doubt(Again::Now))), (MS, Err(Ending::Refused(Again::Never)))]);
     let deadline = Instant::now() + 10_000 * MS;
-    assert_eq!(end(pursue(&script, &policy(), deadline, false).await).0, Certainty::NotDecided);
+    assert_eq!(
+        end(pursue(&script, &policy(), deadline, false, Doubt::default()).await).0,
+        Certainty::NotDecided
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -229,6 +232,23 @@ async fn a_spent_budget_stops_retries_and_nothing_else() {
 #[tokio::test(start_paused = true)]
 async fn a_deadline_that_has_passed_sends_nothing() {
     let script = Script::new([]);
-    let result = pursue(&script, &policy(), Instant::now(), true).await;
+    let result = pursue(&script, &policy(), Instant::now(), true, Doubt::default()).await;
     assert_eq!(end(result), (Certainty::NotDecided, Stop::Deadline));
+}
+
+/// A call that ended in doubt is sent again under its id: what is refused now says nothing about the copy of before.
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_id_its_caller_gives_begins_in_doubt() {
+    let deadline = || Instant::now() + 1_000 * MS;
+    let given = Doubt::of_a_request_with("01a21f6b-8ee6-7bbd-95fd-97533050849b");
+    let paced = || Script::new([(MS, Err(Ending::Refused(Again::After(10_000 * MS))))]);
+    let result = pursue(&paced(), &policy(), deadline(), true, given).await;
+    assert_eq!(end(result).0, Certainty::Unknown);
+    let result = pursue(&paced(), &policy(), deadline(), true, Doubt::of_a_request_with("")).await;
+    assert_eq!(end(result).0, Certainty::NotDecided);
+    // A "no" is made certain first.
+    let mut script = Script::new([(MS, Err(Ending::No))]);
+    script.sealed = Some(Final::Never);
+    let result = pursue(&script, &policy(), deadline(), true, given).await;
+    assert_eq!((end(result).0, *script.asked.lock()), (Certainty::Decided, 1));
 }

@@ -20,6 +20,7 @@ mod identity;
 mod keys;
 mod layout;
 mod load;
+mod man;
 mod members;
 mod node;
 mod output;
@@ -126,6 +127,11 @@ enum Command {
     #[command(after_help = "Examples:\n  source <(tidewall completions bash)\n  \
                             tidewall completions fish > ~/.config/fish/completions/tidewall.fish")]
     Completions(completions::CompletionsCommand),
+    /// Print the manual page, or write those of all commands
+    #[command(
+        after_help = "Examples:\n  tidewall man | man -l -\n  tidewall man --dir /usr/local/share/man/man1"
+    )]
+    Man(man::ManCommand),
     /// Say what exit codes mean
     #[command(name = "exit-codes", after_help = format!("{}\nExample:\n  tidewall demo flash-sale; echo $?", exit::table()))]
     ExitCodes,
@@ -138,7 +144,15 @@ fn main() -> ExitCode {
     rustix::process::umask(inherited | Mode::RWXG | Mode::RWXO);
     stderr::tell_panics();
     signals::unblock();
-    let cli = parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let cli = match parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        // Help and the version are what was asked for.
+        Err(error) if error.use_stderr() && wants_json(std::env::args_os().skip(1)) => {
+            output::failure(&Failure::new(Exit::Usage, error.render().to_string().trim_end()), Format::Json);
+            return ExitCode::from(Exit::Usage.code());
+        }
+        Err(error) => error.exit(),
+    };
     let format = cli.output;
     let code = match set_up_logging(&cli).and_then(|()| run(cli, begun)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -149,6 +163,19 @@ fn main() -> ExitCode {
     };
     stderr::flush();
     code
+}
+
+/// Whether somebody who has written a command line that cannot be read wants to be told in JSON.
+fn wants_json(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> bool {
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            Some("-o" | "--output") => return arguments.next().is_some_and(|format| format == "json"),
+            Some("-ojson" | "-o=json" | "--output=json") => return true,
+            Some("--") => return false,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Reads the command line. Arguments of `up` may stand alone, but not in front of another command, which would
@@ -187,6 +214,7 @@ fn run(cli: Cli, begun: Instant) -> Result<(), Failure> {
         Command::Node(command) => block_on(Threads::One, node::run(&command, format)),
         Command::Cluster(command) => identity::run(&command, format),
         Command::Completions(command) => completions::run(&command, Cli::command()),
+        Command::Man(command) => man::run(&command, Cli::command()),
         Command::ExitCodes => output::text(&exit::table()),
     }
 }
@@ -258,6 +286,18 @@ fn set_up_logging(cli: &Cli) -> Result<(), Failure> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_program_is_told_in_json_what_is_wrong_with_its_command_line() {
+        let wants = |line: &str| wants_json(line.split_whitespace().map(Into::into));
+        for line in ["-o json region lost", "region list --no --output json", "-ojson up", "up --output=json"]
+        {
+            assert!(wants(line), "{line}");
+        }
+        for line in ["region lost", "-o table up", "up -o", "region -- -o json"] {
+            assert!(!wants(line), "{line}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

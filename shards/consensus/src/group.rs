@@ -360,6 +360,15 @@ impl Group {
         }
     }
 
+    /// Entries that a majority has, as far as this replica was told, and that it has not applied.
+    pub fn behind(&self) -> u64 {
+        use openraft::async_runtime::watch::WatchReceiver as _;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let committed = metrics.cluster_committed.max(metrics.local_committed).map_or(0, |id| id.index);
+        committed.saturating_sub(metrics.last_applied.map_or(0, |id| id.index))
+    }
+
     /// How far the checkpoint lies behind.
     pub fn checkpoint_state(&self) -> CheckpointState {
         CheckpointState {

@@ -433,7 +433,11 @@ impl RaftStateMachine<Types> for StateMachine {
         // Durable before openraft purges the log up to it.
         let writing = queue(&self.state, &self.writer, machine.freeze_all());
         stored(&self.state, &self.fail_stop, writing).await?;
-        let old = std::mem::replace(&mut *self.state.shared.machine.write(), *machine);
+        let old = {
+            let mut current = self.state.shared.machine.write();
+            let machine = machine.counting_on_from(&current);
+            std::mem::replace(&mut *current, machine)
+        };
         tracing::info!(group = self.state.shared.group, index = ?applied.map(|id| id.index), "snapshot installed");
         // Freeing a large state takes a while: not on the thread that heartbeats need.
         tasks::drop_off_thread(old);

@@ -64,7 +64,7 @@ pub trait Reason: std::error::Error {
 }
 
 /// The most rows that any command or timer may look at or change: some ten milliseconds.
-pub const ROWS_MAX: u64 = 20_000;
+pub const ROWS_MAX: u64 = 25_000;
 
 /// What a decision of a module leads to.
 pub type Decision<M> = Result<(Vec<<M as Module>::Event>, <M as Module>::Outcome), <M as Module>::Rejection>;
@@ -171,6 +171,17 @@ pub enum ModuleError {
     Undecodable(String),
 }
 
+/// Why bytes are no command of this build.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotUnderstood {
+    /// They are no command of any build.
+    #[error("{0}")]
+    Malformed(String),
+    /// A later build has what they ask for.
+    #[error("it asks for something that this build does not have")]
+    Later,
+}
+
 /// What firing a timer came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fired {
@@ -206,8 +217,10 @@ pub trait AnyModule: Any + Debug + Send + Sync {
     /// Whether bytes are a command of this module; gives the first apply version under which it may be asked for.
     ///
     /// # Errors
-    /// What is wrong with them.
-    fn understands(&self, payload: &[u8]) -> Result<u32, String>;
+    /// [`NotUnderstood`].
+    fn understands(&self, payload: &[u8]) -> Result<u32, NotUnderstood>;
+    /// Whether bytes are a query of a later build.
+    fn is_later_query(&self, payload: &[u8]) -> bool;
     /// Decides a command and changes the rows accordingly, or not at all.
     ///
     /// # Errors
@@ -258,8 +271,13 @@ impl<M: Module> AnyModule for M {
         Module::has_row(self, name)
     }
 
-    fn understands(&self, payload: &[u8]) -> Result<u32, String> {
-        decode::<M>(payload).map(|command| M::since(&command))
+    fn understands(&self, payload: &[u8]) -> Result<u32, NotUnderstood> {
+        let command = M::Command::decode(payload).map_err(|why| NotUnderstood::Malformed(why.to_string()))?;
+        if command.is_known() { Ok(M::since(&command)) } else { Err(NotUnderstood::Later) }
+    }
+
+    fn is_later_query(&self, payload: &[u8]) -> bool {
+        M::Query::decode(payload).is_ok_and(|query| !query.is_known())
     }
 
     fn apply(

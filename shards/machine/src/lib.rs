@@ -32,7 +32,8 @@ pub use time::{GroupTime, Stamp};
 /// refuses to run.
 ///
 /// 1: the first. 2: the parts of an import that nobody goes on with are dropped after [`IMPORT_IDLE_MS`]. 3: there are accounts.
-/// 4: what is idempotent by its rows is not remembered. 5: events can be deleted.
+/// 4: what is idempotent by its rows is not remembered. 5: events can be deleted, and ids of what is not remembered may be of any
+/// time.
 pub const APPLY_VERSION: u32 = 5;
 
 /// An import that got no part for so long, milliseconds of log time, is given up: from apply version 2 on.
@@ -43,6 +44,9 @@ const GIVES_IMPORTS_UP: u32 = 2;
 
 /// First apply version under which commands that are idempotent by their rows are not remembered.
 const REMEMBERS_WHAT_IT_MUST: u32 = 4;
+
+/// First apply version under which the ids of what is not remembered may be of any time.
+const LOOKS_AT_NO_ID_IN_VAIN: u32 = 5;
 
 /// Outcomes are remembered this long by log time, milliseconds.
 pub const REMEMBERED_MS: u64 = 24 * 3_600_000;

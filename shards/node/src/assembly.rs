@@ -314,6 +314,13 @@ impl Front {
         move || serving.metrics.text(&serving, &log, writer.disk_bytes())
     }
 
+    /// Whether the node does its part in all its regions, or why not: what a rolling restart waits for. A node that was drained does,
+    /// and one whose region has lost its majority does not.
+    pub fn readiness(&self) -> impl Fn() -> Result<(), String> + Clone + Send + Sync + use<> {
+        let serving = Arc::clone(&self.serving);
+        move || serving.readiness()
+    }
+
     /// Ends the proposer of a group, as a defect of its would.
     pub fn abandon_proposer(&self, group: u32) {
         if let Some(served) = self.serving.groups.get(&group) {

@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tidewall_actors::{Directory, Refusal, Reply, Request};
 use tidewall_consensus::Group;
-use tidewall_domain::module::AnyModule;
+use tidewall_domain::module::{AnyModule, NotUnderstood};
 use tidewall_domain::registry;
 use tidewall_link::{ExchangeProtocol, Handler, ReplySender};
 use tidewall_machine::{Machine, Op};
@@ -74,6 +75,45 @@ impl Serving {
         self.groups.iter().filter_map(halted).chain(self.faults.keys().copied()).collect()
     }
 
+    /// Whether every replica here runs, has applied what it knows to be committed, and has a leader that is heard, or is one.
+    pub fn readiness(&self) -> Result<(), String> {
+        if let Some((group, why)) = self.faults.iter().next() {
+            return Err(format!("the replica of group {group} was not started: {why}"));
+        }
+        for (group, served) in &self.groups {
+            let members = served.group.members();
+            if members.0.is_empty() && members.1.is_empty() {
+                // It was placed here and is no member yet: nobody counts on it.
+                continue;
+            }
+            let status = served.group.status();
+            if let Some(why) = status.fault {
+                return Err(format!("the replica of group {group} has stopped: {why}"));
+            }
+            // A leader without a majority does not know that it is none any more, and neither do those who believe in it.
+            let leads = match status.leader {
+                None => false,
+                Some(leader) if leader != self.standing.node() => self.standing.is_heard(leader),
+                Some(_) => {
+                    let alone = members.0.len() == 1;
+                    alone
+                        || served
+                            .group
+                            .unacknowledged_for()
+                            .is_some_and(|silence| silence < QUORUM_SILENCE_MAX)
+                }
+            };
+            if !leads {
+                return Err(format!("the replica of group {group} has no leader that is heard"));
+            }
+            let lag = served.group.behind();
+            if lag > READY_LAG_MAX {
+                return Err(format!("the replica of group {group} lags {lag} entries behind"));
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses new work while checkpoints lag so far that a restart would take too long, or takes it again.
     pub fn set_replay_behind(&self, behind: bool) {
         if self.replay_behind.swap(behind, Ordering::Relaxed) != behind {
@@ -86,10 +126,16 @@ impl Serving {
     }
 
     /// Whether a payload is a command of a module of this build; gives the apply version under which all members have it.
-    fn understood(&self, module: u8, payload: &[u8]) -> Result<u32, String> {
+    fn understood(&self, module: u8, payload: &[u8]) -> Result<u32, NotUnderstood> {
         let known = self.modules.iter().find(|known| known.number() == module);
-        let known = known.ok_or_else(|| format!("this build has no module {module}"))?;
-        known.understands(payload)
+        known.ok_or(NotUnderstood::Later)?.understands(payload)
+    }
+
+    /// Whether a query is one of a later build.
+    fn is_later(&self, query: &pb::Query) -> bool {
+        let Some(pb::query::Op::Module(query)) = &query.op else { return query.op.is_none() };
+        let known = self.modules.iter().find(|known| u32::from(known.number()) == query.module);
+        known.is_none_or(|known| known.is_later_query(&query.payload))
     }
 
     /// Why new work must be refused now, and when to come back, ms.
@@ -103,6 +149,11 @@ impl Serving {
         }
     }
 }
+
+/// A leader that no majority has answered for longer is not ready.
+const QUORUM_SILENCE_MAX: Duration = Duration::from_secs(3);
+/// A replica that has more committed entries to apply is not ready: it was away.
+const READY_LAG_MAX: u64 = 1_000;
 
 /// Commands for the actors, by group, module and row, collected from one message.
 type ByRow = BTreeMap<(u32, u8, String), Vec<Request>>;
@@ -149,17 +200,12 @@ impl ExchangeHandler {
         let module = match &command.op {
             // What this build does not understand must not get into the log: it would halt the group.
             Op::Module { module, payload } => match self.serving.understood(*module, payload) {
+                Err(NotUnderstood::Later) => return answer(Answered::Refused(not_yet(&served.group))),
                 Ok(since) if since > 1 && served.group.state().read(Machine::apply_version) < since => {
-                    return answer(Answered::Refused(match served.group.believes_to_lead() {
-                        true => views::not_yet(),
-                        // Not on to the actors: they may lead by the time that they look.
-                        false => {
-                            views::refusal(&Refusal::NotLeader { leader: served.group.believed_leader() })
-                        }
-                    }));
+                    return answer(Answered::Refused(not_yet(&served.group)));
                 }
                 Ok(_) => *module,
-                Err(why) => return answer(Answered::Refused(views::invalid(why))),
+                Err(why) => return answer(Answered::Refused(views::invalid(why.to_string()))),
             },
             Op::Seal | Op::System(_) => 0,
         };
@@ -233,6 +279,7 @@ impl ExchangeHandler {
             }
         };
         let (replies, metrics) = (replies.clone(), Arc::clone(&self.serving.metrics));
+        let serving = Arc::clone(&self.serving);
         let standing = Arc::clone(&self.serving.standing);
         tokio::spawn(async move {
             let confirmed = shard::confirm(&group).await;
@@ -240,6 +287,8 @@ impl ExchangeHandler {
             let stamp = standing.stamp();
             for (id, query) in queries {
                 let result = match &confirmed {
+                    // Its caller waits for a leader of a later build, as for an election.
+                    Ok(()) if serving.is_later(&query) => pb::reply::Result::Refusal(views::not_yet()),
                     Ok(()) => match group.state().read(|machine| views::query(machine, stamp, &query)) {
                         Ok(result) => pb::reply::Result::Query(result),
                         Err(why) => pb::reply::Result::Refusal(views::invalid(why)),
@@ -249,6 +298,15 @@ impl ExchangeHandler {
                 replies.send(pb::Reply { id, result: Some(result) });
             }
         });
+    }
+}
+
+/// What a caller is told who asks for what not all members have the build for.
+fn not_yet(group: &Group) -> pb::Refusal {
+    match group.believes_to_lead() {
+        true => views::not_yet(),
+        // Not on to the actors: they may lead by the time that they look.
+        false => views::refusal(&Refusal::NotLeader { leader: group.believed_leader() }),
     }
 }
 
@@ -322,6 +380,9 @@ mod tests {
         space.judge(u64::MAX);
         serving.set_replay_behind(false);
         assert_eq!(serving.pressure(), None);
+
+        assert!(serving.readiness().unwrap_err().contains("its rows are damaged"));
+        assert_eq!(crate::fake::serving(BTreeMap::new(), space.clone()).readiness(), Ok(()));
 
         let handler = ExchangeHandler::new(Arc::new(serving));
         let refusal = |group| handler.served(group).err().unwrap();

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -15,6 +14,9 @@ use tidewall_machine::Answer;
 use tidewall_store::log::NodeLog;
 
 use crate::exchange::Serving;
+
+/// Before the name of everything that a node counts.
+const PREFIX: &str = "tidewall_node";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CommandLabels {
@@ -44,7 +46,7 @@ pub struct Metrics {
     applied: Family<RegionLabels, Gauge>,
     lag: Family<RegionLabels, Gauge>,
     backlog: Family<RegionLabels, Gauge>,
-    faults: Family<RegionLabels, Gauge>,
+    faults: Family<RegionLabels, Counter>,
     log_bytes: Gauge,
     checkpoint_bytes: Gauge,
     low_space: Gauge<i64, std::sync::atomic::AtomicI64>,
@@ -54,11 +56,15 @@ pub struct Metrics {
 impl Metrics {
     /// Counters for all regions of a topology.
     pub fn new(topology: &Topology) -> Self {
-        let mut registry = Registry::with_prefix("tidewall_node");
+        let mut root = tidewall_metrics::registry(PREFIX, env!("CARGO_PKG_VERSION"));
+        let registry = root.sub_registry_with_prefix(PREFIX);
         let commands = Family::<CommandLabels, Counter<u64, AtomicU64>>::default();
         let queries = Family::<CommandLabels, Counter<u64, AtomicU64>>::default();
         registry.register("commands", "Commands by region and outcome", commands.clone());
         registry.register("queries", "Queries by region and outcome", queries.clone());
+        let faults = Family::<RegionLabels, Counter>::default();
+        let help = "Commands and timers taken back because of a broken invariant: an alarm";
+        registry.register("broken_invariants", help, faults.clone());
         let mut gauge = |name: &str, help: &str| {
             let family = Family::<RegionLabels, Gauge>::default();
             registry.register(name, help, family.clone());
@@ -68,8 +74,6 @@ impl Metrics {
         let applied = gauge("applied_index", "Last applied log index");
         let lag = gauge("lag_entries", "Entries that are committed and not applied");
         let backlog = gauge("checkpoint_backlog_pages", "Pages changed since the last checkpoint");
-        let faults =
-            gauge("broken_invariants", "Commands taken back because of a broken invariant: an alarm");
         let mut single = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -91,7 +95,7 @@ impl Metrics {
         };
         let groups = regions.iter().map(|(group, region)| (*group, counters(region))).collect();
         Self {
-            registry,
+            registry: root,
             groups,
             leads,
             applied,
@@ -140,16 +144,12 @@ impl Metrics {
             self.applied.get_or_create(&labels).set(status.applied as i64);
             self.lag.get_or_create(&labels).set(status.committed.saturating_sub(status.applied) as i64);
             self.backlog.get_or_create(&labels).set(checkpoint.pages as i64);
-            self.faults.get_or_create(&labels).set(broken as i64);
+            tidewall_metrics::set_counter(&self.faults.get_or_create(&labels), broken);
         }
         self.log_bytes.set(log.disk_bytes() as i64);
         self.checkpoint_bytes.set(checkpoint_bytes as i64);
         self.low_space.set(i64::from(serving.space.is_low()));
-        let mut text = String::new();
-        match encode(&mut text, &self.registry) {
-            Ok(()) => text,
-            Err(error) => format!("# the metrics cannot be encoded: {error}\n"),
-        }
+        tidewall_metrics::text(&self.registry)
     }
 }
 

@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::routing::get;
 use futures_util::Stream;
 use parking_lot::Mutex;
 use tidewall_actors::Home;
@@ -22,7 +24,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::ShardServer;
-use crate::assembly::{self, LifeOfNode, Parts, Replicas};
+use crate::assembly::{self, Front, LifeOfNode, Parts, Replicas};
 use crate::clock::SteadyClock;
 use crate::config::{NodeConfig, NodeError};
 use crate::data::{self, Data};
@@ -323,9 +325,7 @@ impl ClientPort {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<ShardServiceServer<ShardServer>>().await;
         let routes = tonic::service::Routes::new(front.service()).add_service(health_service);
-        let metrics = front.metrics();
-        let text = move || std::future::ready(metrics());
-        let router = routes.prepare().into_axum_router().route("/metrics", axum::routing::get(text));
+        let router = with_pages(routes.prepare().into_axum_router(), &front);
         let served = tidewall_link::server_builder()
             .accept_http1(true)
             .layer(self.identity)
@@ -342,6 +342,27 @@ impl ClientPort {
         keeper.abort();
         result.map_err(|error| NodeError::Internal(format!("the client port failed: {error}")))
     }
+}
+
+/// Adds the pages for machines that do not speak gRPC, for everybody.
+fn with_pages(router: axum::Router, front: &Front) -> axum::Router {
+    let (metrics, readiness) = (front.metrics(), front.readiness());
+    let metrics = move |headers: HeaderMap| {
+        let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+        std::future::ready(tidewall_metrics::answer(accepted, metrics()))
+    };
+    let ready = move || {
+        std::future::ready(match readiness() {
+            Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+            Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+        })
+    };
+    let live = || std::future::ready((StatusCode::OK, "ok\n"));
+    router
+        .route("/metrics", get(metrics))
+        .route("/readyz", get(ready.clone()))
+        .route("/healthz", get(ready))
+        .route("/livez", get(live))
 }
 
 #[cfg(test)]

@@ -216,6 +216,22 @@ impl Cluster {
         kill_process(pid(id), Signal::KILL).with_context(|| format!("cannot kill process {id}"))
     }
 
+    /// Stops one process of this cluster with SIGSTOP; `resume` lets it go on.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn pause(&self, id: u32) -> anyhow::Result<()> {
+        kill_process(pid(id), Signal::STOP).with_context(|| format!("cannot stop process {id}"))
+    }
+
+    /// Lets a paused process go on.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn resume(&self, id: u32) -> anyhow::Result<()> {
+        kill_process(pid(id), Signal::CONT).with_context(|| format!("cannot resume process {id}"))
+    }
+
     /// Sends SIGHUP to the supervisor, as a terminal that is closed does.
     ///
     /// # Errors

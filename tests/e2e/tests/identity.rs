@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tidewall_e2e::client::retried;
-use tidewall_e2e::cluster::{Cluster, Options, run};
+use tidewall_e2e::cluster::{Cluster, Kind, Options, run};
 use tidewall_proto::internal::v1::GetNodeStateRequest;
 use tidewall_proto::internal::v1::shard_service_client::ShardServiceClient;
 use tokio::time::{Instant, sleep};
@@ -141,6 +141,53 @@ async fn nodes_answer_nobody_without_a_certificate() {
         let metrics = get(&format!("http://{}/metrics", node.address)).await;
         assert!(metrics.contains("tidewall_"), "{metrics}");
     }
+}
+
+/// A node is alive while its process runs, and ready while it does its part: not while a majority is away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_says_whether_it_lives_and_whether_it_does_its_part() {
+    let _alone = alone().await;
+    let cluster = Cluster::start(Options::default()).await.unwrap();
+    let node = cluster.endpoints().nodes[0].clone();
+    let page = async |path: &str| get(&format!("http://{}/{path}", node.address)).await;
+    let eventually = async |path: &str, beginning: &str| {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let answer = page(path).await;
+            if answer.starts_with(beginning) {
+                return answer;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "/{path} is not {beginning}: {answer}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    eventually("readyz", "HTTP/1.1 200").await;
+    let shards = cluster.processes().into_iter().filter(|(kind, _)| *kind == Kind::Shard);
+    // The node that is asked goes on.
+    let others: Vec<u32> = shards.map(|(_, id)| id).filter(|id| node_of(*id) != node.id).collect();
+    assert_eq!(others.len(), 2);
+    others.iter().for_each(|id| cluster.pause(*id).unwrap());
+    let answer = eventually("readyz", "HTTP/1.1 503").await;
+    assert!(answer.contains("no leader that is heard"), "{answer}");
+    assert!(page("healthz").await.starts_with("HTTP/1.1 503"));
+    assert!(page("livez").await.starts_with("HTTP/1.1 200"));
+    others.iter().for_each(|id| cluster.resume(*id).unwrap());
+    eventually("readyz", "HTTP/1.1 200").await;
+    let metrics = page("metrics").await;
+    for line in
+        ["text/plain; version=0.0.4", "# TYPE process_cpu_seconds_total counter", "tidewall_node_leads{"]
+    {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+}
+
+/// Id of the node that a process is.
+fn node_of(process: u32) -> u64 {
+    let command = std::fs::read(format!("/proc/{process}/cmdline")).unwrap();
+    let words: Vec<String> =
+        command.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    let at = words.iter().position(|word| word == "--node").unwrap();
+    words[at + 1].parse().unwrap()
 }
 
 /// The body of an HTTP/1.1 answer.

@@ -33,6 +33,12 @@ pub const TABLE: &[Layer] = &[
         why: "defects for the simulation to find, a constant `false` elsewhere: under everything, so it knows nothing",
     },
     Layer {
+        name: "tidewall-metrics",
+        may_use: &[],
+        tests_may_use: &[],
+        why: "what the metrics of all processes have in common; what a process counts is its own business",
+    },
+    Layer {
         name: "tidewall-messages",
         may_use: &[],
         tests_may_use: &[],
@@ -106,6 +112,7 @@ pub const TABLE: &[Layer] = &[
             "tidewall-messages",
             "tidewall-domain",
             "tidewall-machine",
+            "tidewall-metrics",
             "tidewall-env",
             "tidewall-store",
             "tidewall-consensus",
@@ -118,7 +125,13 @@ pub const TABLE: &[Layer] = &[
     },
     Layer {
         name: "tidewall-gateway",
-        may_use: &["tidewall-proto", "tidewall-messages", "tidewall-client", "tidewall-env"],
+        may_use: &[
+            "tidewall-proto",
+            "tidewall-messages",
+            "tidewall-client",
+            "tidewall-metrics",
+            "tidewall-env",
+        ],
         // Its tests play a shard node, which needs the answering half of a link.
         tests_may_use: &["tidewall-link"],
         why: "stateless edge: what it knows of shards is their client",

@@ -22,8 +22,10 @@ fn small(value: u32) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
 }
 
-fn money(currency_code: String, minor_units: u64) -> v1::Money {
-    v1::Money { currency_code, minor_units: signed(minor_units) }
+/// Absent where nothing is to be paid.
+fn price(currency_code: String, minor_units: u64) -> Option<v1::Money> {
+    let free = currency_code.is_empty() && minor_units == 0;
+    (!free).then(|| v1::Money { currency_code, minor_units: signed(minor_units) })
 }
 
 pub(crate) fn event(region: &str, view: tickets::EventView) -> v1::Event {
@@ -46,7 +48,7 @@ fn tier(view: tickets::TierView) -> v1::Tier {
         tier_id: spec.tier_id,
         display_name: spec.display_name,
         capacity: signed(spec.capacity),
-        price: Some(money(spec.currency_code, spec.price_minor_units)),
+        price: price(spec.currency_code, spec.price_minor_units),
         seat_rows: spec.seat_rows.into_iter().map(seat_row).collect(),
         free: signed(view.free),
         held: signed(view.held),
@@ -82,7 +84,7 @@ pub(crate) fn ticket(region: &str, event: &str, view: tickets::TicketView) -> v1
         owner: view.owner,
         tier_id: view.tier_id,
         seat: view.seat,
-        price: Some(money(view.currency_code, view.price_minor_units)),
+        price: price(view.currency_code, view.price_minor_units),
         state: state.into(),
         create_time: Some(timestamp(view.sold_at_ms)),
         request_id: request_id::format(&view.request_id),

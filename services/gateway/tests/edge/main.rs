@@ -441,6 +441,26 @@ async fn a_call_outlives_the_renewal_of_its_connection() {
     assert_eq!(connections.load(Ordering::Relaxed), 2, "the old one was not renewed");
 }
 
+#[tokio::test]
+async fn a_watch_of_health_ends_when_its_connection_is_to_be_renewed() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_client::HealthClient;
+    let cluster = cluster_with(|config| config.connection_age_min = Some(Duration::from_millis(20))).await;
+    let mut health = HealthClient::new(cluster.channel().await);
+    for _ in 0..3 {
+        let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+        let whole = async {
+            let mut told = 0;
+            while let Some(_status) = watch.message().await.unwrap() {
+                told += 1;
+            }
+            told
+        };
+        let told = tokio::time::timeout(Duration::from_secs(20), whole).await.expect("it ends");
+        assert!(told > 0, "whoever watches is told how it is");
+    }
+}
+
 /// A gateway that lets one call in at a time: Alice's, whose leader is silent, and Bob's, who waits.
 async fn one_under_way_and_one_waiting() -> (fake::Cluster, [JoinHandle<Bought>; 2]) {
     let cluster = cluster_with(|config| (config.limit.floor, config.limit.ceiling) = (1, 1)).await;
@@ -540,6 +560,29 @@ async fn http(cluster: &fake::Cluster, request: &[u8]) -> String {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
     String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn a_call_that_its_client_gives_up_is_counted_as_that() {
+    let cluster = cluster().await;
+    cluster.nodes[0].plan([Action::Silence]);
+    let mut tickets = TicketServiceClient::new(cluster.channel().await);
+    let request = cluster.request("alice", &[], buy());
+    let call = tokio::spawn(async move { tickets.buy_tickets(request).await.map(drop) });
+    while cluster.nodes[0].commands.lock().is_empty() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    call.abort();
+    let line = r#"tidewall_gateway_calls_total{method="BuyTickets",region="north",code="CANCELLED"} 1"#;
+    let give_up = Instant::now() + Duration::from_secs(20);
+    loop {
+        let metrics = http(&cluster, GET_METRICS).await;
+        if metrics.contains(line) {
+            break;
+        }
+        assert!(Instant::now() < give_up, "{metrics}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]

@@ -121,9 +121,9 @@ class Client:
         """What is known of a request now; a copy that is on its way may still be decided."""
         return self.outcomes.get_outcome(parent=region, request_id=request_id, timeout=timeout).answer
 
-    def _pursue(self, method: "_Method", request: Any, timeout: float) -> Done:
+    def _pursue(self, method: "_Method", request: Any, timeout: float, in_doubt: bool) -> Done:
         give_up = time.monotonic() + timeout
-        pause, attempts, in_doubt = _PAUSE_FIRST, 0, False
+        pause, attempts = _PAUSE_FIRST, 0
         failure: Optional[Failure] = None
         request_id = getattr(request, "request_id", "")
         while True:
@@ -132,10 +132,13 @@ class Client:
                 break
             attempts += 1
             position = self._next % len(self._channels)
-            metadata = []
-            token = self._token()
-            if token:
-                metadata.append(("authorization", f"Bearer {token}"))
+            try:
+                # Who proves by the message who it is needs none; a token may come from such a call.
+                token = "" if method.anonymous else self._token()
+            except Exception as error:
+                kind = Unknown if in_doubt and method.changes else NotDecided
+                raise kind(f"there is no token: {error}", failure, request, attempts) from error
+            metadata = [("authorization", f"Bearer {token}")] if token else []
             try:
                 answer = method.stub(self._channels[position])(
                     request, timeout=min(left, _ATTEMPT_MAX), metadata=metadata
@@ -146,9 +149,9 @@ class Client:
                 failure = Failure(error)
             if failure.blames_the_connection:
                 self._next = position + 1
-            in_doubt = in_doubt or not failure.executed_nothing
+            in_doubt = in_doubt or (method.changes and not failure.executed_nothing)
             if failure.is_no and (failure.is_final or not in_doubt):
-                raise Decided(str(failure), failure, request_id, attempts)
+                raise Decided(str(failure), failure, request, attempts)
             if not method.repeats or not failure.may_be_repeated:
                 break
             # What the service paces itself costs no token.
@@ -161,10 +164,10 @@ class Client:
             if time.monotonic() + wait >= give_up:
                 break
             time.sleep(wait)
-        if failure is None:
-            raise NotDecided("the call had no time: give it a timeout", None, request_id, attempts)
         kind = Unknown if in_doubt and method.changes else NotDecided
-        raise kind(str(failure), failure, request_id, attempts)
+        if failure is None:
+            raise kind("the call had no time: give it a timeout", None, request, attempts)
+        raise kind(str(failure), failure, request, attempts)
 
 
 class _Service:
@@ -186,7 +189,10 @@ class _Method:
         self._input = message_factory.GetMessageClass(descriptor.input_type)
         self._output = message_factory.GetMessageClass(descriptor.output_type)
         self._has_id = "request_id" in descriptor.input_type.fields_by_name
-        effect = descriptor.GetOptions().Extensions[policy_pb2.policy].effect
+        policy = descriptor.GetOptions().Extensions[policy_pb2.policy]
+        effect, self.anonymous = policy.effect, policy.anonymous
+        # To seal an id that nobody has used would say that nothing was done.
+        self._seals = descriptor.name == "SealRequestId"
         self.changes = effect != policy_pb2.EFFECT_READ
         self.repeats = effect != policy_pb2.EFFECT_ORDER
         self.__doc__ = descriptor.full_name
@@ -201,13 +207,22 @@ class _Method:
             request = self._input(**fields)
         elif fields:
             raise TypeError("give a message, or its fields, not both")
-        if self._has_id and self.changes and not request.request_id:
-            # The caller's message stays as it is.
-            copy = type(request)()
-            copy.CopyFrom(request)
-            copy.request_id = new_request_id()
-            request = copy
-        return self._client._pursue(self, request, self._client._timeout if timeout is None else timeout)
+        # The caller's message stays as it is.
+        copy = type(request)()
+        copy.CopyFrom(request)
+        # A copy of a request whose id its caller gives may be on its way, of a call that ended in doubt.
+        in_doubt = False
+        for message in self._with_ids(copy):
+            in_doubt = in_doubt or bool(message.request_id)
+            message.request_id = message.request_id or new_request_id()
+        timeout = self._client._timeout if timeout is None else timeout
+        return self._client._pursue(self, copy, timeout, in_doubt)
+
+    def _with_ids(self, request: Any) -> List[Any]:
+        """What of a request gets an id: itself, or each purchase of a batch."""
+        if not self.changes or self._seals:
+            return []
+        return [request] if self._has_id else list(getattr(request, "purchases", ()))
 
 
 __all__ = ["Client", "Done", "Error"]

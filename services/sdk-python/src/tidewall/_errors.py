@@ -5,7 +5,8 @@ What has no known reason may have been executed: nothing here reads more certain
 
 from __future__ import annotations
 
-from typing import Optional
+import contextlib
+from typing import Any, Optional
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -36,18 +37,22 @@ _NO = {
 # How the library begins when it has no connection to send an attempt by.
 _NO_CONNECTION = "failed to connect to all addresses"
 # Said without a receipt, and true of every copy of a request.
-_OF_ALL_COPIES = {"REQUEST_ID_EXPIRED", "REQUEST_ID_REUSED"}
+_OF_ALL_COPIES = {"REQUEST_ID_REUSED"}
 
 
 class Error(Exception):
-    """A call did not succeed. `reason` is stable and for programs (docs/API.md lists them), the message is for people."""
+    """A call did not succeed. `reason` is stable and for programs (docs/API.md lists them), the message is for people.
 
-    def __init__(self, message: str, failure: Optional["Failure"], request_id: str, attempts: int):
+    `request` is the message as it was sent, with its ids: also those of the purchases of a batch.
+    """
+
+    def __init__(self, message: str, failure: Optional["Failure"], request: Any, attempts: int):
         super().__init__(message)
+        self.request = request
+        self.request_id: str = getattr(request, "request_id", "")
         self.reason = failure.reason if failure else ""
         self.code = failure.code if failure else grpc.StatusCode.UNKNOWN
         self.receipt = failure.receipt if failure else None
-        self.request_id = request_id
         self.attempts = attempts
 
 
@@ -60,7 +65,7 @@ class NotDecided(Error):
 
 
 class Unknown(Error):
-    """It may have been executed. `Client.seal` makes that final; or send it again with the same `request_id`."""
+    """It may have been executed. `Client.seal` makes that final; or send `request` again as it is, with the same id."""
 
 
 class Failure:
@@ -77,23 +82,29 @@ class Failure:
                 self._read(value)
 
     def _read(self, value: bytes) -> None:
-        try:
-            details = status_pb2.Status.FromString(value).details
-        except Exception:  # noqa: BLE001  What no service of ours has written says nothing.
-            return
+        # What no service of ours has written says nothing.
+        with contextlib.suppress(Exception):
+            self._read_details(status_pb2.Status.FromString(value).details)
+
+    def _read_details(self, details: Any) -> None:
         for detail in details:
             info, retry, receipt = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), common_pb2.Receipt()
             if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == _DOMAIN:
                 self.reason = info.reason
             elif detail.Is(retry.DESCRIPTOR) and detail.Unpack(retry):
+                # No time at all is no pause: this client makes its own then.
                 self.retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+                if self.retry_after <= 0:
+                    self.retry_after = None
             elif detail.Is(receipt.DESCRIPTOR) and detail.Unpack(receipt):
                 self.receipt = receipt
 
     @property
     def is_no(self) -> bool:
-        """The service said no."""
-        return bool(self.reason) and self.code in _NO and self.reason not in _NOT_EXECUTED
+        """The service said no: what has a receipt was decided, whatever its code."""
+        if not self.reason or self.reason in _NOT_EXECUTED:
+            return False
+        return self.code in _NO or self.receipt is not None
 
     @property
     def is_final(self) -> bool:

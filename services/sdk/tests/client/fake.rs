@@ -291,7 +291,11 @@ impl TicketService for Service {
                 }),
                 _ => match self.region.buy(id) {
                     Ok(purchase) => ItemResult::Purchase(purchase),
-                    Err(no) => ItemResult::Rejection(no),
+                    // Whatever a region says no to in a batch stands in its log.
+                    Err(no) => {
+                        receipt = Some(api::Receipt::default());
+                        ItemResult::Rejection(no)
+                    }
                 },
             };
             results.push(api::BatchBuyTicketsResult { result: Some(result), receipt });

@@ -35,6 +35,13 @@ pub use model::State;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timer(NumberKey);
 
+/// The most rows that taking places costs. Each seat that is named may be in another due hold, which ends as a whole.
+fn taken(quantity: u32, named: usize) -> u64 {
+    let (hold, named) = (QUANTITY_MAX as u64, named.min(QUANTITY_MAX as usize) as u64);
+    let places = u64::from(quantity.min(QUANTITY_MAX)).max(named);
+    rows_max(places + hold) + named * (16 + 2 * hold)
+}
+
 /// First apply version under which events can be deleted, and under which fields of events are named as the API names them since.
 const DELETES_EVENTS: u32 = 5;
 
@@ -81,8 +88,8 @@ impl Module for State {
     fn rows_max(command: &Command) -> u64 {
         let hold = QUANTITY_MAX as u64;
         match &command.op {
-            Some(Op::Hold(asked)) => rows_max(u64::from(asked.quantity.min(QUANTITY_MAX)) + hold),
-            Some(Op::Buy(asked)) => rows_max(u64::from(asked.quantity.min(QUANTITY_MAX)) + hold),
+            Some(Op::Hold(asked)) => taken(asked.quantity, asked.seats.len()),
+            Some(Op::Buy(asked)) => taken(asked.quantity, asked.seats.len()),
             Some(Op::ConfirmHold(_) | Op::ReleaseHold(_)) => rows_max(2 * hold),
             Some(Op::CancelTicket(_)) => rows_max(1),
             Some(Op::CreateEvent(_) | Op::DeleteEvent(_)) => rows_max(TIERS_MAX as u64),

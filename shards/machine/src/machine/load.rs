@@ -36,6 +36,13 @@ impl Machine {
         Ok(self)
     }
 
+    /// What this process has counted goes on with these rows.
+    #[must_use]
+    pub fn counting_on_from(mut self, before: &Self) -> Self {
+        self.faults = before.faults;
+        self
+    }
+
     /// Highest apply version that this machine can follow.
     pub fn supported(&self) -> u32 {
         self.supported

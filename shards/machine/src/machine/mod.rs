@@ -29,8 +29,8 @@ use crate::error::ApplyError;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
 use crate::time::{GroupTime, Stamp};
 use crate::{
-    APPLY_VERSION, EXPIRY_AHEAD_MS_MAX, GIVES_IMPORTS_UP, ID_AHEAD_MS_MAX, REMEMBERED_BYTES_MAX,
-    REMEMBERS_WHAT_IT_MUST, id_time_ms,
+    APPLY_VERSION, EXPIRY_AHEAD_MS_MAX, GIVES_IMPORTS_UP, ID_AHEAD_MS_MAX, LOOKS_AT_NO_ID_IN_VAIN,
+    REMEMBERED_BYTES_MAX, REMEMBERS_WHAT_IT_MUST, id_time_ms,
 };
 
 pub use import::Replaced;
@@ -465,7 +465,7 @@ impl Machine {
         let is_remembered = || {
             let Op::Module { module, payload } = &command.op else { return true };
             let module = self.module(*module);
-            row.apply_version < REMEMBERS_WHAT_IT_MUST
+            row.apply_version < LOOKS_AT_NO_ID_IN_VAIN
                 || module.is_none_or(|module| module.is_remembered(payload))
         };
         if command.expires_ms < now_ms {

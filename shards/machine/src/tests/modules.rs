@@ -46,6 +46,10 @@ impl ModuleCommand for Add {
 impl ModuleQuery for Get {
     const MODULE: u8 = MODULE;
     type Answer = Total;
+
+    fn is_known(&self) -> bool {
+        true
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::{FutureExt as _, StreamExt as _, stream};
 use prost::Message as _;
 use tidewall_client::ClientError;
 use tidewall_messages::tickets::{self, answer};
@@ -22,6 +22,8 @@ const PAGE_MAX: u32 = 5000;
 const PAGE_BYTES_MAX: usize = 1 << 20;
 /// A region that does not answer a search within this time is left out.
 const REGION_TIMEOUT: Duration = Duration::from_secs(3);
+/// Regions that a search asks at once.
+const REGIONS_AT_ONCE: usize = 4;
 /// What page tokens of a search are bound to, before the owner.
 const SEARCH: &str = "search";
 
@@ -95,25 +97,28 @@ impl Services {
         let owner = listed_owner(&call, &message.owner)?;
         // A token of one owner's list must not continue another's.
         let scope = format!("holds {} {}", message.parent, owner.unwrap_or("*"));
+        let caller = &call.principal;
+        let sees_all = caller.has(Role::Support) || caller.has(Role::Operator);
         let query = tickets::Query::from(tickets::ListHolds {
             event_id: event.to_owned(),
             owner: owner.unwrap_or_default().to_owned(),
             after_hold_id: page::decode(&scope, &message.page_token)?,
             limit,
+            caller: caller.subject.clone(),
+            sees_all,
         });
         let Some(answer::Result::Holds(list)) = self.query(&call, query).await?.result else {
             return Err(convert::mismatch());
         };
-        let caller = &call.principal;
         let own = owner == Some(caller.subject.as_str()) || list.organiser == caller.subject;
-        if !own && !caller.has(Role::Support) && !caller.has(Role::Operator) {
+        if !own && !sees_all {
             let why = "may not list holds of others: only the event's organiser, support and operators may; \
                        leave owner empty for one's own";
             return Err(ApiError::denied("NOT_YOUR_HOLDS", format!("{} {why}", caller.subject)));
         }
-        let next_page_token = match list.holds.last() {
-            Some(last) if list.more => page::encode(&scope, &last.hold_id),
-            _ => String::new(),
+        let next_page_token = match list.next_after_hold_id.as_str() {
+            "" => String::new(),
+            last => page::encode(&scope, last),
         };
         let shown = |view: tickets::HoldView| {
             let owner = view.owner.clone();
@@ -205,7 +210,8 @@ impl Services {
             self.0.topology.regions.iter().map(|region| region.id.as_str()).enumerate().collect();
         regions.sort_unstable_by_key(|(_, id)| *id);
         regions.retain(|(_, id)| *id >= from.region.as_str());
-        let searches = regions.iter().map(|(position, id)| {
+        let mut searches = Vec::with_capacity(regions.len());
+        for (position, id) in &regions {
             let begin = *id == from.region;
             let search = tickets::SearchTickets {
                 owner: owner.clone(),
@@ -213,19 +219,26 @@ impl Services {
                 after_ticket_id: if begin { from.ticket.clone() } else { String::new() },
                 limit,
             };
-            self.search_in(&call, *position, search)
-        });
-        let found: Result<Vec<FoundIn>, ApiError> = join_all(searches).await.into_iter().collect();
-        let found = found?;
-        if found.iter().all(Option::is_none) && !found.is_empty() {
+            searches.push(self.search_in(&call, *position, search).map(move |found| (*id, found)).boxed());
+        }
+        // Each region may fill the page alone: no more are asked at once than a gateway can hold pages of.
+        let mut searches = stream::iter(searches).buffered(REGIONS_AT_ONCE);
+        let mut page = Page::new(limit as usize);
+        while let Some((region, found)) = searches.next().await {
+            page.take(region, found?);
+            if page.next.is_some() {
+                break;
+            }
+        }
+        // A page that begins later says nothing about the regions before it.
+        if message.page_token.is_empty() && page.unreachable.len() == regions.len() && !regions.is_empty() {
             let why = "no region answered in time".to_owned();
             return Err(ApiError::Client { error: ClientError::Unavailable { why }, request_id: None });
         }
-        let ids = regions.iter().map(|(_, id)| *id);
-        let (tickets, unreachable, next) = gather(ids.zip(found), limit as usize);
-        let next_page_token = next.map(|place| page::encode(&scope, &place.encode())).unwrap_or_default();
-        let unreachable = unreachable.into_iter().map(names::region).collect();
-        Ok(v1::SearchTicketsResponse { tickets, next_page_token, unreachable })
+        let next_page_token =
+            page.next.map(|place| page::encode(&scope, &place.encode())).unwrap_or_default();
+        let unreachable = page.unreachable.into_iter().map(names::region).collect();
+        Ok(v1::SearchTicketsResponse { tickets: page.tickets, next_page_token, unreachable })
     }
 
     /// What somebody has in one region.
@@ -249,36 +262,47 @@ impl Services {
     }
 }
 
-/// Puts what regions have together, in their order, as far as a page goes: the tickets, who did not answer, where to go on.
-fn gather<'a>(
-    found: impl Iterator<Item = (&'a str, FoundIn)>,
+/// What regions have, put together in their order as far as a page goes.
+struct Page<'a> {
     limit: usize,
-) -> (Vec<v1::Ticket>, Vec<&'a str>, Option<Place>) {
-    let (mut shown, mut unreachable, mut bytes) = (Vec::new(), Vec::new(), 0);
-    for (region, found) in found {
+    bytes: usize,
+    tickets: Vec<v1::Ticket>,
+    /// Regions that did not answer.
+    unreachable: Vec<&'a str>,
+    /// Where to go on, once the page is full.
+    next: Option<Place>,
+}
+
+impl<'a> Page<'a> {
+    fn new(limit: usize) -> Self {
+        Self { limit, bytes: 0, tickets: Vec::new(), unreachable: Vec::new(), next: None }
+    }
+
+    /// Takes in what the next region has.
+    fn take(&mut self, region: &'a str, found: FoundIn) {
         let Some(found) = found else {
-            unreachable.push(region);
-            continue;
+            self.unreachable.push(region);
+            return;
         };
         let place = |event: String, ticket: String| Some(Place { region: region.to_owned(), event, ticket });
-        // An id sorts before whatever follows it: where nothing of a region was shown yet, its beginning is the place.
+        // Where nothing of a region was shown yet, its beginning is the place.
         let mut last = (String::new(), String::new());
         for found in found.tickets {
             let view = found.ticket.unwrap_or_default();
             let id = view.ticket_id.clone();
             let ticket = convert::ticket(region, &found.event_id, view);
-            bytes += ticket.encoded_len();
-            if shown.len() == limit || (bytes > PAGE_BYTES_MAX && !shown.is_empty()) {
-                return (shown, unreachable, place(last.0, last.1));
+            self.bytes += ticket.encoded_len();
+            if self.tickets.len() == self.limit || (self.bytes > PAGE_BYTES_MAX && !self.tickets.is_empty()) {
+                self.next = place(last.0, last.1);
+                return;
             }
             last = (found.event_id, id);
-            shown.push(ticket);
+            self.tickets.push(ticket);
         }
         if !found.next_event_id.is_empty() {
-            return (shown, unreachable, place(found.next_event_id, found.after_ticket_id));
+            self.next = place(found.next_event_id, found.after_ticket_id);
         }
     }
-    (shown, unreachable, None)
 }
 
 #[cfg(test)]
@@ -303,9 +327,15 @@ mod tests {
         found: Vec<(&'static str, FoundIn)>,
         limit: usize,
     ) -> (Vec<String>, Vec<&'static str>, String) {
-        let (tickets, unreachable, next) = gather(found.into_iter(), limit);
-        let names = tickets.into_iter().map(|ticket| ticket.name).collect();
-        (names, unreachable, next.map(|place| place.encode()).unwrap_or_default())
+        let mut page = Page::new(limit);
+        for (region, found) in found {
+            page.take(region, found);
+            if page.next.is_some() {
+                break;
+            }
+        }
+        let names = page.tickets.into_iter().map(|ticket| ticket.name).collect();
+        (names, page.unreachable, page.next.map(|place| place.encode()).unwrap_or_default())
     }
 
     #[test]

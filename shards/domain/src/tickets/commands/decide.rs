@@ -61,7 +61,8 @@ impl<'a> Case<'a> {
             quota: create.quota_per_buyer,
             opens_ms: create.sale_opens_at_ms,
             closes_ms: create.sale_closes_at_ms,
-            revision: 1,
+            // Above that of any event that was deleted: who has seen another one of this id is told.
+            revision: self.state.counters.get(&COUNTER_REVISIONS).map_or(0, |counter| counter.0) + 1,
             tiers: create.tiers.iter().map(TierSpec::from).collect(),
         };
         let id = match create.event_id.as_str() {

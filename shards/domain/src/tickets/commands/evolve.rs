@@ -74,7 +74,7 @@ fn event_saved(state: &mut State, id: &str, row: &EventRow, stock: &[(TierNo, u6
 
 fn event_deleted(state: &mut State, id: &str) -> Result<(), Fault> {
     let row = state.event(id).ok_or_else(|| Fault(format!("event {id:?} is missing")))?;
-    let (no, tiers) = (row.no, row.tiers.len());
+    let (no, tiers, revision) = (row.no, row.tiers.len(), row.revision);
     for tier in 0..tiers as TierNo {
         let untouched = state.stock.get(&(no, tier)).is_some_and(StockRow::is_untouched);
         if !untouched {
@@ -82,6 +82,8 @@ fn event_deleted(state: &mut State, id: &str) -> Result<(), Fault> {
         }
         state.stock.set((no, tier), None);
     }
+    let highest = state.counters.get(&COUNTER_REVISIONS).map_or(0, |counter| counter.0);
+    state.counters.set(COUNTER_REVISIONS, Some(Counter(highest.max(revision))));
     state.events.set(id.to_owned(), None);
     Ok(())
 }

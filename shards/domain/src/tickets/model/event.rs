@@ -52,7 +52,18 @@ impl TierSpec {
 
     /// Names of seats.
     pub fn seat_names(&self, seats: &[u32]) -> Vec<String> {
-        seats.iter().map(|seat| self.seat_name(*seat)).collect()
+        // Where each row ends: a tier may have thousands of rows, and a hold a hundred seats.
+        let mut ends = Vec::with_capacity(self.seat_rows.len());
+        for row in &self.seat_rows {
+            ends.push(ends.last().copied().unwrap_or(0) + row.seats);
+        }
+        let name = |seat: &u32| {
+            let at = ends.partition_point(|end| end <= seat);
+            let Some(row) = self.seat_rows.get(at) else { return format!("?-{seat}") };
+            let begin = at.checked_sub(1).map_or(0, |before| ends[before]);
+            format!("{}-{}", row.label, seat - begin + 1)
+        };
+        seats.iter().map(name).collect()
     }
 
     /// Name of a seat, for example "A-12".

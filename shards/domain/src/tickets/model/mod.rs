@@ -17,7 +17,7 @@ pub use tidewall_messages::tickets::MODULE;
 pub use event::{EventRow, SeatRowSpec, TierSpec};
 pub use hold::{HoldIndex, HoldRow, HoldState};
 pub use money::{Currency, Price};
-pub use stock::{COUNTER_EVENTS, CounterRow, SeatRow, StockRow, TakenSeats};
+pub use stock::{COUNTER_EVENTS, COUNTER_REVISIONS, CounterRow, SeatRow, StockRow, TakenSeats};
 pub use ticket::{OwnerTickets, TicketIndex, TicketRow};
 
 /// Most tiers an event can have.

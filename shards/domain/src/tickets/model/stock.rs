@@ -179,3 +179,5 @@ pub type CounterRow = Counter<{ table_id(MODULE, 6) }>;
 
 /// Key of the counter of events.
 pub const COUNTER_EVENTS: u64 = 1;
+/// Key of the highest revision of any event that was deleted.
+pub const COUNTER_REVISIONS: u64 = 2;

@@ -3,6 +3,7 @@
 mod search;
 pub mod views;
 
+use prost::Message;
 use tidewall_messages::tickets::answer::Result as Found;
 use tidewall_messages::tickets::command::Op as Asked;
 use tidewall_messages::tickets::query::Op;
@@ -13,7 +14,7 @@ use tidewall_messages::tickets::{
 use super::commands::{Rejection, parse_hold_id, parse_ticket_id};
 use super::model::*;
 use crate::Now;
-use crate::page::page;
+use crate::page::{PAGE_BYTES_MAX, page};
 
 /// Most events in a page.
 const EVENTS_MAX: u32 = 1_000;
@@ -21,6 +22,8 @@ const EVENTS_MAX: u32 = 1_000;
 const TICKETS_MAX: u32 = 5_000;
 /// Most holds in a page.
 const HOLDS_MAX: u32 = 5_000;
+/// Most rows of holds that one query looks at.
+const HOLDS_LOOKED_AT_MAX: usize = 20_000;
 
 /// One tier with its numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,23 +89,41 @@ fn tickets(state: &State, row: &EventRow, asked: &ListTickets) -> Result<TicketL
 }
 
 fn holds(state: &State, now: Now, row: &EventRow, asked: &ListHolds) -> Result<HoldList, Rejection> {
+    let mut list = HoldList { organiser: row.organiser.clone(), ..HoldList::default() };
+    if !asked.sees_all && asked.caller != asked.owner && asked.caller != row.organiser {
+        return Ok(list);
+    }
     let after = match asked.after_hold_id.as_str() {
         "" => (row.no, 0, 0),
         id => parse_hold_id(row, id).ok_or_else(|| Rejection::HoldNotFound(id.to_owned()))?,
     };
-    let found: Box<dyn Iterator<Item = (NumberKey, &HoldRow)>> = match asked.owner.as_str() {
-        "" => {
-            let rows = state.holds.range_from(&after).take_while(|(key, _)| key.0 == row.no);
-            Box::new(rows.filter(|(_, hold)| hold.lives(now.steady_ms)).map(|(key, hold)| (*key, hold)))
-        }
+    let own;
+    let rows: &mut dyn Iterator<Item = (NumberKey, &HoldRow)> = match asked.owner.as_str() {
+        "" => &mut state
+            .holds
+            .range_from(&after)
+            .take_while(|(key, _)| key.0 == row.no)
+            .map(|(key, hold)| (*key, hold)),
         owner => {
-            let keys = state.holds.derived().live(row.no, owner, now.steady_ms);
-            Box::new(keys.into_iter().filter_map(|key| Some((key, state.holds.get(&key)?))))
+            own = state.holds.derived().live(row.no, owner, now.steady_ms);
+            &mut own.iter().filter_map(|key| Some((*key, state.holds.get(key)?)))
         }
     };
-    let found = found.filter(|(key, _)| *key > after).map(|(key, hold)| views::hold(row, &key, hold, now));
-    let (holds, more) = page(found, asked.limit, HOLDS_MAX);
-    Ok(HoldList { holds, more, organiser: row.organiser.clone() })
+    let (mut last, mut bytes) = (after, 0);
+    // What is over stays for a while: there may be more of that than of what lives.
+    for (looked_at, (key, hold)) in rows.filter(|(key, _)| *key > after).enumerate() {
+        let view = hold.lives(now.steady_ms).then(|| views::hold(row, &key, hold, now));
+        bytes += view.as_ref().map_or(0, Message::encoded_len);
+        let full = list.holds.len() >= asked.limit.clamp(1, HOLDS_MAX) as usize
+            || (bytes > PAGE_BYTES_MAX && !list.holds.is_empty());
+        if (full && view.is_some()) || looked_at == HOLDS_LOOKED_AT_MAX {
+            list.next_after_hold_id = views::hold_id(row, &last);
+            return Ok(list);
+        }
+        list.holds.extend(view);
+        last = key;
+    }
+    Ok(list)
 }
 
 /// The rejection of a purchase or hold that the log would certainly refuse as sold out. When seats are named, or a hold of the

@@ -50,12 +50,18 @@ pub fn ticket(event: &EventRow, key: &NumberKey, row: &TicketRow) -> TicketView 
     }
 }
 
+/// Id of a hold within its event.
+pub fn hold_id(event: &EventRow, key: &NumberKey) -> String {
+    let tier_id = event.tiers.get(usize::from(key.1)).map_or("", |spec| &spec.id);
+    format!("{tier_id}-h{}", key.2)
+}
+
 /// A hold that lives, with the names that belong to it.
 pub fn hold(event: &EventRow, key: &NumberKey, row: &HoldRow, now: Now) -> HoldView {
     let spec = event.tiers.get(usize::from(key.1));
     let tier_id = spec.map(|spec| spec.id.clone()).unwrap_or_default();
     HoldView {
-        hold_id: format!("{tier_id}-h{}", key.2),
+        hold_id: hold_id(event, key),
         owner: row.owner.to_string(),
         quantity: row.quantity,
         seats: spec.map(|spec| spec.seat_names(&row.seats)).unwrap_or_default(),

@@ -108,6 +108,32 @@ fn what_a_command_costs_goes_by_the_places_that_it_asks_for() {
     }
 }
 
+/// Each named seat is in another due hold of a hundred, all of which end.
+#[test]
+fn named_seats_may_end_a_hold_each_and_cost_what_is_promised() {
+    let labels: Vec<String> = (0..100).map(|row| format!("R{row}")).collect();
+    let rows: Vec<(&str, u32)> = labels.iter().map(|label| (label.as_str(), 100)).collect();
+    let mut world = World { state: State::default(), context: context(1_000) };
+    quietly(
+        &mut world,
+        "organiser",
+        &created("gala", "Gala", 100_000, vec![tier("vip", 10_000, &rows)]).into(),
+    );
+    for row in 0..100 {
+        let names: Vec<String> = (1..=100).map(|seat| format!("R{row}-{seat}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        quietly(&mut world, &format!("buyer{row}"), &hold("vip", 100, &names, 1));
+    }
+    world.wait(10);
+    let wanted: Vec<String> = (0..100).map(|row| format!("R{row}-50")).collect();
+    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    let before = looked_at(&world.state);
+    // Panics where it looks at more than `rows_max` rows.
+    quietly(&mut world, "ann", &buy("vip", 100, &wanted));
+    let rows = looked_at(&world.state) - before;
+    assert!(rows > 15_000, "{rows} rows: it is no longer the worst case");
+}
+
 /// A sale of random shape, in which a crowd does whatever it may.
 #[derive(Debug, Clone)]
 struct Rush {

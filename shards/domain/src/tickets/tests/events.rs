@@ -186,10 +186,12 @@ fn an_event_is_deleted_only_while_nothing_of_it_has_a_name() {
     assert_eq!(reason("organiser", delete(7)), Some("REVISION_MISMATCH"));
     assert_eq!(reason("organiser", delete(1)), None);
     assert_eq!(reason("organiser", delete(0)), Some("EVENT_NOT_FOUND"));
-    assert_eq!(all(&world.state).rows(), 1, "the counter of events alone");
-    // Its number is not given again: the new one is another event.
+    assert_eq!(all(&world.state).rows(), 2, "counters alone");
+    // Its number and its revision are not given again: the new one is another event.
     world.ask("organiser", &create(9)).unwrap();
-    assert_eq!(world.state.event("gala").unwrap().no, 2);
+    let row = world.state.event("gala").unwrap();
+    assert_eq!((row.no, row.revision), (2, 2));
+    assert_eq!(world.ask("organiser", &delete(1)).unwrap_err().reason(), "REVISION_MISMATCH");
     // A hold that was released has left its number behind.
     world.ask("alice", &hold("ga", 1, &[], 1_000)).unwrap();
     world.ask("alice", &release("ga-h1")).unwrap();
@@ -268,4 +270,18 @@ fn a_search_goes_on_where_it_has_looked_at_enough_events() {
 fn quietly(world: &mut World, command: &Command) {
     world.context.request_id += 1;
     apply(&mut world.state, &world.context, caller("organiser"), command).unwrap().unwrap();
+}
+
+#[test]
+fn seats_have_one_name_however_many_are_named() {
+    let spec = tier("vip", 9, &[("A", 2), ("B", 1), ("C", 6)]);
+    let seats: Vec<u32> = (0..12).collect();
+    let one_by_one: Vec<String> = seats.iter().map(|seat| spec.seat_name(*seat)).collect();
+    assert_eq!(spec.seat_names(&seats)[..4], ["A-1", "A-2", "B-1", "C-1"]);
+    for (seat, (many, one)) in spec.seat_names(&seats).iter().zip(&one_by_one).enumerate() {
+        assert!(
+            many == one || (seat >= 9 && many.starts_with("?-") && one.starts_with("?-")),
+            "{many} {one}"
+        );
+    }
 }

@@ -126,12 +126,21 @@ fn holds_are_shown_as_long_as_they_live() {
     let mut world = World::new(9);
     let now = |world: &World| Now { log_ms: world.context.now_ms, steady_ms: world.context.steady_ms };
     let list = |world: &World, owner: &str, after: &str, limit: u32| {
-        let asked =
-            ListHolds { event_id: "gala".into(), owner: owner.into(), after_hold_id: after.into(), limit };
+        let asked = ListHolds {
+            event_id: "gala".into(),
+            owner: owner.into(),
+            after_hold_id: after.into(),
+            limit,
+            caller: "organiser".into(),
+            sees_all: false,
+        };
         let found = queries::query(&world.state, now(world), &asked.into()).unwrap();
         let Some(answer::Result::Holds(list)) = found.result else { panic!("{found:?}") };
         assert_eq!(list.organiser, "organiser");
-        (list.holds.into_iter().map(|hold| hold.hold_id).collect::<Vec<_>>(), list.more)
+        (
+            list.holds.into_iter().map(|hold| hold.hold_id).collect::<Vec<_>>(),
+            !list.next_after_hold_id.is_empty(),
+        )
     };
     let get = |world: &World, id: &str| {
         let asked = GetHold { event_id: "gala".into(), hold_id: id.into() };
@@ -169,4 +178,62 @@ fn holds_are_shown_as_long_as_they_live() {
     assert_eq!(list(&world, "", "", 9).0, ["ga-h1", "ga-h2"]);
     world.ask("bob", &confirm("ga-h1")).unwrap();
     assert_eq!(list(&world, "bob", "", 9).0, Vec::<String>::new());
+}
+
+#[test]
+fn who_may_not_see_holds_is_shown_none_and_costs_nothing() {
+    let mut world = World::new(100);
+    for _ in 0..5 {
+        world.ask("ann", &hold("ga", 1, &[], 60_000)).unwrap();
+    }
+    let now = Now { log_ms: world.context.now_ms, steady_ms: world.context.steady_ms };
+    let list = |owner: &str, caller: &str, sees_all: bool| {
+        let before = crate::module::looked_at(&world.state);
+        let (owner, caller) = (owner.into(), caller.into());
+        let asked =
+            ListHolds { event_id: "gala".into(), owner, limit: 9, caller, sees_all, ..ListHolds::default() };
+        let found = queries::query(&world.state, now, &asked.into()).unwrap();
+        let Some(answer::Result::Holds(list)) = found.result else { panic!("{found:?}") };
+        (list.holds.len(), crate::module::looked_at(&world.state) - before)
+    };
+    assert_eq!((list("", "bob", false).0, list("ann", "bob", false).0), (0, 0));
+    assert!(list("", "bob", false).1 <= 1, "the event alone is looked at");
+    assert_eq!(
+        (list("ann", "ann", false).0, list("", "organiser", false).0, list("ann", "bob", true).0),
+        (5, 5, 5)
+    );
+}
+
+#[test]
+fn a_list_of_holds_goes_on_behind_those_that_are_over() {
+    let mut world = World { state: State::default(), context: context(1_000) };
+    world.ask("organiser", &created("gala", "Gala", 100_000, vec![tier("ga", 100_000, &[])]).into()).unwrap();
+    let quietly = |world: &mut World, who: &str, ttl_ms| {
+        world.context.request_id += 1;
+        apply(&mut world.state, &world.context, caller(who), &hold("ga", 1, &[], ttl_ms)).unwrap().unwrap();
+    };
+    for number in 0..25_000 {
+        quietly(&mut world, &format!("buyer{}", number % 100), 1);
+    }
+    quietly(&mut world, "ann", 3_600_000);
+    world.wait(10);
+    let now = Now { log_ms: world.context.now_ms, steady_ms: world.context.steady_ms };
+    let (mut found, mut pages, mut after) = (Vec::new(), 0, String::new());
+    loop {
+        let asked = ListHolds {
+            event_id: "gala".into(),
+            after_hold_id: after,
+            limit: 10,
+            caller: "organiser".into(),
+            ..ListHolds::default()
+        };
+        let page = queries::query(&world.state, now, &asked.into()).unwrap();
+        let Some(answer::Result::Holds(page)) = page.result else { panic!("{page:?}") };
+        found.extend(page.holds.into_iter().map(|hold| hold.owner));
+        (after, pages) = (page.next_after_hold_id, pages + 1);
+        if after.is_empty() {
+            break;
+        }
+    }
+    assert_eq!((found, pages), (vec!["ann".to_owned()], 2));
 }

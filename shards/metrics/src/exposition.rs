@@ -12,10 +12,10 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Headers of an answer with metrics.
-type Headers = [(HeaderName, HeaderValue); 2];
+pub type Headers = [(HeaderName, HeaderValue); 2];
 
 /// The answer to a scraper that accepts this, from metrics in the form of OpenMetrics.
-pub(crate) fn answer(accepted: Option<&str>, open_metrics: String) -> (Headers, String) {
+pub fn answer(accepted: Option<&str>, open_metrics: String) -> (Headers, String) {
     let (kind, text) = match accepted.is_some_and(prefers_open_metrics) {
         true => (OPEN_METRICS, open_metrics),
         false => (PROMETHEUS, prometheus(&open_metrics)),
