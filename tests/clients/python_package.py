@@ -42,12 +42,14 @@ def compression():
 
 def deadline():
     with client() as caller:
-        try:
-            buy(caller, timeout=0.001)
-        except (Unknown, NotDecided) as error:
-            assert error.code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN), error
-        else:
-            raise AssertionError("a call of a millisecond had an answer")
+        # A region may be faster than that.
+        for _ in range(100):
+            try:
+                buy(caller, timeout=0.0005)
+            except (Unknown, NotDecided) as error:
+                assert error.code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN), error
+                return
+        raise AssertionError("a hundred calls of half a millisecond had an answer")
 
 
 def errors():

@@ -67,7 +67,9 @@ def compression():
 def deadline():
     with channel() as connection:
         buy = ticket_pb2_grpc.TicketServiceStub(connection).BuyTickets
-        assert refused(lambda: buy(request(), timeout=0.001, **AUTHORIZED)).code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        # A region may be faster than that: one of them is late.
+        hasty = lambda: [buy(request(), timeout=0.0005, **AUTHORIZED) for _ in range(100)]
+        assert refused(hasty).code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert refused(lambda: buy(request(), **AUTHORIZED)).code() == grpc.StatusCode.INVALID_ARGUMENT
 
 

@@ -148,7 +148,10 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         // Help and the version are what was asked for.
         Err(error) if error.use_stderr() && wants_json(std::env::args_os().skip(1)) => {
-            output::failure(&Failure::new(Exit::Usage, error.render().to_string().trim_end()), Format::Json);
+            let said = error.render().to_string();
+            let message = said.trim_start_matches("error: ").trim_end();
+            output::failure(&Failure::new(Exit::Usage, message), Format::Json);
+            stderr::flush();
             return ExitCode::from(Exit::Usage.code());
         }
         Err(error) => error.exit(),

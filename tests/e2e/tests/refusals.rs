@@ -338,3 +338,18 @@ async fn garbage_on_any_port_harms_nobody() {
     let alice = cluster.session("alice", &[]).unwrap();
     alice.buy(&event, "ga", 1, &request_id()).await.unwrap();
 }
+
+/// A script that asks for JSON is told in JSON, also when it has written a command line that cannot be read.
+#[test]
+fn a_wrong_command_line_is_told_in_the_form_that_was_asked_for() {
+    let told = |arguments: &[&str]| {
+        let output = tidewall_e2e::cluster::run(arguments, Duration::from_secs(20)).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let json: serde_json::Value = serde_json::from_str(&told(&["region", "lost", "-o", "json"])).unwrap();
+    assert_eq!(json["error"]["exit_code"], 2);
+    assert!(json["error"]["message"].as_str().unwrap().contains("lost"), "{json}");
+    assert!(told(&["region", "lost"]).contains("error: unrecognized subcommand 'lost'"));
+}
