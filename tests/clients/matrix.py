@@ -168,12 +168,17 @@ class Cluster:
 
 
 def end_of(process: subprocess.Popen, limit: float):
+    late = ""
     try:
-        return process.communicate(timeout=limit)
+        process.wait(limit)
     except subprocess.TimeoutExpired:
         process.kill()
-        out, err = process.communicate()
-        return out, f"{err}\nit did not end in time"
+        process.wait()
+        late = "\nit did not end in time"
+    for file in process.files:
+        file.seek(0)
+    out, err = (file.read() for file in process.files)
+    return out, err + late
 
 
 class Matrix:
@@ -197,7 +202,11 @@ class Matrix:
             "TOKEN": self.cluster.token("ann"),
         }
         command = [*client.command, feature]
-        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # Files, because a pipe that nobody reads while something is stopped would hold the client up.
+        files = [tempfile.TemporaryFile("w+") for _ in range(2)]
+        process = subprocess.Popen(command, env=env, stdout=files[0], stderr=files[1])
+        process.files = files
+        return process
 
     def new_event(self) -> None:
         tier = {"tier_id": "ga", "capacity": 1_000_000}
