@@ -105,11 +105,11 @@ impl ShardClient {
             .map_err(|status| ClientError::Unavailable { why: status.message().to_owned() })
     }
 
-    /// Hands the lead of a group to node `to`. The order is given once: who asks again looks at the state first.
+    /// Hands the lead of a group to node `to`. Follows the lead to whoever has it when the order comes.
     ///
     /// # Errors
-    /// [`ClientError::Invalid`] when that node cannot lead, [`ClientError::Unavailable`] when the leader did not take the
-    /// order, [`ClientError::Unknown`] when what came of it was not seen.
+    /// [`ClientError::Invalid`] when that node cannot lead, [`ClientError::Unavailable`] when no leader took the order,
+    /// [`ClientError::Unknown`] when what came of it was not seen.
     pub async fn transfer_lead(
         &self,
         group: u32,
@@ -117,22 +117,30 @@ impl ShardClient {
         principal: String,
         timeout: Duration,
     ) -> Result<pb::TransferLeadResponse, ClientError> {
-        self.discover(timeout.min(DISCOVERY_TIMEOUT)).await;
-        let leader = self.group(group)?.leader();
-        let timeout_ms = granted(timeout);
-        let request = pb::TransferLeadRequest { group, to_node: to, timeout_ms, principal };
-        let mut client = self.node_client(leader);
-        let response = order(timeout, client.transfer_lead(request)).await?;
-        match &response.refusal {
-            None => {
-                self.discover(timeout.min(DISCOVERY_TIMEOUT)).await;
-                Ok(response)
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.discover(left.min(DISCOVERY_TIMEOUT)).await;
+            let leader = self.group(group)?.leader();
+            let principal = principal.clone();
+            let request =
+                pb::TransferLeadRequest { group, to_node: to, timeout_ms: granted(left), principal };
+            let response = order(left, self.node_client(leader).transfer_lead(request)).await?;
+            let Some(refusal) = &response.refusal else {
+                self.discover(deadline.saturating_duration_since(Instant::now()).min(DISCOVERY_TIMEOUT))
+                    .await;
+                return Ok(response);
+            };
+            let message = refusal.message.clone();
+            match refusal.kind() {
+                pb::RefusalKind::Invalid => return Err(ClientError::Invalid(message)),
+                pb::RefusalKind::Unknown => return Err(ClientError::Unknown { why: message }),
+                // The lead has moved since it was asked for, and nothing was done.
+                pb::RefusalKind::NotLeader if Instant::now() + AGAIN_AFTER < deadline => {
+                    tokio::time::sleep(AGAIN_AFTER).await;
+                }
+                _ => return Err(ClientError::Unavailable { why: message }),
             }
-            Some(refusal) => Err(match refusal.kind() {
-                pb::RefusalKind::Invalid => ClientError::Invalid(refusal.message.clone()),
-                pb::RefusalKind::Unknown => ClientError::Unknown { why: refusal.message.clone() },
-                _ => ClientError::Unavailable { why: refusal.message.clone() },
-            }),
         }
     }
 

@@ -62,11 +62,15 @@ pub enum Mutant {
     EndedSessionLives,
     /// Whoever knows a hold may confirm it.
     HoldOfAnybody,
+    /// An event is deleted although places of it were sold.
+    UsedEventDeleted,
+    /// A search goes on behind the first ticket that did not fit into its page.
+    SearchSkipsATicket,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -93,6 +97,8 @@ impl Mutant {
         Self::SecondFirstAdmin,
         Self::EndedSessionLives,
         Self::HoldOfAnybody,
+        Self::UsedEventDeleted,
+        Self::SearchSkipsATicket,
     ];
 }
 

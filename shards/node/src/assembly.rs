@@ -131,6 +131,19 @@ async fn meet_all(peers: &Peers, mut others: Vec<u64>, patience: Duration) -> Op
     }
 }
 
+/// This node's last process may have granted somebody a lease that it knows nothing of: no vote before that is over. Meanwhile the
+/// others get to see which life of its data this is. It never returns while another process runs on the same data.
+async fn follow_an_earlier_life(peers: &Peers, standing: &Standing, fail_stop: &FailStop) {
+    let quiet = Duration::from_millis(Timing::default().election_max_ms);
+    let ((), connected) = tokio::join!(tokio::time::sleep(quiet), meet_all(peers, standing.others(), quiet));
+    if let Some(other) = connected {
+        fail_stop.report(StorageFault::InUse(format!(
+            "another process runs as this node on the same data, and is connected to node {other}: stop one of the two"
+        )));
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Answers what other nodes ask of the keyring.
 fn serve_keys(server: &PeerServer, keys: &Keys) {
     let keys = keys.clone();
@@ -148,17 +161,7 @@ impl Replicas {
         let (writer, fail_stop) = (parts.writer, parts.fail_stop);
         let standing = Arc::new(Standing::new(node, topology.clone(), parts.clock, parts.apply_version));
         if !parts.fresh {
-            // This node's last process may have granted somebody a lease that it knows nothing of: no vote before that
-            // is over. Meanwhile the others get to see which life of its data this is.
-            let quiet = Duration::from_millis(Timing::default().election_max_ms);
-            let ((), connected) =
-                tokio::join!(tokio::time::sleep(quiet), meet_all(peers, standing.others(), quiet));
-            if let Some(other) = connected {
-                fail_stop.report(StorageFault::InUse(format!(
-                    "another process runs as this node on the same data, and is connected to node {other}: stop one of the two"
-                )));
-                std::future::pending::<()>().await;
-            }
+            follow_an_earlier_life(peers, &standing, &fail_stop).await;
         }
         if parts.life.is_stale() {
             // The fail-stop has been told: nothing of these data may take part in anything meanwhile.

@@ -410,19 +410,43 @@ impl<S: Site> Sale<'_, S> {
         Ok(())
     }
 
-    /// What somebody holds must be what is known; nobody else sees it.
-    async fn check_holds(&self, owner: usize) -> Result<(), Over> {
-        let token = &self.buyers[owner].token;
-        let list = v1::ListHoldsRequest { parent: self.event.clone(), ..Default::default() };
-        let told = ask!(self.story, self.tickets, list_holds, list, token);
-        let page = self.story.yes("a list of holds", told)?;
-        let seen: BTreeMap<_, _> =
-            page.holds.into_iter().map(|hold| (hold.name, i64::from(hold.quantity))).collect();
-        let known = self.holds.iter().filter(|hold| hold.owner == owner);
-        let known: BTreeMap<_, _> = known.map(|hold| (hold.name.clone(), hold.quantity)).collect();
-        if seen != known {
-            return self.story.object(format_args!("the holds are {seen:?}, not {known:?}"));
+    /// Holds as somebody is shown them, page by page.
+    async fn listed_holds(&self, owner: &str, token: &str) -> Result<BTreeMap<String, i64>, Over> {
+        let (mut seen, mut page_token) = (BTreeMap::new(), String::new());
+        loop {
+            let owner = owner.to_owned();
+            let list =
+                v1::ListHoldsRequest { parent: self.event.clone(), owner, page_size: PAGE, page_token };
+            let told = ask!(self.story, self.tickets, list_holds, list, token);
+            let page = self.story.yes("a list of holds", told)?;
+            seen.extend(page.holds.into_iter().map(|hold| (hold.name, i64::from(hold.quantity))));
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(seen);
+            }
         }
+    }
+
+    /// What somebody holds, and what all do, must be what is known; nobody else sees it.
+    async fn check_holds(&self, owner: usize) -> Result<(), Over> {
+        let (token, stranger) =
+            (&self.buyers[owner].token, &self.buyers[(owner + 1) % self.buyers.len()].token);
+        let of = |whose: Option<usize>| -> BTreeMap<_, _> {
+            let known = self.holds.iter().filter(|hold| whose.is_none_or(|owner| hold.owner == owner));
+            known.map(|hold| (hold.name.clone(), hold.quantity)).collect()
+        };
+        let known = of(Some(owner));
+        let shown =
+            [self.listed_holds("", token).await?, self.listed_holds("*", &self.organiser.token).await?];
+        if shown != [known.clone(), of(None)] {
+            return self
+                .story
+                .object(format_args!("of the holds {known:?} and {:?}, {shown:?} are shown", of(None)));
+        }
+        let all =
+            v1::ListHoldsRequest { parent: self.event.clone(), owner: "*".into(), ..Default::default() };
+        let told = ask!(self.story, self.tickets, list_holds, all, stranger);
+        self.story.no("a stranger's list of holds", told, "NOT_YOUR_HOLDS")?;
         let Some(name) = known.into_keys().next() else { return Ok(()) };
         let get = || v1::GetHoldRequest { name: name.clone(), consistency: 0 };
         let told = ask!(self.story, self.tickets, get_hold, get(), token);
@@ -430,7 +454,6 @@ impl<S: Site> Sale<'_, S> {
         if hold.name != name || hold.owner != self.buyers[owner].subject {
             return self.story.object(format_args!("the hold {name} is {hold:?}"));
         }
-        let stranger = &self.buyers[(owner + 1) % self.buyers.len()].token;
         let told = ask!(self.story, self.tickets, get_hold, get(), stranger);
         self.story.no("a stranger's look at a hold", told, "NOT_YOUR_HOLD")
     }
@@ -459,7 +482,11 @@ impl<S: Site> Sale<'_, S> {
         if seen != known {
             return self.story.object(format_args!("the tickets found are {seen:?}, not {known:?}"));
         }
-        Ok(())
+        let search =
+            v1::SearchTicketsRequest { owner: self.buyers[owner].subject.clone(), ..Default::default() };
+        let stranger = &self.buyers[(owner + 1) % self.buyers.len()].token;
+        let told = ask!(self.story, self.tickets, search_tickets, search, stranger);
+        self.story.no("a search for another's tickets", told, "NOT_YOUR_TICKETS")
     }
 
     /// An event goes only while nothing of it has a name.

@@ -270,10 +270,9 @@ mod tests {
         claims.to_string()
     }
 
-    /// RFC 7515, 7519 and 8725, header by header and claim by claim: what must be accepted, and what must not, and why.
-    #[test]
-    fn tokens_are_accepted_and_refused_by_the_book() {
-        let accepted: &[(&str, String)] = &[
+    /// RFC 7515, 7519 and 8725, header by header and claim by claim: what must be accepted.
+    fn accepted() -> Vec<(&'static str, String)> {
+        vec![
             // The header.
             (HEADER, with(json!({}))),
             (r#"{"alg":"Ed25519"}"#, with(json!({}))),
@@ -300,8 +299,12 @@ mod tests {
             (HEADER, with(json!({"roles": []}))),
             (HEADER, with(json!({"roles": ["organiser", "not-of-ours"]}))),
             (HEADER, with(json!({"sub": "\u{1F3AB} Zo\u{eb}"}))),
-        ];
-        let refused: &[(&str, String, &str)] = &[
+        ]
+    }
+
+    /// What must not, and why.
+    fn refused() -> Vec<(&'static str, String, &'static str)> {
+        vec![
             (r#"{"alg":"none"}"#, with(json!({})), "EdDSA"),
             (r#"{"alg":"HS256"}"#, with(json!({})), "EdDSA"),
             (r#"{"alg":"eddsa"}"#, with(json!({})), "EdDSA"),
@@ -355,18 +358,22 @@ mod tests {
             (HEADER, with(json!({"roles": "operator"})), "roles"),
             (HEADER, with(json!({"roles": ["seller", 7]})), "roles"),
             (HEADER, with(json!({"roles": null})), "roles"),
-        ];
+        ]
+    }
+
+    #[test]
+    fn tokens_are_accepted_and_refused_by_the_book() {
         let key = generate_key().unwrap();
         let authenticator = Authenticator::new(&[key.public], 100);
         let check = |header: &str, payload: &str| {
             check_at(&authenticator, &signed(&key, header, payload), NOW_S * 1_000)
         };
-        for (header, payload) in accepted {
-            let checked = check(header, payload);
+        for (header, payload) in accepted() {
+            let checked = check(header, &payload);
             assert!(checked.is_ok(), "{header} {payload}: {checked:?}");
         }
-        for (header, payload, why) in refused {
-            let checked = check(header, payload);
+        for (header, payload, why) in refused() {
+            let checked = check(header, &payload);
             assert!(
                 checked.as_ref().is_err_and(|error| error.contains(why)),
                 "{header} {payload}: {checked:?}"

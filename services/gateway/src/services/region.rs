@@ -25,16 +25,11 @@ impl RegionService for Services {
     ) -> Result<Response<v1::ListRegionsResponse>, Status> {
         let topology = &self.0.topology;
         let handler = |_, message: v1::ListRegionsRequest| async move {
-            let size = page::size(message.page_size, PAGE_DEFAULT, PAGE_MAX)? as usize;
-            let after = page::decode(SCOPE, &message.page_token)?;
-            let mut regions: Vec<_> = topology.regions.iter().filter(|region| region.id > after).collect();
+            let wanted =
+                (message.page_token.as_str(), page::size(message.page_size, PAGE_DEFAULT, PAGE_MAX)?);
+            let mut regions: Vec<_> = topology.regions.iter().collect();
             regions.sort_by(|a, b| a.id.cmp(&b.id));
-            let more = regions.len() > size;
-            regions.truncate(size);
-            let next_page_token = match regions.last() {
-                Some(last) if more => page::encode(SCOPE, &last.id),
-                _ => String::new(),
-            };
+            let (regions, next_page_token) = page::of(regions, SCOPE, wanted, |region| region.id.clone())?;
             Ok(v1::ListRegionsResponse { regions: regions.into_iter().map(shown).collect(), next_page_token })
         };
         self.0.run(Method::ListRegions, request, handler).await

@@ -5,21 +5,21 @@
 //! entry. A freeze or a snapshot may only be taken between entries.
 
 mod forget;
+mod freeze;
 mod import;
 mod load;
 #[cfg(tidewall_mutants)]
 mod mutants;
+mod reads;
 mod system;
 
-use std::any::Any;
 use std::collections::BTreeMap;
 
 use tidewall_domain::codec::Writer;
-use tidewall_domain::module::{AnyModule, Applied, Module, ModuleError};
+use tidewall_domain::module::{AnyModule, Applied, ModuleError};
 use tidewall_domain::registry;
 use tidewall_domain::table::{AnyTable, FrozenPage, Table};
-use tidewall_domain::{Caller, Context, Now};
-use tidewall_messages::Rejection;
+use tidewall_domain::{Caller, Context};
 use tidewall_mutant::{Mutant, active};
 
 use crate::answer::{Answer, Decision, Receipt, RejectReason};
@@ -27,7 +27,6 @@ use crate::dedupe::{self, DedupeRow, ShareRow};
 use crate::entry::{Command, Entry, Op};
 use crate::error::ApplyError;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
-use crate::time::{GroupTime, Stamp};
 use crate::{
     APPLY_VERSION, EXPIRY_AHEAD_MS_MAX, GIVES_IMPORTS_UP, ID_AHEAD_MS_MAX, LOOKS_AT_NO_ID_IN_VAIN,
     REMEMBERED_BYTES_MAX, REMEMBERS_WHAT_IT_MUST, id_time_ms,
@@ -143,71 +142,6 @@ impl Machine {
         Self::default()
     }
 
-    /// What was applied.
-    pub fn head(&self) -> &Head {
-        &self.head
-    }
-
-    /// Index of the last applied entry; 0 when there is none.
-    pub fn applied_index(&self) -> u64 {
-        self.head.applied.map_or(0, |position| position.index)
-    }
-
-    /// The module of this number.
-    pub fn module(&self, number: u8) -> Option<&dyn AnyModule> {
-        self.modules.iter().find(|module| module.number() == number).map(|module| &**module)
-    }
-
-    /// The rows of a module, by its type: for tests and tools that know it.
-    pub fn rows_of<M: Module>(&self) -> Option<&M> {
-        self.modules.iter().find_map(|module| (&**module as &dyn Any).downcast_ref())
-    }
-
-    /// The rejection that a module would certainly give to a command when the clock shows `stamp`: linearizable when this node's
-    /// lead was confirmed before. Carries no receipt and is not remembered.
-    pub fn quick_no(&self, command: &Command, stamp: Stamp) -> Option<Decision> {
-        let Op::Module { module, payload } = &command.op else { return None };
-        // What log and timers would make of the time now.
-        let now = self.now(stamp);
-        // What the log would answer otherwise is the log's: a forgotten id, a late copy.
-        if command.expires_ms < now.log_ms || self.forgotten(&command.principal, command.request_id) {
-            return None;
-        }
-        let rejection = self.module(*module)?.quick_no(now, payload)?;
-        Some(Decision::passing(RejectReason::Module(rejection)))
-    }
-
-    /// Answers a query of a module, as of when the clock shows `stamp`: the answer's bytes, or a rejection.
-    ///
-    /// # Errors
-    /// No such module, or no such query.
-    pub fn query(
-        &self,
-        module: u8,
-        payload: &[u8],
-        stamp: Stamp,
-    ) -> Result<Result<Vec<u8>, Rejection>, String> {
-        let known = self.module(module).ok_or_else(|| no_module(module))?;
-        known.query(self.now(stamp), payload)
-    }
-
-    fn now(&self, stamp: Stamp) -> Now {
-        let time = self.time().at(stamp);
-        Now { log_ms: time.log_ms(), steady_ms: time.steady_ms }
-    }
-
-    /// What every table of the group, its own and its modules', says.
-    fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable)) {
-        show(&self.meta);
-        show(&self.dedupe);
-        show(&self.shares);
-        show(&self.staged);
-        show(&self.imports);
-        for module in &self.modules {
-            module.tables(show);
-        }
-    }
-
     fn tables_mut(&mut self, show: &mut dyn FnMut(&mut dyn AnyTable)) {
         show(&mut self.meta);
         show(&mut self.dedupe);
@@ -217,87 +151,6 @@ impl Machine {
         for module in &mut self.modules {
             module.tables_mut(show);
         }
-    }
-
-    /// Log time, Unix milliseconds.
-    pub fn log_time_ms(&self) -> u64 {
-        self.row().time.log_ms()
-    }
-
-    /// Where the group's time stands.
-    pub fn time(&self) -> GroupTime {
-        self.row().time
-    }
-
-    /// Incarnation of the group.
-    pub fn incarnation(&self) -> u64 {
-        self.row().incarnation
-    }
-
-    /// Apply version of the rows.
-    pub fn apply_version(&self) -> u32 {
-        self.row().apply_version
-    }
-
-    /// Commands taken back because of a broken invariant, since the start of the process: an alarm when not 0.
-    pub fn faults(&self) -> u64 {
-        self.faults
-    }
-
-    /// State digest: wrapping sum of the hashes of all rows.
-    pub fn digest(&self) -> u128 {
-        let (mut sum, mut last) = (0u128, 0);
-        self.tables(&mut |table| {
-            sum = sum.wrapping_add(table.digest());
-            last = table.digest();
-        });
-        if active(Mutant::DigestMissesATable) { sum.wrapping_sub(last) } else { sum }
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> u64 {
-        let mut rows = 0;
-        self.tables(&mut |table| rows += table.len());
-        rows
-    }
-
-    /// Pages that changed since the last freeze.
-    pub fn changed_pages(&self) -> usize {
-        let mut pages = 0;
-        self.tables(&mut |table| pages += table.changed_pages());
-        pages
-    }
-
-    /// What was decided for a request id, if that is remembered.
-    pub fn outcome(&self, principal: &str, request_id: u128) -> Option<Decision> {
-        dedupe::find(&self.dedupe, principal, request_id)?.decision().ok()
-    }
-
-    /// Like [`Machine::outcome`] for a command that is about to be proposed: also tells a reused id.
-    pub fn remembered(&self, command: &Command) -> Option<Decision> {
-        if active(Mutant::ReplayAppliedTwice) {
-            return None;
-        }
-        let row = dedupe::find(&self.dedupe, &command.principal, command.request_id)?;
-        if !answers(row, command) {
-            return Some(Decision::passing(RejectReason::IdReused));
-        }
-        row.decision().ok()
-    }
-
-    /// Whether outcomes of a principal as old as this request id may have been forgotten.
-    pub fn forgotten(&self, principal: &str, request_id: u128) -> bool {
-        id_time_ms(request_id) < self.forgotten_before_ms(principal)
-    }
-
-    /// Request ids of a principal with an earlier time may have been forgotten.
-    fn forgotten_before_ms(&self, principal: &str) -> u64 {
-        let share = if self.shares.is_empty() { None } else { self.shares.get(&dedupe::share_of(principal)) };
-        self.row().forgotten_before_ms.max(share.map_or(0, |share| share.forgotten_before_ms))
-    }
-
-    fn row(&self) -> MetaRow {
-        self.meta.get(&MetaKey).copied().unwrap_or_default()
     }
 
     fn check_next(&self, position: Position) -> Result<(), ApplyError> {
@@ -523,55 +376,6 @@ impl Machine {
     /// Closes the entry that was begun last, after its last command.
     pub fn end(&mut self) {
         self.settled = (self.applied_index(), self.digest());
-    }
-
-    /// Index and digest at the end of the last entry: a pair that replicas can compare, also while an entry is open.
-    pub fn settled(&self) -> (u64, u128) {
-        self.settled
-    }
-
-    /// Pages that changed since the last freeze. Only between entries.
-    pub fn freeze(&mut self) -> Frozen {
-        if std::mem::take(&mut self.replaced) {
-            let frozen = self.freeze_all();
-            self.clear_changes();
-            return frozen;
-        }
-        let mut pages = Vec::new();
-        self.tables_mut(&mut |table| table.freeze(&mut pages));
-        self.frozen(pages, false)
-    }
-
-    /// All pages. Only between entries. Does not count as a freeze.
-    pub fn freeze_all(&self) -> Frozen {
-        let mut pages = Vec::new();
-        self.tables(&mut |table| table.freeze_all(&mut pages));
-        self.frozen(pages, true)
-    }
-
-    /// A freeze was lost before it was stored: the next one carries everything.
-    pub fn freeze_lost(&mut self) {
-        self.replaced = true;
-    }
-
-    fn clear_changes(&mut self) {
-        let mut dropped = Vec::new();
-        self.tables_mut(&mut |table| table.freeze(&mut dropped));
-    }
-
-    fn frozen(&self, pages: Vec<FrozenPage>, full: bool) -> Frozen {
-        let frozen = Frozen {
-            head: self.head.clone(),
-            digest: self.digest(),
-            incarnation: self.incarnation(),
-            apply_version: self.apply_version(),
-            rows: self.rows(),
-            full,
-            pages,
-        };
-        #[cfg(tidewall_mutants)]
-        let frozen = mutants::frozen(frozen);
-        frozen
     }
 }
 

@@ -3,6 +3,8 @@
 use prost::Message as _;
 use tidewall_messages::tickets::{SearchTickets, TicketFound, TicketsFound};
 
+use tidewall_mutant::{Mutant, active};
+
 use super::super::commands::parse_ticket_id;
 use super::super::model::*;
 use super::{TICKETS_MAX, views};
@@ -27,6 +29,9 @@ pub(super) fn tickets(state: &State, asked: &SearchTickets) -> TicketsFound {
                 TicketFound { event_id: id.to_owned(), ticket: Some(views::ticket(row, &key, ticket)) };
             bytes += found.encoded_len();
             if tickets.len() == limit || (bytes > PAGE_BYTES_MAX && !tickets.is_empty()) {
+                if active(Mutant::SearchSkipsATicket) {
+                    last = found.ticket.map(|ticket| ticket.ticket_id).unwrap_or_default();
+                }
                 return TicketsFound { tickets, next_event_id: id.to_owned(), after_ticket_id: last };
             }
             last = found.ticket.as_ref().map(|ticket| ticket.ticket_id.clone()).unwrap_or_default();
