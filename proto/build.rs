@@ -49,6 +49,7 @@ fn main() -> Result<(), Failure> {
         .extern_path(".tidewall.log.v1", "::tidewall_messages")
         // Entry payloads and file chunks are shared, not copied.
         .bytes(".tidewall.internal.v1.RaftEntry")
+        .bytes(".tidewall.internal.v1.Deliver")
         .bytes(".tidewall.internal.v1.Command.payload")
         .bytes(".tidewall.internal.v1.Outcome.done")
         .bytes(".tidewall.internal.v1.QueryResult.module")

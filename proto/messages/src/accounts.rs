@@ -1,6 +1,6 @@
 //! Accounts, their sessions and roles.
 
-use crate::{ModuleCommand, ModuleQuery};
+use crate::{ModuleCommand, ModuleMessage, ModuleQuery};
 
 #[allow(missing_docs, clippy::all)]
 mod generated {
@@ -25,6 +25,12 @@ impl ModuleCommand for Command {
     }
 }
 
+impl ModuleMessage for Message {
+    fn is_known(&self) -> bool {
+        self.op.is_some()
+    }
+}
+
 impl ModuleQuery for Query {
     const MODULE: u8 = MODULE;
     type Answer = Answer;
@@ -35,5 +41,6 @@ impl ModuleQuery for Query {
 }
 
 parts!(Command, command: Register, CountAttempt, StartSession, RefreshSession, EndSession, UpdateProfile, ChangePassword,
-    ChangeRoles, BootstrapAdmin);
-parts!(Query, query: GetCredential, GetAccount, FindAccount, ListSessions);
+    ChangeRoles, BootstrapAdmin, ChangeEmail);
+parts!(Query, query: GetCredential, GetAccount, FindAccount, ListSessions, GetClaiming);
+parts!(Message, message: Claim, Claimed, Taken, Confirm, Release, Ask, Held);

@@ -5,7 +5,7 @@
 
 /// Makes a whole of each of its parts.
 macro_rules! parts {
-    ($whole:ident, $of:ident: $($part:ident),*) => {$(
+    ($whole:ident, $of:ident: $($part:ident),* $(,)?) => {$(
         impl From<$part> for $whole {
             fn from(part: $part) -> Self {
                 Self { op: Some($of::Op::$part(part)) }
@@ -31,6 +31,22 @@ pub trait ModuleCommand: prost::Message + Default + std::fmt::Debug {
 
     /// Whether it asks for something that this build has. An operation of a later build decodes to none.
     fn is_known(&self) -> bool;
+}
+
+/// What a module tells its like in another group.
+pub trait ModuleMessage: prost::Message + Default + std::fmt::Debug {
+    /// Whether it says something that this build understands. A message of a later build decodes to none.
+    fn is_known(&self) -> bool;
+}
+
+/// The message of a module that sends none.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct NoMessage {}
+
+impl ModuleMessage for NoMessage {
+    fn is_known(&self) -> bool {
+        false
+    }
 }
 
 /// A read of a module.

@@ -114,6 +114,18 @@ pub(crate) fn parse_hold<'a>(field: &str, text: &'a str) -> Result<ChildName<'a>
         .ok_or_else(|| wrong(field, text, "regions/{region}/events/{event}/holds/{hold}"))
 }
 
+/// `regions/{region}/deadLetters/{dead_letter}`: the id of the dead letter.
+pub(crate) fn parse_dead_letter<'a>(field: &str, text: &'a str) -> Result<&'a str, ApiError> {
+    let parsed = || {
+        let (region, id) = text.strip_prefix("regions/")?.split_once("/deadLetters/")?;
+        let parts: Vec<&str> = id.split('-').collect();
+        let valid =
+            valid_region_id(region) && parts.len() == 3 && parts.iter().all(|part| valid_number(part));
+        valid.then_some(id)
+    };
+    parsed().ok_or_else(|| wrong(field, text, "regions/{region}/deadLetters/{dead_letter}"))
+}
+
 fn split_event(text: &str) -> Option<(EventName<'_>, Option<&str>)> {
     let (region, rest) = text.strip_prefix("regions/")?.split_once("/events/")?;
     let (event, rest) = match rest.split_once('/') {
@@ -170,6 +182,10 @@ pub(crate) fn session(region: &str, account: &str, session: &[u8]) -> String {
 
 pub(crate) fn ticket(region: &str, event: &str, ticket: &str) -> String {
     format!("regions/{region}/events/{event}/tickets/{ticket}")
+}
+
+pub(crate) fn dead_letter(region: &str, id: &str) -> String {
+    format!("regions/{region}/deadLetters/{id}")
 }
 
 pub(crate) fn hold(region: &str, event: &str, hold: &str) -> String {

@@ -113,6 +113,14 @@ reasons! {
     TooManyAttempts "TOO_MANY_ATTEMPTS" Decided;
     /// Another change of the password came first.
     PasswordChanged "PASSWORD_CHANGED" Decided;
+    /// The e-mail of the account is being changed already.
+    EmailChanging "EMAIL_CHANGING" Decided;
+    /// Another account has the new e-mail.
+    EmailTaken "EMAIL_TAKEN" Decided;
+    /// Whether the new e-mail is free could not be found out: it was not changed.
+    EmailNotChanged "EMAIL_NOT_CHANGED" Decided;
+    /// Whether the e-mail is free could not be found out: there is no account.
+    NotRegistered "NOT_REGISTERED" Decided;
     /// The region has an admin.
     AdminExists "ADMIN_EXISTS" Decided;
     /// One admin must be left.

@@ -11,6 +11,7 @@ mod completions;
 mod confirm;
 mod datadir;
 mod demo;
+mod dlq;
 mod duration;
 mod endpoints;
 mod exit;
@@ -113,6 +114,11 @@ enum Command {
         after_help = "Examples:\n  tidewall region list\n  tidewall region export north north.tidewall"
     )]
     Region(region::RegionCommand),
+    /// Look at what regions could not carry out, replay or drop it
+    #[command(
+        after_help = "Examples:\n  tidewall dlq list\n  tidewall dlq replay regions/north/deadLetters/1-4711-0"
+    )]
+    Dlq(dlq::DlqCommand),
     /// Look at shard nodes
     #[command(after_help = "Example:\n  tidewall node list")]
     Node(node::NodeCommand),
@@ -214,6 +220,7 @@ fn run(cli: Cli, begun: Instant) -> Result<(), Failure> {
         Command::Demo(command) => block_on(Threads::All, demo::run(&command, format, log)),
         Command::Load(command) => block_on(Threads::All, load::run(&command, format, log)),
         Command::Region(command) => block_on(Threads::One, region::run(&command, format)),
+        Command::Dlq(command) => block_on(Threads::One, dlq::run(&command, format)),
         Command::Node(command) => block_on(Threads::One, node::run(&command, format)),
         Command::Cluster(command) => identity::run(&command, format),
         Command::Completions(command) => completions::run(&command, Cli::command()),

@@ -144,6 +144,39 @@ impl ShardClient {
         }
     }
 
+    /// Carries a dead letter of a group out once more, or drops it; says how many the group has then. Follows the lead.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] when it cannot be done, [`ClientError::Unavailable`] when no leader took the order,
+    /// [`ClientError::Unknown`] when what came of it was not seen: a repetition finds the dead letter, or not.
+    pub async fn resolve_dead_letter(
+        &self,
+        group: u32,
+        id: &str,
+        drop: bool,
+        principal: &str,
+        timeout: Duration,
+    ) -> Result<u64, ClientError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.discover(left.min(DISCOVERY_TIMEOUT)).await;
+            let leader = self.group(group)?.leader();
+            let (id, principal) = (id.to_owned(), principal.to_owned());
+            let request = pb::ResolveDeadLetterRequest { group, id, drop, principal };
+            let response = order(left, self.node_client(leader).resolve_dead_letter(request)).await?;
+            let Some(refusal) = response.refusal else { return Ok(response.remaining) };
+            match refusal.kind() {
+                pb::RefusalKind::Invalid => return Err(ClientError::Invalid(refusal.message)),
+                pb::RefusalKind::Unknown => return Err(ClientError::Unknown { why: refusal.message }),
+                pb::RefusalKind::NotLeader if Instant::now() + AGAIN_AFTER < deadline => {
+                    tokio::time::sleep(AGAIN_AFTER).await;
+                }
+                _ => return Err(ClientError::Unavailable { why: refusal.message }),
+            }
+        }
+    }
+
     /// Moves all leads away from a node and keeps new ones away, or accepts them again. Harmless when repeated.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Calls to the other replicas, over links that all groups of a pair of nodes share.
 //!
-//! Appends have one link, heartbeats and votes another, so that a large append never delays a heartbeat. Snapshots
-//! go over a connection of their own. A peer that cannot be reached is reported as unreachable, which makes
+//! Appends have one link, heartbeats and votes another, messages between groups a third, so that a large append never delays a
+//! heartbeat. Snapshots go over a connection of their own. A peer that cannot be reached is reported as unreachable, which makes
 //! openraft back off instead of retrying in a hot loop. Every call has a deadline.
 
 use std::collections::BTreeMap;
@@ -53,6 +53,7 @@ pub struct PeersConfig {
 enum Lane {
     Appends,
     Control,
+    Messages,
 }
 
 /// Links by node and lane.
@@ -160,6 +161,23 @@ impl Peers {
         }
     }
 
+    /// Brings messages of one group to another one, on a node that should lead it.
+    ///
+    /// # Errors
+    /// That the node does not answer. It may have taken them in all the same.
+    pub async fn deliver(
+        &self,
+        node: u64,
+        deliver: pb::Deliver,
+        timeout: Duration,
+    ) -> Result<pb::Delivered, String> {
+        let rpc = pb::peer_call::Rpc::Deliver(deliver);
+        match self.call(node, Lane::Messages, 0, 0, rpc, timeout).await.map_err(|error| error.to_string())? {
+            pb::peer_reply::Result::Delivered(delivered) => Ok(delivered),
+            _ => Err("the peer answered another call than was made".into()),
+        }
+    }
+
     async fn call(
         &self,
         node: u64,
@@ -245,7 +263,7 @@ impl RaftNetworkV2<Types> for Way {
         match self.lane {
             Lane::Appends => appends::send(self, input, option),
             // A heartbeat is without entries, and must not wait for any.
-            Lane::Control => stream_append_sequential(self, input, option),
+            Lane::Control | Lane::Messages => stream_append_sequential(self, input, option),
         }
     }
 

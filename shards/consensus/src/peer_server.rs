@@ -38,8 +38,13 @@ type Reporter = Box<dyn Fn(pb::NodeReport) -> pb::NodeReport + Send + Sync>;
 /// Answers for this node's keyring.
 type Keys = Box<dyn Fn(pb::KeyringRequest) -> BoxFuture<'static, pb::KeyringResponse> + Send + Sync>;
 
+/// Takes in messages of other groups.
+type Receiver = Box<dyn Fn(pb::Deliver) -> BoxFuture<'static, pb::Delivered> + Send + Sync>;
+
 struct Shared {
     groups: RwLock<BTreeMap<u32, Group>>,
+    /// Takes in messages of other groups.
+    receiver: OnceLock<Receiver>,
     /// Answers for the keyring.
     keys: OnceLock<Keys>,
     /// Takes another node's report and gives this one's.
@@ -55,7 +60,9 @@ impl PeerServer {
     /// into memory, which is for simulation.
     pub fn new(incoming: Option<PathBuf>, lives: Arc<Lives>) -> Self {
         let (groups, reporter, keys) = (RwLock::default(), OnceLock::new(), OnceLock::new());
-        let shared = Shared { groups, keys, reporter, incoming, received: AtomicU64::new(0), lives };
+        let receiver = OnceLock::new();
+        let shared =
+            Shared { groups, receiver, keys, reporter, incoming, received: AtomicU64::new(0), lives };
         Self { shared: Arc::new(shared) }
     }
 
@@ -77,6 +84,14 @@ impl PeerServer {
         let _ = self.shared.keys.set(Box::new(keys));
     }
 
+    /// Has `receiver` take in messages between groups from now on; only the first one given counts.
+    pub fn on_deliver(
+        &self,
+        receiver: impl Fn(pb::Deliver) -> BoxFuture<'static, pb::Delivered> + Send + Sync + 'static,
+    ) {
+        let _ = self.shared.receiver.set(Box::new(receiver));
+    }
+
     fn group(&self, number: u32) -> Result<Group, String> {
         let groups = self.shared.groups.read();
         groups.get(&number).cloned().ok_or_else(|| format!("this node does not serve group {number}"))
@@ -92,6 +107,10 @@ impl PeerServer {
         if let Some(Rpc::Keyring(request)) = call.rpc {
             let keys = self.shared.keys.get().ok_or("this node is still starting")?;
             return Ok(Reply::Keyring(keys(request).await));
+        }
+        if let Some(Rpc::Deliver(deliver)) = call.rpc {
+            let receiver = self.shared.receiver.get().ok_or("this node is still starting")?;
+            return Ok(Reply::Delivered(receiver(deliver).await));
         }
         if let Some(Rpc::Meet(_)) = call.rpc {
             return Ok(Reply::Meet(pb::Meet {}));
@@ -121,7 +140,9 @@ impl PeerServer {
                 };
                 Ok(Reply::Transfer(pb::TransferReply { error }))
             }
-            Rpc::Report(_) | Rpc::Meet(_) | Rpc::Keyring(_) => Err("this call concerns no group".into()),
+            Rpc::Report(_) | Rpc::Meet(_) | Rpc::Keyring(_) | Rpc::Deliver(_) => {
+                Err("this call concerns no group".into())
+            }
         }
     }
 

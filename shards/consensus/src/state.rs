@@ -113,6 +113,8 @@ struct Shared {
     suspended: Mutex<Option<String>>,
     /// Incarnations below this were left behind by a forced recovery.
     fence: AtomicU64,
+    /// Told when the rows have something to send to other groups.
+    sends: tokio::sync::Notify,
 }
 
 impl StateHandle {
@@ -130,6 +132,7 @@ impl StateHandle {
             ledger: Mutex::default(),
             suspended: Mutex::new(None),
             fence: AtomicU64::new(0),
+            sends: tokio::sync::Notify::new(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -137,6 +140,11 @@ impl StateHandle {
     /// Looks at the rows. Keep it short: apply waits.
     pub fn read<T>(&self, look: impl FnOnce(&Machine) -> T) -> T {
         look(&self.shared.machine.read())
+    }
+
+    /// Waits until something was put into the rows that is to be sent to other groups. For one waiter at a time.
+    pub async fn sends(&self) {
+        self.shared.sends.notified().await;
     }
 
     /// Why this replica has halted.
@@ -269,11 +277,14 @@ impl StateHandle {
                 Ok(())
             })?;
         }
-        let replaced = {
+        let (replaced, sent) = {
             let mut machine = machine.write();
             machine.end();
-            machine.take_replaced()
+            (machine.take_replaced(), machine.take_sent())
         };
+        if sent {
+            self.shared.sends.notify_one();
+        }
         if let Some(replaced) = replaced {
             // Freeing many rows takes a while: not on the thread that heartbeats need.
             tasks::drop_off_thread(replaced);

@@ -9,6 +9,7 @@
 //! * [`counter`] — rows that count
 //! * [`incarnation`] — how lives of a group's rows are counted
 //! * [`module`] — what a domain module is; [`registry`] — which there are
+//! * [`outbox`] — what a change of rows sends to other groups
 //! * [`accounts`] — accounts, sessions and roles
 //! * [`tickets`] — events, tiers, holds and tickets
 //!
@@ -21,6 +22,7 @@ pub mod codec;
 pub mod counter;
 pub mod incarnation;
 pub mod module;
+pub mod outbox;
 pub mod page;
 pub mod registry;
 pub mod table;

@@ -14,8 +14,9 @@ use std::any::Any;
 use std::fmt::Debug;
 
 use prost::Message;
-use tidewall_messages::{ModuleCommand, ModuleQuery, Rejection};
+use tidewall_messages::{ModuleCommand, ModuleMessage, ModuleQuery, Rejection};
 
+use crate::outbox::{GroupNo, Outbox, Room};
 use crate::table::{AnyTable, FrozenPage};
 use crate::{Caller, Context, Now};
 
@@ -84,11 +85,17 @@ pub trait Module: Default + Debug + Send + Sync + 'static {
     /// What a decision changes, past tense; rows follow from it and from nothing else.
     type Event;
     /// Something that is to be done at a time that has come.
-    type Timer: Copy;
+    type Timer: Copy + Debug;
     /// A read.
     type Query: ModuleQuery + Default;
+    /// What it tells its like in other groups; [`tidewall_messages::NoMessage`] when it is nothing.
+    type Message: ModuleMessage;
     /// The most rows that a timer looks at or changes, as with [`Module::rows_max`].
     const TIMER_ROWS_MAX: u64;
+    /// The most rows that a message looks at or changes.
+    const MESSAGE_ROWS_MAX: u64 = 0;
+    /// The most rows that a step of [`Module::reconcile`] looks at or changes.
+    const RECONCILE_ROWS_MAX: u64 = 0;
 
     /// Shows every table.
     fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable));
@@ -147,6 +154,34 @@ pub trait Module: Default + Debug + Send + Sync + 'static {
     /// Takes a timer that cannot be carried out out of the way, so that it delays no other.
     fn shelve(&mut self, timer: Self::Timer);
 
+    /// What events send to other groups. It is asked before they change the rows.
+    fn send(&self, _events: &[Self::Event], _outbox: &mut Outbox) {}
+
+    /// The first apply version under which this may be told to a group.
+    fn message_since(_message: &Self::Message) -> u32 {
+        Self::SINCE
+    }
+
+    /// What a message of another group leads to. It cannot be refused: a no is an answer, and a message that was told before, or that
+    /// nothing here fits to any more, changes nothing.
+    ///
+    /// # Errors
+    /// A broken invariant: the message is set aside with those behind it in its saga, and the others go on.
+    fn receive(
+        &self,
+        _: &Context,
+        _from: GroupNo,
+        message: &Self::Message,
+    ) -> Result<Vec<Self::Event>, Fault> {
+        Err(Fault(format!("{} gets no messages: {message:?}", Self::NAME)))
+    }
+
+    /// Says once more to a group what it may have lost, or never have known, because it or this one went back to an earlier state: for
+    /// the rows that concern it, some at a time. `after` is where the last step ended; at the beginning it is empty.
+    fn reconcile(&self, _: &Context, _peer: GroupNo, _after: &[u8]) -> Step<Self::Event> {
+        Step { events: Vec::new(), next: None }
+    }
+
     /// The rejection that the log would certainly give to a command now; `None` when the log must decide.
     fn quick_no(&self, now: Now, command: &Self::Command) -> Option<Self::Rejection>;
 
@@ -155,6 +190,15 @@ pub trait Module: Default + Debug + Send + Sync + 'static {
     /// # Errors
     /// A rejection such as *not found*.
     fn query(&self, now: Now, query: &Self::Query) -> Result<Answer<Self>, Self::Rejection>;
+}
+
+/// A step of what [`Module::reconcile`] does.
+#[derive(Debug)]
+pub struct Step<E> {
+    /// What it leads to.
+    pub events: Vec<E>,
+    /// Where the next step begins; `None` when there is none.
+    pub next: Option<Vec<u8>>,
 }
 
 /// What a query of a module finds.
@@ -169,6 +213,9 @@ pub enum ModuleError {
     /// The bytes are no command of this build. Another build may carry it out, so that passing over it would part the replicas.
     #[error("the command means nothing to this build: {0}")]
     Undecodable(String),
+    /// It begins a saga, and there is no room for one more; nothing has changed.
+    #[error("too much is under way with group {0}")]
+    Full(GroupNo),
 }
 
 /// Why bytes are no command of this build.
@@ -183,12 +230,14 @@ pub enum NotUnderstood {
 }
 
 /// What firing a timer came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fired {
     /// Rows that changed.
     pub rows: usize,
-    /// It would have broken an invariant, and was shelved.
-    pub faulted: bool,
+    /// It would have broken an invariant, and was shelved: which one, and why.
+    pub fault: Option<String>,
+    /// What it sends.
+    pub outbox: Outbox,
 }
 
 /// What a command came to.
@@ -198,6 +247,19 @@ pub struct Applied {
     pub answer: Result<Vec<u8>, Rejection>,
     /// A copy is to get the same answer: see [`Module::is_remembered`].
     pub remembered: bool,
+    /// What it sends.
+    pub outbox: Outbox,
+}
+
+/// What a step of reconciling came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reconciled {
+    /// What it sends.
+    pub outbox: Outbox,
+    /// Where the next step begins; `None` when there is none.
+    pub next: Option<Vec<u8>>,
+    /// It would have broken an invariant.
+    pub fault: Option<String>,
 }
 
 /// A module as everybody but its author knows it.
@@ -221,6 +283,11 @@ pub trait AnyModule: Any + Debug + Send + Sync {
     fn understands(&self, payload: &[u8]) -> Result<u32, NotUnderstood>;
     /// Whether bytes are a query of a later build.
     fn is_later_query(&self, payload: &[u8]) -> bool;
+    /// Whether bytes are a message to this module; gives the first apply version under which it may be told.
+    ///
+    /// # Errors
+    /// [`NotUnderstood`].
+    fn understands_message(&self, payload: &[u8]) -> Result<u32, NotUnderstood>;
     /// Decides a command and changes the rows accordingly, or not at all.
     ///
     /// # Errors
@@ -230,7 +297,15 @@ pub trait AnyModule: Any + Debug + Send + Sync {
         context: &Context,
         caller: Caller<'_>,
         payload: &[u8],
+        room: &dyn Room,
     ) -> Result<Applied, ModuleError>;
+    /// Takes a message of another group in, as a transaction of its own.
+    ///
+    /// # Errors
+    /// A broken invariant, or bytes that are no message; nothing has changed.
+    fn receive(&mut self, context: &Context, from: GroupNo, payload: &[u8]) -> Result<Outbox, Fault>;
+    /// A step of what [`Module::reconcile`] does, as a transaction of its own.
+    fn reconcile(&mut self, context: &Context, peer: GroupNo, after: &[u8]) -> Reconciled;
     /// Whether what is decided of a command is remembered; also when nobody here knows the command.
     fn is_remembered(&self, payload: &[u8]) -> bool;
     /// Steady time of the earliest timer, milliseconds.
@@ -280,16 +355,39 @@ impl<M: Module> AnyModule for M {
         M::Query::decode(payload).is_ok_and(|query| !query.is_known())
     }
 
+    fn understands_message(&self, payload: &[u8]) -> Result<u32, NotUnderstood> {
+        let message = M::Message::decode(payload).map_err(|why| NotUnderstood::Malformed(why.to_string()))?;
+        if message.is_known() { Ok(M::message_since(&message)) } else { Err(NotUnderstood::Later) }
+    }
+
     fn apply(
         &mut self,
         context: &Context,
         caller: Caller<'_>,
         payload: &[u8],
+        room: &dyn Room,
     ) -> Result<Applied, ModuleError> {
         let command = decode::<M>(payload).map_err(ModuleError::Undecodable)?;
-        let answer = apply(self, context, caller, &command)?;
+        let (answer, outbox) = transact(self, context, caller, &command, room)?;
         let answer = answer.map(|outcome| outcome.encode_to_vec()).map_err(|why| why.rejection());
-        Ok(Applied { answer, remembered: M::is_remembered(&command) })
+        Ok(Applied { answer, remembered: M::is_remembered(&command), outbox })
+    }
+
+    fn receive(&mut self, context: &Context, from: GroupNo, payload: &[u8]) -> Result<Outbox, Fault> {
+        let message = M::Message::decode(payload).map_err(|why| Fault(why.to_string()))?;
+        receive(self, context, from, &message)
+    }
+
+    fn reconcile(&mut self, context: &Context, peer: GroupNo, after: &[u8]) -> Reconciled {
+        let count = Count::begin(self);
+        let Step { events, next } = Module::reconcile(self, context, peer, after);
+        let changed = change(self, context, &events);
+        count.end(self, M::RECONCILE_ROWS_MAX, &"a step of reconciling");
+        let (outbox, fault) = match changed {
+            Ok(outbox) => (outbox, None),
+            Err(fault) => (Outbox::default(), Some(format!("reconciling with group {peer}: {fault}"))),
+        };
+        Reconciled { outbox, next, fault }
     }
 
     fn is_remembered(&self, payload: &[u8]) -> bool {
@@ -321,44 +419,103 @@ fn decode<M: Module>(payload: &[u8]) -> Result<M::Command, String> {
     if command.is_known() { Ok(command) } else { Err("it asks for nothing that this build has".into()) }
 }
 
+/// What a command of a module led to, and what it sends.
+type Transacted<M> = (Result<<M as Module>::Outcome, <M as Module>::Rejection>, Outbox);
+
 /// Decides a command and makes its changes permanent, or takes all of them back.
 ///
 /// # Errors
-/// A broken invariant. An inner rejection has changed nothing.
-pub fn apply<M: Module>(
+/// A broken invariant, or no room. An inner rejection has changed nothing.
+fn transact<M: Module>(
     module: &mut M,
     context: &Context,
     caller: Caller<'_>,
     command: &M::Command,
-) -> Result<Result<M::Outcome, M::Rejection>, Fault> {
+    room: &dyn Room,
+) -> Result<Transacted<M>, ModuleError> {
     let count = Count::begin(module);
     let (events, mut outcome) = match module.decide(context, caller, command) {
         Ok(decision) => decision,
         Err(rejection) => {
             count.end(module, M::rows_max(command), command);
-            return Ok(Err(rejection));
+            return Ok((Err(rejection), Outbox::default()));
         }
     };
+    let mut outbox = Outbox::default();
+    module.send(&events, &mut outbox);
+    if let Some(full) = outbox.begun.iter().find(|peer| !room.admits(**peer)) {
+        return Err(ModuleError::Full(*full));
+    }
     evolve(module, context, &events)?;
     module.complete(&mut outcome);
     commit(module);
     count.end(module, M::rows_max(command), command);
-    Ok(Ok(outcome))
+    Ok((Ok(outcome), outbox))
+}
+
+/// What a command leads to where there is room for everything.
+///
+/// # Errors
+/// A broken invariant.
+#[cfg(test)]
+pub(crate) fn apply<M: Module>(
+    module: &mut M,
+    context: &Context,
+    caller: Caller<'_>,
+    command: &M::Command,
+) -> Result<Result<M::Outcome, M::Rejection>, Fault> {
+    match transact(module, context, caller, command, &crate::outbox::Unlimited) {
+        Ok((answer, _)) => Ok(answer),
+        Err(ModuleError::Fault(fault)) => Err(fault),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// Takes a message in, and makes what it leads to permanent, or takes all of it back.
+///
+/// # Errors
+/// A broken invariant.
+pub fn receive<M: Module>(
+    module: &mut M,
+    context: &Context,
+    from: GroupNo,
+    message: &M::Message,
+) -> Result<Outbox, Fault> {
+    let count = Count::begin(module);
+    let events = Module::receive(module, context, from, message)?;
+    let outbox = change(module, context, &events)?;
+    count.end(module, M::MESSAGE_ROWS_MAX, message);
+    Ok(outbox)
+}
+
+/// Makes what events change permanent, or takes all of it back.
+fn change<M: Module>(module: &mut M, context: &Context, events: &[M::Event]) -> Result<Outbox, Fault> {
+    let mut outbox = Outbox::default();
+    module.send(events, &mut outbox);
+    evolve(module, context, events)?;
+    commit(module);
+    Ok(outbox)
 }
 
 /// Fires the earliest timer that is due, or shelves it: what is wrong with one delays no other.
 pub fn fire_next<M: Module>(module: &mut M, context: &Context) -> Option<Fired> {
     let count = Count::begin(module);
     let timer = module.next_timer(context)?;
-    let fired = module.fire(context, timer).and_then(|events| evolve(module, context, &events));
+    let mut outbox = Outbox::default();
+    let fired = module.fire(context, timer).and_then(|events| {
+        module.send(&events, &mut outbox);
+        evolve(module, context, &events)
+    });
     if fired.is_err() {
         module.shelve(timer);
+        outbox = Outbox::default();
     }
     let mut rows = 0;
     Module::tables(module, &mut |table| rows += table.touched_rows());
     commit(module);
     count.end(module, M::TIMER_ROWS_MAX, &"a timer");
-    Some(Fired { rows, faulted: fired.is_err() })
+    let fault = fired.err().map(|fault| format!("{timer:?}: {fault}"));
+    Some(Fired { rows, fault, outbox })
 }
 
 /// Counts the rows that a command looks at, in builds for tests.

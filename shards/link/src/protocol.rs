@@ -146,6 +146,7 @@ impl Protocol for PeerProtocol {
                 let entries = append.entries.iter().map(|entry| RAFT_ENTRY_BYTES + entry.payload.len());
                 RAFT_CALL_BYTES + entries.sum::<usize>()
             }
+            Some(pb::peer_call::Rpc::Deliver(deliver)) => RAFT_CALL_BYTES + deliver.delivery.len(),
             _ => RAFT_CALL_BYTES,
         }
     }

@@ -84,6 +84,9 @@ pub enum RejectReason {
     /// An invariant broke; the changes were taken back.
     #[error("the command would have broken an invariant and was not executed ({0}): report this")]
     InternalInvariant(String),
+    /// Too much is under way with another group for one more saga; nothing is remembered.
+    #[error("too much is under way with shard group {0}: send the request again, later")]
+    Full(u32),
     /// A system command cannot be carried out.
     #[error("{0}")]
     System(String),
@@ -135,6 +138,10 @@ impl Answer {
                 w.u8(10);
                 w.u64(*ahead_ms);
             }
+            Self::Rejected(RejectReason::Full(group)) => {
+                w.u8(11);
+                w.u32(*group);
+            }
         }
     }
 
@@ -155,6 +162,7 @@ impl Answer {
             8 => Self::Rejected(RejectReason::System(r.str()?.into())),
             SEALED => Self::Rejected(RejectReason::Sealed),
             10 => Self::Rejected(RejectReason::ExpiresTooLate { ahead_ms: r.u64()? }),
+            11 => Self::Rejected(RejectReason::Full(r.u32()?)),
             tag => return Err(DecodeError::Tag { what: "answer", tag: tag.into() }),
         })
     }

@@ -4,9 +4,12 @@
 //! module as the gateway sent it. Decoding checks everything but the payload; an entry that does not decode is never skipped.
 
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
+use tidewall_domain::outbox::GroupNo;
+use tidewall_domain::table::Row as _;
 use tidewall_domain::{Caller, Roles};
 use tidewall_messages::ModuleCommand;
 
+use crate::streams::{DeadKey, Message};
 use crate::time::Stamp;
 
 /// Version of the entry format that this build writes, and the highest that it reads.
@@ -84,6 +87,101 @@ pub enum SystemCommand {
         /// The time by the clocks of a majority.
         log_ms: u64,
     },
+    /// Messages of another group. From apply version 6 on, as all that follow.
+    Deliver(Delivery),
+    /// Another group has the messages before one of them.
+    Acknowledge {
+        /// The other group.
+        group: GroupNo,
+        /// Its incarnation, and this group's.
+        pair: (u64, u64),
+        /// The first message that it has not.
+        next: u64,
+    },
+    /// The incarnation of another group.
+    Meet {
+        /// The other group.
+        group: GroupNo,
+        /// Its incarnation.
+        incarnation: u64,
+    },
+    /// Carries a dead letter out once more, or drops it.
+    Resolve {
+        /// Which.
+        key: DeadKey,
+        /// It is to be dropped.
+        drop: bool,
+    },
+}
+
+/// Messages from one group to another, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// The group that sends.
+    pub from: GroupNo,
+    /// Its incarnation.
+    pub from_incarnation: u64,
+    /// Incarnation of the group that receives, as far as the sender knows; 0 when it does not.
+    pub to_incarnation: u64,
+    /// Number of the first message of this pair of incarnations.
+    pub origin: u64,
+    /// Hash over all messages before that.
+    pub origin_chain: u64,
+    /// Number of the first message.
+    pub first: u64,
+    /// Hash over all messages before it.
+    pub chain: u64,
+    /// Number of the first message of the receiver that the sender has not; 0 when it has none.
+    pub received: u64,
+    /// The messages.
+    pub messages: Vec<Message>,
+}
+
+impl Delivery {
+    /// Its bytes, as in the log.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut w = Writer::new();
+        self.encode(&mut w);
+        w.into_bytes()
+    }
+
+    /// A delivery from its bytes.
+    ///
+    /// # Errors
+    /// They are none.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        let delivery = Self::decode(&mut r)?;
+        r.finish()?;
+        Ok(delivery)
+    }
+
+    fn encode(&self, w: &mut Writer) {
+        w.u32(self.from);
+        for number in [self.from_incarnation, self.to_incarnation, self.origin, self.first, self.received] {
+            w.u64(number);
+        }
+        w.key_u64(self.origin_chain);
+        w.key_u64(self.chain);
+        w.seq(&self.messages, |w, message| message.encode(w));
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let from = r.u32()?;
+        let [from_incarnation, to_incarnation, origin, first, received] =
+            [r.u64()?, r.u64()?, r.u64()?, r.u64()?, r.u64()?];
+        Ok(Self {
+            from,
+            from_incarnation,
+            to_incarnation,
+            origin,
+            first,
+            received,
+            origin_chain: r.key_u64()?,
+            chain: r.key_u64()?,
+            messages: r.seq(Message::decode)?,
+        })
+    }
 }
 
 /// The commands of one Raft entry.
@@ -141,6 +239,9 @@ impl Command {
         let op = match &self.op {
             Op::Module { payload, .. } => payload.len(),
             Op::System(SystemCommand::ImportChunk { bytes, .. }) => bytes.len(),
+            Op::System(SystemCommand::Deliver(delivery)) => {
+                delivery.messages.iter().map(Message::bytes).sum()
+            }
             Op::System(_) | Op::Seal => 0,
         };
         FIXED + self.principal.len() + self.on_behalf_of.len() + op
@@ -209,6 +310,29 @@ impl SystemCommand {
                 w.u8(6);
                 w.u64(*log_ms);
             }
+            Self::Deliver(delivery) => {
+                w.u8(7);
+                delivery.encode(w);
+            }
+            Self::Acknowledge { group, pair, next } => {
+                w.u8(8);
+                w.u32(*group);
+                w.u64(pair.0);
+                w.u64(pair.1);
+                w.u64(*next);
+            }
+            Self::Meet { group, incarnation } => {
+                w.u8(9);
+                w.u32(*group);
+                w.u64(*incarnation);
+            }
+            Self::Resolve { key, drop } => {
+                w.u8(10);
+                w.u64(key.0);
+                w.u64(key.1);
+                w.u32(key.2);
+                w.bool(*drop);
+            }
         }
     }
 
@@ -220,6 +344,10 @@ impl SystemCommand {
             4 => Self::ImportAbort,
             5 => Self::RaiseVersion(r.u32()?),
             6 => Self::Rebase { log_ms: r.u64()? },
+            7 => Self::Deliver(Delivery::decode(r)?),
+            8 => Self::Acknowledge { group: r.u32()?, pair: (r.u64()?, r.u64()?), next: r.u64()? },
+            9 => Self::Meet { group: r.u32()?, incarnation: r.u64()? },
+            10 => Self::Resolve { key: (r.u64()?, r.u64()?, r.u32()?), drop: r.bool()? },
             tag => return Err(DecodeError::Tag { what: "system command", tag: tag.into() }),
         })
     }

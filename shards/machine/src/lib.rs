@@ -10,20 +10,25 @@
 #![deny(clippy::float_arithmetic)]
 
 mod answer;
+pub mod courier;
 pub mod dedupe;
 pub mod entry;
 mod error;
 mod machine;
 mod meta;
 pub mod snapshot;
+pub mod streams;
 #[cfg(test)]
 mod tests;
 pub mod time;
 
 pub use answer::{Answer, Decision, Receipt, RejectReason};
-pub use entry::{Command, Entry, Op, SystemCommand};
+pub use entry::{Command, Delivery, Entry, Op, SystemCommand};
 pub use error::{ApplyError, LoadError};
-pub use machine::{Frozen, Head, Loader, Machine, Position, Replaced};
+pub use machine::{
+    DEAD_LETTERS_MAX, DELIVERY_MESSAGES_MAX, Frozen, Head, Loader, Machine, OUTBOX_MAX, Position, Replaced,
+    dead_letter_id, parse_dead_letter_id,
+};
 pub use tidewall_domain as domain;
 pub use time::{GroupTime, Stamp};
 
@@ -33,8 +38,8 @@ pub use time::{GroupTime, Stamp};
 ///
 /// 1: the first. 2: the parts of an import that nobody goes on with are dropped after [`IMPORT_IDLE_MS`]. 3: there are accounts.
 /// 4: what is idempotent by its rows is not remembered. 5: events can be deleted, and ids of what is not remembered may be of any
-/// time.
-pub const APPLY_VERSION: u32 = 5;
+/// time. 6: groups send each other messages, and e-mails are claimed in all regions.
+pub const APPLY_VERSION: u32 = 6;
 
 /// An import that got no part for so long, milliseconds of log time, is given up: from apply version 2 on.
 pub const IMPORT_IDLE_MS: u64 = 600_000;
@@ -47,6 +52,9 @@ const REMEMBERS_WHAT_IT_MUST: u32 = 4;
 
 /// First apply version under which the ids of what is not remembered may be of any time.
 const LOOKS_AT_NO_ID_IN_VAIN: u32 = 5;
+
+/// First apply version under which groups send each other messages.
+pub const SENDS_MESSAGES: u32 = 6;
 
 /// Outcomes are remembered this long by log time, milliseconds.
 pub const REMEMBERED_MS: u64 = 24 * 3_600_000;

@@ -1,11 +1,14 @@
 //! Rules of the core: repeated requests, log time, digests, poison commands, snapshots, imports, versions.
 #![allow(clippy::unwrap_used)]
 
+mod emails;
 mod forgetting;
+mod groups;
 mod ids;
 mod import;
 mod modules;
 mod snapshots;
+mod streams;
 mod time;
 mod version;
 

@@ -66,11 +66,21 @@ pub enum Mutant {
     UsedEventDeleted,
     /// A search goes on behind the first ticket that did not fit into its page.
     SearchSkipsATicket,
+    /// A message of another group is applied twice.
+    MessageAppliedTwice,
+    /// Messages are let go that the other group has not acknowledged.
+    OutboxTrimmedTooEarly,
+    /// A new active passes over the messages that the old one has not delivered.
+    MessageLostAtLeadChange,
+    /// An e-mail is granted to whoever asks.
+    EmailGrantedTwice,
+    /// A claim that nobody wants any more stays.
+    ClaimStays,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 33] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -99,6 +109,11 @@ impl Mutant {
         Self::HoldOfAnybody,
         Self::UsedEventDeleted,
         Self::SearchSkipsATicket,
+        Self::MessageAppliedTwice,
+        Self::OutboxTrimmedTooEarly,
+        Self::MessageLostAtLeadChange,
+        Self::EmailGrantedTwice,
+        Self::ClaimStays,
     ];
 }
 

@@ -11,7 +11,7 @@ use tidewall_consensus::{Group, Role};
 use tidewall_env::tasks;
 use tidewall_link::{ServeOptions, serve};
 use tidewall_machine::snapshot::{self, SnapshotError};
-use tidewall_machine::{Answer, Command, Machine, SystemCommand};
+use tidewall_machine::{Answer, Command, Machine, SENDS_MESSAGES, SystemCommand, parse_dead_letter_id};
 use tidewall_messages::Rejection;
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::internal::v1::shard_service_server::ShardService;
@@ -78,6 +78,8 @@ impl ShardServer {
             let (rows, version) = (machine.rows(), machine.apply_version());
             (machine.settled(), machine.incarnation(), rows, version, machine.time())
         });
+        let (dead_letters, (outbox_messages, _)) =
+            group.state().read(|machine| (machine.dead_letters_count(), machine.under_way()));
         let clock_ms = self.shared.standing.now_ms();
         let (voters, learners) = group.members();
         let role = match status.role {
@@ -109,6 +111,8 @@ impl ShardServer {
             log_time_ahead_ms: (i128::from(time.log_ms()) - i128::from(clock_ms)) as i64,
             rebases: time.rebases,
             leap_unconfirmed: time.is_leap_unconfirmed(),
+            dead_letters,
+            outbox_messages,
         }
     }
 
@@ -290,6 +294,33 @@ impl ShardService for ShardServer {
             took_ms: began.elapsed().as_millis() as u32,
             refusal,
         }))
+    }
+
+    async fn resolve_dead_letter(
+        &self,
+        request: Request<pb::ResolveDeadLetterRequest>,
+    ) -> Result<Response<pb::ResolveDeadLetterResponse>, Status> {
+        let pb::ResolveDeadLetterRequest { group, id, drop, principal } = request.into_inner();
+        let group = self.group(group)?.clone();
+        let key = parse_dead_letter_id(&id)
+            .ok_or_else(|| Status::invalid_argument(format!("{id:?} is no id of a dead letter")))?;
+        tracing::warn!(group = group.number(), id, drop, principal, "an operator resolves a dead letter");
+        let refusal = if !group.believes_to_lead() {
+            Some(views::refusal(&Refusal::NotLeader { leader: group.believed_leader() }))
+        } else if group.state().read(Machine::apply_version) < SENDS_MESSAGES {
+            Some(views::invalid(format!("there is no dead letter {id}")))
+        } else {
+            let resolve = Command::system(SystemCommand::Resolve { key, drop });
+            match shard::propose(&group, &self.shared.standing, vec![resolve]).await {
+                Ok(decisions) => match decisions.into_iter().next().map(|decision| decision.answer) {
+                    Some(Answer::Rejected(why)) => Some(views::invalid(why.to_string())),
+                    _ => None,
+                },
+                Err(refusal) => Some(views::refusal(&refusal)),
+            }
+        };
+        let remaining = group.state().read(Machine::dead_letters_count);
+        Ok(Response::new(pb::ResolveDeadLetterResponse { remaining, refusal }))
     }
 
     async fn drain(&self, request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainResponse>, Status> {

@@ -22,6 +22,7 @@ use tidewall_store::log::NodeLog;
 use tokio::time::Instant;
 
 use crate::admin::ShardServer;
+use crate::courier::{self, Couriers};
 use crate::exchange::{Served, Serving};
 use crate::keeper;
 use crate::keyring::Keys;
@@ -91,6 +92,7 @@ pub struct Replicas {
     pub rows: BTreeMap<u32, StateHandle>,
     pub(crate) standing: Arc<Standing>,
     pub(crate) reports: Arc<Reports>,
+    couriers: Arc<Couriers>,
     topology: Topology,
     log: NodeLog,
     writer: CheckpointWriter,
@@ -142,6 +144,15 @@ async fn follow_an_earlier_life(peers: &Peers, standing: &Standing, fail_stop: &
         )));
         std::future::pending::<()>().await;
     }
+}
+
+/// Takes in what other nodes bring of messages between groups.
+fn receive_messages(server: &PeerServer, couriers: &Arc<Couriers>) {
+    let couriers = Arc::clone(couriers);
+    server.on_deliver(move |deliver| {
+        let couriers = Arc::clone(&couriers);
+        Box::pin(async move { couriers.receive(deliver).await })
+    });
 }
 
 /// Answers what other nodes ask of the keyring.
@@ -221,6 +232,8 @@ impl Replicas {
         });
         let keys = Keys::new(parts.keyring, parts.space, fail_stop);
         serve_keys(server, &keys);
+        let couriers = Arc::new(Couriers::new(groups.clone(), Arc::clone(&standing), peers.clone()));
+        receive_messages(server, &couriers);
         if !parts.fresh {
             // Elections may be going on meanwhile; only what stamps entries waits: the client port.
             reports.compare_clocks(peers, CLOCK_PATIENCE).await;
@@ -237,7 +250,20 @@ impl Replicas {
             }
         }
         let (orders, _threads) = (parts.orders, parts.threads);
-        Self { groups, faults, rows, standing, reports, topology, log, writer, orders, keys, _threads }
+        Self {
+            groups,
+            faults,
+            rows,
+            standing,
+            reports,
+            couriers,
+            topology,
+            log,
+            writer,
+            orders,
+            keys,
+            _threads,
+        }
     }
 
     /// Takes in later states of the topology: nodes join, leave and move, and groups are fenced.
@@ -256,6 +282,11 @@ impl Replicas {
         async move {
             tokio::join!(reports.keep(&peers), keys.keep(&peers, &standing));
         }
+    }
+
+    /// Carries messages of the groups that this node leads to the others, until the node stops.
+    pub fn couriers(&self) -> impl Future<Output = ()> + Send + use<> {
+        courier::keep(Arc::clone(&self.couriers))
     }
 
     /// What serves clients. The actors live at `home`.

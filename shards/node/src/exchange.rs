@@ -12,7 +12,7 @@ use tidewall_consensus::Group;
 use tidewall_domain::module::{AnyModule, NotUnderstood};
 use tidewall_domain::registry;
 use tidewall_link::{ExchangeProtocol, Handler, ReplySender};
-use tidewall_machine::{Machine, Op};
+use tidewall_machine::{Answer, Decision, Machine, Op, RejectReason};
 use tidewall_proto::internal::v1 as pb;
 
 use crate::metrics::Metrics;
@@ -22,6 +22,9 @@ use crate::{convert, shard, views};
 
 /// Refused work should come back after this when the disk is nearly full, ms.
 const LOW_SPACE_RETRY_MS: u32 = 2_000;
+
+/// Refused work should come back after this when too much is under way with another group, ms.
+const FULL_RETRY_MS: u32 = 500;
 
 /// Refused work should come back after this when checkpoints lag, ms.
 const REPLAY_RETRY_MS: u32 = 500;
@@ -221,6 +224,14 @@ impl ExchangeHandler {
         let request = Request::new(command, move |reply: Reply| {
             metrics.command(group, &reply);
             answer(match reply {
+                // It was not decided, and may be later.
+                Ok(Decision { answer: Answer::Rejected(RejectReason::Full(_)), .. }) => {
+                    let what = "too much is under way between this region and another one";
+                    Answered::Refused(views::refusal(&Refusal::Overloaded {
+                        what,
+                        retry_after_ms: FULL_RETRY_MS,
+                    }))
+                }
                 Ok(decision) => Answered::Decided(views::outcome(decision)),
                 Err(refusal) => Answered::Refused(views::refusal(&refusal)),
             });

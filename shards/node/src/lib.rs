@@ -11,6 +11,7 @@ pub mod assembly;
 mod clock;
 mod config;
 mod convert;
+mod courier;
 mod data;
 mod exchange;
 #[cfg(test)]

@@ -47,6 +47,9 @@ pub struct Metrics {
     lag: Family<RegionLabels, Gauge>,
     backlog: Family<RegionLabels, Gauge>,
     faults: Family<RegionLabels, Counter>,
+    dead_letters: Family<RegionLabels, Gauge>,
+    outbox: Family<RegionLabels, Gauge>,
+    sagas: Family<RegionLabels, Gauge>,
     log_bytes: Gauge,
     checkpoint_bytes: Gauge,
     low_space: Gauge<i64, std::sync::atomic::AtomicI64>,
@@ -74,6 +77,11 @@ impl Metrics {
         let applied = gauge("applied_index", "Last applied log index");
         let lag = gauge("lag_entries", "Entries that are committed and not applied");
         let backlog = gauge("checkpoint_backlog_pages", "Pages changed since the last checkpoint");
+        let help = "What could not be carried out and waits for somebody: an alarm (at the leader)";
+        let dead_letters = gauge("dead_letters", help);
+        let outbox =
+            gauge("outbox_messages", "Messages to other regions that are not acknowledged (at the leader)");
+        let sagas = gauge("open_sagas", "Sagas with other regions that have not ended (at the leader)");
         let mut single = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -102,6 +110,9 @@ impl Metrics {
             lag,
             backlog,
             faults,
+            dead_letters,
+            outbox,
+            sagas,
             log_bytes,
             checkpoint_bytes,
             low_space,
@@ -139,7 +150,15 @@ impl Metrics {
             let Some(served) = serving.groups.get(group) else { continue };
             let status = served.group.status();
             let checkpoint = served.group.checkpoint_state();
-            let broken = served.group.state().read(tidewall_machine::Machine::faults);
+            let (broken, dead, outbox, sagas) = served.group.state().read(|machine| {
+                let (messages, sagas) = machine.under_way();
+                (machine.faults(), machine.dead_letters_count(), messages, sagas)
+            });
+            // What counts is the leader's: the others would count it three times.
+            let leads = i64::from(served.group.believes_to_lead());
+            self.dead_letters.get_or_create(&labels).set(leads * dead as i64);
+            self.outbox.get_or_create(&labels).set(leads * outbox as i64);
+            self.sagas.get_or_create(&labels).set(leads * sagas as i64);
             self.leads.get_or_create(&labels).set(i64::from(served.group.believes_to_lead()));
             self.applied.get_or_create(&labels).set(status.applied as i64);
             self.lag.get_or_create(&labels).set(status.committed.saturating_sub(status.applied) as i64);

@@ -151,6 +151,7 @@ async fn serve(
         replicas = Replicas::start(parts, &peers, &peer_server) => replicas,
     };
     let reporting = tokio::spawn(replicas.reporting(&peers));
+    let couriers = tokio::spawn(replicas.couriers());
     let following = tokio::spawn(following(&config, replicas.adopting(&peers)));
     let (groups, standing) = (replicas.groups.clone(), Arc::clone(&replicas.standing));
     let reports = Arc::clone(&replicas.reports);
@@ -185,6 +186,7 @@ async fn serve(
         leave(&standing, &reports, &peers, &groups).await;
     }
     reporting.abort();
+    couriers.abort();
     following.abort();
     tracing::info!(node = config.node, "node stops");
     // The keeper, the ports and the actors see this and end.

@@ -1,7 +1,11 @@
 //! From decisions and rows to the wire. Reads rows; never changes or judges them, and looks into nothing of a module.
 
 use tidewall_actors::Refusal;
-use tidewall_machine::{Answer, Decision, Machine, Receipt, RejectReason, Stamp};
+use tidewall_domain::page::page;
+use tidewall_machine::streams::DeadKey;
+use tidewall_machine::{
+    Answer, Decision, Machine, Receipt, RejectReason, Stamp, dead_letter_id, parse_dead_letter_id,
+};
 use tidewall_messages::Rejection;
 use tidewall_proto::internal::v1 as pb;
 
@@ -35,6 +39,7 @@ fn rejection(reject: RejectReason) -> Rejection {
         RejectReason::Sealed => ("REQUEST_ID_SEALED", CODE_FAILED_PRECONDITION),
         RejectReason::ExpiresTooLate { .. } => ("GATEWAY_CLOCK_AHEAD", CODE_UNAVAILABLE),
         RejectReason::InternalInvariant(_) => ("INTERNAL_INVARIANT", CODE_INTERNAL),
+        RejectReason::Full(_) => ("TOO_MUCH_UNDER_WAY", CODE_UNAVAILABLE),
         RejectReason::System(_) => ("REFUSED", CODE_FAILED_PRECONDITION),
     };
     let field = if code == CODE_INVALID_ARGUMENT { "request_id" } else { "" };
@@ -117,8 +122,36 @@ pub fn query(machine: &Machine, stamp: Stamp, query: &pb::Query) -> Result<pb::Q
                 Err(rejection) => R::Rejection(rejection),
             }
         }
+        Op::DeadLetters(asked) => R::DeadLetters(dead_letters(machine, asked)?),
     };
     Ok(pb::QueryResult { result: Some(result) })
+}
+
+/// Dead letters, as many as fit into an answer.
+fn dead_letters(machine: &Machine, asked: &pb::ListDeadLetters) -> Result<pb::DeadLetters, String> {
+    const LETTERS_MAX: u32 = 1_000;
+    let key = |id: &str| parse_dead_letter_id(id).ok_or_else(|| format!("{id:?} is no id of a dead letter"));
+    let (first, limit) = match (asked.id.as_str(), asked.after.as_str()) {
+        ("", "") => (DeadKey::default(), asked.limit),
+        ("", after) => {
+            let (incarnation, index, number) = key(after)?;
+            ((incarnation, index, number.saturating_add(1)), asked.limit)
+        }
+        (id, _) => (key(id)?, 1),
+    };
+    let letters = machine.dead_letters(&first).map(|(key, row)| pb::DeadLetter {
+        id: dead_letter_id(key),
+        from: row.from,
+        module: machine.module(row.message.module).map(|module| module.name().to_owned()).unwrap_or_default(),
+        saga: row.message.saga.to_be_bytes().to_vec(),
+        reason: row.reason.clone(),
+        waits: row.waits,
+        since_ms: row.since_ms,
+        payload: row.message.payload.clone(),
+    });
+    let letters = letters.filter(|letter| asked.id.is_empty() || letter.id == asked.id);
+    let (letters, more) = page(letters, limit, LETTERS_MAX);
+    Ok(pb::DeadLetters { letters, more })
 }
 
 /// Answers a query from rows that nobody stamps any more, as of their own time: for simulation.

@@ -297,6 +297,7 @@ impl History {
         let mut left = self.clone();
         let cuts = |group: u32| self.cuts.get(&group).into_iter().flatten();
         for call in &mut left.calls {
+            let invoked_us = call.invoked_us;
             let Some((returned_us, end)) = &mut call.returned else { continue };
             for cut in cuts(call.group) {
                 match end {
@@ -306,7 +307,7 @@ impl History {
                         *end = End::Unknown;
                     }
                     End::Told(Told { receipt: None, said: Said::Rejected(_) })
-                        if *returned_us <= cut.seen_until_us =>
+                        if invoked_us <= cut.seen_until_us =>
                     {
                         *end = End::NotDecided;
                     }

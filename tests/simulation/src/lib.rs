@@ -30,6 +30,8 @@ mod inject;
 #[cfg(tokio_unstable)]
 mod lines;
 #[cfg(tokio_unstable)]
+mod messages;
+#[cfg(tokio_unstable)]
 mod node;
 #[cfg(tokio_unstable)]
 mod operator;

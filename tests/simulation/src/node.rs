@@ -467,6 +467,7 @@ pub async fn live(sim_node: Rc<SimNode>) -> turmoil::Result {
         }
     }
     tokio::spawn(replicas.reporting(&peers));
+    tokio::spawn(replicas.couriers());
     tokio::task::spawn_local(sim_node.ground.file.clone().follow(topology, replicas.adopting(&peers)));
     let front = replicas.front(Space::unlimited(), Home::local());
     tokio::spawn(front.keeper(LOG_BYTES_MAX));

@@ -472,7 +472,8 @@ fn gone_back(cut: Option<Cut>) -> Vec<&'static str> {
     story.reads(event(2, 0, 2));
     story.calls("dan", buy(1), End::Told(Told { receipt: None, said: rejected("SOLD_OUT") }));
     story.remembers(lost, None);
-    let seen_until_us = story.now_us;
+    // Dan's call is still under way.
+    let seen_until_us = story.now_us - 10;
     let cut = cut.map(|cut| Cut { seen_until_us, ..cut });
     let forgets = cut.as_ref().is_some_and(|cut| cut.forgets_ids);
     let reason = if forgets { FORGOTTEN } else { "EXPIRED" };

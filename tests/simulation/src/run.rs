@@ -19,6 +19,7 @@ use crate::fault::{Loss, Slot};
 use crate::history::History;
 use crate::inject::{OPERATOR_IP, Then, gateway_ip, node_ip};
 use crate::lines::Lines;
+use crate::messages;
 use crate::node::{CLIENT_PORT, Ground, PEER_PORT, SimNode};
 use crate::operator::{self, Operator, Task, TopologyFile};
 use crate::oracle::{self, Violation};
@@ -300,6 +301,23 @@ impl Cluster {
         }
         if !self.until(EQUAL_MS, Self::all_at_one_index) {
             return self.stuck("replicas do not catch up");
+        }
+        let halted = self.control.halted.borrow().clone();
+        if !self.until(EQUAL_MS, |cluster| messages::on_their_way(&cluster.sim_nodes, &halted).is_empty()) {
+            for what in messages::on_their_way(&self.sim_nodes, &halted) {
+                self.object("messages", what);
+            }
+        }
+        if self.ground.cuts.borrow().is_empty() {
+            for who in messages::shared_emails(&self.sim_nodes) {
+                self.object("e-mail", format!("{who} have the same e-mail"));
+            }
+            for what in messages::stray_claims(&self.sim_nodes, &halted) {
+                self.object("e-mail", what);
+            }
+        }
+        if !self.until(EQUAL_MS, Self::all_at_one_index) {
+            return self.stuck("replicas do not catch up with what was told");
         }
         self.compare_the_end();
     }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use tidewall_consensus::Role;
 
+use crate::messages;
 use crate::node::SimNode;
 use crate::oracle::Violation;
 
@@ -58,8 +59,15 @@ impl Watch {
                 if time.rebases > 0 {
                     self.rebases.entry(*number).or_default().insert(time.rebased_at, time.offset_ms);
                 }
-                if faults > 0 {
+                let went_back = !sim_node.ground.cuts.borrow().is_empty();
+                let (letters, unexplained) = group.state().read(|machine| {
+                    (machine.dead_letters_count(), messages::dead_letters(machine, went_back))
+                });
+                if faults > letters {
                     object("invariant", format!("{faults} commands would have broken an invariant"));
+                }
+                if let Some(why) = unexplained {
+                    object("dead-letter", format!("a message was set aside: {why}"));
                 }
                 let (known, by) =
                     *self.digests.entry((*number, incarnation, index)).or_insert((digest, sim_node.id));

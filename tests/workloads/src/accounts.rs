@@ -2,6 +2,7 @@
 //!
 //! Nobody else touches the account of a story, so that it knows what each answer must be.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -28,7 +29,8 @@ impl Workload for Accounts {
     async fn story<S: Site>(story: &Story<'_, S>) -> Result<(), Over> {
         let accounts = client!(story, AccountServiceClient);
         let email = format!("{}@example.org", story.name);
-        Visitor { story, accounts, email }.visit().await
+        let region = RefCell::new(story.region.clone());
+        Visitor { story, accounts, region, email: RefCell::new(email) }.visit().await
     }
 }
 
@@ -50,7 +52,9 @@ impl Held {
 struct Visitor<'a, S: Site> {
     story: &'a Story<'a, S>,
     accounts: AccountServiceClient<Channel>,
-    email: String,
+    /// Where the account lives.
+    region: RefCell<String>,
+    email: RefCell<String>,
 }
 
 impl<S: Site> Visitor<'_, S> {
@@ -63,22 +67,106 @@ impl<S: Site> Visitor<'_, S> {
     }
 
     async fn register(&self, password: &str) -> Result<(), Over> {
-        let message = v1::RegisterRequest {
-            parent: self.story.region.clone(),
-            email: self.email.clone(),
-            password: password.to_owned(),
-            display_name: "first".to_owned(),
-            request_id: self.id(),
-            ..Default::default()
-        };
-        let told = ask!(self.story, self.accounts, register, message);
-        self.story.yes("a registration", told).map(drop)
+        let (region, email) = (self.region.borrow().clone(), self.email.borrow().clone());
+        self.register_at(&region, &email, password).await
+    }
+
+    /// Registers, again and again while nobody can tell whether the e-mail is free.
+    async fn register_at(&self, region: &str, email: &str, password: &str) -> Result<(), Over> {
+        loop {
+            let message = v1::RegisterRequest {
+                parent: region.to_owned(),
+                email: email.to_owned(),
+                password: password.to_owned(),
+                display_name: "first".to_owned(),
+                request_id: self.id(),
+                ..Default::default()
+            };
+            let told = ask!(self.story, self.accounts, register, message);
+            if told.as_ref().is_err_and(|reason| reason == "NOT_REGISTERED") {
+                continue;
+            }
+            return self.story.yes("a registration", told).map(drop);
+        }
+    }
+
+    /// A region that is not that of the story.
+    fn another_region(&self) -> Option<String> {
+        let others: Vec<&String> =
+            self.story.site.regions().iter().filter(|region| **region != self.story.region).collect();
+        if others.is_empty() { None } else { Some(others[self.below(others.len() as u64) as usize].clone()) }
+    }
+
+    /// Changes the e-mail to one that nobody has; who wants that of somebody else in another region is refused.
+    async fn change_email(&self, held: &Held, password: &str, step: u64) -> Result<(), Over> {
+        let email = format!("{}-{step}@example.org", self.story.name);
+        if let Some(other) = self.another_region().filter(|_| self.below(3) == 0) {
+            *self.story.abroad.borrow_mut() = Some(other.clone());
+            self.register_at(&other, &email, "password of somebody else").await?;
+            *self.story.abroad.borrow_mut() = None;
+            let told = self.ask_for_email(held, password, &email).await?;
+            return match told {
+                Err(reason) if reason == "EMAIL_TAKEN" || reason == "TOO_MANY_ATTEMPTS" => Ok(()),
+                told => self.story.object_anywhere(format_args!(
+                    "the e-mail of somebody in {other} is not refused: {told:?}"
+                )),
+            };
+        }
+        let told = self.ask_for_email(held, password, &email).await?;
+        self.story.yes("a new e-mail", told)?;
+        *self.email.borrow_mut() = email;
+        Ok(())
+    }
+
+    async fn ask_for_email(
+        &self,
+        held: &Held,
+        password: &str,
+        email: &str,
+    ) -> Result<Result<(), String>, Over> {
+        loop {
+            let message = v1::ChangeEmailRequest {
+                name: held.account.clone(),
+                current_password: password.to_owned(),
+                new_email: email.to_owned(),
+                request_id: self.id(),
+            };
+            let told = ask!(self.story, self.accounts, change_email, message, &held.access);
+            if told.as_ref().is_err_and(|reason| reason == "EMAIL_NOT_CHANGED") {
+                continue;
+            }
+            return Ok(told.map(drop));
+        }
+    }
+
+    /// Two at once want the same e-mail, in two regions: one has it.
+    async fn register_against(&self, other: &str, password: &str) -> Result<(), Over> {
+        let (own, email) = (self.region.borrow().clone(), self.email.borrow().clone());
+        *self.story.abroad.borrow_mut() = Some(other.to_owned());
+        let (here, there) =
+            tokio::join!(self.register_at(&own, &email, password), self.register_at(other, &email, password));
+        here.and(there)?;
+        let here = self.log_in(password).await?;
+        *self.region.borrow_mut() = other.to_owned();
+        let there = self.log_in(password).await?;
+        match (here.is_ok(), there.is_ok()) {
+            (true, false) => {
+                *self.region.borrow_mut() = own;
+                *self.story.abroad.borrow_mut() = None;
+                Ok(())
+            }
+            // The story ends: it knows no more of the account than that it is there.
+            (false, true) => Err(Over),
+            _ => self.story.object_anywhere(format_args!(
+                "registrations of one e-mail, here and in {other}, have made no account, or two"
+            )),
+        }
     }
 
     async fn log_in(&self, password: &str) -> Result<Result<Held, String>, Over> {
         let message = v1::LogInRequest {
-            parent: self.story.region.clone(),
-            email: self.email.clone(),
+            parent: self.region.borrow().clone(),
+            email: self.email.borrow().clone(),
             password: password.to_owned(),
             device: "phone".to_owned(),
             request_id: self.id(),
@@ -173,7 +261,8 @@ impl<S: Site> Visitor<'_, S> {
         let told = ask!(self.story, self.accounts, get_account, message, &held.access);
         let account = self.story.yes("a look at one's own account", told)?.account.unwrap_or_default();
         let seen = (account.email.as_str(), account.display_name.as_str(), account.erased);
-        if seen != (self.email.as_str(), name, false) {
+        let email = self.email.borrow().clone();
+        if seen != (email.as_str(), name, false) {
             return self.story.object(format_args!("the account is {seen:?}, not with the name {name:?}"));
         }
         self.check_roles(roles, &account.roles)
@@ -190,8 +279,8 @@ impl<S: Site> Visitor<'_, S> {
     async fn change_role(&self, held: &Held, roles: &mut BTreeSet<i32>) -> Result<(), Over> {
         let admin = self.story.site.token("admin", &["admin"]);
         let find = v1::FindAccountRequest {
-            parent: self.story.region.clone(),
-            email: self.email.to_uppercase(),
+            parent: self.region.borrow().clone(),
+            email: self.email.borrow().to_uppercase(),
             consistency: 0,
         };
         let told = ask!(self.story, self.accounts, find_account, find, &admin);
@@ -264,7 +353,10 @@ impl<S: Site> Visitor<'_, S> {
     /// One account, from its registration to its end.
     async fn visit(&self) -> Result<(), Over> {
         let mut password = "password one".to_owned();
-        if self.below(3) == 0 {
+        let abroad = self.another_region().filter(|_| self.below(4) == 0);
+        if let Some(other) = abroad {
+            self.register_against(&other, &password).await?;
+        } else if self.below(3) == 0 {
             // Two at once want the same e-mail: one has it, and the other one is told nothing.
             let rival = "password of a rival".to_owned();
             let (one, other) = tokio::join!(self.register(&password), self.register(&rival));
@@ -293,7 +385,7 @@ impl<S: Site> Visitor<'_, S> {
         self.check_sessions(&live).await?;
         for step in 0..self.below(14) {
             let at = self.below(live.len() as u64) as usize;
-            match self.below(10) {
+            match self.below(11) {
                 0 | 1 => self.refresh_held(&mut live[at]).await?,
                 2 => self.refresh_again(&live[at]).await?,
                 3 => {
@@ -315,6 +407,7 @@ impl<S: Site> Visitor<'_, S> {
                     let told = self.refresh(&ended.refresh_token()).await?;
                     self.story.no("a session that was ended", told, "SESSION_INVALID")?;
                 }
+                10 => self.change_email(&live[at], &password, step).await?,
                 9 if self.story.site.is_own() => self.change_role(&live[at], &mut roles).await?,
                 8 if live.len() > 1 => {
                     // A thief has copied a token, and shows it when it is older than the one before the last.

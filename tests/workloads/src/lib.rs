@@ -73,13 +73,11 @@ pub trait Site {
     fn book(&self) -> &RefCell<Book>;
 }
 
-/// What was found wrong, unless the region was brought back to an earlier state meanwhile.
+/// What was found wrong, unless one of its regions was brought back to an earlier state meanwhile.
 #[derive(Debug, Clone)]
 pub struct Suspicion {
-    /// The region.
-    pub region: String,
-    /// How often it had been brought back when the story began.
-    pub returns: usize,
+    /// The regions that it is about, each with how often it had been brought back when the story began.
+    pub regions: Vec<(String, usize)>,
     /// What is wrong.
     pub what: String,
 }
@@ -100,7 +98,8 @@ pub struct Book {
 impl Book {
     /// What is wrong indeed: what a region remembers may go with an earlier state that it was brought back to, and with nothing else.
     pub fn wrong(&self, returns: impl Fn(&str) -> usize) -> Vec<String> {
-        let wrong = self.suspicions.iter().filter(|found| returns(&found.region) == found.returns);
+        let unchanged = |found: &&Suspicion| found.regions.iter().all(|(region, at)| returns(region) == *at);
+        let wrong = self.suspicions.iter().filter(unchanged);
         let mut wrong: Vec<String> = wrong.map(|found| found.what.clone()).collect();
         let mut first = BTreeMap::new();
         for (region, at, whom) in self.once.iter().filter(|(region, at, _)| returns(region) == *at) {
@@ -140,9 +139,9 @@ pub async fn tell<S: Site>(site: &S, workloads: &[&'static str], pause_ms: u64, 
         let one_of = |count: usize| site.below(count as u64) as usize;
         let (workload, regions) = (workloads[one_of(workloads.len())], site.regions());
         let region = regions[one_of(regions.len())].clone();
-        let returns = site.returns(&region);
+        let returns = regions.iter().map(|region| (region.clone(), site.returns(region))).collect();
         let name = format!("{}-{number}", site.name());
-        let story = Story { site, workload, name, region, returns };
+        let story = Story { site, workload, name, region, returns, abroad: RefCell::default() };
         if tell_one(&story).await.is_ok() {
             site.book().borrow_mut().done += 1;
         }
@@ -158,7 +157,10 @@ struct Story<'a, S: Site> {
     name: String,
     /// Of which region.
     region: String,
-    returns: usize,
+    /// How often each region had been brought back when it began.
+    returns: Vec<(String, usize)>,
+    /// Another region in which it asks for something as well.
+    abroad: RefCell<Option<String>>,
 }
 
 impl<S: Site> Story<'_, S> {
@@ -167,16 +169,35 @@ impl<S: Site> Story<'_, S> {
     /// # Errors
     /// [`Over`], always.
     fn object<T>(&self, what: impl fmt::Display) -> Result<T, Over> {
+        self.object_about(|region| region == self.region, what)
+    }
+
+    /// Something is wrong between regions, unless any went back meanwhile.
+    ///
+    /// # Errors
+    /// [`Over`], always.
+    fn object_anywhere<T>(&self, what: impl fmt::Display) -> Result<T, Over> {
+        self.object_about(|_| true, what)
+    }
+
+    fn object_about<T>(&self, about: impl Fn(&str) -> bool, what: impl fmt::Display) -> Result<T, Over> {
         let what = format!("{} {} in {}: {what}", self.workload, self.name, self.region);
         self.site.note(format_args!("SUSPICION {what}"));
-        let suspicion = Suspicion { region: self.region.clone(), returns: self.returns, what };
-        self.site.book().borrow_mut().suspicions.push(suspicion);
+        let regions = self.returns.iter().filter(|(region, _)| about(region)).cloned().collect();
+        self.site.book().borrow_mut().suspicions.push(Suspicion { regions, what });
         Err(Over)
+    }
+
+    /// Whether nothing more is to be asked.
+    fn is_over(&self) -> bool {
+        let abroad = self.abroad.borrow();
+        self.site.is_over(&self.region) || abroad.as_ref().is_some_and(|region| self.site.is_over(region))
     }
 
     /// Notes that to this account has happened what happens once in a region.
     fn once(&self, whom: &str) {
-        let once = (self.region.clone(), self.returns, whom.to_owned());
+        let returns = self.returns.iter().find(|(region, _)| *region == self.region).map_or(0, |(_, at)| *at);
+        let once = (self.region.clone(), returns, whom.to_owned());
         self.site.book().borrow_mut().once.push(once);
     }
 
@@ -201,7 +222,7 @@ impl<S: Site> Story<'_, S> {
         let site = self.site;
         let began = site.now();
         loop {
-            if site.is_over(&self.region) {
+            if self.is_over() {
                 return Err(Over);
             }
             let patience = Duration::from_millis(1_500 + site.below(4_000));
@@ -304,7 +325,7 @@ mod tests {
     #[test]
     fn what_went_with_an_earlier_state_is_not_wrong() {
         let suspicion =
-            |region: &str, returns| Suspicion { region: region.into(), returns, what: region.into() };
+            |region: &str, at| Suspicion { regions: vec![(region.into(), at)], what: region.into() };
         let book = Book {
             suspicions: vec![suspicion("a", 0), suspicion("b", 1), suspicion("c", 2)],
             ..Default::default()

@@ -18,6 +18,8 @@ pub(super) fn show(
         Some(Done::Account(view)) => Ok(Some(Shown::ChangedAccount(view.subject))),
         // Remembered under an earlier apply version: it was done, and there is nothing to show of it.
         Some(Done::SessionEnded(_)) => Ok(None),
+        // It is under way, or has ended: repeating the request tells which.
+        Some(Done::Claiming(_)) => Ok(None),
         _ => Err(mismatch()),
     }
 }

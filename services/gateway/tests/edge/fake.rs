@@ -180,6 +180,13 @@ impl pb::shard_service_server::ShardService for Server {
         Err(Status::unimplemented("not part of these tests"))
     }
 
+    async fn resolve_dead_letter(
+        &self,
+        _: Request<pb::ResolveDeadLetterRequest>,
+    ) -> Result<Response<pb::ResolveDeadLetterResponse>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
+    }
+
     async fn drain(&self, _: Request<pb::DrainRequest>) -> Result<Response<pb::DrainResponse>, Status> {
         Err(Status::unimplemented("not part of these tests"))
     }

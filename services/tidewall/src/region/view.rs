@@ -21,6 +21,8 @@ pub(super) struct RegionView {
     log_time_ahead_ms: u64,
     log_time_rebases: u64,
     leap_unconfirmed: bool,
+    dead_letters: u64,
+    outbox_messages: u64,
     replicas: Vec<ReplicaView>,
     hot_rows: Vec<HotRowView>,
 }
@@ -87,6 +89,8 @@ impl From<RegionStatus> for RegionView {
             log_time_ahead_ms: duration::millis(region.log_time_ahead).max(0) as u64,
             log_time_rebases: region.log_time_rebases,
             leap_unconfirmed: region.leap_unconfirmed,
+            dead_letters: region.dead_letters,
+            outbox_messages: region.outbox_messages,
             replicas,
             hot_rows: region
                 .hot_rows
@@ -151,8 +155,8 @@ pub(super) fn list_table(regions: &[RegionView]) -> String {
 /// Below this log time is as good as the clock, ms.
 const AHEAD_MS_MIN: u64 = 1_000;
 
-/// What is wrong with a region's time, and the way out of it; nothing when all is well.
-fn time_text(region: &RegionView) -> String {
+/// What is wrong with a region, and the way out of it; nothing when all is well.
+fn alarms(region: &RegionView) -> String {
     let mut text = String::new();
     if region.log_time_ahead_ms >= AHEAD_MS_MIN {
         text += &format!(
@@ -164,6 +168,12 @@ fn time_text(region: &RegionView) -> String {
     if region.leap_unconfirmed {
         text += "LOG TIME waits: the leader's clock leapt ahead, and no majority of clocks agrees. No hold ends and nothing is \
                  expired meanwhile: look at `tidewall node list`, and set the clocks that are off\n\n";
+    }
+    if region.dead_letters > 0 {
+        text += &format!(
+            "{} DEAD LETTERS wait for somebody: look at `tidewall dlq list`\n\n",
+            region.dead_letters
+        );
     }
     text
 }
@@ -185,7 +195,7 @@ pub(super) fn status_text(region: &RegionView) -> String {
         region.applied_index,
         region.digest
     );
-    text += &time_text(region);
+    text += &alarms(region);
     let replicas = region
         .replicas
         .iter()

@@ -209,6 +209,13 @@ impl pb::shard_service_server::ShardService for Server {
         told(answer).await
     }
 
+    async fn resolve_dead_letter(
+        &self,
+        _: Request<pb::ResolveDeadLetterRequest>,
+    ) -> Result<Response<pb::ResolveDeadLetterResponse>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
+    }
+
     async fn drain(&self, _: Request<pb::DrainRequest>) -> Result<Response<pb::DrainResponse>, Status> {
         let answer = self.0.admin.lock().drains.pop_front();
         told(answer).await

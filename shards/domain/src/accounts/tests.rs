@@ -54,6 +54,7 @@ fn register(name: &str, password: &str) -> messages::Register {
         personal: vec![sealed(2, name)],
         credential: Some(credential(password)),
         region: "regions/north".into(),
+        claim_group: 0,
     }
 }
 
@@ -235,7 +236,7 @@ fn attempts_are_counted_before_they_are_made_for_whoever_exists_or_not() {
     granted(world.anybody(start("ann", 1, 2)));
     assert!(world.anybody(attempt("ann")).is_ok(), "a log-in forgets them");
     world.pass(ATTEMPTS_WINDOW_MS);
-    assert!(fire_next(&mut world.state, &world.context).is_some_and(|fired| !fired.faulted));
+    assert!(fire_next(&mut world.state, &world.context).is_some_and(|fired| fired.fault.is_none()));
     assert!(world.state.attempts.is_empty());
 }
 
@@ -294,7 +295,7 @@ fn sessions_end_by_themselves_by_hand_and_when_there_are_too_many() {
     assert_eq!(world.sessions(&ann), 1, "ended ones are not shown, whether their timers have fired or not");
     granted(world.anybody(refresh(&ann, 4, 2)));
     while Module::due_ms(&world.state).is_some_and(|due| due <= world.context.steady_ms) {
-        assert!(!fire_next(&mut world.state, &world.context).unwrap().faulted);
+        assert_eq!(fire_next(&mut world.state, &world.context).unwrap().fault, None);
     }
     assert_eq!(world.state.sessions.len(), 1);
     for generation in 3.. {
@@ -522,7 +523,7 @@ proptest! {
                 }
                 Step::Fire => {
                     if let Some(fired) = fire_next(&mut world.state, &world.context) {
-                        prop_assert!(!fired.faulted);
+                        prop_assert!(fired.fault.is_none());
                     }
                     continue;
                 }

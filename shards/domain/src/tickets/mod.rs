@@ -16,6 +16,7 @@ pub mod queries;
 #[cfg(test)]
 mod tests;
 
+use tidewall_messages::NoMessage;
 use tidewall_messages::tickets::command::Op;
 use tidewall_messages::tickets::outcome::Result as Done;
 use tidewall_messages::tickets::{Answer, Command, Outcome, Query};
@@ -58,6 +59,7 @@ impl Module for State {
     type Event = Event;
     type Timer = Timer;
     type Query = Query;
+    type Message = NoMessage;
     const TIMER_ROWS_MAX: u64 = rows_max(QUANTITY_MAX as u64);
 
     fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable)) {

@@ -158,7 +158,7 @@ impl World {
     fn fire(&mut self, limit: usize) -> usize {
         for fired in 0..limit {
             let Some(timer) = fire_next(&mut self.state, &self.context) else { return fired };
-            assert!(!timer.faulted && timer.rows > 0, "{timer:?}");
+            assert!(timer.fault.is_none() && timer.rows > 0, "{timer:?}");
             self.check();
         }
         limit

@@ -75,7 +75,9 @@ impl Machine {
     /// Steady time at which something is to be done though nothing flows, milliseconds: a tick is due then.
     pub fn next_due_ms(&self) -> Option<u64> {
         let idle = self.imports.derived().0.first().map(|(last, _)| last.saturating_add(IMPORT_IDLE_MS));
-        self.modules.iter().filter_map(|module| module.due_ms()).chain(idle).min()
+        // What is to be said again is due at once.
+        let again = self.unreconciled().map(|_| 0);
+        self.modules.iter().filter_map(|module| module.due_ms()).chain(idle).chain(again).min()
     }
 
     /// Reads the parts of imports that stood in stored rows.

@@ -8,7 +8,8 @@ use super::{Head, Machine};
 use crate::dedupe::{DedupeRow, ShareRow};
 use crate::error::LoadError;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
-use crate::{APPLY_VERSION, GIVES_IMPORTS_UP};
+use crate::streams::{DeadRow, Message, StreamRow};
+use crate::{APPLY_VERSION, GIVES_IMPORTS_UP, SENDS_MESSAGES};
 
 /// Builds a machine from stored pages.
 #[derive(Debug)]
@@ -101,6 +102,9 @@ impl Loader {
             ShareRow::TABLE => Some(machine.shares.load(bytes)),
             StagedRow::TABLE => Some(machine.staged.load(bytes)),
             ImportRow::TABLE => Some(machine.imports.load(bytes)),
+            StreamRow::TABLE => Some(machine.streams.load(bytes)),
+            Message::TABLE => Some(machine.outbox.load(bytes)),
+            DeadRow::TABLE => Some(machine.dead.load(bytes)),
             _ => None,
         };
         if let Some(module) = machine.modules.iter_mut().find(|module| module.number() == module_of(table)) {
@@ -145,6 +149,11 @@ impl Loader {
         // A build that has only their version does not know the table: take them nowhere, as it does.
         if rows < GIVES_IMPORTS_UP && !machine.imports.is_empty() {
             return Err(LoadError::Table(ImportRow::TABLE));
+        }
+        if rows < SENDS_MESSAGES
+            && !(machine.streams.is_empty() && machine.outbox.is_empty() && machine.dead.is_empty())
+        {
+            return Err(LoadError::Table(StreamRow::TABLE));
         }
         Ok(())
     }

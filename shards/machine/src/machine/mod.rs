@@ -11,6 +11,7 @@ mod load;
 #[cfg(tidewall_mutants)]
 mod mutants;
 mod reads;
+mod streams;
 mod system;
 
 use std::collections::BTreeMap;
@@ -27,13 +28,19 @@ use crate::dedupe::{self, DedupeRow, ShareRow};
 use crate::entry::{Command, Entry, Op};
 use crate::error::ApplyError;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
+use crate::streams::{DeadRow, Message, StreamRow};
 use crate::{
     APPLY_VERSION, EXPIRY_AHEAD_MS_MAX, GIVES_IMPORTS_UP, ID_AHEAD_MS_MAX, LOOKS_AT_NO_ID_IN_VAIN,
-    REMEMBERED_BYTES_MAX, REMEMBERS_WHAT_IT_MUST, id_time_ms,
+    REMEMBERED_BYTES_MAX, REMEMBERS_WHAT_IT_MUST, SENDS_MESSAGES, id_time_ms,
 };
+
+use streams::StreamRoom;
 
 pub use import::Replaced;
 pub use load::Loader;
+pub use streams::{
+    DEAD_LETTERS_MAX, DELIVERY_MESSAGES_MAX, OUTBOX_MAX, dead_letter_id, parse_dead_letter_id,
+};
 
 /// What the timers change that an entry fires, rows, before no further one is fired; four times its commands if that is more, so
 /// that ending keeps up with filling.
@@ -92,6 +99,12 @@ pub struct Machine {
     staged: Table<StagedRow>,
     /// Empty under apply version 1.
     imports: Table<ImportRow>,
+    /// Empty under apply versions before 6, as the next two.
+    streams: Table<StreamRow>,
+    /// Messages on their way to other groups.
+    outbox: Table<Message>,
+    /// What could not be carried out.
+    dead: Table<DeadRow>,
     /// In the order of their numbers.
     modules: Vec<Box<dyn AnyModule>>,
     /// By import, what its staged parts make so far. Derived.
@@ -105,6 +118,8 @@ pub struct Machine {
     /// Nothing of what was stored before is part of the rows any more.
     replaced: bool,
     scratch: Writer,
+    /// Something was sent that nobody has been told of.
+    sent: bool,
     /// Index and digest as of the end of the last entry.
     settled: (u64, u128),
     /// Commands taken back because of a broken invariant, since the start.
@@ -123,6 +138,9 @@ impl Default for Machine {
             shares: Table::default(),
             staged: Table::default(),
             imports: Table::default(),
+            streams: Table::default(),
+            outbox: Table::default(),
+            dead: Table::default(),
             modules: registry::modules(),
             shadows: BTreeMap::new(),
             leftover: Replaced::default(),
@@ -130,6 +148,7 @@ impl Default for Machine {
             remembered_bytes_max: REMEMBERED_BYTES_MAX,
             replaced: false,
             scratch: Writer::new(),
+            sent: false,
             settled: (0, 0),
             faults: 0,
         }
@@ -148,6 +167,9 @@ impl Machine {
         show(&mut self.shares);
         show(&mut self.staged);
         show(&mut self.imports);
+        show(&mut self.streams);
+        show(&mut self.outbox);
+        show(&mut self.dead);
         for module in &mut self.modules {
             module.tables_mut(show);
         }
@@ -222,7 +244,11 @@ impl Machine {
         if row.apply_version >= GIVES_IMPORTS_UP {
             self.give_imports_up(row.time.steady_ms);
         }
-        self.fire_timers(&context(&row, position), FIRED_MAX.max(4 * entry.commands.len()));
+        let context = context(&row, position);
+        self.fire_timers(&context, FIRED_MAX.max(4 * entry.commands.len()));
+        if row.apply_version >= SENDS_MESSAGES {
+            self.reconcile(&context);
+        }
         Ok(entry)
     }
 
@@ -231,14 +257,20 @@ impl Machine {
         let mut changed = 0;
         let mut fired = true;
         while std::mem::take(&mut fired) {
-            for module in &mut self.modules {
+            for at in 0..self.modules.len() {
                 if changed >= most {
                     return;
                 }
+                let module = &mut self.modules[at];
+                let number = module.number();
                 if let Some(timer) = module.fire_next(context) {
                     fired = true;
                     changed += timer.rows.max(1);
-                    self.faults += u64::from(timer.faulted);
+                    self.transmit(number, timer.outbox);
+                    if let Some(fault) = timer.fault {
+                        self.faults += 1;
+                        self.bury_timer(context, number, fault);
+                    }
                 }
             }
         }
@@ -253,7 +285,7 @@ impl Machine {
         let position = self.head.applied.unwrap_or_default();
         let mut row = self.row();
         if let Op::System(op) = &command.op {
-            return Ok(self.system(op, row));
+            return Ok(self.system(op, row, &Context { position: at as u32, ..context(&row, position) }));
         }
         if let Some(known) = dedupe::find(&self.dedupe, &command.principal, command.request_id)
             && !active(Mutant::ReplayAppliedTwice)
@@ -280,6 +312,9 @@ impl Machine {
             // Carried out above.
             Op::System(_) => (Answer::System, false),
         };
+        if let Answer::Rejected(full @ RejectReason::Full(_)) = answer {
+            return Ok(Decision::passing(full));
+        }
         let receipt = Receipt {
             incarnation: row.incarnation,
             term: position.term,
@@ -350,13 +385,15 @@ impl Machine {
         };
         let module = self.modules.iter_mut().find(|module| module.number() == number);
         let module = module.ok_or_else(|| unknown(no_module(number)))?;
-        match module.apply(context, caller, payload) {
-            Ok(Applied { answer: Ok(outcome), remembered }) => {
+        match module.apply(context, caller, payload, &StreamRoom(&self.streams)) {
+            Ok(Applied { answer: Ok(outcome), remembered, outbox }) => {
+                self.transmit(number, outbox);
                 Ok((Answer::Done { module: number, outcome }, remembered))
             }
-            Ok(Applied { answer: Err(rejection), remembered }) => {
+            Ok(Applied { answer: Err(rejection), remembered, .. }) => {
                 Ok((Answer::Rejected(RejectReason::Module(rejection)), remembered))
             }
+            Err(ModuleError::Full(group)) => Ok((Answer::Rejected(RejectReason::Full(group)), false)),
             Err(ModuleError::Fault(fault)) => {
                 self.faults += 1;
                 Ok((Answer::Rejected(RejectReason::InternalInvariant(fault.0)), true))

@@ -77,6 +77,9 @@ impl Machine {
         show(&self.shares);
         show(&self.staged);
         show(&self.imports);
+        show(&self.streams);
+        show(&self.outbox);
+        show(&self.dead);
         for module in &self.modules {
             module.tables(show);
         }

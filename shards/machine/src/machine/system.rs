@@ -1,5 +1,7 @@
 //! Commands of the platform itself: they go to no module, have no request id, and nothing of them is remembered.
 
+use tidewall_domain::Context;
+
 use super::Machine;
 use crate::GIVES_IMPORTS_UP;
 use crate::answer::{Answer, Decision, RejectReason};
@@ -7,7 +9,7 @@ use crate::entry::SystemCommand;
 use crate::meta::{ImportRow, MetaKey, MetaRow};
 
 impl Machine {
-    pub(super) fn system(&mut self, op: &SystemCommand, row: MetaRow) -> Decision {
+    pub(super) fn system(&mut self, op: &SystemCommand, row: MetaRow, context: &Context) -> Decision {
         let result = match op {
             SystemCommand::Tick => Ok(()),
             SystemCommand::ImportChunk { import, number, bytes } => {
@@ -23,6 +25,19 @@ impl Machine {
             }
             SystemCommand::RaiseVersion(version) => self.raise_version(*version, row),
             SystemCommand::Rebase { log_ms } => self.rebase(*log_ms, row),
+            SystemCommand::Deliver(delivery) => {
+                self.receive(delivery, context);
+                Ok(())
+            }
+            SystemCommand::Acknowledge { group, pair, next } => {
+                self.acknowledge(*group, *pair, *next);
+                Ok(())
+            }
+            SystemCommand::Meet { group, incarnation } => {
+                self.meet(*group, *incarnation);
+                Ok(())
+            }
+            SystemCommand::Resolve { key, drop } => self.resolve(context, key, *drop),
         };
         match result {
             Ok(()) => Decision { receipt: None, answer: Answer::System, replayed: false },

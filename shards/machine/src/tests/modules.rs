@@ -134,6 +134,7 @@ impl Module for Counters {
     type Event = Event;
     type Timer = u64;
     type Query = Get;
+    type Message = tidewall_messages::NoMessage;
     const TIMER_ROWS_MAX: u64 = 8;
 
     fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable)) {

@@ -10,6 +10,7 @@ use tidewall_messages::accounts::outcome::Result as Done;
 use tidewall_messages::accounts::{self as messages, answer};
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::v1;
+use tonic::Code;
 
 use super::profile::{check_name, check_tag, field};
 use super::{EmailHash, key_id};
@@ -26,6 +27,20 @@ use crate::{names, request_id};
 /// How long erasing a key that nobody uses may take.
 const ERASE_WITHIN: Duration = Duration::from_secs(5);
 
+/// Reason of an error: whether the e-mail is free was not found out.
+const NOT_REGISTERED: &str = "NOT_REGISTERED";
+
+/// Nothing was decided about the e-mail, for good.
+fn not_registered() -> ApiError {
+    ApiError::Plain {
+        code: Code::Aborted,
+        reason: NOT_REGISTERED,
+        message: "whether the e-mail is free could not be found out in time, and no account was made: register again, under a new \
+                  request id"
+            .to_owned(),
+    }
+}
+
 fn log_in_failed() -> ApiError {
     ApiError::unauthenticated("LOG_IN_FAILED", messages::LOG_IN_FAILED)
 }
@@ -33,7 +48,7 @@ fn log_in_failed() -> ApiError {
 impl Services {
     /// Whether a request has been decided: then it is not checked again, because what it was checked against may have changed with it.
     /// Its fingerprint then has the region give the first answer, to copies of the first message alone, whatever the command.
-    async fn is_decided(&self, call: &Call, request_id: &[u8]) -> Result<bool, ApiError> {
+    pub(super) async fn is_decided(&self, call: &Call, request_id: &[u8]) -> Result<bool, ApiError> {
         let principal = call.principal.subject.clone();
         let get = pb::GetOutcome { principal, request_id: request_id.to_vec() };
         match self.look(call, pb::query::Op::GetOutcome(get)).await? {
@@ -44,7 +59,7 @@ impl Services {
 
     /// Checks a password against the account of an e-mail, and counts the attempt before anybody learns how it ended. Takes as long when
     /// there is no such account. Nothing is written for a caller who did not wait for the hash: the log is not for those who only ask.
-    async fn attempt(
+    pub(super) async fn attempt(
         &self,
         call: &Call,
         region: &str,
@@ -85,7 +100,7 @@ impl Services {
 
     /// What `checked` comes to when it says that a password is wrong: a copy of the request may have been decided meanwhile, and have
     /// changed what it was checked against. `None` then.
-    async fn unless_decided<T>(
+    pub(super) async fn unless_decided<T>(
         &self,
         call: &Call,
         request_id: &[u8],
@@ -170,18 +185,52 @@ impl Services {
             personal: fields.into_iter().map(sealed).collect(),
             credential: Some(credential),
             region: names::region(region),
+            claim_group: self.keeper(&email),
         };
-        let decided = self.decide(&call, region, &hex(&email), id, register).await;
+        let decided = self.registered(&call, region, (&email, key_id), (id, register)).await;
         // Where nobody will ever use the key it goes. In doubt it stays.
         let used = match &decided {
-            Ok(Decided { outcome: Done::Registered(registered), .. }) => registered.key_id == key_id,
+            Ok((used, _)) => *used,
+            Err(ApiError::Plain { reason: NOT_REGISTERED, .. }) => false,
             Err(ApiError::Client { error: ClientError::Unknown { .. }, .. } | ApiError::Plain { .. }) => true,
-            Ok(_) | Err(_) => false,
+            Err(_) => false,
         };
         if !used {
             self.erase_later(call.group, key_id);
         }
-        Ok(v1::RegisterResponse { receipt: decided?.receipt })
+        Ok(v1::RegisterResponse { receipt: decided?.1 })
+    }
+
+    /// Has an account registered, and waits until it is known whether the e-mail is free. Says whether the key is that of the account.
+    async fn registered(
+        &self,
+        call: &Call,
+        region: &str,
+        (email, key): (&EmailHash, KeyId),
+        (id, register): (Vec<u8>, messages::Register),
+    ) -> Result<(bool, Option<v1::Receipt>), ApiError> {
+        let Decided { outcome, receipt } =
+            self.decide(call, region, &hex(email), id.clone(), register).await?;
+        let used = match outcome {
+            Done::Registered(registered) => registered.key_id == key,
+            Done::Claiming(claiming) => match self.settled(call, &id, &claiming.claim_id).await? {
+                messages::ClaimingState::Taken => false,
+                messages::ClaimingState::Undone => return Err(not_registered()),
+                messages::ClaimingState::Done
+                | messages::ClaimingState::Open
+                | messages::ClaimingState::Unspecified => {
+                    // Another copy of the request may have brought another key.
+                    let find = messages::FindAccount { email_hash: email.to_vec() };
+                    match self.account_view(call, find).await {
+                        Ok(view) => view.key_id == key,
+                        Err(ApiError::Rejected { .. }) => false,
+                        Err(why) => return Err(why.of_request(&id)),
+                    }
+                }
+            },
+            _ => return Err(convert::mismatch()),
+        };
+        Ok((used, receipt))
     }
 
     /// The session that somebody may begin whose password is right.

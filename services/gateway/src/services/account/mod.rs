@@ -3,6 +3,7 @@
 //! Regions decide; what they must not see is turned into hashes and ciphertext on the way: passwords and tokens in `log_in`, personal
 //! fields in `profile`.
 
+mod email;
 mod log_in;
 mod profile;
 
@@ -15,7 +16,7 @@ use tonic::{Request, Response, Status};
 use super::event::check_consistency;
 use super::{Ask, Services};
 use crate::accounts::persons::KeyId;
-use crate::accounts::{Accounts, email};
+use crate::accounts::{Accounts, email as spelling};
 use crate::auth::bit;
 use crate::convert::{self, Decided};
 use crate::edge::{Call, Method};
@@ -43,7 +44,7 @@ impl Services {
 
     /// What an e-mail in a field is known by, and its one spelling.
     fn email(&self, field: &str, text: &str) -> Result<(EmailHash, String), ApiError> {
-        let normalised = email::normalised(text).map_err(|why| ApiError::field(field, why))?;
+        let normalised = spelling::normalised(text).map_err(|why| ApiError::field(field, why))?;
         Ok((self.accounts()?.secrets.email_hash(&normalised), normalised))
     }
 
@@ -253,6 +254,13 @@ impl AccountService for Services {
         self.0
             .run(Method::ChangePassword, request, |call, message| self.change_password_as(call, message))
             .await
+    }
+
+    async fn change_email(
+        &self,
+        request: Request<v1::ChangeEmailRequest>,
+    ) -> Result<Response<v1::ChangeEmailResponse>, Status> {
+        self.0.run(Method::ChangeEmail, request, |call, message| self.change_email_as(call, message)).await
     }
 
     async fn grant_role(

@@ -8,10 +8,12 @@ use tidewall_messages::accounts::{self as messages, Command, Outcome};
 
 use tidewall_mutant::{Mutant, active};
 
-use crate::{Caller, Context, Roles, incarnation};
+use crate::{Caller, Context, Roles};
 
+use super::super::CLAIMS_EMAILS;
 use super::super::model::*;
 use super::super::queries::views;
+use super::super::sagas::email;
 use super::{Event, Rejection};
 
 /// What a command leads to.
@@ -35,6 +37,7 @@ pub(in crate::accounts) fn decide(
         Some(Op::ChangePassword(change)) => case.change_password(change),
         Some(Op::ChangeRoles(change)) => case.change_roles(change),
         Some(Op::BootstrapAdmin(bootstrap)) => case.bootstrap_admin(&bootstrap.account_id),
+        Some(Op::ChangeEmail(change)) => case.change_email(change),
         None => Err(Rejection::invalid("op", "the command asks for nothing")),
     }
 }
@@ -84,14 +87,9 @@ impl<'a> Case<'a> {
         if asked.region.is_empty() || asked.region.len() > 80 {
             return Err(Rejection::invalid("region", "is not the name of a region"));
         }
-        if self.state.emails.get(&email).is_some() {
-            return Ok((Vec::new(), done(Done::Registered(messages::Registered::default()))));
-        }
-        let first = incarnation::ordinal(self.context.incarnation) * NUMBERS_PER_INCARNATION;
-        let account = self.state.counter(COUNTER_ACCOUNTS).max(first) + 1;
-        let account_id = account_id(account);
         let row = AccountRow {
-            subject: format!("{}/accounts/{account_id}", asked.region),
+            // Its id follows when it has a number.
+            subject: format!("{}/accounts/", asked.region),
             email,
             key_id,
             personal: fields,
@@ -101,8 +99,44 @@ impl<'a> Case<'a> {
             revision: 1,
             created_ms: self.context.now_ms,
         };
+        if asked.claim_group > 0 && self.context.apply_version >= CLAIMS_EMAILS {
+            return Ok(self.wish(email, asked.claim_group, Wanted::Account(Box::new(row))));
+        }
+        if self.state.emails.get(&email).is_some() {
+            return Ok((Vec::new(), done(Done::Registered(messages::Registered::default()))));
+        }
+        let account = email::next_account(self.state, self.context);
+        let account_id = account_id(account);
+        let row = AccountRow { subject: format!("{}{account_id}", row.subject), ..row };
         let registered = messages::Registered { account_id, key_id: key_id.to_vec() };
         Ok((vec![Event::Registered { account, row }], done(Done::Registered(registered))))
+    }
+
+    /// Begins to change the e-mail of an account. Whether somebody else has it is told to nobody.
+    fn change_email(&self, asked: &messages::ChangeEmail) -> Decision {
+        let (account, row) = self.own_account(&asked.account_id)?;
+        let email: Digest = fixed("email_hash", &asked.email_hash)?;
+        let sealed = asked.email.as_ref().map(personal).transpose()?;
+        let sealed = sealed.filter(|sealed| sealed.field == FIELD_EMAIL);
+        let sealed = sealed.ok_or_else(|| Rejection::invalid("email", "is missing"))?;
+        if asked.claim_group == 0 {
+            return Err(Rejection::invalid("claim_group", "is missing"));
+        }
+        if asked.credential_revision != row.credential_revision {
+            return Err(Rejection::PasswordChanged);
+        }
+        if row.email == email {
+            return Err(Rejection::invalid("email", "is the account's already"));
+        }
+        if self.state.claimings.derived().changing.contains_key(&account) {
+            return Err(Rejection::EmailChanging);
+        }
+        Ok(self.wish(email, asked.claim_group, Wanted::Email { account, sealed }))
+    }
+
+    fn wish(&self, email: Digest, keeper: u32, wanted: Wanted) -> (Vec<Event>, Outcome) {
+        let (id, events) = email::begin(self.state, self.context, email, keeper, wanted);
+        (events, done(Done::Claiming(messages::Claiming { claim_id: id.to_be_bytes().to_vec() })))
     }
 
     /// Counts an attempt before it is made: however many are made at once, no more than are allowed are.

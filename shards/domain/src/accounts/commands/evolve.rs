@@ -37,6 +37,23 @@ pub(in crate::accounts) fn evolve(state: &mut State, _: &Context, event: &Event)
             }
             state.sessions.set(*session, None);
         }
+        Event::Wished { id, number, row } => {
+            state.counters.set(COUNTER_CLAIMS, Some(Counter(*number)));
+            state.claimings.set(*id, Some(row.clone()));
+        }
+        Event::WishEnded { id, row } => state.claimings.set(*id, Some(row.clone())),
+        Event::WishForgotten { id } => state.claimings.set(*id, None),
+        Event::Claimed { account, row } => state.claimed.set(*account, Some(*row)),
+        Event::EmailChanged { account, old, row } => {
+            if state.emails.get(old) != Some(&EmailRow(*account)) || state.emails.get(&row.email).is_some() {
+                return Err(Fault(format!("A1: the e-mail of account {account} cannot be changed")));
+            }
+            state.emails.set(*old, None);
+            state.emails.set(row.email, Some(EmailRow(*account)));
+            state.accounts.set(*account, Some(row.clone()));
+        }
+        Event::Kept { email, row } => state.claims.set(*email, *row),
+        Event::Said { .. } => {}
     }
     Ok(())
 }
@@ -58,11 +75,19 @@ fn account_changed(state: &mut State, account: AccountNo, row: &AccountRow) -> R
 pub(in crate::accounts) fn check(state: &State, events: &[Event]) -> Result<(), Fault> {
     for event in events {
         match event {
-            Event::Registered { account, .. } | Event::AccountChanged { account, .. } => {
-                check_account(state, *account)?;
-            }
+            Event::Registered { account, .. }
+            | Event::AccountChanged { account, .. }
+            | Event::EmailChanged { account, .. }
+            | Event::Claimed { account, .. } => check_account(state, *account)?,
             Event::SessionGranted { session, .. } => check_sessions(state, session.0)?,
-            Event::AttemptCounted { .. } | Event::AttemptsForgotten { .. } | Event::SessionEnded { .. } => {}
+            Event::AttemptCounted { .. }
+            | Event::AttemptsForgotten { .. }
+            | Event::SessionEnded { .. }
+            | Event::Wished { .. }
+            | Event::WishEnded { .. }
+            | Event::WishForgotten { .. }
+            | Event::Kept { .. }
+            | Event::Said { .. } => {}
         }
     }
     Ok(())

@@ -7,6 +7,8 @@ mod evolve;
 mod rejection;
 
 use super::model::*;
+use super::sagas::email::Said;
+use crate::outbox::GroupNo;
 
 pub(super) use decide::decide;
 pub(super) use evolve::{check, evolve};
@@ -52,5 +54,60 @@ pub enum Event {
     SessionEnded {
         /// Which.
         session: SessionKey,
+    },
+    /// An e-mail is wanted.
+    Wished {
+        /// Names the claim.
+        id: ClaimId,
+        /// Its number.
+        number: u64,
+        /// The wish.
+        row: ClaimingRow,
+    },
+    /// The wish for an e-mail has ended.
+    WishEnded {
+        /// Names the claim.
+        id: ClaimId,
+        /// How.
+        row: ClaimingRow,
+    },
+    /// How a wish ended is not known any more.
+    WishForgotten {
+        /// Names the claim.
+        id: ClaimId,
+    },
+    /// An account has the claim of its e-mail.
+    Claimed {
+        /// Which account.
+        account: AccountNo,
+        /// Where the claim is kept.
+        row: ClaimedRow,
+    },
+    /// An account has another e-mail.
+    EmailChanged {
+        /// Its number.
+        account: AccountNo,
+        /// The e-mail before.
+        old: Digest,
+        /// The account as it is now.
+        row: AccountRow,
+    },
+    /// Who has an e-mail in all regions has changed, or is not asked for any more.
+    Kept {
+        /// Which e-mail.
+        email: Digest,
+        /// Who has it now.
+        row: Option<ClaimRow>,
+    },
+    /// Another group is told something about an e-mail. No row changes.
+    Said {
+        /// Which group.
+        to: GroupNo,
+        /// The e-mail.
+        email: Digest,
+        /// Names the claim.
+        id: ClaimId,
+        /// What is said.
+        said: Said,
     },
 }

@@ -23,6 +23,9 @@ pub enum Rejection {
     /// The password was changed meanwhile.
     #[error("the password was changed meanwhile: repeat the change with the current one")]
     PasswordChanged,
+    /// The e-mail is being changed already.
+    #[error("the e-mail of this account is being changed already: wait until that is done")]
+    EmailChanging,
     /// It belongs to somebody else.
     #[error("{0} belongs to somebody else: use the token of its owner")]
     NotOwner(String),
@@ -67,6 +70,7 @@ impl Reason for Rejection {
             Self::LogInFailed => "LOG_IN_FAILED",
             Self::SessionInvalid => "SESSION_INVALID",
             Self::PasswordChanged => "PASSWORD_CHANGED",
+            Self::EmailChanging => "EMAIL_CHANGING",
             Self::NotOwner(_) => "NOT_OWNER",
             Self::RoleRequired(_) => "ROLE_REQUIRED",
             Self::RevisionMismatch { .. } => "REVISION_MISMATCH",
@@ -81,7 +85,9 @@ impl Reason for Rejection {
             Self::AccountNotFound(_) => Code::NotFound,
             Self::LogInFailed | Self::SessionInvalid => Code::Unauthenticated,
             Self::NotOwner(_) | Self::RoleRequired(_) => Code::PermissionDenied,
-            Self::TooManyAttempts(_) | Self::AdminExists | Self::LastAdmin(_) => Code::FailedPrecondition,
+            Self::TooManyAttempts(_) | Self::AdminExists | Self::LastAdmin(_) | Self::EmailChanging => {
+                Code::FailedPrecondition
+            }
             Self::PasswordChanged | Self::RevisionMismatch { .. } => Code::Aborted,
             Self::Invalid { .. } => Code::InvalidArgument,
         }

@@ -2,18 +2,21 @@
 
 mod account;
 mod attempts;
+mod claim;
 mod session;
 
 use std::collections::BTreeSet;
 
 use crate::Roles;
 use crate::codec::{DecodeError, Reader};
+use crate::outbox::GroupNo;
 use crate::table::Table;
 
 pub use tidewall_messages::accounts::MODULE;
 
 pub use account::{AccountRow, CounterRow, Credential, EmailRow, Personal};
 pub use attempts::AttemptsRow;
+pub use claim::{ClaimId, ClaimRow, ClaimedRow, ClaimingRow, Kept, Wanted, Wish};
 pub use session::{SessionKey, SessionRow};
 
 /// Sessions that an account can have at a time; one more ends the one that was refreshed longest ago.
@@ -33,6 +36,14 @@ pub const ATTEMPTS_WINDOW_MS: u64 = 15 * 60_000;
 pub const PERSONAL_MAX: usize = 16;
 /// Bytes of one of them, encrypted.
 pub const CIPHERTEXT_MAX: usize = 2_048;
+/// A wish for an e-mail is given up when its keeper has not answered for so long, milliseconds of steady time.
+pub const CLAIMING_MS: u64 = 60_000;
+/// How the wish for an e-mail ended is known for so long, milliseconds of steady time: longer than anybody waits for it.
+pub const CLAIMING_KNOWN_MS: u64 = 300_000;
+/// Whoever was granted an e-mail and has not confirmed that it makes use of it is asked after so long, milliseconds of steady time.
+pub const CLAIM_ASKED_AFTER_MS: u64 = 60_000;
+/// Number of the personal field that is the e-mail.
+pub const FIELD_EMAIL: u32 = 1;
 /// Accounts are numbered anew from a multiple of this in each incarnation, so that nobody gets the name of an account that was lost.
 pub const NUMBERS_PER_INCARNATION: u64 = 1_000_000_000_000;
 
@@ -40,6 +51,8 @@ pub const NUMBERS_PER_INCARNATION: u64 = 1_000_000_000_000;
 pub const COUNTER_ACCOUNTS: u64 = 1;
 /// Key of the counter of admins.
 pub const COUNTER_ADMINS: u64 = 2;
+/// Key of the counter of claims: the highest number that was given.
+pub const COUNTER_CLAIMS: u64 = 3;
 
 /// All roles that there are.
 pub const ROLES: Roles = Roles(
@@ -65,6 +78,10 @@ pub struct State {
     pub(super) sessions: Table<SessionRow>,
     pub(super) attempts: Table<AttemptsRow>,
     pub(super) counters: Table<CounterRow>,
+    /// By e-mail: those that this group keeps.
+    pub(super) claims: Table<ClaimRow>,
+    pub(super) claimings: Table<ClaimingRow>,
+    pub(super) claimed: Table<ClaimedRow>,
 }
 
 impl State {
@@ -84,6 +101,27 @@ impl State {
     pub fn sessions_of(&self, account: AccountNo) -> impl Iterator<Item = (SessionKey, &SessionRow)> {
         let rows = self.sessions.range_from(&(account, 0));
         rows.take_while(move |(key, _)| key.0 == account).map(|(key, row)| (*key, row))
+    }
+
+    /// The account whose e-mail this is by this claim.
+    pub fn account_by_claim(&self, email: &Digest, keeper: GroupNo, id: ClaimId) -> Option<AccountNo> {
+        let no = self.emails.get(email)?.0;
+        (self.claimed.get(&no)? == &ClaimedRow { keeper, id }).then_some(no)
+    }
+
+    /// All accounts, each with where the claim of its e-mail is kept.
+    pub fn all(&self) -> impl Iterator<Item = (AccountNo, &AccountRow, Option<&ClaimedRow>)> {
+        self.accounts.iter().map(|(no, row)| (*no, row, self.claimed.get(no)))
+    }
+
+    /// All e-mails that this group keeps for accounts of some group.
+    pub fn kept(&self) -> impl Iterator<Item = (&Digest, &ClaimRow)> {
+        self.claims.iter()
+    }
+
+    /// All wishes for an e-mail that are known.
+    pub fn wishes(&self) -> impl Iterator<Item = (&ClaimId, &ClaimingRow)> {
+        self.claimings.iter()
     }
 
     pub(super) fn counter(&self, key: u64) -> u64 {

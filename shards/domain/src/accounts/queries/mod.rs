@@ -5,7 +5,7 @@ pub mod views;
 use tidewall_messages::accounts::answer::Result as Found;
 use tidewall_messages::accounts::command::Op as Asked;
 use tidewall_messages::accounts::query::Op;
-use tidewall_messages::accounts::{Answer, Command, CredentialView, Query, SessionList};
+use tidewall_messages::accounts::{Answer, ClaimingView, Command, CredentialView, Query, SessionList};
 
 use super::commands::Rejection;
 use super::model::*;
@@ -46,6 +46,12 @@ pub(super) fn query(state: &State, now: Now, query: &Query) -> Result<Answer, Re
             let live = state.sessions_of(no).filter(|(_, session)| session.lives(now.steady_ms));
             let sessions = live.map(|(key, session)| views::session(key, session)).collect();
             Found::Sessions(SessionList { sessions, key_id: row.key_id.to_vec() })
+        }
+        Some(Op::GetClaiming(asked)) => {
+            let id = asked.claim_id.as_slice().try_into().map(ClaimId::from_be_bytes);
+            let id = id.map_err(|_| Rejection::invalid("claim_id", "has not 16 bytes"))?;
+            let row = state.claimings.get(&id);
+            Found::Claiming(ClaimingView { state: row.map(views::claiming).unwrap_or_default().into() })
         }
         None => return Err(Rejection::invalid("op", "the query asks for nothing that this build has")),
     };

@@ -1,6 +1,6 @@
 //! Rows as answers show them. Translates; decides nothing. No view has a credential but the one that is asked for by name.
 
-use tidewall_messages::accounts::{AccountView, SessionView};
+use tidewall_messages::accounts::{AccountView, ClaimingState, SessionView};
 
 use super::super::model::*;
 
@@ -25,5 +25,15 @@ pub fn session(key: SessionKey, row: &SessionRow) -> SessionView {
         device: row.device.as_ref().map(Into::into),
         created_at_ms: row.created_ms,
         refreshed_at_ms: row.refreshed_ms,
+    }
+}
+
+/// How the wish for an e-mail stands.
+pub fn claiming(row: &ClaimingRow) -> ClaimingState {
+    match row.wish {
+        Wish::Open(_) => ClaimingState::Open,
+        Wish::Done => ClaimingState::Done,
+        Wish::Taken => ClaimingState::Taken,
+        Wish::Undone => ClaimingState::Undone,
     }
 }

@@ -91,10 +91,10 @@ fn a_timer_that_breaks_an_invariant_delays_no_other() {
     world.wait(60);
     let stock = world.stock("ga");
     let fired = fire_next(&mut world.state, &world.context).unwrap();
-    assert!(fired.faulted);
+    assert!(fired.fault.is_some());
     assert_eq!((world.stock("ga"), world.hold_state(1)), (stock, Some(HoldState::Stuck)));
     let fired = fire_next(&mut world.state, &world.context).unwrap();
-    assert!(!fired.faulted);
+    assert_eq!(fired.fault, None);
     assert_eq!(world.hold_state(2), Some(HoldState::Expired));
     assert_eq!(fire_next(&mut world.state, &world.context), None, "the stuck one has none any more");
 }
