@@ -29,7 +29,7 @@ pub struct DlqCommand {
 pub enum Verb {
     /// List the dead letters of a region, or of all
     #[command(
-        after_help = "Example:\n  tidewall dlq list\n  tidewall dlq list north -o json | jq '.dead_letters[].reason'\n\nA dead letter is a message of another region, or a timer, that would have broken an invariant. It was set aside; those of its saga behind it wait, all others go on."
+        after_help = "Example:\n  tidewall dlq list\n  tidewall dlq list north -o json | jq '.dead_letters[].reason'\n\nA dead letter is a message of another region, or a timer, that would have broken an invariant. It was set aside; those of its saga behind it wait, all others go on. What somebody should know stands here as well."
     )]
     List(ListArgs),
     /// Show one dead letter
@@ -190,7 +190,7 @@ async fn list(arguments: &ListArgs, format: Format) -> Result<(), Failure> {
                 let from = letter.from_region.trim_start_matches("regions/");
                 vec![
                     letter.name.clone(),
-                    if from.is_empty() { "a timer".into() } else { from.to_owned() },
+                    if from.is_empty() { "itself".into() } else { from.to_owned() },
                     letter.domain.clone(),
                     letter.set_aside_time.clone().unwrap_or_default(),
                     if letter.waits { "waits" } else { "failed" }.to_owned(),
@@ -222,7 +222,7 @@ async fn show(arguments: &OneArgs, format: Format) -> Result<(), Failure> {
     match format {
         Format::Json => output::json(&letter),
         Format::Table => {
-            let from = if letter.from_region.is_empty() { "a timer" } else { &letter.from_region };
+            let from = if letter.from_region.is_empty() { "itself" } else { &letter.from_region };
             output::text(&format!(
                 "{}\n  from     {from}\n  domain   {}\n  saga     {}\n  since    {}\n  state    {}\n  reason   {}\n  message  {}\n",
                 letter.name,

@@ -17,7 +17,7 @@ use prost::Message;
 use tidewall_messages::{ModuleCommand, ModuleMessage, ModuleQuery, Rejection};
 
 use crate::outbox::{GroupNo, Outbox, Room};
-use crate::table::{AnyTable, FrozenPage};
+use crate::table::{AnyTable, FrozenPage, TableId};
 use crate::{Caller, Context, Now};
 
 /// An invariant is broken: the changes must be taken back.
@@ -85,7 +85,7 @@ pub trait Module: Default + Debug + Send + Sync + 'static {
     /// What a decision changes, past tense; rows follow from it and from nothing else.
     type Event;
     /// Something that is to be done at a time that has come.
-    type Timer: Copy + Debug;
+    type Timer: Copy;
     /// A read.
     type Query: ModuleQuery + Default;
     /// What it tells its like in other groups; [`tidewall_messages::NoMessage`] when it is nothing.
@@ -114,6 +114,11 @@ pub trait Module: Default + Debug + Send + Sync + 'static {
 
     /// The first apply version under which this may be asked for: a build that lacks the operation would halt on it.
     fn since(_command: &Self::Command) -> u32 {
+        Self::SINCE
+    }
+
+    /// The first apply version under which a table may have rows: a build that lacks it refuses them.
+    fn table_since(_table: TableId) -> u32 {
         Self::SINCE
     }
 
@@ -234,7 +239,7 @@ pub enum NotUnderstood {
 pub struct Fired {
     /// Rows that changed.
     pub rows: usize,
-    /// It would have broken an invariant, and was shelved: which one, and why.
+    /// It would have broken an invariant, and was shelved: why.
     pub fault: Option<String>,
     /// What it sends.
     pub outbox: Outbox,
@@ -274,6 +279,8 @@ pub trait AnyModule: Any + Debug + Send + Sync {
     fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable));
     /// Shows every table, to be changed as a whole.
     fn tables_mut(&mut self, show: &mut dyn FnMut(&mut dyn AnyTable));
+    /// The first apply version under which a table may have rows.
+    fn table_since(&self, table: TableId) -> u32;
     /// Whether the hot row of this name exists.
     fn has_row(&self, name: &str) -> bool;
     /// Whether bytes are a command of this module; gives the first apply version under which it may be asked for.
@@ -342,6 +349,10 @@ impl<M: Module> AnyModule for M {
         Module::tables_mut(self, show);
     }
 
+    fn table_since(&self, table: TableId) -> u32 {
+        M::table_since(table)
+    }
+
     fn has_row(&self, name: &str) -> bool {
         Module::has_row(self, name)
     }
@@ -374,7 +385,8 @@ impl<M: Module> AnyModule for M {
     }
 
     fn receive(&mut self, context: &Context, from: GroupNo, payload: &[u8]) -> Result<Outbox, Fault> {
-        let message = M::Message::decode(payload).map_err(|why| Fault(why.to_string()))?;
+        // The words are kept in rows: they must be our own.
+        let message = M::Message::decode(payload).map_err(|_| Fault("the message does not decode".into()))?;
         receive(self, context, from, &message)
     }
 
@@ -514,7 +526,7 @@ pub fn fire_next<M: Module>(module: &mut M, context: &Context) -> Option<Fired> 
     Module::tables(module, &mut |table| rows += table.touched_rows());
     commit(module);
     count.end(module, M::TIMER_ROWS_MAX, &"a timer");
-    let fault = fired.err().map(|fault| format!("{timer:?}: {fault}"));
+    let fault = fired.err().map(|fault| fault.0);
     Some(Fired { rows, fault, outbox })
 }
 

@@ -31,6 +31,8 @@ pub struct Outbox {
     pub ended: Vec<GroupNo>,
     /// Messages, in order.
     pub messages: Vec<Outgoing>,
+    /// What somebody should know.
+    pub notices: Vec<String>,
 }
 
 impl Outbox {
@@ -49,9 +51,14 @@ impl Outbox {
         self.messages.push(Outgoing { to, saga, payload: message.encode_to_vec() });
     }
 
-    /// Whether nothing is sent, begun or ended.
+    /// Has somebody look at something that no rule can mend. It stands among the dead letters, unless there are very many.
+    pub fn notice(&mut self, what: String) {
+        self.notices.push(what);
+    }
+
+    /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.begun.is_empty() && self.ended.is_empty() && self.messages.is_empty()
+        self.begun.is_empty() && self.ended.is_empty() && self.messages.is_empty() && self.notices.is_empty()
     }
 }
 

@@ -8,7 +8,10 @@ use tidewall_domain::outbox::GroupNo;
 use tidewall_mutant::{Mutant, active};
 
 use crate::entry::{Delivery, SystemCommand};
-use crate::machine::Machine;
+use crate::machine::{DEAD_LETTERS_MAX, Machine};
+
+/// Messages that may be acknowledged later, with something else.
+const ACKNOWLEDGED_LATER_MAX: u64 = 1_024;
 
 /// What a group says of itself to another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,17 +67,19 @@ impl Memory {
         }
         // What was heard of another pair says nothing about this one.
         let agrees = heard.pair == (incarnation, row.peer);
-        let position = if agrees { heard.received } else { row.first }.max(row.first).max(self.skipped);
+        let received = if agrees { heard.received } else { row.first }.max(row.first);
+        let acknowledge =
+            SystemCommand::Acknowledge { group: to, pair: (row.peer, incarnation), next: received };
+        if received - row.first > ACKNOWLEDGED_LATER_MAX {
+            // Finding the place behind what is not let go takes longer the more there is.
+            return Todo::Propose(acknowledge);
+        }
+        let position = received.max(self.skipped);
         if position < row.next || (!row.met && !agrees) {
             return Todo::Deliver(rows.delivery(own, to, position));
         }
-        if agrees && (heard.received > row.first || !row.met) {
-            let (group, next) = (to, heard.received.max(row.first));
-            return Todo::ProposeLater(SystemCommand::Acknowledge {
-                group,
-                pair: (row.peer, incarnation),
-                next,
-            });
+        if agrees && (received > row.first || !row.met) {
+            return Todo::ProposeLater(acknowledge);
         }
         if self.is_old { Todo::Deliver(question(rows, own, to)) } else { Todo::Nothing }
     }
@@ -102,15 +107,32 @@ pub fn heard(rows: &Machine, from: GroupNo) -> Heard {
     Heard { incarnation: rows.incarnation(), pair: (row.peer, row.own), received: row.received }
 }
 
-/// Whether a delivery has anything that the rows do not know.
-pub fn is_news(rows: &Machine, delivery: &Delivery) -> bool {
+/// Whether a delivery has anything that the rows do not know, and can take.
+///
+/// # Errors
+/// Why it can take none of it: that must not get into the log again and again.
+pub fn is_news(rows: &Machine, delivery: &Delivery) -> Result<bool, String> {
     let (row, own) = (rows.stream(delivery.from), rows.incarnation());
-    if delivery.to_incarnation != own || delivery.from_incarnation < row.peer {
-        return false;
+    if delivery.to_incarnation != own || (row.own == own && delivery.from_incarnation < row.peer) {
+        return Ok(false);
+    }
+    if (row.peer, row.own) != (delivery.from_incarnation, own) || !row.met || row.received == 0 {
+        return Ok(true);
     }
     let end = delivery.first + delivery.messages.len() as u64;
-    (row.peer, row.own) != (delivery.from_incarnation, own)
-        || !row.met
-        || row.received == 0
-        || end > row.received
+    if end <= row.received || delivery.first > row.received {
+        return Ok(false);
+    }
+    if rows.dead_letters_count() >= DEAD_LETTERS_MAX {
+        return Err(format!(
+            "the group has {DEAD_LETTERS_MAX} dead letters and takes in no messages until some are resolved"
+        ));
+    }
+    if !delivery.follows(row.received, row.received_chain) {
+        return Err(format!(
+            "message {} of group {} is not what came before: the streams of the two have parted, report this",
+            row.received, delivery.from
+        ));
+    }
+    Ok(true)
 }

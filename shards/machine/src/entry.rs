@@ -145,6 +145,15 @@ impl Delivery {
         w.into_bytes()
     }
 
+    /// Whether the messages go on from where `chain` is the hash over all before number `received`, which is among them or the next.
+    pub(crate) fn follows(&self, received: u64, chain: u64) -> bool {
+        let Some(known) = received.checked_sub(self.first).map(|known| known as usize) else { return false };
+        let before = self.messages.get(..known);
+        before.is_some_and(|before| {
+            before.iter().fold(self.chain, |chain, message| message.chain(chain)) == chain
+        })
+    }
+
     /// A delivery from its bytes.
     ///
     /// # Errors

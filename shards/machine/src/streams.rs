@@ -183,9 +183,9 @@ pub type DeadKey = (u64, u64, u32);
 /// What could not be carried out, and is there for somebody to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadRow {
-    /// Group that sent the message; 0 for a timer.
+    /// Group that sent the message; 0 for a timer, and for what somebody should know.
     pub from: GroupNo,
-    /// The message; of a timer only the module counts.
+    /// The message; of what is none only the module counts.
     pub message: Message,
     /// Why it could not be carried out; of one that waits behind another one, that.
     pub reason: String,
@@ -199,14 +199,14 @@ pub struct DeadRow {
 pub type SagaKey = (GroupNo, u8, u128);
 
 impl DeadRow {
-    /// A timer that faulted; its row was set aside by the module.
-    pub fn is_timer(&self) -> bool {
+    /// No message: a timer that faulted, which its module has set aside, or what somebody should know.
+    pub fn is_notice(&self) -> bool {
         self.from == 0
     }
 
     /// The saga of a message.
     pub fn saga(&self) -> Option<SagaKey> {
-        (!self.is_timer()).then_some((self.from, self.message.module, self.message.saga))
+        (!self.is_notice()).then_some((self.from, self.message.module, self.message.saga))
     }
 }
 

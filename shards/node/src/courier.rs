@@ -129,6 +129,7 @@ impl Couriers {
         }
         let state = group.state();
         let (version, news) = state.read(|machine| (machine.apply_version(), is_news(machine, &delivery)));
+        let news = news.map_err(|why| (Some(self.standing.node()), why))?;
         if version < SENDS_MESSAGES || !self.are_known(version, &delivery) {
             return Err((None, format!("not all members of group {to} have a build that knows this")));
         }
@@ -172,8 +173,10 @@ impl Couriers {
 
     /// The node to ask about a group.
     fn node_for(&self, to: u32, other: &mut Other) -> u64 {
-        let known = other.leader.take().or_else(|| self.groups.get(&to)?.believed_leader());
-        known.filter(|_| other.pauses < 2).unwrap_or_else(|| {
+        // Who was told to lead is asked; what the replica here believes is not trusted for ever.
+        let believed = || self.groups.get(&to)?.believed_leader().filter(|_| other.pauses < 2);
+        let known = other.leader.take().or_else(believed);
+        known.unwrap_or_else(|| {
             let mut nodes = self.standing.others();
             nodes.push(self.standing.node());
             nodes.sort_unstable();
@@ -294,8 +297,9 @@ fn look(machine: &Machine, own: u32, others: &mut BTreeMap<u32, Other>) -> Todos
             other.memory.doubt();
         }
         match other.memory.next(machine, own, to) {
-            Todo::Nothing => other.since = None,
+            Todo::Nothing => (other.since, other.again_at) = (None, None),
             Todo::ProposeLater(command) => {
+                other.again_at = None;
                 let since = *other.since.get_or_insert(now);
                 due |= now >= since + LATER;
                 later.push((to, command));
@@ -321,7 +325,11 @@ fn take(other: &mut Other, to: u32, came: Came, group: &Group) {
             };
             other.leader = Some(delivered.leader_node);
             other.heard = Instant::now();
-            if other.memory.hear(heard) { other.go_on() } else { other.pause() }
+            let went_on = other.memory.hear(heard);
+            let todo = group.state().read(|machine| other.memory.next(machine, group.number(), to));
+            // Who has heard the same as before and has the same to do would do it for ever.
+            let idle = matches!(todo, Todo::Nothing | Todo::ProposeLater(_));
+            if went_on || idle { other.go_on() } else { other.pause() }
         }
         Came::Delivered(Ok(delivered)) => {
             tracing::debug!(group = group.number(), to, why = delivered.refusal, "messages are not taken in");

@@ -139,7 +139,8 @@ fn dead_letters(machine: &Machine, asked: &pb::ListDeadLetters) -> Result<pb::De
         }
         (id, _) => (key(id)?, 1),
     };
-    let letters = machine.dead_letters(&first).map(|(key, row)| pb::DeadLetter {
+    let found = machine.dead_letters(&first).take_while(|(key, _)| asked.id.is_empty() || **key == first);
+    let letters = found.map(|(key, row)| pb::DeadLetter {
         id: dead_letter_id(key),
         from: row.from,
         module: machine.module(row.message.module).map(|module| module.name().to_owned()).unwrap_or_default(),
@@ -149,7 +150,6 @@ fn dead_letters(machine: &Machine, asked: &pb::ListDeadLetters) -> Result<pb::De
         since_ms: row.since_ms,
         payload: row.message.payload.clone(),
     });
-    let letters = letters.filter(|letter| asked.id.is_empty() || letter.id == asked.id);
     let (letters, more) = page(letters, limit, LETTERS_MAX);
     Ok(pb::DeadLetters { letters, more })
 }

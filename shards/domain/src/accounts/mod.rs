@@ -3,7 +3,7 @@
 //! Invariants, checked on the rows that a command touched before its changes stand:
 //! A1 an e-mail belongs to one account, and each account to its e-mail; A2 a session belongs to an account, and nobody has more
 //! than [`model::SESSIONS_MAX`]; A3 the generation of a session only grows; A4 an account has the role `user`, and no role that does
-//! not exist; A5 an account whose e-mail is claimed has it in all regions.
+//! not exist; A5 an account whose e-mail is claimed has it in all regions, as long as its keeper remembers that.
 //!
 //! **Never here:** a password, a token, or anything personal in plain text. E-mails are keyed hashes, tokens are hashes, personal
 //! fields are ciphertext under keys that this module never sees.
@@ -25,12 +25,13 @@ use tidewall_messages::accounts::{Answer, Command, Message, Outcome, Query};
 
 use crate::module::{Decision, Fault, Module, Step};
 use crate::outbox::{GroupNo, Outbox};
-use crate::table::AnyTable;
+use crate::table::{AnyTable, Row as _, TableId};
 use crate::{Caller, Context, Now};
 
 use commands::Event;
 use model::{
-    AttemptsRow, ClaimId, ClaimRow, ClaimingRow, Digest, Kept, SESSIONS_MAX, SessionKey, SessionRow,
+    AttemptsRow, ClaimId, ClaimRow, ClaimedRow, ClaimingRow, Digest, Kept, SESSIONS_MAX, SessionKey,
+    SessionRow,
 };
 use sagas::email;
 
@@ -98,6 +99,11 @@ impl Module for State {
             Some(Op::ChangeEmail(_)) => CLAIMS_EMAILS,
             _ => Self::SINCE,
         }
+    }
+
+    fn table_since(table: TableId) -> u32 {
+        let claims = [ClaimRow::TABLE, ClaimingRow::TABLE, ClaimedRow::TABLE];
+        if claims.contains(&table) { CLAIMS_EMAILS } else { Self::SINCE }
     }
 
     fn message_since(_: &Message) -> u32 {

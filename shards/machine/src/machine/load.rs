@@ -155,6 +155,18 @@ impl Loader {
         {
             return Err(LoadError::Table(StreamRow::TABLE));
         }
+        // Nor does such a build know what a module has later tables for.
+        for module in &machine.modules {
+            let mut later = None;
+            module.tables(&mut |table| {
+                if !table.is_empty() && module.table_since(table.id()) > rows {
+                    later = Some(table.id());
+                }
+            });
+            if let Some(table) = later {
+                return Err(LoadError::Table(table));
+            }
+        }
         Ok(())
     }
 

@@ -266,10 +266,10 @@ impl Machine {
                 if let Some(timer) = module.fire_next(context) {
                     fired = true;
                     changed += timer.rows.max(1);
-                    self.transmit(number, timer.outbox);
+                    self.transmit(context, number, timer.outbox);
                     if let Some(fault) = timer.fault {
                         self.faults += 1;
-                        self.bury_timer(context, number, fault);
+                        self.notice(context, number, fault, DEAD_LETTERS_MAX);
                     }
                 }
             }
@@ -385,9 +385,10 @@ impl Machine {
         };
         let module = self.modules.iter_mut().find(|module| module.number() == number);
         let module = module.ok_or_else(|| unknown(no_module(number)))?;
-        match module.apply(context, caller, payload, &StreamRoom(&self.streams)) {
+        let room = StreamRoom { streams: &self.streams, dead: &self.dead };
+        match module.apply(context, caller, payload, &room) {
             Ok(Applied { answer: Ok(outcome), remembered, outbox }) => {
-                self.transmit(number, outbox);
+                self.transmit(context, number, outbox);
                 Ok((Answer::Done { module: number, outcome }, remembered))
             }
             Ok(Applied { answer: Err(rejection), remembered, .. }) => {

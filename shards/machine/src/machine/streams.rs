@@ -27,13 +27,17 @@ pub const DELIVERY_MESSAGES_MAX: usize = 256;
 pub const DELIVERY_BYTES_MAX: usize = 256 << 10;
 
 /// Whether there is room for one more saga.
-pub(super) struct StreamRoom<'a>(pub &'a Table<StreamRow>);
+pub(super) struct StreamRoom<'a> {
+    pub streams: &'a Table<StreamRow>,
+    pub dead: &'a Table<DeadRow>,
+}
 
 impl Room for StreamRoom<'_> {
     fn admits(&self, peer: GroupNo) -> bool {
-        self.0
-            .get(&peer)
-            .is_none_or(|row| row.queued() + (row.open + 1).saturating_mul(SAGA_MESSAGES_MAX) <= OUTBOX_MAX)
+        let fits =
+            |row: &StreamRow| row.queued() + (row.open + 1).saturating_mul(SAGA_MESSAGES_MAX) <= OUTBOX_MAX;
+        // Who takes in no answers must ask for none.
+        self.dead.len() < DEAD_LETTERS_MAX && self.streams.get(&peer).is_none_or(fits)
     }
 }
 
@@ -103,11 +107,14 @@ impl Machine {
     }
 
     /// Takes what a change of a module's rows sends into the outbox.
-    pub(super) fn transmit(&mut self, module: u8, outbox: Outbox) {
+    pub(super) fn transmit(&mut self, context: &Context, module: u8, outbox: Outbox) {
         if outbox.is_empty() {
             return;
         }
-        let Outbox { begun, ended, messages } = outbox;
+        let Outbox { begun, ended, messages, notices } = outbox;
+        for notice in notices {
+            self.notice(context, module, notice, DEAD_LETTERS_MAX / 2);
+        }
         for peer in begun {
             let row = self.stream(peer);
             self.streams.set(peer, Some(StreamRow { open: row.open + 1, ..row }));
@@ -130,7 +137,8 @@ impl Machine {
     /// have.
     pub(super) fn meet(&mut self, group: GroupNo, peer: u64) {
         let (row, own) = (self.stream(group), self.incarnation());
-        if peer < row.peer || (row.peer, row.own) == (peer, own) {
+        // What an earlier life of these rows knew of the other group may be of another cluster.
+        if row.own == own && peer <= row.peer {
             return;
         }
         let first = self.modules.first().map(|module| (module.number(), Vec::new()));
@@ -194,11 +202,11 @@ impl Machine {
         }
         self.streams.set(from, Some(row.clone()));
         self.streams.commit();
-        let known = row.received.checked_sub(delivery.first).map(|known| known as usize);
-        let Some(known) = known.filter(|known| *known <= delivery.messages.len()) else { return };
-        let (before, new) = delivery.messages.split_at(known);
-        let chain = before.iter().fold(delivery.chain, |chain, message| message.chain(chain));
-        if chain != row.received_chain {
+        let Some(known) = row.received.checked_sub(delivery.first).map(|known| known as usize) else {
+            return;
+        };
+        let Some(new) = delivery.messages.get(known..) else { return };
+        if !delivery.follows(row.received, row.received_chain) {
             // Neither side may go on as if nothing were wrong.
             self.faults += 1;
             return;
@@ -246,7 +254,7 @@ impl Machine {
         let module = self.modules.iter_mut().find(|module| module.number() == message.module);
         let module = module.ok_or_else(|| no_module(message.module))?;
         let outbox = module.receive(context, from, &message.payload).map_err(|fault| fault.to_string())?;
-        self.transmit(message.module, outbox);
+        self.transmit(context, message.module, outbox);
         Ok(())
     }
 
@@ -259,9 +267,9 @@ impl Machine {
         self.dead.commit();
     }
 
-    /// Notes that a timer could not be carried out. Its module has set it aside.
-    pub(super) fn bury_timer(&mut self, context: &Context, module: u8, reason: String) {
-        if context.apply_version < SENDS_MESSAGES || self.dead.len() >= DEAD_LETTERS_MAX {
+    /// Notes something that somebody should know, such as a timer that its module has set aside, unless there are `most` dead letters.
+    pub(super) fn notice(&mut self, context: &Context, module: u8, reason: String, most: u64) {
+        if context.apply_version < SENDS_MESSAGES || self.dead.len() >= most {
             return;
         }
         let message = Message { module, saga: 0, payload: Vec::new() };
@@ -276,8 +284,8 @@ impl Machine {
             return Err(format!("dead letter {id} cannot go first: {}", row.reason));
         }
         if !drop {
-            if row.is_timer() {
-                return Err(format!("dead letter {id} is a timer, which its module has set aside: drop it"));
+            if row.is_notice() {
+                return Err(format!("dead letter {id} is no message that could be carried out: drop it"));
             }
             self.hand_over(context, row.from, &row.message)
                 .map_err(|why| format!("dead letter {id} cannot be carried out: {why}"))?;
@@ -314,10 +322,10 @@ impl Machine {
         let mut next = following.map(|number| (number, Vec::new()));
         if let Some(module) = self.modules.iter_mut().find(|module| module.number() == number) {
             let step = module.reconcile(context, group, &after);
-            self.transmit(number, step.outbox);
+            self.transmit(context, number, step.outbox);
             if let Some(fault) = step.fault {
                 self.faults += 1;
-                self.bury_timer(context, number, fault);
+                self.notice(context, number, fault, DEAD_LETTERS_MAX);
             }
             if let Some(after) = step.next {
                 next = Some((number, after));

@@ -102,7 +102,7 @@ impl Groups {
 
     /// A delivery, or a copy of one, comes.
     pub fn arrive(&mut self, to: GroupNo, delivery: Delivery) {
-        if is_news(self.rows(to), &delivery) {
+        if is_news(self.rows(to), &delivery).unwrap_or(false) {
             self.system(to, SystemCommand::Deliver(delivery));
         }
     }
@@ -147,6 +147,13 @@ impl Groups {
     pub fn save(&mut self, group: GroupNo) {
         let member = self.groups.get_mut(&group).unwrap();
         member.saved = Some(member.machine.freeze_all());
+    }
+
+    /// Goes on with the state that a group of the same number has kept elsewhere.
+    pub fn restore_from(&mut self, group: GroupNo, elsewhere: &mut Self) {
+        let saved = elsewhere.groups.get_mut(&group).unwrap().saved.take();
+        self.groups.get_mut(&group).unwrap().saved = saved;
+        self.restore(group);
     }
 
     /// Goes back to the state that was kept, if any: a new incarnation.

@@ -11,6 +11,7 @@ use tidewall_messages::{ModuleCommand, ModuleMessage, ModuleQuery};
 
 use super::groups::Groups;
 use super::*;
+use crate::courier::is_news;
 use crate::streams::StreamRow;
 
 const MODULE: u8 = 201;
@@ -344,6 +345,54 @@ fn other_messages_under_the_same_numbers_are_refused() {
     let delivery = groups.rows(1).delivery(1, 2, 0);
     groups.system(2, SystemCommand::Deliver(Delivery { chain: delivery.chain ^ 1, ..delivery }));
     assert_eq!((gifts(&groups, 2).count(GOT), groups.rows(2).faults()), (20, 1));
+    // Whoever leads does not even propose it, again and again.
+    let delivery = groups.rows(1).delivery(1, 2, 0);
+    let parted = Delivery { chain: delivery.chain ^ 1, ..delivery.clone() };
+    assert!(is_news(groups.rows(2), &parted).unwrap_err().contains("parted"));
+    assert_eq!(is_news(groups.rows(2), &delivery), Ok(true));
+}
+
+/// Groups of one cluster, and one whose rows come from another one, where its counterparts had later incarnations.
+#[test]
+fn rows_of_another_cluster_find_their_way() {
+    let mut elsewhere = groups(2);
+    give(&mut elsewhere, 1, 2, 20);
+    elsewhere.settle();
+    for _ in 0..3 {
+        elsewhere.save(2);
+        elsewhere.restore(2);
+        elsewhere.settle();
+    }
+    elsewhere.save(1);
+    let mut groups = groups(2);
+    give(&mut groups, 2, 1, 30);
+    groups.settle();
+    groups.restore_from(1, &mut elsewhere);
+    groups.settle();
+    let before = gifts(&groups, 2).count(GOT);
+    give(&mut groups, 1, 2, 40);
+    give(&mut groups, 2, 1, 50);
+    groups.settle();
+    assert_eq!((gifts(&groups, 2).count(GOT) - before, gifts(&groups, 1).count(GOT)), (40, 50));
+}
+
+#[test]
+fn with_too_many_dead_letters_nothing_is_taken_in_and_nothing_begun() {
+    let mut groups = groups(2);
+    while groups.rows(2).dead_letters_count() < DEAD_LETTERS_MAX {
+        give(&mut groups, 1, 2, CURSED);
+        if groups.rows(1).stream(2).queued() > 500 {
+            groups.settle();
+        }
+    }
+    let delivery = groups.rows(1).delivery(1, 2, 0);
+    let question = Delivery { messages: Vec::new(), ..delivery };
+    assert_eq!(is_news(groups.rows(2), &question), Ok(false), "who only asks is answered");
+    give(&mut groups, 1, 2, 20);
+    let delivery = groups.rows(1).delivery(1, 2, groups.rows(2).stream(1).received);
+    assert!(is_news(groups.rows(2), &delivery).unwrap_err().contains("dead letters"));
+    let full = groups.ask(2, "alice", &Give { to: 1, amount: 20 });
+    assert_eq!(full.answer, Answer::Rejected(RejectReason::Full(1)));
 }
 
 #[test]

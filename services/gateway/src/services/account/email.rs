@@ -1,25 +1,135 @@
 //! E-mails that are unique in all regions: which group keeps one, and waiting until it has said whether it is free.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message as _;
 use tidewall_client::ClientError;
+use tidewall_messages::ModuleQuery as _;
 use tidewall_messages::accounts::outcome::Result as Done;
 use tidewall_messages::accounts::{self as messages, ClaimingState, answer};
+use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::v1;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
 
 use super::EmailHash;
 use super::profile::field;
+use crate::accounts::persons::KeyId;
 use crate::convert::{self, Decided};
-use crate::edge::Call;
+use crate::edge::{Call, Edge};
 use crate::errors::ApiError;
 use crate::services::Services;
 use crate::{names, request_id};
 
 /// Pauses before it is asked again whether an e-mail is free: the first, and the longest.
 const PAUSE_MIN: Duration = Duration::from_millis(4);
-const PAUSE_MAX: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// What came of a claim is waited for so long when its caller has gone: longer than a region waits for another one.
+const TRIAL_MAX: Duration = Duration::from_secs(120);
+/// And asked so often.
+const TRIAL_EVERY: Duration = Duration::from_secs(2);
+/// How long erasing a key that nobody uses may take.
+const ERASE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Asks a region about accounts, beside all other calls: whoever waits for another region has been let in, and asks for little.
+async fn ask(
+    edge: &Edge,
+    group: u32,
+    query: impl Into<messages::Query>,
+    deadline: Instant,
+) -> Result<Option<answer::Result>, ClientError> {
+    let query: messages::Query = query.into();
+    let (module, payload) = (messages::Query::MODULE.into(), query.encode_to_vec());
+    let query = pb::Query { op: Some(pb::query::Op::Module(pb::ModuleQuery { module, payload })) };
+    Ok(match edge.client.query(group, query, deadline).await?.result {
+        Some(pb::query_result::Result::Module(answer)) => {
+            messages::Answer::decode(answer).ok().and_then(|answer| answer.result)
+        }
+        _ => None,
+    })
+}
+
+/// How a claim stands; `None` when the region does not say.
+async fn claiming(edge: &Edge, group: u32, claim_id: &[u8], deadline: Instant) -> Option<ClaimingState> {
+    let get = messages::GetClaiming { claim_id: claim_id.to_vec() };
+    match ask(edge, group, get, deadline).await {
+        Ok(Some(answer::Result::Claiming(view))) => Some(view.state()),
+        _ => None,
+    }
+}
+
+/// The key of the account that has an e-mail, if there is one.
+async fn key_of(
+    edge: &Edge,
+    group: u32,
+    email: &EmailHash,
+    deadline: Instant,
+) -> Result<Option<Vec<u8>>, ClientError> {
+    let find = messages::FindAccount { email_hash: email.to_vec() };
+    Ok(match ask(edge, group, find, deadline).await? {
+        Some(answer::Result::Account(view)) => Some(view.key_id),
+        _ => None,
+    })
+}
+
+/// Erases a key that no account has, without anybody waiting for it.
+pub(super) fn erase_later(edge: &Arc<Edge>, group: u32, id: KeyId) {
+    let edge = Arc::clone(edge);
+    tokio::spawn(async move {
+        if let Err(error) = edge.client.erase_key(group, id, ERASE_WITHIN).await {
+            tracing::debug!(%error, "a key that no account has stays in the keyring");
+        }
+    });
+}
+
+/// A key that an account may get: erased once it is certain that none does, also when whoever asked has gone.
+pub(super) struct KeyOnTrial {
+    pub(super) edge: Arc<Edge>,
+    pub(super) group: u32,
+    pub(super) key: KeyId,
+    pub(super) email: EmailHash,
+    /// The claim that decides; `None` when it is known what came of it.
+    pub(super) claim_id: Option<Vec<u8>>,
+}
+
+impl KeyOnTrial {
+    /// Some account has the key, or may have it.
+    fn keep(mut self) {
+        self.claim_id = None;
+    }
+
+    /// No account has it.
+    fn erase(mut self) {
+        self.claim_id = None;
+        erase_later(&self.edge, self.group, self.key);
+    }
+}
+
+impl Drop for KeyOnTrial {
+    fn drop(&mut self) {
+        let Some(claim_id) = self.claim_id.take() else { return };
+        let (edge, group, key, email) = (Arc::clone(&self.edge), self.group, self.key, self.email);
+        tokio::spawn(async move {
+            let until = Instant::now() + TRIAL_MAX;
+            while Instant::now() < until {
+                sleep(TRIAL_EVERY).await;
+                let unused = match claiming(&edge, group, &claim_id, until).await {
+                    Some(ClaimingState::Taken | ClaimingState::Undone) => true,
+                    Some(ClaimingState::Done | ClaimingState::Unspecified) => {
+                        let has = key_of(&edge, group, &email, until).await;
+                        has.is_ok_and(|has| has.is_some_and(|has| has != key))
+                    }
+                    Some(ClaimingState::Open) | None => continue,
+                };
+                if unused {
+                    erase_later(&edge, group, key);
+                }
+                return;
+            }
+        });
+    }
+}
 
 impl Services {
     /// The group that keeps who has an e-mail.
@@ -29,8 +139,8 @@ impl Services {
         regions.get((head % regions.len().max(1) as u64) as usize).map_or(0, |region| region.group)
     }
 
-    /// Waits until it is known what came of the claim of an e-mail.
-    pub(super) async fn settled(
+    /// Waits until it is known what came of the claim of an e-mail. Whatever hinders that, the request has been decided: it is unknown.
+    async fn settled(
         &self,
         call: &Call,
         request_id: &[u8],
@@ -38,24 +148,47 @@ impl Services {
     ) -> Result<ClaimingState, ApiError> {
         let mut pause = PAUSE_MIN;
         loop {
-            let get = messages::GetClaiming { claim_id: claim_id.to_vec() };
-            let answer = self.query(call, messages::Query::from(get)).await;
-            let Some(answer::Result::Claiming(view)) =
-                answer.map_err(|why| why.of_request(request_id))?.result
-            else {
-                return Err(convert::mismatch());
-            };
-            if view.state() != ClaimingState::Open {
-                return Ok(view.state());
+            match claiming(&self.0, call.group, claim_id, call.deadline.at).await {
+                Some(ClaimingState::Open) | None => {}
+                Some(ended) => return Ok(ended),
             }
             if Instant::now() + pause >= call.deadline.at {
-                let why = "the region that keeps the e-mail has not answered before the deadline".to_owned();
-                let request_id = Some(request_id::format(request_id));
-                return Err(ApiError::Client { error: ClientError::Unknown { why }, request_id });
+                let why = "the region that keeps the e-mail has not answered before the deadline";
+                return Err(unknown(why, request_id));
             }
             sleep(pause).await;
             pause = (2 * pause).min(PAUSE_MAX);
         }
+    }
+
+    /// Waits until it is known whether an account was made, with the key that is on trial.
+    pub(super) async fn registered(
+        &self,
+        call: &Call,
+        request_id: &[u8],
+        trial: KeyOnTrial,
+    ) -> Result<(), ApiError> {
+        let claim_id = trial.claim_id.clone().unwrap_or_default();
+        let state = self.settled(call, request_id, &claim_id).await?;
+        // Also when the answer is known: how long it takes must not tell what it is.
+        let has = key_of(&self.0, call.group, &trial.email, call.deadline.at).await;
+        let has = has.map_err(|error| unknown(&error.to_string(), request_id))?;
+        match (state, has) {
+            (ClaimingState::Taken, _) => trial.erase(),
+            (ClaimingState::Undone, _) => {
+                trial.erase();
+                return Err(not_registered());
+            }
+            // It ended long ago: this is a copy of a request, whose key nobody has.
+            (ClaimingState::Unspecified, has) => {
+                trial.erase();
+                return if has.is_some() { Ok(()) } else { Err(not_registered()) };
+            }
+            // Another copy of the request has brought another key.
+            (ClaimingState::Done, Some(has)) if has != trial.key => trial.erase(),
+            (ClaimingState::Done | ClaimingState::Open, _) => trial.keep(),
+        }
+        Ok(())
     }
 
     pub(super) async fn change_email_as(
@@ -98,13 +231,31 @@ impl Services {
         let changed = match self.settled(&call, &id, &claiming.claim_id).await? {
             ClaimingState::Done => true,
             ClaimingState::Taken => return Err(taken()),
-            // It ended long ago: the account says how.
+            // It ended long ago: the account says how, unless it has been changed once more since.
             ClaimingState::Unspecified | ClaimingState::Open => {
-                self.account_view(&call, get).await?.email_hash == email
+                let view = self.account_view(&call, get).await;
+                view.map_err(|why| why.of_request(&id))?.email_hash == email
             }
             ClaimingState::Undone => false,
         };
         if changed { Ok(v1::ChangeEmailResponse { receipt }) } else { Err(not_changed()) }
+    }
+}
+
+/// A request was decided, and nobody knows what came of it.
+fn unknown(why: &str, request_id: &[u8]) -> ApiError {
+    let request_id = Some(request_id::format(request_id));
+    ApiError::Client { error: ClientError::Unknown { why: why.to_owned() }, request_id }
+}
+
+/// Nothing was decided about the e-mail, for good.
+fn not_registered() -> ApiError {
+    ApiError::Plain {
+        code: Code::Aborted,
+        reason: "NOT_REGISTERED",
+        message: "whether the e-mail is free could not be found out in time, and no account was made: register again, under a new \
+                  request id"
+            .to_owned(),
     }
 }
 
@@ -120,7 +271,8 @@ fn not_changed() -> ApiError {
     ApiError::Plain {
         code: Code::Aborted,
         reason: "EMAIL_NOT_CHANGED",
-        message: "whether the e-mail is free could not be found out in time, and nothing was changed: ask again, under a new request id"
+        message: "the account does not have this e-mail: whether it is free could not be found out in time, or it was changed once more \
+                  since. Look at the account, and ask again under a new request id"
             .to_owned(),
     }
 }

@@ -3,19 +3,17 @@
 //! Nothing that is answered, and no time that it takes, tells whether an e-mail has an account.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tidewall_client::ClientError;
 use tidewall_messages::accounts::outcome::Result as Done;
 use tidewall_messages::accounts::{self as messages, answer};
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::v1;
-use tonic::Code;
 
+use super::email::{KeyOnTrial, erase_later};
 use super::profile::{check_name, check_tag, field};
 use super::{EmailHash, key_id};
 use crate::accounts::passwords::Password;
-use crate::accounts::persons::KeyId;
 use crate::accounts::{ACCESS_LIFETIME, RefreshToken};
 use crate::auth::roles_of;
 use crate::convert::{self, Decided, hex};
@@ -23,23 +21,6 @@ use crate::edge::Call;
 use crate::errors::ApiError;
 use crate::services::Services;
 use crate::{names, request_id};
-
-/// How long erasing a key that nobody uses may take.
-const ERASE_WITHIN: Duration = Duration::from_secs(5);
-
-/// Reason of an error: whether the e-mail is free was not found out.
-const NOT_REGISTERED: &str = "NOT_REGISTERED";
-
-/// Nothing was decided about the e-mail, for good.
-fn not_registered() -> ApiError {
-    ApiError::Plain {
-        code: Code::Aborted,
-        reason: NOT_REGISTERED,
-        message: "whether the e-mail is free could not be found out in time, and no account was made: register again, under a new \
-                  request id"
-            .to_owned(),
-    }
-}
 
 fn log_in_failed() -> ApiError {
     ApiError::unauthenticated("LOG_IN_FAILED", messages::LOG_IN_FAILED)
@@ -137,16 +118,6 @@ impl Services {
         })
     }
 
-    /// Erases a key that no account has, without anybody waiting for it.
-    fn erase_later(&self, group: u32, id: KeyId) {
-        let edge = Arc::clone(&self.0);
-        tokio::spawn(async move {
-            if let Err(error) = edge.client.erase_key(group, id, ERASE_WITHIN).await {
-                tracing::debug!(%error, "a key that no account has stays in the keyring");
-            }
-        });
-    }
-
     pub(super) async fn register_as(
         &self,
         call: Call,
@@ -187,50 +158,24 @@ impl Services {
             region: names::region(region),
             claim_group: self.keeper(&email),
         };
-        let decided = self.registered(&call, region, (&email, key_id), (id, register)).await;
+        let decided = self.decide(&call, region, &hex(&email), id.clone(), register).await;
+        if let Ok(Decided { outcome: Done::Claiming(claiming), receipt }) = decided {
+            let edge = Arc::clone(&self.0);
+            let claim_id = Some(claiming.claim_id);
+            let trial = KeyOnTrial { edge, group: call.group, key: key_id, email, claim_id };
+            self.registered(&call, &id, trial).await?;
+            return Ok(v1::RegisterResponse { receipt });
+        }
         // Where nobody will ever use the key it goes. In doubt it stays.
         let used = match &decided {
-            Ok((used, _)) => *used,
-            Err(ApiError::Plain { reason: NOT_REGISTERED, .. }) => false,
+            Ok(Decided { outcome: Done::Registered(registered), .. }) => registered.key_id == key_id,
             Err(ApiError::Client { error: ClientError::Unknown { .. }, .. } | ApiError::Plain { .. }) => true,
-            Err(_) => false,
+            Ok(_) | Err(_) => false,
         };
         if !used {
-            self.erase_later(call.group, key_id);
+            erase_later(&self.0, call.group, key_id);
         }
-        Ok(v1::RegisterResponse { receipt: decided?.1 })
-    }
-
-    /// Has an account registered, and waits until it is known whether the e-mail is free. Says whether the key is that of the account.
-    async fn registered(
-        &self,
-        call: &Call,
-        region: &str,
-        (email, key): (&EmailHash, KeyId),
-        (id, register): (Vec<u8>, messages::Register),
-    ) -> Result<(bool, Option<v1::Receipt>), ApiError> {
-        let Decided { outcome, receipt } =
-            self.decide(call, region, &hex(email), id.clone(), register).await?;
-        let used = match outcome {
-            Done::Registered(registered) => registered.key_id == key,
-            Done::Claiming(claiming) => match self.settled(call, &id, &claiming.claim_id).await? {
-                messages::ClaimingState::Taken => false,
-                messages::ClaimingState::Undone => return Err(not_registered()),
-                messages::ClaimingState::Done
-                | messages::ClaimingState::Open
-                | messages::ClaimingState::Unspecified => {
-                    // Another copy of the request may have brought another key.
-                    let find = messages::FindAccount { email_hash: email.to_vec() };
-                    match self.account_view(call, find).await {
-                        Ok(view) => view.key_id == key,
-                        Err(ApiError::Rejected { .. }) => false,
-                        Err(why) => return Err(why.of_request(&id)),
-                    }
-                }
-            },
-            _ => return Err(convert::mismatch()),
-        };
-        Ok((used, receipt))
+        Ok(v1::RegisterResponse { receipt: decided?.receipt })
     }
 
     /// The session that somebody may begin whose password is right.

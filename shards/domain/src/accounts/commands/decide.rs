@@ -125,7 +125,8 @@ impl<'a> Case<'a> {
         if asked.credential_revision != row.credential_revision {
             return Err(Rejection::PasswordChanged);
         }
-        if row.email == email {
+        // Who has lost the claim of its e-mail can claim it anew.
+        if row.email == email && self.state.claimed.get(&account).is_some() {
             return Err(Rejection::invalid("email", "is the account's already"));
         }
         if self.state.claimings.derived().changing.contains_key(&account) {

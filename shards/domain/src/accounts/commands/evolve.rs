@@ -44,6 +44,7 @@ pub(in crate::accounts) fn evolve(state: &mut State, _: &Context, event: &Event)
         Event::WishEnded { id, row } => state.claimings.set(*id, Some(row.clone())),
         Event::WishForgotten { id } => state.claimings.set(*id, None),
         Event::Claimed { account, row } => state.claimed.set(*account, Some(*row)),
+        Event::ClaimLost { account, .. } => state.claimed.set(*account, None),
         Event::EmailChanged { account, old, row } => {
             if state.emails.get(old) != Some(&EmailRow(*account)) || state.emails.get(&row.email).is_some() {
                 return Err(Fault(format!("A1: the e-mail of account {account} cannot be changed")));
@@ -86,6 +87,7 @@ pub(in crate::accounts) fn check(state: &State, events: &[Event]) -> Result<(), 
             | Event::Wished { .. }
             | Event::WishEnded { .. }
             | Event::WishForgotten { .. }
+            | Event::ClaimLost { .. }
             | Event::Kept { .. }
             | Event::Said { .. } => {}
         }

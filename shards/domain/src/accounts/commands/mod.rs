@@ -83,6 +83,13 @@ pub enum Event {
         /// Where the claim is kept.
         row: ClaimedRow,
     },
+    /// An account has lost the claim of its e-mail to somebody else, and keeps the e-mail.
+    ClaimLost {
+        /// Which account.
+        account: AccountNo,
+        /// The group that kept the claim.
+        keeper: GroupNo,
+    },
     /// An account has another e-mail.
     EmailChanged {
         /// Its number.

@@ -46,6 +46,8 @@ pub enum Said {
     Claimed,
     /// The keeper does not.
     Taken,
+    /// The keeper has given it to somebody else, although home has made use of it.
+    Lost,
     /// The keeper asks whether it is wanted.
     Ask,
     /// Home answers that.
@@ -80,7 +82,7 @@ fn ended(context: &Context, id: ClaimId, row: &ClaimingRow, wish: Wish) -> Event
 /// What a message leads to.
 ///
 /// # Errors
-/// An account's e-mail was given to somebody else.
+/// It names no claim.
 pub(in crate::accounts) fn receive(
     state: &State,
     context: &Context,
@@ -103,7 +105,8 @@ pub(in crate::accounts) fn receive(
         Some(Op::Release(said)) => Ok(let_go(state, from, claim!(said))),
         Some(Op::Held(said)) => Ok(answered(state, context, from, claim!(said), said.standing())),
         Some(Op::Claimed(said)) => Ok(granted(state, context, from, claim!(said))),
-        Some(Op::Taken(said)) => taken(state, context, from, claim!(said)),
+        Some(Op::Taken(said)) if said.confirmed => Ok(lost(state, from, claim!(said))),
+        Some(Op::Taken(said)) => Ok(taken(state, context, claim!(said).1)),
         Some(Op::Ask(said)) => Ok(asked(state, from, claim!(said))),
         None => Err(Fault(format!("a message of group {from} says nothing that this build knows"))),
     }
@@ -111,15 +114,14 @@ pub(in crate::accounts) fn receive(
 
 /// Step 2, at the keeper: who comes first has the e-mail.
 fn keep(state: &State, context: &Context, from: GroupNo, (email, id): (Digest, ClaimId)) -> Vec<Event> {
+    let granted = said(from, email, id, Said::Claimed);
     match state.claims.get(&email) {
         None => {
             let asked_ms = context.steady_ms.saturating_add(CLAIM_ASKED_AFTER_MS);
             let row = ClaimRow { owner: from, id, kept: Kept::Granted(asked_ms) };
-            vec![Event::Kept { email, row: Some(row) }, said(from, email, id, Said::Claimed)]
+            vec![Event::Kept { email, row: Some(row) }, granted]
         }
-        Some(row) if (row.owner, row.id) == (from, id) || active(Mutant::EmailGrantedTwice) => {
-            vec![said(from, email, id, Said::Claimed)]
-        }
+        Some(row) if (row.owner, row.id) == (from, id) || active(Mutant::EmailGrantedTwice) => vec![granted],
         Some(_) => vec![said(from, email, id, Said::Taken)],
     }
 }
@@ -152,8 +154,10 @@ fn granted(state: &State, context: &Context, from: GroupNo, (email, id): (Digest
     let confirm = said(from, email, id, Said::Confirm);
     if let Some(EmailRow(account)) = state.emails.get(&email) {
         // An account of this region has the e-mail, from before there were claims or because the keeper has lost its claim: now it has
-        // this one, and whoever wanted the e-mail comes too late.
-        return vec![claimed(*account), confirm, ended(context, id, row, Wish::Taken)];
+        // this one, and who else wanted the e-mail comes too late.
+        let own = matches!(wanted, Wanted::Email { account: wishes, .. } if wishes == account);
+        let wish = if own { Wish::Done } else { Wish::Taken };
+        return vec![claimed(*account), confirm, ended(context, id, row, wish)];
     }
     match wanted {
         Wanted::Account(account_row) => {
@@ -188,26 +192,20 @@ pub(in crate::accounts) fn next_account(state: &State, context: &Context) -> Acc
     state.counter(COUNTER_ACCOUNTS).max(first) + 1
 }
 
-/// Undo of step 1, at home: somebody else has the e-mail.
-fn taken(
-    state: &State,
-    context: &Context,
-    from: GroupNo,
-    (email, id): (Digest, ClaimId),
-) -> Result<Vec<Event>, Fault> {
-    if let Some(row) = state.claimings.get(&id)
-        && matches!(row.wish, Wish::Open(_))
-    {
-        return Ok(vec![ended(context, id, row, Wish::Taken)]);
-    }
-    match state.account_by_claim(&email, from, id) {
-        // Group `from` was brought back to a state in which somebody else had it, or has lost the claim and given it away.
-        Some(account) => Err(Fault(format!(
-            "A5: group {from} has given the e-mail of account {} to somebody else",
-            account_id(account)
-        ))),
-        None => Ok(Vec::new()),
-    }
+/// Undo of step 1, at home: somebody else has the e-mail. Of a wish that has ended it says nothing: it may be an old answer.
+fn taken(state: &State, context: &Context, id: ClaimId) -> Vec<Event> {
+    let wish = state.claimings.get(&id).filter(|row| matches!(row.wish, Wish::Open(_)));
+    wish.map(|row| vec![ended(context, id, row, Wish::Taken)]).unwrap_or_default()
+}
+
+/// At home: the keeper went back to a state in which somebody else had the e-mail, or has lost the claim and given it away. No rule says
+/// who of the two is right.
+fn lost(state: &State, from: GroupNo, (email, id): (Digest, ClaimId)) -> Vec<Event> {
+    let lost = state.account_by_claim(&email, from, id);
+    // The keeper may have learnt of the claim anew meanwhile: it is not to keep what nobody knows of.
+    let events =
+        |account| vec![Event::ClaimLost { account, keeper: from }, said(from, email, id, Said::Release)];
+    lost.map(events).unwrap_or_default()
 }
 
 /// Undo of step 1, at home: the keeper has not answered in time.
@@ -223,7 +221,7 @@ pub(in crate::accounts) fn give_up(context: &Context, id: ClaimId, row: &Claimin
 /// Step 4, at the keeper. What it does not know any more it learns anew. Which of its own claims an e-mail has is home's to say.
 fn confirm(state: &State, from: GroupNo, (email, id): (Digest, ClaimId)) -> Vec<Event> {
     match state.claims.get(&email) {
-        Some(row) if row.owner != from => vec![said(from, email, id, Said::Taken)],
+        Some(row) if row.owner != from => vec![said(from, email, id, Said::Lost)],
         Some(ClaimRow { kept: Kept::Confirmed, id: known, .. }) if *known == id => Vec::new(),
         _ => vec![Event::Kept { email, row: Some(ClaimRow { owner: from, id, kept: Kept::Confirmed }) }],
     }
@@ -322,6 +320,10 @@ pub(in crate::accounts) fn send(event: &Event, outbox: &mut Outbox) {
     match event {
         Event::Wished { row, .. } => outbox.begin(row.keeper),
         Event::WishEnded { row, .. } => outbox.end(row.keeper),
+        Event::ClaimLost { account, keeper } => outbox.notice(format!(
+            "A5: group {keeper} has given the e-mail of account {} to somebody else",
+            account_id(*account)
+        )),
         Event::Said { to, email, id, said } => {
             let (email_hash, claim_id) = (email.to_vec(), id.to_be_bytes().to_vec());
             let message: messages::Message = match said {
@@ -329,7 +331,8 @@ pub(in crate::accounts) fn send(event: &Event, outbox: &mut Outbox) {
                 Said::Confirm => messages::Confirm { email_hash, claim_id }.into(),
                 Said::Release => messages::Release { email_hash, claim_id }.into(),
                 Said::Claimed => messages::Claimed { email_hash, claim_id }.into(),
-                Said::Taken => messages::Taken { email_hash, claim_id }.into(),
+                Said::Taken => messages::Taken { email_hash, claim_id, confirmed: false }.into(),
+                Said::Lost => messages::Taken { email_hash, claim_id, confirmed: true }.into(),
                 Said::Ask => messages::Ask { email_hash, claim_id }.into(),
                 Said::Held(standing) => {
                     messages::Held { email_hash, claim_id, standing: (*standing).into() }.into()
@@ -338,7 +341,7 @@ pub(in crate::accounts) fn send(event: &Event, outbox: &mut Outbox) {
             // Home names the claim: one of this number may be another one's, if this is the keeper who speaks.
             let saga = match said {
                 Said::Claim | Said::Confirm | Said::Release | Said::Held(_) => *id,
-                Said::Claimed | Said::Taken | Said::Ask => !*id,
+                Said::Claimed | Said::Taken | Said::Lost | Said::Ask => !*id,
             };
             outbox.send(*to, saga, &message);
         }
