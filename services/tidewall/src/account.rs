@@ -216,7 +216,11 @@ async fn register(arguments: &RegisterArgs, format: Format) -> Result<(), Failur
     let caller = gateway::nobody(target, *timeout).await?;
     make(&caller, who, password, display_name, *timeout).await?;
     match format {
-        Format::Table => output::text(&format!("{} can log in to {}\n", who.email, who.region)),
+        // Whether the e-mail was free is told to nobody.
+        Format::Table => output::text(&format!(
+            "{} can log in to {}, unless the e-mail belonged to somebody already\n",
+            who.email, who.region
+        )),
         Format::Json => output::json(&Registered { region: &who.region, email: &who.email }),
     }
 }

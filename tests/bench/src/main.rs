@@ -14,6 +14,7 @@ mod postgres;
 mod redis;
 mod report;
 mod tidewall;
+mod timers;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -141,6 +142,12 @@ enum Command {
             value_parser = clap::value_parser!(u32).range(1..=200_000))]
         rates: Vec<u32>,
     },
+    /// Holds that all end at the same moment: when have they all been tidied up, and what do other regions notice?
+    Timers {
+        /// How many.
+        #[arg(long, default_value_t = 50_000, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=60_000))]
+        holds: usize,
+    },
     /// Memory and CPU of a cluster that does nothing.
     Idle {
         /// How long to look.
@@ -192,6 +199,11 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             let (target, mut machine) = target(common, &base).await?;
             let (text, samples) = long::steady(&target, Duration::from_secs(minutes * 60), *rate).await?;
             print(common, &mut machine, &text, &samples)
+        }
+        Some(Command::Timers { holds }) => {
+            let (target, mut machine) = target(common, &base).await?;
+            let (text, result) = timers::timers(&target, *holds).await?;
+            print(common, &mut machine, &text, &result)
         }
         Some(Command::Isolation { clients, others }) => {
             let (target, mut machine) = target(common, &base).await?;
