@@ -176,9 +176,9 @@ pub trait Module: Default + Debug + Send + Sync + 'static {
         &self,
         _: &Context,
         _from: GroupNo,
-        message: &Self::Message,
+        _message: &Self::Message,
     ) -> Result<Vec<Self::Event>, Fault> {
-        Err(Fault(format!("{} gets no messages: {message:?}", Self::NAME)))
+        Err(Fault(format!("{} gets no messages", Self::NAME)))
     }
 
     /// Says once more to a group what it may have lost, or never have known, because it or this one went back to an earlier state: for
@@ -279,6 +279,8 @@ pub trait AnyModule: Any + Debug + Send + Sync {
     fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable));
     /// Shows every table, to be changed as a whole.
     fn tables_mut(&mut self, show: &mut dyn FnMut(&mut dyn AnyTable));
+    /// The first apply version under which it may be asked for something.
+    fn module_since(&self) -> u32;
     /// The first apply version under which a table may have rows.
     fn table_since(&self, table: TableId) -> u32;
     /// Whether the hot row of this name exists.
@@ -347,6 +349,10 @@ impl<M: Module> AnyModule for M {
 
     fn tables_mut(&mut self, show: &mut dyn FnMut(&mut dyn AnyTable)) {
         Module::tables_mut(self, show);
+    }
+
+    fn module_since(&self) -> u32 {
+        M::SINCE
     }
 
     fn table_since(&self, table: TableId) -> u32 {

@@ -16,6 +16,7 @@ use tidewall_consensus::{Group, Peers};
 use tidewall_domain::module::{AnyModule, NotUnderstood};
 use tidewall_domain::registry;
 use tidewall_machine::courier::{Heard, Memory, Todo, heard, is_news};
+use tidewall_machine::streams::StreamRow;
 use tidewall_machine::{Command, Delivery, Machine, SENDS_MESSAGES, SystemCommand};
 use tidewall_proto::internal::v1 as pb;
 use tokio::time::Instant;
@@ -34,6 +35,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(4);
 /// Pauses before what brought nothing on is tried again: the first, and the longest.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// After so many pauses it is told that messages are not taken in.
+const TOLD_AT: u32 = 10;
 
 /// What carries messages between the groups of this node and those of all nodes.
 pub(crate) struct Couriers {
@@ -125,7 +129,12 @@ impl Couriers {
         let group =
             self.groups.get(&to).ok_or_else(|| (None, format!("this node does not serve group {to}")))?;
         if !group.believes_to_lead() {
-            return Err((group.believed_leader(), format!("this node does not lead group {to}")));
+            // Whoever has stopped leading may not have heard of another leader.
+            let leader = group.believed_leader().filter(|node| *node != self.standing.node());
+            return Err((leader, format!("this node does not lead group {to}")));
+        }
+        if let Some(why) = group.state().suspended() {
+            return Err((None, format!("group {to} writes nothing here: {why}")));
         }
         let state = group.state();
         let (version, news) = state.read(|machine| (machine.apply_version(), is_news(machine, &delivery)));
@@ -173,9 +182,10 @@ impl Couriers {
 
     /// The node to ask about a group.
     fn node_for(&self, to: u32, other: &mut Other) -> u64 {
-        // Who was told to lead is asked; what the replica here believes is not trusted for ever.
+        // Who was told to lead is asked, though not for ever either; what the replica here believes is not trusted for ever.
         let believed = || self.groups.get(&to)?.believed_leader().filter(|_| other.pauses < 2);
-        let known = other.leader.take().or_else(believed);
+        let told = other.leader.take().filter(|_| other.pauses % 3 != 2);
+        let known = told.or_else(believed);
         known.unwrap_or_else(|| {
             let mut nodes = self.standing.others();
             nodes.push(self.standing.node());
@@ -193,8 +203,8 @@ pub(crate) async fn keep(couriers: Arc<Couriers>) {
     join_all(carried).await;
 }
 
-/// Something under way: about which group, in which lead.
-type UnderWay = BoxFuture<'static, (u64, u32, Came)>;
+/// Something under way: in which lead, about which groups.
+type UnderWay = BoxFuture<'static, (u64, Vec<u32>, Came)>;
 
 /// Carries the messages of one group, while this node leads it.
 async fn carry(couriers: Arc<Couriers>, own: u32, group: Group) {
@@ -207,9 +217,11 @@ async fn carry(couriers: Arc<Couriers>, own: u32, group: Group) {
         let wait = wait(&others).min(ROUND);
         tokio::select! {
             biased;
-            Some((of, to, came)) = under_way.next(), if !under_way.is_empty() => {
-                if of == lead && let Some(other) = others.get_mut(&to) {
-                    take(other, to, came, &group);
+            Some((of, about, came)) = under_way.next(), if !under_way.is_empty() => {
+                for to in about.into_iter().filter(|_| of == lead) {
+                    if let Some(other) = others.get_mut(&to) {
+                        take(other, to, &came, &group);
+                    }
                 }
             }
             () = group.state().sends() => {}
@@ -234,24 +246,18 @@ async fn carry(couriers: Arc<Couriers>, own: u32, group: Group) {
                 Todo::ProposeLater(_) | Todo::Nothing => continue,
             };
             other.busy = true;
-            under_way.push(doing.map(move |came| (lead, to, came)).boxed());
+            under_way.push(doing.map(move |came| (lead, vec![to], came)).boxed());
         }
-        if let Some(first) = later.first().map(|(to, _)| *to) {
-            // All in one entry. Whoever is named in it waits for it.
-            let commands: Vec<_> = later
-                .into_iter()
-                .map(|(to, command)| {
-                    if let Some(other) = others.get_mut(&to) {
-                        other.since = None;
-                    }
-                    command
-                })
-                .collect();
-            if let Some(other) = others.get_mut(&first) {
-                other.busy = true;
+        if !later.is_empty() {
+            // All in one entry: whoever is named in it waits for it.
+            let about: Vec<u32> = later.iter().map(|(to, _)| *to).collect();
+            for to in &about {
+                if let Some(other) = others.get_mut(to) {
+                    (other.busy, other.since) = (true, None);
+                }
             }
-            let doing = propose(&couriers, &group, commands);
-            under_way.push(doing.map(move |came| (lead, first, came)).boxed());
+            let doing = propose(&couriers, &group, later.into_iter().map(|(_, command)| command).collect());
+            under_way.push(doing.map(move |came| (lead, about, came)).boxed());
         }
     }
 }
@@ -274,7 +280,7 @@ fn wait(others: &BTreeMap<u32, Other>) -> Duration {
     let now = Instant::now();
     let until = |other: &Other| {
         let later = other.since.map(|since| since + LATER);
-        let at = if other.busy { None } else { other.again_at.into_iter().chain(later).min() };
+        let at = if other.busy { None } else { other.again_at.or(later) };
         at.map(|at| at.saturating_duration_since(now).max(Duration::from_millis(1)))
     };
     others.values().filter_map(until).min().unwrap_or(ROUND)
@@ -288,6 +294,7 @@ fn look(machine: &Machine, own: u32, others: &mut BTreeMap<u32, Other>) -> Todos
     let now = Instant::now();
     let (mut todos, mut later) = (Vec::new(), Vec::new());
     let mut due = false;
+    others.retain(|to, other| other.busy || machine.stream(*to) != StreamRow::default());
     for (to, _) in machine.streams() {
         let other = others.entry(to).or_insert_with(|| Other::new(Memory::begin(machine, to)));
         if other.busy || other.again_at.is_some_and(|at| now < at) {
@@ -314,7 +321,7 @@ fn look(machine: &Machine, own: u32, others: &mut BTreeMap<u32, Other>) -> Todos
 }
 
 /// Takes in what something has come to.
-fn take(other: &mut Other, to: u32, came: Came, group: &Group) {
+fn take(other: &mut Other, to: u32, came: &Came, group: &Group) {
     other.busy = false;
     match came {
         Came::Delivered(Ok(delivered)) if delivered.refusal.is_empty() => {
@@ -332,7 +339,12 @@ fn take(other: &mut Other, to: u32, came: Came, group: &Group) {
             if went_on || idle { other.go_on() } else { other.pause() }
         }
         Came::Delivered(Ok(delivered)) => {
-            tracing::debug!(group = group.number(), to, why = delivered.refusal, "messages are not taken in");
+            let why = delivered.refusal.as_str();
+            match other.pauses {
+                // It lasts: some seconds.
+                TOLD_AT => tracing::warn!(group = group.number(), to, why, "messages are not taken in"),
+                _ => tracing::debug!(group = group.number(), to, why, "messages are not taken in"),
+            }
             other.leader = (delivered.leader_node > 0).then_some(delivered.leader_node);
             other.pause();
         }

@@ -246,6 +246,70 @@ async fn sessions_are_listed_revoked_and_ended_by_a_new_password() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_e_mail_has_one_account_in_all_regions_and_can_be_changed() {
+    let ann = person().await;
+    let (login, caller) = ann.logged_in().await;
+    let regions = ann.nobody.region_names().await.unwrap();
+    let elsewhere = |region: &String, email: &str| Person {
+        region: region.clone(),
+        email: email.into(),
+        nobody: ann.nobody.clone(),
+    };
+    // Nobody is told that somebody in another region has it, and nobody gets in.
+    for region in regions.iter().filter(|region| **region != ann.region).take(3) {
+        let rival = elsewhere(region, &ann.email);
+        assert!(rival.register(rival.registration()).await.unwrap().receipt.is_some());
+        let refused = rival.log_in(PASSWORD).await;
+        expect_refusal("no account", refused, Code::Unauthenticated, "LOG_IN_FAILED").unwrap();
+    }
+    let change = |password: &str, email: &str| ChangeEmailRequest {
+        name: login.account.clone(),
+        current_password: password.into(),
+        new_email: email.into(),
+        request_id: request_id(),
+    };
+    let change_once = async |request: ChangeEmailRequest| {
+        caller.accounts().change_email(caller.request(request)).await.map(tonic::Response::into_inner)
+    };
+    let (old, new) = (ann.email.clone(), format!("{}@example.org", someone("ann-new")));
+    let wrong = change_once(change("wrong password", &new)).await;
+    expect_refusal("the password", wrong, Code::Unauthenticated, "LOG_IN_FAILED").unwrap();
+    let same = change_once(change(PASSWORD, &old.to_uppercase())).await;
+    expect_refusal("her own", same, Code::InvalidArgument, "INVALID_FIELD").unwrap();
+    let bob = elsewhere(&regions[0], &format!("{}@example.org", someone("bob")));
+    let (_, stranger) = bob.logged_in().await;
+    let taken = change_once(change(PASSWORD, &bob.email)).await;
+    expect_refusal("bob's", taken, Code::AlreadyExists, "EMAIL_TAKEN").unwrap();
+    let request = change(PASSWORD, &new);
+    let not_hers = stranger.accounts().change_email(stranger.request(request.clone())).await;
+    expect_refusal("not hers", not_hers, Code::PermissionDenied, "NOT_YOUR_ACCOUNT").unwrap();
+    let changed = change_once(request.clone()).await.unwrap();
+    assert_eq!(change_once(request).await.unwrap(), changed, "the answer was lost");
+    assert_eq!(account(&caller, &login.account).await.unwrap().email, new);
+    let refused = ann.log_in(PASSWORD).await;
+    expect_refusal("the old e-mail", refused, Code::Unauthenticated, "LOG_IN_FAILED").unwrap();
+    elsewhere(&ann.region, &new).log_in(PASSWORD).await.unwrap();
+    // The old one is free, everywhere.
+    elsewhere(&regions[1], &old).logged_in().await;
+
+    let data = shared().await.data().display().to_string();
+    let dlq = run(&["dlq", "list", "--data", &data, "-o", "json"], Duration::from_secs(60)).unwrap();
+    assert!(dlq.status.success(), "{}", String::from_utf8_lossy(&dlq.stderr));
+    let letters: serde_json::Value = serde_json::from_slice(&dlq.stdout).unwrap();
+    assert_eq!(letters["dead_letters"], serde_json::json!([]));
+    let name = "regions/north/deadLetters/1-1-0";
+    for verb in [&["show", name][..], &["replay", name], &["drop", name, "--yes"]] {
+        let arguments = [&["dlq"], verb, &["--data", &data]].concat();
+        let refused = run(&arguments, Duration::from_secs(60)).unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            !refused.status.success() && said.contains("there is no regions/north/deadLetters"),
+            "{said}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_first_admin_comes_from_the_command_line_and_makes_others() {
     let root = person().await;
     let cluster = shared().await;

@@ -40,8 +40,8 @@ pub fn on_their_way(sim_nodes: &[Rc<SimNode>], halted: &BTreeSet<u32>) -> Vec<St
             let Some(receiver) = rows.get(&to).filter(|_| !halted.contains(&to)) else { continue };
             let (theirs, their_incarnation) =
                 receiver.read(|machine| (machine.stream(*from), machine.incarnation()));
-            if row.reconcile.is_some() {
-                found.push(format!("group {from} has more to say again to group {to}"));
+            if row.reconcile.is_some() || row.queued() > 0 || row.open > 0 || !row.met {
+                found.push(format!("group {from} has not done with group {to}: {row:?}"));
             }
             if (row.own, row.peer, theirs.own, theirs.peer)
                 != (incarnation, their_incarnation, their_incarnation, incarnation)
@@ -55,6 +55,13 @@ pub fn on_their_way(sim_nodes: &[Rc<SimNode>], halted: &BTreeSet<u32>) -> Vec<St
         }
     }
     found
+}
+
+/// How much was set aside because an invariant would have been broken.
+pub fn faulted(machine: &Machine) -> u64 {
+    let letters =
+        machine.dead_letters(&(0, 0, 0)).filter(|(_, row)| !row.waits && !row.reason.starts_with("A5"));
+    letters.count() as u64
 }
 
 /// Why messages were set aside that nothing explains.
@@ -73,7 +80,7 @@ pub fn stray_claims(sim_nodes: &[Rc<SimNode>], halted: &BTreeSet<u32>) -> Vec<St
     for (keeper, rows) in groups.iter().filter(|(group, _)| !halted.contains(group)) {
         let kept: Vec<_> = rows.read(|machine| {
             let kept = machine.rows_of::<State>().into_iter().flat_map(State::kept);
-            kept.filter(|(_, row)| row.kept == Kept::Confirmed).map(|(email, row)| (*email, *row)).collect()
+            kept.map(|(email, row)| (*email, *row)).collect()
         });
         for (email, row) in kept {
             let Some(home) = groups.get(&row.owner).filter(|_| !halted.contains(&row.owner)) else {
@@ -82,10 +89,32 @@ pub fn stray_claims(sim_nodes: &[Rc<SimNode>], halted: &BTreeSet<u32>) -> Vec<St
             let owner = home.read(|machine| {
                 machine.rows_of::<State>().and_then(|state| state.account_by_claim(&email, *keeper, row.id))
             });
-            if owner.is_none() {
+            if owner.is_none() || row.kept != Kept::Confirmed {
                 found.push(format!(
                     "group {keeper} keeps an e-mail for nobody in group {}: {row:?}",
                     row.owner
+                ));
+            }
+        }
+    }
+    for (home, rows) in groups.iter().filter(|(group, _)| !halted.contains(group)) {
+        let claimed: Vec<_> = rows.read(|machine| {
+            let all = machine.rows_of::<State>().into_iter().flat_map(State::all);
+            all.filter_map(|(account, row, claimed)| Some((account, row.email, *claimed?))).collect()
+        });
+        for (account, email, claimed) in claimed {
+            let Some(keeper) = groups.get(&claimed.keeper).filter(|_| !halted.contains(&claimed.keeper))
+            else {
+                continue;
+            };
+            let keeps = keeper.read(|machine| {
+                let mut kept = machine.rows_of::<State>().into_iter().flat_map(State::kept);
+                kept.any(|(of, row)| (*of, row.owner, row.id) == (email, *home, claimed.id))
+            });
+            if !keeps {
+                found.push(format!(
+                    "group {} has lost the claim of account {account} of group {home}",
+                    claimed.keeper
                 ));
             }
         }

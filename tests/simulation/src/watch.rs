@@ -60,9 +60,9 @@ impl Watch {
                     self.rebases.entry(*number).or_default().insert(time.rebased_at, time.offset_ms);
                 }
                 let went_back = !sim_node.ground.cuts.borrow().is_empty();
-                let (letters, unexplained) = group.state().read(|machine| {
-                    (machine.dead_letters_count(), messages::dead_letters(machine, went_back))
-                });
+                let (letters, unexplained) = group
+                    .state()
+                    .read(|machine| (messages::faulted(machine), messages::dead_letters(machine, went_back)));
                 if faults > letters {
                     object("invariant", format!("{faults} commands would have broken an invariant"));
                 }

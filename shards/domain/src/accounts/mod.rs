@@ -147,7 +147,7 @@ impl Module for State {
     }
 
     fn fire(&self, context: &Context, timer: Timer) -> Result<Vec<Event>, Fault> {
-        let missing = || Fault(format!("there is no row for {timer:?}"));
+        let missing = || Fault("a timer has no row".into());
         Ok(match timer {
             Timer::Session(session) => vec![Event::SessionEnded { session }],
             Timer::Attempts(email) => vec![Event::AttemptsForgotten { email }],

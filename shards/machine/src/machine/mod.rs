@@ -118,6 +118,8 @@ pub struct Machine {
     /// Nothing of what was stored before is part of the rows any more.
     replaced: bool,
     scratch: Writer,
+    /// Incarnation and index of the last entry that has set something aside, and how much.
+    buried: ((u64, u64), u32),
     /// Something was sent that nobody has been told of.
     sent: bool,
     /// Index and digest as of the end of the last entry.
@@ -148,6 +150,7 @@ impl Default for Machine {
             remembered_bytes_max: REMEMBERED_BYTES_MAX,
             replaced: false,
             scratch: Writer::new(),
+            buried: ((0, 0), 0),
             sent: false,
             settled: (0, 0),
             faults: 0,

@@ -141,7 +141,7 @@ impl Machine {
         if row.own == own && peer <= row.peer {
             return;
         }
-        let first = self.modules.first().map(|module| (module.number(), Vec::new()));
+        let first = self.module_after(0).map(|number| (number, Vec::new()));
         let row = StreamRow {
             peer,
             own,
@@ -215,14 +215,6 @@ impl Machine {
             if self.dead.len() >= DEAD_LETTERS_MAX {
                 return;
             }
-            let row = self.stream(from);
-            let received = StreamRow {
-                received: row.received + 1,
-                received_chain: message.chain(row.received_chain),
-                ..row
-            };
-            self.streams.set(from, Some(received));
-            self.streams.commit();
             self.take_in(context, from, message);
             if active(Mutant::MessageAppliedTwice) {
                 self.take_in(context, from, message);
@@ -230,8 +222,16 @@ impl Machine {
         }
     }
 
-    /// Takes in one message, or sets it aside.
+    /// Takes in the next message, or sets it aside.
     fn take_in(&mut self, context: &Context, from: GroupNo, message: &Message) {
+        let row = self.stream(from);
+        let received = StreamRow {
+            received: row.received + 1,
+            received_chain: message.chain(row.received_chain),
+            ..row
+        };
+        self.streams.set(from, Some(received));
+        self.streams.commit();
         let saga = (from, message.module, message.saga);
         let before = self.dead.derived().0.get(&saga).and_then(|keys| keys.first().copied());
         let (reason, waits) = match before {
@@ -260,16 +260,20 @@ impl Machine {
 
     fn bury(&mut self, context: &Context, row: DeadRow) {
         let (incarnation, index) = (context.incarnation, context.index);
-        let of_entry = self.dead.range_from(&(incarnation, index, 0));
-        let last = of_entry.take_while(|((at, entry, _), _)| (*at, *entry) == (incarnation, index)).last();
-        let number = last.map_or(0, |((_, _, number), _)| number + 1);
+        let number = if self.buried.0 == (incarnation, index) { self.buried.1 } else { 0 };
+        self.buried = ((incarnation, index), number + 1);
         self.dead.set((incarnation, index, number), Some(row));
         self.dead.commit();
     }
 
     /// Notes something that somebody should know, such as a timer that its module has set aside, unless there are `most` dead letters.
     pub(super) fn notice(&mut self, context: &Context, module: u8, reason: String, most: u64) {
-        if context.apply_version < SENDS_MESSAGES || self.dead.len() >= most {
+        if context.apply_version < SENDS_MESSAGES {
+            return;
+        }
+        if self.dead.len() >= most {
+            // It is counted, where nobody can look at it.
+            self.faults += 1;
             return;
         }
         let message = Message { module, saga: 0, payload: Vec::new() };
@@ -318,8 +322,7 @@ impl Machine {
             return;
         };
         let Some((number, after)) = row.reconcile.take() else { return };
-        let following = self.modules.iter().map(|module| module.number()).find(|next| *next > number);
-        let mut next = following.map(|number| (number, Vec::new()));
+        let mut next = self.module_after(number).map(|number| (number, Vec::new()));
         if let Some(module) = self.modules.iter_mut().find(|module| module.number() == number) {
             let step = module.reconcile(context, group, &after);
             self.transmit(context, number, step.outbox);
@@ -334,6 +337,13 @@ impl Machine {
         let row = StreamRow { reconcile: next, ..self.stream(group) };
         self.streams.set(group, Some(row));
         self.streams.commit();
+    }
+
+    /// The next module that all members have.
+    fn module_after(&self, number: u8) -> Option<u8> {
+        let version = self.apply_version();
+        let had = self.modules.iter().filter(|module| module.module_since() <= version);
+        had.map(|module| module.number()).find(|next| *next > number)
     }
 
     /// The first group to which something is to be said again, if there is room.

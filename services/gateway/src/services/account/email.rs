@@ -29,6 +29,8 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 const TRIAL_MAX: Duration = Duration::from_secs(120);
 /// And asked so often.
 const TRIAL_EVERY: Duration = Duration::from_secs(2);
+/// How long one answer is waited for then.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// How long erasing a key that nobody uses may take.
 const ERASE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -109,23 +111,19 @@ impl KeyOnTrial {
 impl Drop for KeyOnTrial {
     fn drop(&mut self) {
         let Some(claim_id) = self.claim_id.take() else { return };
-        let (edge, group, key, email) = (Arc::clone(&self.edge), self.group, self.key, self.email);
+        let (edge, group, key) = (Arc::clone(&self.edge), self.group, self.key);
         tokio::spawn(async move {
             let until = Instant::now() + TRIAL_MAX;
             while Instant::now() < until {
                 sleep(TRIAL_EVERY).await;
-                let unused = match claiming(&edge, group, &claim_id, until).await {
-                    Some(ClaimingState::Taken | ClaimingState::Undone) => true,
-                    Some(ClaimingState::Done | ClaimingState::Unspecified) => {
-                        let has = key_of(&edge, group, &email, until).await;
-                        has.is_ok_and(|has| has.is_some_and(|has| has != key))
+                match claiming(&edge, group, &claim_id, Instant::now() + ANSWER_MAX).await {
+                    Some(ClaimingState::Taken | ClaimingState::Undone) => {
+                        return erase_later(&edge, group, key);
                     }
-                    Some(ClaimingState::Open) | None => continue,
-                };
-                if unused {
-                    erase_later(&edge, group, key);
+                    // In doubt it stays: whose the e-mail is now need not be whose it was then.
+                    Some(ClaimingState::Done | ClaimingState::Unspecified) => return,
+                    Some(ClaimingState::Open) | None => {}
                 }
-                return;
             }
         });
     }
@@ -179,10 +177,10 @@ impl Services {
                 trial.erase();
                 return Err(not_registered());
             }
-            // It ended long ago: this is a copy of a request, whose key nobody has.
-            (ClaimingState::Unspecified, has) => {
-                trial.erase();
-                return if has.is_some() { Ok(()) } else { Err(not_registered()) };
+            // It ended long ago, and nobody knows how.
+            (ClaimingState::Unspecified, _) => {
+                trial.keep();
+                return Err(forgotten());
             }
             // Another copy of the request has brought another key.
             (ClaimingState::Done, Some(has)) if has != trial.key => trial.erase(),
@@ -213,7 +211,7 @@ impl Services {
             ..Default::default()
         };
         if !self.is_decided(&call, &id).await? {
-            let view = self.account_view(&call, get.clone()).await?;
+            let view = self.account_view(&call, get).await?;
             let old: EmailHash = view.email_hash.as_slice().try_into().map_err(|_| convert::mismatch())?;
             let attempt = self.attempt(&call, region, &id, &old, &message.current_password).await;
             if let Some(found) = self.unless_decided(&call, &id, attempt).await? {
@@ -228,17 +226,12 @@ impl Services {
         else {
             return Err(convert::mismatch());
         };
-        let changed = match self.settled(&call, &id, &claiming.claim_id).await? {
-            ClaimingState::Done => true,
-            ClaimingState::Taken => return Err(taken()),
-            // It ended long ago: the account says how, unless it has been changed once more since.
-            ClaimingState::Unspecified | ClaimingState::Open => {
-                let view = self.account_view(&call, get).await;
-                view.map_err(|why| why.of_request(&id))?.email_hash == email
-            }
-            ClaimingState::Undone => false,
-        };
-        if changed { Ok(v1::ChangeEmailResponse { receipt }) } else { Err(not_changed()) }
+        match self.settled(&call, &id, &claiming.claim_id).await? {
+            ClaimingState::Done => Ok(v1::ChangeEmailResponse { receipt }),
+            ClaimingState::Taken => Err(taken()),
+            ClaimingState::Unspecified | ClaimingState::Open => Err(forgotten()),
+            ClaimingState::Undone => Err(not_changed()),
+        }
     }
 }
 
@@ -259,6 +252,12 @@ fn not_registered() -> ApiError {
     }
 }
 
+/// A claim ended so long ago that nobody knows how.
+fn forgotten() -> ApiError {
+    let why = "is of a request that was decided, and how it ended is not known any more: log in, or look at the account, to see it";
+    ApiError::field_reason("request_id", "REQUEST_ID_EXPIRED", why)
+}
+
 fn taken() -> ApiError {
     ApiError::Plain {
         code: Code::AlreadyExists,
@@ -271,8 +270,7 @@ fn not_changed() -> ApiError {
     ApiError::Plain {
         code: Code::Aborted,
         reason: "EMAIL_NOT_CHANGED",
-        message: "the account does not have this e-mail: whether it is free could not be found out in time, or it was changed once more \
-                  since. Look at the account, and ask again under a new request id"
+        message: "whether the e-mail is free could not be found out in time, and nothing was changed: ask again, under a new request id"
             .to_owned(),
     }
 }
