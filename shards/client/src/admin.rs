@@ -27,6 +27,9 @@ const AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// Largest message of these calls, bytes: node states with many hot rows, chunks of a snapshot.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// What a leader says to an order: why nothing was done, and what was.
+type Ordered<T> = BoxFuture<'static, Result<(Option<pb::Refusal>, T), ClientError>>;
+
 impl ShardClient {
     pub(crate) fn node_client(&self, position: usize) -> NodeClient {
         let node = self.nodes.at(position);
@@ -117,26 +120,37 @@ impl ShardClient {
         principal: String,
         timeout: Duration,
     ) -> Result<pb::TransferLeadResponse, ClientError> {
+        let give = |mut node: NodeClient, timeout: Duration| -> Ordered<_> {
+            let (timeout_ms, principal) = (granted(timeout), principal.clone());
+            let request = pb::TransferLeadRequest { group, to_node: to, timeout_ms, principal };
+            Box::pin(async move {
+                let response = order(timeout, node.transfer_lead(request)).await?;
+                Ok((response.refusal.clone(), response))
+            })
+        };
+        let response = self.order_leader(group, timeout, give).await?;
+        self.discover(timeout.min(DISCOVERY_TIMEOUT)).await;
+        Ok(response)
+    }
+
+    /// Gives an order to whoever leads a group; to the next one when the lead has moved since it was asked for, and nothing was done.
+    async fn order_leader<T>(
+        &self,
+        group: u32,
+        timeout: Duration,
+        give: impl Fn(NodeClient, Duration) -> Ordered<T>,
+    ) -> Result<T, ClientError> {
         let deadline = Instant::now() + timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             self.discover(left.min(DISCOVERY_TIMEOUT)).await;
             let leader = self.group(group)?.leader();
-            let principal = principal.clone();
-            let request =
-                pb::TransferLeadRequest { group, to_node: to, timeout_ms: granted(left), principal };
-            let response = order(left, self.node_client(leader).transfer_lead(request)).await?;
-            let Some(refusal) = &response.refusal else {
-                self.discover(deadline.saturating_duration_since(Instant::now()).min(DISCOVERY_TIMEOUT))
-                    .await;
-                return Ok(response);
-            };
-            let message = refusal.message.clone();
-            match refusal.kind() {
-                pb::RefusalKind::Invalid => return Err(ClientError::Invalid(message)),
-                pb::RefusalKind::Unknown => return Err(ClientError::Unknown { why: message }),
-                // The lead has moved since it was asked for, and nothing was done.
-                pb::RefusalKind::NotLeader if Instant::now() + AGAIN_AFTER < deadline => {
+            let (refusal, done) = give(self.node_client(leader), left).await?;
+            let Some(pb::Refusal { message, kind, .. }) = refusal else { return Ok(done) };
+            match pb::RefusalKind::try_from(kind) {
+                Ok(pb::RefusalKind::Invalid) => return Err(ClientError::Invalid(message)),
+                Ok(pb::RefusalKind::Unknown) => return Err(ClientError::Unknown { why: message }),
+                Ok(pb::RefusalKind::NotLeader) if Instant::now() + AGAIN_AFTER < deadline => {
                     tokio::time::sleep(AGAIN_AFTER).await;
                 }
                 _ => return Err(ClientError::Unavailable { why: message }),
@@ -157,24 +171,15 @@ impl ShardClient {
         principal: &str,
         timeout: Duration,
     ) -> Result<u64, ClientError> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            self.discover(left.min(DISCOVERY_TIMEOUT)).await;
-            let leader = self.group(group)?.leader();
+        let give = |mut node: NodeClient, timeout: Duration| -> Ordered<_> {
             let (id, principal) = (id.to_owned(), principal.to_owned());
             let request = pb::ResolveDeadLetterRequest { group, id, drop, principal };
-            let response = order(left, self.node_client(leader).resolve_dead_letter(request)).await?;
-            let Some(refusal) = response.refusal else { return Ok(response.remaining) };
-            match refusal.kind() {
-                pb::RefusalKind::Invalid => return Err(ClientError::Invalid(refusal.message)),
-                pb::RefusalKind::Unknown => return Err(ClientError::Unknown { why: refusal.message }),
-                pb::RefusalKind::NotLeader if Instant::now() + AGAIN_AFTER < deadline => {
-                    tokio::time::sleep(AGAIN_AFTER).await;
-                }
-                _ => return Err(ClientError::Unavailable { why: refusal.message }),
-            }
-        }
+            Box::pin(async move {
+                let response = order(timeout, node.resolve_dead_letter(request)).await?;
+                Ok((response.refusal, response.remaining))
+            })
+        };
+        self.order_leader(group, timeout, give).await
     }
 
     /// Moves all leads away from a node and keeps new ones away, or accepts them again. Harmless when repeated.

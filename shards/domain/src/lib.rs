@@ -13,8 +13,8 @@
 //! * [`accounts`] — accounts, sessions and roles
 //! * [`tickets`] — events, tiers, holds and tickets
 //!
-//! A domain module is one folder with four parts: `model` (rows and their keys), `commands` (messages → decide →
-//! events → rows), `queries` (reads over rows) and `tests`. docs/DOMAINS.md tells how to add one.
+//! A domain module is one folder: `model` (rows and their keys), `commands` (messages → decide → events → rows), `queries` (reads
+//! over rows), `sagas` (what it does together with other groups) if it has any, and `tests`. docs/DOMAINS.md tells how to add one.
 #![deny(clippy::float_arithmetic)]
 
 pub mod accounts;

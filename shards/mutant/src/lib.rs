@@ -72,6 +72,10 @@ pub enum Mutant {
     OutboxTrimmedTooEarly,
     /// A new active passes over the messages that the old one has not delivered.
     MessageLostAtLeadChange,
+    /// Messages of a saga go on although one before them was set aside.
+    DeadLetterPassed,
+    /// A dead letter that was dropped stays.
+    DroppedLetterStays,
     /// An e-mail is granted to whoever asks.
     EmailGrantedTwice,
     /// A claim that nobody wants any more stays.
@@ -80,7 +84,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -112,6 +116,8 @@ impl Mutant {
         Self::MessageAppliedTwice,
         Self::OutboxTrimmedTooEarly,
         Self::MessageLostAtLeadChange,
+        Self::DeadLetterPassed,
+        Self::DroppedLetterStays,
         Self::EmailGrantedTwice,
         Self::ClaimStays,
     ];

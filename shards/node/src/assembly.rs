@@ -146,6 +146,29 @@ async fn follow_an_earlier_life(peers: &Peers, standing: &Standing, fail_stop: &
     }
 }
 
+/// Makes the groups that never were, on a new cluster: one candidate to begin with, so that the first leaders are where they belong. A
+/// node that joins later must never make a group of its own.
+async fn make_groups(virgins: &[u32], groups: &BTreeMap<u32, Group>, topology: &Topology, node: u64) {
+    for number in virgins {
+        if topology.generation == 0
+            && topology.preferred_leader(*number) == node
+            && let Some(group) = groups.get(number)
+            && let Err(error) = group.initialize().await
+        {
+            tracing::error!(group = number, %error, "the group cannot be made");
+        }
+    }
+}
+
+/// Hears what other nodes report, and tells them of this one.
+fn exchange_reports(server: &PeerServer, reports: &Arc<Reports>) {
+    let reports = Arc::clone(reports);
+    server.on_report(move |report| {
+        reports.hear(&report);
+        reports.own()
+    });
+}
+
 /// Takes in what other nodes bring of messages between groups.
 fn receive_messages(server: &PeerServer, couriers: &Arc<Couriers>) {
     let couriers = Arc::clone(couriers);
@@ -225,11 +248,7 @@ impl Replicas {
         }
         let reports =
             Arc::new(Reports::new(Arc::clone(&standing), groups.clone(), parts.quarantine, parts.life));
-        let answering = Arc::clone(&reports);
-        server.on_report(move |report| {
-            answering.hear(&report);
-            answering.own()
-        });
+        exchange_reports(server, &reports);
         let keys = Keys::new(parts.keyring, parts.space, fail_stop);
         serve_keys(server, &keys);
         let couriers = Arc::new(Couriers::new(groups.clone(), Arc::clone(&standing), peers.clone()));
@@ -238,17 +257,7 @@ impl Replicas {
             // Elections may be going on meanwhile; only what stamps entries waits: the client port.
             reports.compare_clocks(peers, CLOCK_PATIENCE).await;
         }
-        for number in virgins {
-            // One candidate to begin with, so that the first leaders are where they belong. A node that joins later must
-            // never make a group of its own.
-            if topology.generation == 0
-                && topology.preferred_leader(number) == node
-                && let Some(group) = groups.get(&number)
-                && let Err(error) = group.initialize().await
-            {
-                tracing::error!(group = number, %error, "the group cannot be made");
-            }
-        }
+        make_groups(&virgins, &groups, &topology, node).await;
         let (orders, _threads) = (parts.orders, parts.threads);
         Self {
             groups,

@@ -359,3 +359,153 @@ fn take(other: &mut Other, to: u32, came: &Came, group: &Group) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use prost::Message as _;
+    use tidewall_machine::Op;
+    use tidewall_machine::domain::accounts::State;
+    use tidewall_machine::streams::Message;
+    use tidewall_messages::accounts as messages;
+
+    use super::*;
+    use crate::fake::{Replica, replicas, standing};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// The couriers of two replicas of group 1: of its leader, and of the other one.
+    async fn pair() -> (Vec<Replica>, Arc<Couriers>, Arc<Couriers>) {
+        let running = replicas(&[1, 2]).await;
+        let couriers: Vec<_> = running
+            .iter()
+            .zip(1..)
+            .map(|(replica, node)| {
+                let groups = BTreeMap::from([(1, replica.group.clone())]);
+                Arc::new(Couriers::new(groups, standing(node), replica.peers.clone()))
+            })
+            .collect();
+        let settled = async {
+            loop {
+                for (at, replica) in running.iter().enumerate() {
+                    if shard::confirm(&replica.group).await.is_ok() {
+                        return at;
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let leader = tokio::time::timeout(PATIENCE, settled).await.expect("one of them leads");
+        let (one, other) = (Arc::clone(&couriers[leader]), Arc::clone(&couriers[1 - leader]));
+        (running, one, other)
+    }
+
+    async fn told(couriers: &Couriers, command: Command) {
+        let group = &couriers.groups[&1];
+        shard::propose(group, &couriers.standing, vec![command]).await.unwrap();
+    }
+
+    async fn receive(couriers: &Couriers, to: u32, delivery: &[u8]) -> pb::Delivered {
+        couriers.receive(pb::Deliver { to, from: 7, delivery: delivery.to_vec().into() }).await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_leads_takes_messages_in_and_everybody_else_says_why_not() {
+        let (running, leader, follower) = pair().await;
+        let message =
+            |payload: &[u8]| Message { module: messages::MODULE, saga: 1, payload: payload.to_vec() };
+        let question = Delivery {
+            from: 7,
+            from_incarnation: 1,
+            to_incarnation: 0,
+            origin: 1,
+            origin_chain: 0,
+            first: 1,
+            chain: 0,
+            received: 0,
+            messages: Vec::new(),
+        };
+        let bytes = question.to_bytes();
+        let refused = |delivered: pb::Delivered, why: &str| {
+            assert!(delivered.refusal.contains(why), "{why}: {delivered:?}");
+            delivered.leader_node
+        };
+        refused(receive(&leader, 1, &[1, 2, 3]).await, "does not decode");
+        refused(receive(&leader, 9, &bytes).await, "does not serve group 9");
+        let foreign = Delivery { from: 8, ..question.clone() };
+        refused(receive(&leader, 1, &foreign.to_bytes()).await, "of another group");
+        let node = refused(receive(&follower, 1, &bytes).await, "does not lead");
+        assert_ne!(node, follower.standing.node(), "nobody is sent to who does not lead");
+        refused(receive(&leader, 1, &bytes).await, "not all members");
+        told(&leader, Command::system(SystemCommand::RaiseVersion(SENDS_MESSAGES))).await;
+        let asked = receive(&leader, 1, &bytes).await;
+        assert_eq!((asked.refusal.as_str(), asked.incarnation, asked.received), ("", 1, 0));
+        // What nobody understands is set aside, and what a later build understands waits for it.
+        let garbage = Delivery { to_incarnation: 1, messages: vec![message(&[0xff])], ..question.clone() };
+        assert_eq!(receive(&leader, 1, &garbage.to_bytes()).await.received, 2);
+        assert_eq!(receive(&leader, 1, &garbage.to_bytes()).await.received, 2, "a copy");
+        let rows = leader.groups[&1].state();
+        assert_eq!(rows.read(Machine::dead_letters_count), 1);
+        let later = Delivery { to_incarnation: 1, messages: vec![message(&[])], ..question.clone() };
+        refused(receive(&leader, 1, &later.to_bytes()).await, "not all members");
+        let parted =
+            Delivery { to_incarnation: 1, messages: vec![message(&[0xfe]), message(&[0xff])], ..question };
+        refused(receive(&leader, 1, &parted.to_bytes()).await, "have parted");
+        rows.suspend(Some("for this test".into()));
+        refused(receive(&leader, 1, &bytes).await, "for this test");
+        running.iter().for_each(|replica| replica.writer.stop());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_a_group_sends_arrives_and_is_let_go() {
+        let (running, leader, follower) = pair().await;
+        told(&leader, Command::system(SystemCommand::RaiseVersion(SENDS_MESSAGES))).await;
+        let carrying = [tokio::spawn(keep(Arc::clone(&leader))), tokio::spawn(keep(Arc::clone(&follower)))];
+        let register = messages::Command::from(messages::Register {
+            email_hash: vec![3; 32],
+            key_id: vec![1; 16],
+            credential: Some(messages::Credential {
+                salt: vec![7; 16],
+                hash: vec![7; 16],
+                ..Default::default()
+            }),
+            region: "regions/north".into(),
+            claim_group: 1,
+            ..Default::default()
+        });
+        let now_ms = leader.standing.now_ms();
+        let id = u128::from(now_ms) << 80 | 7 << 76 | 1 << 63;
+        let mut command = Command::asking("ann", id, now_ms + 5_000, &register);
+        command.op = Op::Module { module: messages::MODULE, payload: register.encode_to_vec() };
+        told(&leader, command).await;
+        let settled = async {
+            // Whoever leads by now.
+            while !running.iter().any(|replica| {
+                replica.group.state().read(|machine| {
+                    let stream = machine.stream(1);
+                    let accounts = machine.rows_of::<State>().unwrap().all().count();
+                    (accounts, stream.queued(), stream.open, stream.met) == (1, 0, 0, true)
+                })
+            }) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, settled).await.expect("claimed, made, confirmed, acknowledged");
+        carrying.iter().for_each(tokio::task::JoinHandle::abort);
+        running.iter().for_each(|replica| replica.writer.stop());
+    }
+
+    #[test]
+    fn a_courier_sleeps_when_there_is_nothing_to_do() {
+        let mut others = BTreeMap::from([(2, Other::new(Memory::default()))]);
+        assert_eq!(wait(&others), ROUND);
+        let other = others.get_mut(&2).unwrap();
+        // It waits for the later of the two: what may be noted some time is noted when anything is done again.
+        other.since = Some(Instant::now() - LATER);
+        other.again_at = Some(Instant::now() + PAUSE_MAX);
+        assert!(wait(&others) > PAUSE_MAX / 2);
+        // A stream that is in no rows any more.
+        let (todos, later) = look(&Machine::new(), 1, &mut others);
+        assert!(todos.is_empty() && later.is_empty() && others.is_empty());
+    }
+}

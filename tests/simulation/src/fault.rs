@@ -199,6 +199,11 @@ pub enum Fault {
         /// How much older that state is at least, ms.
         older_ms: u64,
     },
+    /// A group gets messages that it cannot carry out.
+    Garbage {
+        /// The group.
+        group: u32,
+    },
     /// The leader of a group proposes an entry that no replica can decode.
     Poison {
         /// The group.
@@ -233,6 +238,7 @@ impl Fault {
             Self::ReplaceNode { .. } => "node-replace",
             Self::Disaster { .. } => "disaster",
             Self::Restore { .. } => "restore",
+            Self::Garbage { .. } => "garbage",
             Self::Poison { .. } => "poison",
         }
     }

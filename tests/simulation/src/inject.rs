@@ -314,6 +314,10 @@ impl Cluster {
                 }
                 free
             }
+            Fault::Garbage { group } => {
+                self.ground.garbage.borrow_mut().insert(group);
+                self.order(&Order::Garbage(group))
+            }
             Fault::Poison { group } => {
                 self.ground.poisoned.borrow_mut().insert(group);
                 self.order(&Order::Poison(group))

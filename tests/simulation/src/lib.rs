@@ -20,6 +20,8 @@ mod api;
 #[cfg(tokio_unstable)]
 mod buyer;
 #[cfg(tokio_unstable)]
+mod clerk;
+#[cfg(tokio_unstable)]
 mod clients;
 #[cfg(tokio_unstable)]
 mod convert;

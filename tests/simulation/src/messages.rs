@@ -8,7 +8,9 @@ use tidewall_consensus::StateHandle;
 use tidewall_machine::Machine;
 use tidewall_machine::domain::accounts::State;
 use tidewall_machine::domain::accounts::model::Kept;
+use tidewall_machine::streams::DeadRow;
 
+use crate::clerk::NOBODY;
 use crate::node::SimNode;
 
 /// The furthest replica of each group that has not halted.
@@ -59,14 +61,14 @@ pub fn on_their_way(sim_nodes: &[Rc<SimNode>], halted: &BTreeSet<u32>) -> Vec<St
 
 /// How much was set aside because an invariant would have been broken.
 pub fn faulted(machine: &Machine) -> u64 {
-    let letters =
-        machine.dead_letters(&(0, 0, 0)).filter(|(_, row)| !row.waits && !row.reason.starts_with("A5"));
+    let counts = |row: &DeadRow| !row.waits && row.from != NOBODY && !row.reason.starts_with("A5");
+    let letters = machine.dead_letters(&(0, 0, 0)).filter(|(_, row)| counts(row));
     letters.count() as u64
 }
 
 /// Why messages were set aside that nothing explains.
 pub fn dead_letters(machine: &Machine, went_back: bool) -> Option<String> {
-    let letters = machine.dead_letters(&(0, 0, 0)).filter(|(_, row)| !row.waits);
+    let letters = machine.dead_letters(&(0, 0, 0)).filter(|(_, row)| !row.waits && row.from != NOBODY);
     let reasons: Vec<&str> = letters.map(|(_, row)| row.reason.as_str()).collect();
     // A keeper that went back may have given an e-mail away twice: then somebody must be told.
     let explained = |reason: &&&str| went_back && reason.starts_with("A5");

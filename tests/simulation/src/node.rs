@@ -31,6 +31,7 @@ use tokio::sync::mpsc;
 use tonic::body::Body;
 use tower::util::MapResponseLayer;
 
+use crate::clerk::deliver_garbage;
 use crate::fault::{Loss, Slot};
 use crate::history::Cut;
 use crate::inject::node_ip;
@@ -60,6 +61,8 @@ pub enum Order {
     Actors(u32),
     /// End the proposer of a group.
     Proposer(u32),
+    /// Have a group take in messages that it cannot carry out.
+    Garbage(u32),
     /// Propose an entry that no replica can decode.
     Poison(u32),
 }
@@ -86,6 +89,8 @@ pub struct Ground {
     pub sync_us: u64,
     /// Groups that may have been given an entry that no replica can decode.
     pub poisoned: Rc<RefCell<BTreeSet<u32>>>,
+    /// Groups that get messages which nobody can carry out.
+    pub garbage: Rc<RefCell<BTreeSet<u32>>>,
     /// Earlier states that groups were brought back to.
     pub cuts: Rc<RefCell<BTreeMap<u32, Vec<Cut>>>>,
     /// What must not have happened.
@@ -487,6 +492,10 @@ pub async fn live(sim_node: Rc<SimNode>) -> turmoil::Result {
         checkpoints: checkpoint_backlog,
     });
     sim_node.ground.trace.note(now_us(), &sim_node.name(), format_args!("is up"));
+    // Whoever was told to died with it perhaps.
+    for group in sim_node.ground.garbage.borrow().iter().filter_map(|number| replicas.groups.get(number)) {
+        tokio::spawn(deliver_garbage(group.clone()));
+    }
     obey(replicas.groups, front, inbox).await;
     std::future::pending().await
 }
@@ -512,6 +521,11 @@ async fn obey(groups: BTreeMap<u32, Group>, front: Front, mut inbox: mpsc::Unbou
             }
             Order::Actors(number) => front.abandon_rows(number),
             Order::Proposer(number) => front.abandon_proposer(number),
+            Order::Garbage(number) => {
+                if let Some(group) = groups.get(&number).cloned() {
+                    tokio::spawn(deliver_garbage(group));
+                }
+            }
             Order::Poison(number) => {
                 if let Some(group) = groups.get(&number).filter(|group| group.believes_to_lead()).cloned() {
                     // Nobody is told what comes of it.

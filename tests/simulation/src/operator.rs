@@ -15,6 +15,7 @@ use bytes::Bytes;
 use tidewall_client::{ClientError, ShardClient, ShardClientOptions, Topology};
 use tokio::time::sleep;
 
+use crate::clerk::Clerk;
 use crate::history::Cut;
 use crate::node::Ground;
 use crate::oracle::Violation;
@@ -92,12 +93,15 @@ pub struct Operator {
     /// What is to be done, or is being done.
     wanted: RefCell<Option<Task>>,
     done: Cell<bool>,
+    /// Looks after dead letters meanwhile.
+    pub clerk: Clerk,
 }
 
 impl Operator {
     /// Somebody with nothing to do.
     pub fn new(ground: Ground) -> Self {
-        Self { ground, wanted: RefCell::default(), done: Cell::new(false) }
+        let clerk = Clerk::new(ground.clone());
+        Self { ground, wanted: RefCell::default(), done: Cell::new(false), clerk }
     }
 
     /// Whether something is under way.
@@ -250,6 +254,8 @@ pub async fn live(operator: Rc<Operator>) -> turmoil::Result {
     let shards = Rc::new(ShardClient::new(Arc::new(topology.clone()), ShardClientOptions::default()));
     let adopting = Rc::clone(&shards);
     tokio::task::spawn_local(file.follow(topology, move |topology| adopting.adopt(topology)));
+    let (clerk, shared) = (Rc::clone(&operator), Rc::clone(&shards));
+    tokio::task::spawn_local(async move { clerk.clerk.work(shared).await });
     loop {
         let wanted = operator.wanted.borrow().clone();
         match wanted {

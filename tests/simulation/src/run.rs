@@ -188,6 +188,7 @@ impl Cluster {
             lines,
             sync_us: plan.sync_us,
             poisoned: Rc::default(),
+            garbage: Rc::default(),
             cuts: Rc::default(),
             violations: Rc::default(),
             trace,
@@ -276,6 +277,9 @@ impl Cluster {
         self.heal();
         if !self.until(CHANGED_MS, |cluster| !cluster.operator.is_busy()) {
             return self.stuck("the healed cluster does not change its members");
+        }
+        if !self.until(CHANGED_MS, |cluster| !cluster.operator.clerk.is_busy()) {
+            return self.stuck("nobody is told of dead letters, or they cannot be resolved");
         }
         self.leave_for_good();
         control.probe.set(true);

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use tidewall_consensus::Role;
 
+use crate::clerk;
 use crate::messages;
 use crate::node::SimNode;
 use crate::oracle::Violation;
@@ -63,7 +64,8 @@ impl Watch {
                 let (letters, unexplained) = group
                     .state()
                     .read(|machine| (messages::faulted(machine), messages::dead_letters(machine, went_back)));
-                if faults > letters {
+                let garbage = sim_node.ground.garbage.borrow().contains(number);
+                if faults > letters + if garbage { clerk::FAULTS } else { 0 } {
                     object("invariant", format!("{faults} commands would have broken an invariant"));
                 }
                 if let Some(why) = unexplained {

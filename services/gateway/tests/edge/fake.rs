@@ -41,6 +41,7 @@ pub struct Node {
     pub batches: Mutex<Vec<pb::CommandBatch>>,
     pub queries: Mutex<Vec<pb::Query>>,
     pub imported: Mutex<Vec<pb::ImportRequest>>,
+    pub resolved: Mutex<Vec<pb::ResolveDeadLetterRequest>>,
     leads: AtomicBool,
     broken: Arc<Notify>,
 }
@@ -182,9 +183,13 @@ impl pb::shard_service_server::ShardService for Server {
 
     async fn resolve_dead_letter(
         &self,
-        _: Request<pb::ResolveDeadLetterRequest>,
+        request: Request<pb::ResolveDeadLetterRequest>,
     ) -> Result<Response<pb::ResolveDeadLetterResponse>, Status> {
-        Err(Status::unimplemented("not part of these tests"))
+        let request = request.into_inner();
+        // It can be dropped, and not carried out.
+        let refusal = (!request.drop).then(|| refusal(pb::RefusalKind::Invalid, 0, 0));
+        self.0.resolved.lock().push(request);
+        Ok(Response::new(pb::ResolveDeadLetterResponse { remaining: 4, refusal }))
     }
 
     async fn drain(&self, _: Request<pb::DrainRequest>) -> Result<Response<pb::DrainResponse>, Status> {

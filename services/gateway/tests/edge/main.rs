@@ -552,6 +552,94 @@ async fn operators_see_nodes_and_move_regions() {
     assert_eq!(file, b"abcd");
 }
 
+#[tokio::test]
+async fn operators_look_at_dead_letters_and_resolve_them() {
+    let cluster = cluster().await;
+    let node = &cluster.nodes[0];
+    let mut operator = OperatorServiceClient::new(cluster.channel().await);
+    let root = [Role::Operator];
+    let letter = |id: &str, from| pb::DeadLetter {
+        id: id.into(),
+        from,
+        module: "accounts".into(),
+        saga: vec![0xab; 16],
+        reason: "why".into(),
+        waits: from == 0,
+        since_ms: 1_500,
+        payload: vec![1, 2],
+    };
+    let letters = |letters: Vec<pb::DeadLetter>, more| {
+        let found = pb::DeadLetters { letters, more };
+        fake::query(pb::query_result::Result::DeadLetters(found))
+    };
+    let list = |page_token: &str| v1::ListDeadLettersRequest {
+        parent: "regions/south".into(),
+        page_size: 2,
+        page_token: page_token.into(),
+    };
+    let denied = operator.list_dead_letters(cluster.request("alice", &[], list(""))).await.unwrap_err();
+    assert_eq!(denied.code(), Code::PermissionDenied);
+    node.plan([letters(vec![letter("1-2-3", 1), letter("1-2-4", 0)], true), letters(vec![], false)]);
+    let first =
+        operator.list_dead_letters(cluster.request("root", &root, list(""))).await.unwrap().into_inner();
+    let [one, other] = &first.dead_letters[..] else { panic!("{first:?}") };
+    assert_eq!(
+        (one.name.as_str(), one.from_region.as_str()),
+        ("regions/south/deadLetters/1-2-3", "regions/north")
+    );
+    assert_eq!(
+        (one.domain.as_str(), one.saga.clone(), one.message.as_slice()),
+        ("accounts", "ab".repeat(16), &[1, 2][..])
+    );
+    let since = one.set_aside_time.unwrap();
+    assert_eq!((since.seconds, since.nanos, one.waits), (1, 500_000_000, false));
+    assert_eq!(
+        (other.from_region.as_str(), other.waits),
+        ("", true),
+        "a timer, or what somebody should know"
+    );
+    let rest = operator.list_dead_letters(cluster.request("root", &root, list(&first.next_page_token))).await;
+    assert_eq!(rest.unwrap().into_inner(), v1::ListDeadLettersResponse::default());
+    let asked: Vec<_> = node.queries.lock().drain(..).filter_map(|query| query.op).collect();
+    let ask = |after: &str| {
+        pb::query::Op::DeadLetters(pb::ListDeadLetters {
+            after: after.into(),
+            limit: 2,
+            ..Default::default()
+        })
+    };
+    assert_eq!(asked, [ask(""), ask("1-2-4")]);
+
+    let name = "regions/south/deadLetters/1-2-3".to_owned();
+    let get = |name: &str| cluster.request("root", &root, v1::GetDeadLetterRequest { name: name.into() });
+    node.plan([letters(vec![letter("1-2-3", 1)], false), letters(vec![], false)]);
+    let got = operator.get_dead_letter(get(&name)).await.unwrap().into_inner().dead_letter.unwrap();
+    assert_eq!(&got, one);
+    let gone = operator.get_dead_letter(get(&name)).await.unwrap_err();
+    assert_eq!((gone.code(), reason(&gone)), (Code::NotFound, "DEAD_LETTER_NOT_FOUND".to_owned()));
+    for bad in ["regions/south/deadLetters/1-2", "regions/south/deadLetters/01-2-3", "regions/south", "x"] {
+        assert_eq!(
+            operator.get_dead_letter(get(bad)).await.unwrap_err().code(),
+            Code::InvalidArgument,
+            "{bad}"
+        );
+    }
+
+    // The fake has it dropped, and not carried out.
+    node.plan((0..2).map(|_| letters(vec![letter("1-2-3", 1)], false)));
+    let replay = cluster.request("root", &root, v1::ReplayDeadLetterRequest { name: name.clone() });
+    let refused = operator.replay_dead_letter(replay).await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused)), (Code::FailedPrecondition, "REFUSED".to_owned()));
+    let drop = cluster.request("root", &root, v1::DropDeadLetterRequest { name: name.clone() });
+    assert_eq!(operator.drop_dead_letter(drop).await.unwrap().into_inner().remaining, 4);
+    node.plan([letters(vec![], false)]);
+    let drop = cluster.request("root", &root, v1::DropDeadLetterRequest { name });
+    assert_eq!(operator.drop_dead_letter(drop).await.unwrap_err().code(), Code::NotFound);
+    let asked =
+        |drop| pb::ResolveDeadLetterRequest { group: 2, id: "1-2-3".into(), drop, principal: "root".into() };
+    assert_eq!(*node.resolved.lock(), [asked(false), asked(true)], "what is not there is not asked for");
+}
+
 /// One HTTP/1.1 exchange.
 async fn http(cluster: &fake::Cluster, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(cluster.address).await.unwrap();

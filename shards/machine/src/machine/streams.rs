@@ -234,7 +234,7 @@ impl Machine {
         self.streams.commit();
         let saga = (from, message.module, message.saga);
         let before = self.dead.derived().0.get(&saga).and_then(|keys| keys.first().copied());
-        let (reason, waits) = match before {
+        let (reason, waits) = match before.filter(|_| !active(Mutant::DeadLetterPassed)) {
             Some(before) => (format!("it waits behind {}", dead_letter_id(&before)), true),
             None => match self.hand_over(context, from, message) {
                 Ok(()) => return,
@@ -294,7 +294,9 @@ impl Machine {
             self.hand_over(context, row.from, &row.message)
                 .map_err(|why| format!("dead letter {id} cannot be carried out: {why}"))?;
         }
-        self.dead.set(*key, None);
+        if !active(Mutant::DroppedLetterStays) {
+            self.dead.set(*key, None);
+        }
         let Some(saga) = row.saga() else {
             self.dead.commit();
             return Ok(());

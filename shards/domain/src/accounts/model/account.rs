@@ -97,22 +97,9 @@ pub struct AccountRow {
 
 impl Row for AccountRow {
     const TABLE: TableId = table_id(MODULE, 1);
-    type Key = AccountNo;
-    type Page = u64;
+    keyed_by_account!(16);
     type Index = ();
 
-    fn page(key: &AccountNo) -> u64 {
-        key >> 4
-    }
-    fn encode_page(page: &u64, w: &mut Writer) {
-        w.key_u64(*page);
-    }
-    fn encode_key(key: &AccountNo, w: &mut Writer) {
-        w.key_u64(*key);
-    }
-    fn decode_key(r: &mut Reader<'_>) -> Result<AccountNo, DecodeError> {
-        r.key_u64()
-    }
     fn encode(&self, w: &mut Writer) {
         w.str(&self.subject);
         w.raw(&self.email);
@@ -157,22 +144,9 @@ pub struct EmailRow(pub AccountNo);
 
 impl Row for EmailRow {
     const TABLE: TableId = table_id(MODULE, 2);
-    type Key = Digest;
-    type Page = u16;
+    keyed_by_email!();
     type Index = ();
 
-    fn page(key: &Digest) -> u16 {
-        u16::from_be_bytes([key[0], key[1]])
-    }
-    fn encode_page(page: &u16, w: &mut Writer) {
-        w.key_u16(*page);
-    }
-    fn encode_key(key: &Digest, w: &mut Writer) {
-        w.raw(key);
-    }
-    fn decode_key(r: &mut Reader<'_>) -> Result<Digest, DecodeError> {
-        decode_digest(r)
-    }
     fn encode(&self, w: &mut Writer) {
         w.u64(self.0);
     }

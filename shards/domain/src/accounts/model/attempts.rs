@@ -34,22 +34,9 @@ impl AttemptsRow {
 
 impl Row for AttemptsRow {
     const TABLE: TableId = table_id(MODULE, 4);
-    type Key = Digest;
-    type Page = u16;
+    keyed_by_email!();
     type Index = Due<Digest>;
 
-    fn page(key: &Digest) -> u16 {
-        u16::from_be_bytes([key[0], key[1]])
-    }
-    fn encode_page(page: &u16, w: &mut Writer) {
-        w.key_u16(*page);
-    }
-    fn encode_key(key: &Digest, w: &mut Writer) {
-        w.raw(key);
-    }
-    fn decode_key(r: &mut Reader<'_>) -> Result<Digest, DecodeError> {
-        decode_digest(r)
-    }
     fn encode(&self, w: &mut Writer) {
         w.u32(self.count);
         w.u64(self.since_ms);

@@ -45,22 +45,9 @@ impl ClaimRow {
 
 impl Row for ClaimRow {
     const TABLE: TableId = table_id(MODULE, 6);
-    type Key = Digest;
-    type Page = u16;
+    keyed_by_email!();
     type Index = Due<Digest>;
 
-    fn page(key: &Digest) -> u16 {
-        u16::from_be_bytes([key[0], key[1]])
-    }
-    fn encode_page(page: &u16, w: &mut Writer) {
-        w.key_u16(*page);
-    }
-    fn encode_key(key: &Digest, w: &mut Writer) {
-        w.raw(key);
-    }
-    fn decode_key(r: &mut Reader<'_>) -> Result<Digest, DecodeError> {
-        decode_digest(r)
-    }
     fn encode(&self, w: &mut Writer) {
         w.u32(self.owner);
         w.u128(self.id);
@@ -240,22 +227,9 @@ pub struct ClaimedRow {
 
 impl Row for ClaimedRow {
     const TABLE: TableId = table_id(MODULE, 8);
-    type Key = AccountNo;
-    type Page = u64;
+    keyed_by_account!(32);
     type Index = ();
 
-    fn page(key: &AccountNo) -> u64 {
-        key >> 5
-    }
-    fn encode_page(page: &u64, w: &mut Writer) {
-        w.key_u64(*page);
-    }
-    fn encode_key(key: &AccountNo, w: &mut Writer) {
-        w.key_u64(*key);
-    }
-    fn decode_key(r: &mut Reader<'_>) -> Result<AccountNo, DecodeError> {
-        r.key_u64()
-    }
     fn encode(&self, w: &mut Writer) {
         w.u32(self.keeper);
         w.u128(self.id);

@@ -1,5 +1,47 @@
 //! Rows of the accounts module, their keys, and what is derived from them.
 
+/// Rows by e-mail, in pages by its first two bytes.
+macro_rules! keyed_by_email {
+    () => {
+        type Key = Digest;
+        type Page = u16;
+
+        fn page(key: &Digest) -> u16 {
+            u16::from_be_bytes([key[0], key[1]])
+        }
+        fn encode_page(page: &u16, w: &mut Writer) {
+            w.key_u16(*page);
+        }
+        fn encode_key(key: &Digest, w: &mut Writer) {
+            w.raw(key);
+        }
+        fn decode_key(r: &mut Reader<'_>) -> Result<Digest, DecodeError> {
+            decode_digest(r)
+        }
+    };
+}
+
+/// Rows by account, in pages of so many accounts, a power of two.
+macro_rules! keyed_by_account {
+    ($accounts:literal) => {
+        type Key = AccountNo;
+        type Page = u64;
+
+        fn page(key: &AccountNo) -> u64 {
+            key / $accounts
+        }
+        fn encode_page(page: &u64, w: &mut Writer) {
+            w.key_u64(*page);
+        }
+        fn encode_key(key: &AccountNo, w: &mut Writer) {
+            w.key_u64(*key);
+        }
+        fn decode_key(r: &mut Reader<'_>) -> Result<AccountNo, DecodeError> {
+            r.key_u64()
+        }
+    };
+}
+
 mod account;
 mod attempts;
 mod claim;

@@ -1,5 +1,7 @@
 //! `OperatorService`: state of regions and nodes as the nodes report it, export and import.
 
+mod dead_letters;
+
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,15 +19,13 @@ use tokio::time::timeout_at;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Services;
-use crate::convert::{self, duration_ms, hex};
+use crate::convert::{duration_ms, hex};
 use crate::edge::{Call, Edge, Method};
 use crate::errors::ApiError;
 use crate::{names, page};
 
 /// Most regions or nodes on a page; as many as are there when nothing is said.
 const PAGE_MAX: u32 = 1_000;
-/// Dead letters on a page, unless told otherwise.
-const LETTERS_DEFAULT: u32 = 100;
 /// A node that does not report within this time is shown as unreachable.
 const NODE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -37,55 +37,6 @@ async fn reports(edge: &Edge, call: &Call) -> Reports {
     let report =
         |(node, state): (u64, Result<_, ClientError>)| (node, state.map_err(|error| error.to_string()));
     states.into_iter().map(report).collect()
-}
-
-/// Dead letters of the region that a call is for.
-async fn dead_letters(
-    edge: &Edge,
-    call: &Call,
-    asked: pb::ListDeadLetters,
-) -> Result<pb::DeadLetters, ApiError> {
-    let query = pb::Query { op: Some(pb::query::Op::DeadLetters(asked)) };
-    let answer = edge.client.query(call.group, query, call.deadline.at).await;
-    match answer.map_err(|error| ApiError::Client { error, request_id: None })?.result {
-        Some(pb::query_result::Result::DeadLetters(letters)) => Ok(letters),
-        _ => Err(convert::mismatch()),
-    }
-}
-
-fn dead_letter(edge: &Edge, region: &str, letter: pb::DeadLetter) -> v1::DeadLetter {
-    let from = edge.topology.region_of_group(letter.from).map(|from| names::region(&from.id));
-    v1::DeadLetter {
-        name: names::dead_letter(region, &letter.id),
-        from_region: from.unwrap_or_default(),
-        domain: letter.module,
-        saga: hex(&letter.saga),
-        reason: letter.reason,
-        waits: letter.waits,
-        set_aside_time: Some(convert::timestamp(letter.since_ms)),
-        message: letter.payload,
-    }
-}
-
-/// Carries a dead letter out once more, or drops it. How many the region has then.
-async fn resolve(edge: &Edge, call: &Call, name: &str, drop: bool) -> Result<u64, ApiError> {
-    let id = names::parse_dead_letter("name", name)?;
-    // Whoever names one that is not there, or not any more, is told that.
-    let asked = pb::ListDeadLetters { id: id.to_owned(), limit: 1, ..Default::default() };
-    if dead_letters(edge, call, asked).await?.letters.is_empty() {
-        return Err(no_dead_letter(name));
-    }
-    let (principal, left) = (call.principal.subject.as_str(), call.deadline.remaining());
-    match edge.client.resolve_dead_letter(call.group, id, drop, principal, left).await {
-        Ok(remaining) => Ok(remaining),
-        Err(ClientError::Invalid(why)) => Err(ApiError::precondition("REFUSED", why)),
-        Err(error) => Err(ApiError::Client { error, request_id: None }),
-    }
-}
-
-fn no_dead_letter(name: &str) -> ApiError {
-    let why = format!("there is no {name}: it was resolved, or there never was one");
-    ApiError::not_found("DEAD_LETTER_NOT_FOUND", why)
 }
 
 fn role(state: &pb::GroupState) -> v1::ReplicaRole {
@@ -406,60 +357,38 @@ impl OperatorService for Services {
         &self,
         request: Request<v1::ListDeadLettersRequest>,
     ) -> Result<Response<v1::ListDeadLettersResponse>, Status> {
-        let edge = &self.0;
-        let handler = |call: Call, message: v1::ListDeadLettersRequest| async move {
-            let region = names::parse_region("parent", &message.parent)?;
-            let limit = page::size(message.page_size, LETTERS_DEFAULT, PAGE_MAX)?;
-            let scope = format!("dead letters {}", message.parent);
-            let after = page::decode(&scope, &message.page_token)?;
-            let pb::DeadLetters { letters, more } =
-                dead_letters(edge, &call, pb::ListDeadLetters { after, limit, ..Default::default() }).await?;
-            let last = letters.last().filter(|_| more).map(|letter| page::encode(&scope, &letter.id));
-            let dead_letters = letters.into_iter().map(|letter| dead_letter(edge, region, letter)).collect();
-            let next_page_token = last.unwrap_or_default();
-            Ok(v1::ListDeadLettersResponse { dead_letters, next_page_token })
-        };
-        edge.run(Method::ListDeadLetters, request, handler).await
+        let handler = |call: Call, message| async move { dead_letters::list(&self.0, &call, message).await };
+        self.0.run(Method::ListDeadLetters, request, handler).await
     }
 
     async fn get_dead_letter(
         &self,
         request: Request<v1::GetDeadLetterRequest>,
     ) -> Result<Response<v1::GetDeadLetterResponse>, Status> {
-        let edge = &self.0;
-        let handler = |call: Call, message: v1::GetDeadLetterRequest| async move {
-            let region = names::leading_region("name", &message.name)?;
-            let id = names::parse_dead_letter("name", &message.name)?.to_owned();
-            let asked = pb::ListDeadLetters { id, limit: 1, ..Default::default() };
-            let letter = dead_letters(edge, &call, asked).await?.letters.into_iter().next();
-            let letter = letter.ok_or_else(|| no_dead_letter(&message.name))?;
-            Ok(v1::GetDeadLetterResponse { dead_letter: Some(dead_letter(edge, region, letter)) })
-        };
-        edge.run(Method::GetDeadLetter, request, handler).await
+        let handler = |call: Call, message| async move { dead_letters::get(&self.0, &call, message).await };
+        self.0.run(Method::GetDeadLetter, request, handler).await
     }
 
     async fn replay_dead_letter(
         &self,
         request: Request<v1::ReplayDeadLetterRequest>,
     ) -> Result<Response<v1::ReplayDeadLetterResponse>, Status> {
-        let edge = &self.0;
         let handler = |call: Call, message: v1::ReplayDeadLetterRequest| async move {
-            let remaining = resolve(edge, &call, &message.name, false).await?;
+            let remaining = dead_letters::resolve(&self.0, &call, &message.name, false).await?;
             Ok(v1::ReplayDeadLetterResponse { remaining })
         };
-        edge.run(Method::ReplayDeadLetter, request, handler).await
+        self.0.run(Method::ReplayDeadLetter, request, handler).await
     }
 
     async fn drop_dead_letter(
         &self,
         request: Request<v1::DropDeadLetterRequest>,
     ) -> Result<Response<v1::DropDeadLetterResponse>, Status> {
-        let edge = &self.0;
         let handler = |call: Call, message: v1::DropDeadLetterRequest| async move {
-            let remaining = resolve(edge, &call, &message.name, true).await?;
+            let remaining = dead_letters::resolve(&self.0, &call, &message.name, true).await?;
             Ok(v1::DropDeadLetterResponse { remaining })
         };
-        edge.run(Method::DropDeadLetter, request, handler).await
+        self.0.run(Method::DropDeadLetter, request, handler).await
     }
 
     async fn drain_node(
