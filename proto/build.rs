@@ -18,6 +18,7 @@ const FILES: &[&str] = &[
     "tidewall/v1/account.proto",
     "tidewall/v1/outcome.proto",
     "tidewall/v1/operator.proto",
+    "tidewall/v1/change.proto",
     "tidewall/internal/v1/keyring.proto",
     "tidewall/internal/v1/shard.proto",
     "tidewall/internal/v1/peer.proto",
@@ -53,6 +54,7 @@ fn main() -> Result<(), Failure> {
         .bytes(".tidewall.internal.v1.Command.payload")
         .bytes(".tidewall.internal.v1.Outcome.done")
         .bytes(".tidewall.internal.v1.QueryResult.module")
+        .bytes(".tidewall.internal.v1.EntryChanges.changes")
         .bytes(".tidewall.internal.v1.ExportResponse")
         .bytes(".tidewall.internal.v1.ImportRequest")
         .bytes(".tidewall.internal.v1.InstallSnapshotRequest")

@@ -2,6 +2,7 @@
 
 const FILES: &[&str] = &[
     "tidewall/log/v1/rejection.proto",
+    "tidewall/log/v1/change.proto",
     "tidewall/log/tickets/v1/tickets.proto",
     "tidewall/log/accounts/v1/accounts.proto",
 ];

@@ -22,7 +22,7 @@ mod v1 {
     include!(concat!(env!("OUT_DIR"), "/tidewall.log.v1.rs"));
 }
 
-pub use v1::Rejection;
+pub use v1::{Change, Rejection};
 
 /// A command of a module.
 pub trait ModuleCommand: prost::Message + Default + std::fmt::Debug {

@@ -31,3 +31,9 @@ impl ModuleQuery for Query {
 
 parts!(Command, command: CreateEvent, UpdateEvent, Hold, ConfirmHold, ReleaseHold, Buy, CancelTicket, DeleteEvent);
 parts!(Query, query: GetEvent, ListEvents, GetTicket, ListTickets, GetHold, ListHolds, SearchTickets);
+
+impl From<change::What> for Change {
+    fn from(what: change::What) -> Self {
+        Self { what: Some(what), ..Self::default() }
+    }
+}

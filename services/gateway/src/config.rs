@@ -32,6 +32,10 @@ pub struct GatewayConfig {
     /// Shortest age at which a client connection is asked to reconnect, so that new gateways receive
     /// load; the age of this process's connections is chosen between this and twice this. `None`: never.
     pub connection_age_min: Option<Duration>,
+    /// How many may watch what happens at once.
+    pub watchers_max: usize,
+    /// Bytes of changes that are kept of a region for those who are a little behind; who is further behind asks the region.
+    pub changes_kept_bytes: usize,
     /// Origins whose pages may call over gRPC-Web, as browsers name them (`https://shop.example`); a single `*` for all.
     pub web_origins: Vec<HeaderValue>,
     /// How many connections clients may have, and how long one may take to say what it wants.
@@ -59,6 +63,8 @@ impl GatewayConfig {
             limit: LimitOptions::default(),
             token_cache_entries: 131_072,
             connection_age_min: Some(Duration::from_secs(300)),
+            watchers_max: 50_000,
+            changes_kept_bytes: 4 << 20,
             web_origins: Vec::new(),
             accept: AcceptLimits::default(),
             lame_duck: Duration::ZERO,

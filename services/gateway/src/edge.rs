@@ -20,6 +20,7 @@ use crate::auth::{Authenticator, Caller, Principal};
 use crate::budget::{Budget, Held};
 use crate::deadline::Deadline;
 use crate::errors::ApiError;
+use crate::feed::Feeds;
 use crate::metrics::Metrics;
 use crate::names;
 
@@ -110,12 +111,14 @@ pub(crate) fn fingerprint(method: &str, parts: &[&[u8]]) -> u64 {
 /// What all services share.
 pub(crate) struct Edge {
     pub(crate) topology: Arc<Topology>,
-    pub(crate) client: ShardClient,
+    pub(crate) client: Arc<ShardClient>,
     pub(crate) authenticator: Authenticator,
     pub(crate) admission: Admission,
     pub(crate) budget: Budget,
     pub(crate) connections: Connections,
     pub(crate) metrics: Metrics,
+    /// What happens in the regions.
+    pub(crate) feeds: Feeds,
     /// What it needs to serve accounts; none: it does not.
     pub(crate) accounts: Option<Accounts>,
 }

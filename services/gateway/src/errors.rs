@@ -123,6 +123,40 @@ impl ApiError {
         Self::Client { error, request_id: None }
     }
 
+    /// What has happened behind a place is not kept any more.
+    pub(crate) fn place_gone(oldest: crate::feed::Place) -> Self {
+        let crate::feed::Place { incarnation, index, .. } = oldest;
+        let message = format!(
+            "what has happened behind this place is not kept any more, or the region was restored (kept since incarnation \
+             {incarnation}, index {index}): watch without a place, read what is there, and go on"
+        );
+        Self::Plain { code: Code::OutOfRange, reason: "PLACE_GONE", message }
+    }
+
+    /// Who watches does not read.
+    pub(crate) fn not_read() -> Self {
+        let message =
+            "what has happened was not read for 30 s: watch again, behind the last place".to_owned();
+        Self::Plain { code: Code::ResourceExhausted, reason: "NOT_READ", message }
+    }
+
+    /// The token of a stream has become void.
+    pub(crate) fn token_expired() -> Self {
+        let message = "the token has expired: watch again with a new one, behind the last place";
+        Self::unauthenticated("TOKEN_INVALID", message)
+    }
+
+    /// The event that is watched is gone.
+    pub(crate) fn event_gone() -> Self {
+        Self::not_found("EVENT_NOT_FOUND", "the event is gone: it was deleted, or the region was restored")
+    }
+
+    /// A region did not say how something is.
+    pub(crate) fn region_silent() -> Self {
+        let why = "the region did not say how the event is".to_owned();
+        Self::Client { error: ClientError::Unavailable { why }, request_id: None }
+    }
+
     /// The other side broke the protocol.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::Plain { code: Code::Internal, reason: "INTERNAL", message: message.into() }

@@ -17,6 +17,7 @@ mod convert;
 mod deadline;
 mod edge;
 mod errors;
+mod feed;
 mod health;
 mod metrics;
 mod names;

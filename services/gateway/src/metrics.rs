@@ -63,6 +63,7 @@ pub(crate) struct Metrics {
     clock_ahead: Seconds,
     connections: Gauge,
     connections_refused: Counter,
+    watchers: Gauge,
     regions: Vec<String>,
     /// By method, then region (the last one is "none"), then code.
     handles: Vec<OnceLock<(Counter, Histogram)>>,
@@ -106,6 +107,8 @@ impl Metrics {
             "Connections closed at once because there were too many",
             connections_refused.clone(),
         );
+        let watchers = Gauge::default();
+        registry.register("watchers", "Streams of those who watch what happens", watchers.clone());
         let mut regions: Vec<String> = topology.regions.iter().map(|region| region.id.clone()).collect();
         let admission = regions.iter().map(|region| {
             let labels = RegionLabels { region: region.clone() };
@@ -129,6 +132,7 @@ impl Metrics {
             clock_ahead,
             connections,
             connections_refused,
+            watchers,
             regions,
             handles,
         }
@@ -157,6 +161,7 @@ impl Metrics {
         admission: &Admission,
         connections: &Connections,
         clock: &ClusterClock,
+        watchers: usize,
     ) -> String {
         let count = |calls: usize| i64::try_from(calls).unwrap_or(i64::MAX);
         for (region, gauges) in self.admission.iter().enumerate() {
@@ -169,6 +174,7 @@ impl Metrics {
         }
         self.clock_ahead.set(clock.ahead_ms().unwrap_or_default() as f64 / 1_000.0);
         self.connections.set(count(connections.open()));
+        self.watchers.set(count(watchers));
         tidewall_metrics::set_counter(&self.connections_refused, connections.refused());
         tidewall_metrics::text(&self.registry)
     }

@@ -15,6 +15,7 @@ use tidewall_client::follow::follow;
 use tidewall_client::{Connections, ShardClient, Topology, accept};
 use tidewall_proto::PUBLIC_DESCRIPTORS;
 use tidewall_proto::v1::account_service_server::AccountServiceServer;
+use tidewall_proto::v1::change_service_server::ChangeServiceServer;
 use tidewall_proto::v1::event_service_server::EventServiceServer;
 use tidewall_proto::v1::operator_service_server::OperatorServiceServer;
 use tidewall_proto::v1::outcome_service_server::OutcomeServiceServer;
@@ -38,6 +39,7 @@ use crate::auth::Authenticator;
 use crate::budget::Budget;
 use crate::config::GatewayConfig;
 use crate::edge::Edge;
+use crate::feed::{FeedLimits, Feeds};
 use crate::health::{self, HealthService, Readiness, State};
 use crate::metrics::Metrics;
 use crate::services::Services;
@@ -165,7 +167,7 @@ impl GatewayCore {
         }
         let edge = Arc::new(Edge {
             topology: Arc::clone(&config.topology),
-            client: ShardClient::new(Arc::clone(&config.topology), config.shard_client.clone()),
+            client: Arc::new(ShardClient::new(Arc::clone(&config.topology), config.shard_client.clone())),
             authenticator: Authenticator::new(&config.public_keys, config.token_cache_entries),
             admission: Admission::new(
                 config.topology.regions.len(),
@@ -176,6 +178,14 @@ impl GatewayCore {
             budget: Budget::default(),
             connections: Connections::default(),
             metrics: Metrics::new(&config.topology),
+            feeds: Feeds::new(
+                config.topology.regions.iter().map(|region| (region.id.as_str(), region.group)),
+                FeedLimits {
+                    watchers_max: config.watchers_max,
+                    kept_bytes: config.changes_kept_bytes,
+                    watched_max: config.connection_age_min.unwrap_or(Duration::MAX),
+                },
+            ),
             accounts: config.accounts.as_ref().map(Accounts::new).transpose()?,
         });
         Ok(Self { config, edge })
@@ -219,6 +229,7 @@ impl GatewayCore {
             .add_service(service!(EventServiceServer, services, EVENT_BYTES_MAX))
             .add_service(service!(RegionServiceServer, services, NAMES_BYTES_MAX))
             .add_service(service!(AccountServiceServer, services, NAMES_BYTES_MAX))
+            .add_service(service!(ChangeServiceServer, services, NAMES_BYTES_MAX))
             .add_service(service!(OutcomeServiceServer, services, NAMES_BYTES_MAX))
             // What operators send is large already, and snapshots are not worth compressing twice.
             .add_service(OperatorServiceServer::new(services).max_decoding_message_size(OPERATOR_BYTES_MAX))
@@ -272,6 +283,7 @@ impl GatewayCore {
         }
         // They have been told, and are no calls that anybody waits for.
         tell.send_replace(None);
+        edge.feeds.close();
         edge.admission.close();
         // The receiver is gone only when the server is.
         let _ = stop.send(());
@@ -325,7 +337,8 @@ impl Drop for AbortOnDrop {
 /// Adds the pages for machines that do not speak gRPC: [`transport::PAGES`].
 fn with_plain_pages(router: axum::Router, edge: Arc<Edge>, readiness: Arc<Readiness>) -> axum::Router {
     let metrics = move |headers: HeaderMap| async move {
-        let text = edge.metrics.render(&edge.admission, &edge.connections, edge.client.clock());
+        let watchers = edge.feeds.watchers();
+        let text = edge.metrics.render(&edge.admission, &edge.connections, edge.client.clock(), watchers);
         let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
         tidewall_metrics::answer(accepted, text)
     };

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tidewall import Client, Decided, NotDecided, Unknown, new_request_id
 from tidewall.v1 import account_pb2, account_pb2_grpc, common_pb2, event_pb2, operator_pb2, operator_pb2_grpc, outcome_pb2, outcome_pb2_grpc
-from tidewall.v1 import ticket_pb2, ticket_pb2_grpc
+from tidewall.v1 import change_pb2, change_pb2_grpc, ticket_pb2, ticket_pb2_grpc
 
 PARENT = "regions/north/events/gala"
 
@@ -41,17 +41,21 @@ class Gateway(
     outcome_pb2_grpc.OutcomeServiceServicer,
     operator_pb2_grpc.OperatorServiceServicer,
     account_pb2_grpc.AccountServiceServicer,
+    change_pb2_grpc.ChangeServiceServicer,
 ):
     """Ends calls by `acts`, one after the other, then well."""
 
     def __init__(self, *acts):
         self.acts, self.ids, self.tokens, self.lock = list(acts), [], [], threading.Lock()
         self.sealed, self.batches = [], set()
+        # Places that each stream tells before it ends by an act; and what was asked of it.
+        self.told, self.watched = [], []
         self.server = grpc.server(futures.ThreadPoolExecutor(4))
         ticket_pb2_grpc.add_TicketServiceServicer_to_server(self, self.server)
         outcome_pb2_grpc.add_OutcomeServiceServicer_to_server(self, self.server)
         operator_pb2_grpc.add_OperatorServiceServicer_to_server(self, self.server)
         account_pb2_grpc.add_AccountServiceServicer_to_server(self, self.server)
+        change_pb2_grpc.add_ChangeServiceServicer_to_server(self, self.server)
         self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
         self.server.start()
 
@@ -66,6 +70,13 @@ class Gateway(
     def BuyTickets(self, request, context):
         self.act(request, context)
         return ticket_pb2.BuyTicketsResponse(purchase=ticket_pb2.Purchase(tickets=["ga-1"]))
+
+    def Watch(self, request, context):
+        self.watched.append(request)
+        for index in self.told.pop(0) if self.told else []:
+            place = change_pb2.Place(incarnation=1, index=index)
+            yield change_pb2.WatchResponse(changes=[change_pb2.Change(place=place)], place=place)
+        self.act(request, context)
 
     def ListTickets(self, request, context):
         self.act(request, context)
@@ -285,6 +296,36 @@ class ClientTest(unittest.TestCase):
             done = list(pool.map(lambda _: self.buy(client).request_id, range(50)))
         self.assertEqual(len(set(done)), 50)
         self.assertEqual(event_pb2.DESCRIPTOR.package, "tidewall.v1")
+
+    def test_a_watch_goes_on_behind_the_last_place_at_any_gateway(self):
+        invalid = ending(grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
+        gateway = self.gateway(None, invalid, BROKEN, OVERLOADED)
+        gateway.told = [[1, 2], [3], [], [4]]
+        answers = self.client(gateway, nobody()).watch(PARENT)
+        self.assertEqual([next(answers).place.index for _ in range(4)], [1, 2, 3, 4])
+        self.assertEqual([request.after.index for request in gateway.watched], [0, 2, 3, 3])
+        answers.close()
+
+    def test_what_is_gone_ends_a_watch(self):
+        gateway = self.gateway(ending(grpc.StatusCode.OUT_OF_RANGE, "PLACE_GONE"))
+        gateway.told = [[1]]
+        answers = self.client(gateway).watch(PARENT, kinds=[change_pb2.CHANGE_KIND_TICKETS_SOLD])
+        next(answers)
+        with self.assertRaises(NotDecided) as raised:
+            next(answers)
+        self.assertEqual(raised.exception.reason, "PLACE_GONE")
+
+    def test_a_watch_that_nobody_answers_ends(self):
+        with self.assertRaises(NotDecided):
+            next(self.client(nobody(), timeout=0.3).watch(PARENT))
+
+    def test_a_state_is_asked_for_as_it_is(self):
+        gateway = self.gateway(None)
+        gateway.told = [[1], [2]]
+        answers = self.client(gateway).watch(PARENT, mode=change_pb2.WATCH_MODE_STATE)
+        self.assertEqual([next(answers).place.index for _ in range(2)], [1, 2])
+        self.assertFalse(any(request.HasField("after") for request in gateway.watched))
+        answers.close()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import { create, getOption, type DescMethodUnary, type DescService, type Message
 import { type Transport } from "@connectrpc/connect";
 import { Decided, Failure, NotDecided, Unknown } from "./errors.js";
 import { AccountService } from "./gen/tidewall/v1/account_pb.js";
+import { WatchRequestSchema, type WatchResponse } from "./gen/tidewall/v1/change_pb.js";
 import { EventService } from "./gen/tidewall/v1/event_pb.js";
 import { OperatorService } from "./gen/tidewall/v1/operator_pb.js";
 import { OutcomeService, type GetOutcomeResponse } from "./gen/tidewall/v1/outcome_pb.js";
@@ -10,6 +11,7 @@ import { Effect, policy } from "./gen/tidewall/v1/policy_pb.js";
 import { RegionService } from "./gen/tidewall/v1/region_pb.js";
 import { TicketService } from "./gen/tidewall/v1/ticket_pb.js";
 import { newRequestId } from "./ids.js";
+import { watch } from "./watch.js";
 
 /** An attempt has so long, so that a gateway which is silent does not use up the call; milliseconds. */
 const ATTEMPT_MAX = 4_000;
@@ -96,6 +98,24 @@ export class Client {
   /** What is known of a request now; a copy that is on its way may still be decided. */
   async outcome(region: string, requestId: string, options?: CallOptions): Promise<GetOutcomeResponse> {
     return (await this.outcomes.getOutcome({ parent: region, requestId }, options)).answer;
+  }
+
+  /**
+   * What happens in a region or to an event, as it happens: answers of `ChangeService.Watch`, for ever, through failovers and over
+   * gateways. Each change is told once; `after` goes on behind a place. Throws `NotDecided`: with the reason PLACE_GONE what comes next
+   * is not kept any more.
+   */
+  watch(request: MessageInitShape<typeof WatchRequestSchema>, options: CallOptions = {}): AsyncGenerator<WatchResponse> {
+    const connect = async (failed: boolean) => {
+      this.next += failed ? 1 : 0;
+      const [headers, token] = [new Headers(), await this.token()];
+      if (token) {
+        headers.set("authorization", `Bearer ${token}`);
+      }
+      return { transport: this.gateways[this.next % this.gateways.length] as Transport, headers };
+    };
+    const timeoutMs = options.timeoutMs ?? this.options.timeoutMs ?? 10_000;
+    return watch(connect, create(WatchRequestSchema, { ...request }), timeoutMs, options.signal);
   }
 
   private async token(): Promise<string | undefined> {

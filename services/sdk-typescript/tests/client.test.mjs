@@ -10,6 +10,7 @@ import { Client, Decided, NotDecided, Unknown, newRequestId } from "../dist/inde
 import { ErrorInfoSchema, RetryInfoSchema } from "../dist/gen/google/rpc/error_details_pb.js";
 import { AccountService } from "../dist/gen/tidewall/v1/account_pb.js";
 import { ReceiptSchema } from "../dist/gen/tidewall/v1/common_pb.js";
+import { ChangeService, WatchMode } from "../dist/gen/tidewall/v1/change_pb.js";
 import { OperatorService } from "../dist/gen/tidewall/v1/operator_pb.js";
 import { OutcomeService, OutcomeState } from "../dist/gen/tidewall/v1/outcome_pb.js";
 import { BuyTicketsRequestSchema, TicketService } from "../dist/gen/tidewall/v1/ticket_pb.js";
@@ -40,7 +41,7 @@ const broken = () => {
 
 /** Ends calls by `acts`, one after the other, then well. */
 async function gateway(...acts) {
-  const seen = { ids: [], tokens: [], sealed: [], batches: new Set() };
+  const seen = { ids: [], tokens: [], sealed: [], batches: new Set(), told: [], watched: [] };
   const act = (request, context) => {
     seen.ids.push(request.requestId);
     seen.tokens.push(context.requestHeader.get("authorization"));
@@ -66,6 +67,16 @@ async function gateway(...acts) {
       drainNode(request, context) {
         act(request, context);
         return {};
+      },
+    });
+    router.service(ChangeService, {
+      async *watch(request, context) {
+        seen.watched.push(request);
+        for (const index of seen.told.shift() ?? []) {
+          const place = { incarnation: 1n, index: BigInt(index), changes: 1 };
+          yield { changes: [{ place }], place };
+        }
+        act(request, context);
       },
     });
     router.service(OutcomeService, {
@@ -266,4 +277,36 @@ test("ids are of version seven and of now", () => {
   const id = newRequestId();
   assert.match(id, /^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/);
   assert.ok(Math.abs(parseInt(id.replaceAll("-", "").slice(0, 12), 16) - Date.now()) < 5_000);
+});
+
+const invalid = ending(Code.Unauthenticated, "TOKEN_INVALID");
+const gone = ending(Code.OutOfRange, "PLACE_GONE");
+
+test("a watch goes on behind the last place at any gateway", async () => {
+  const seen = await gateway(undefined, invalid, broken, overloaded);
+  seen.told.push([1, 2], [3], [], [4]);
+  const heard = [];
+  for await (const answer of client([seen, await nobody()]).watch({ parent })) {
+    heard.push(Number(answer.place.index));
+    if (heard.length === 4) {
+      break;
+    }
+  }
+  assert.deepEqual(heard, [1, 2, 3, 4]);
+  assert.deepEqual(seen.watched.map((request) => Number(request.after?.index ?? 0)), [0, 2, 3, 3]);
+});
+
+test("what is gone ends a watch, and a state is asked for as it is", async () => {
+  const seen = await gateway(gone);
+  seen.told.push([1]);
+  const answers = client([seen]).watch({ parent });
+  await answers.next();
+  await assert.rejects(answers.next(), (error) => error instanceof NotDecided && error.reason === "PLACE_GONE");
+  const other = await gateway();
+  other.told.push([1], [2]);
+  const states = client([other]).watch({ parent, mode: WatchMode.STATE });
+  await states.next();
+  await states.next();
+  await states.return();
+  assert.deepEqual(other.watched.map((request) => request.after), [undefined, undefined]);
 });

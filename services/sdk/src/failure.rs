@@ -161,6 +161,12 @@ reasons! {
     NotYourHold "NOT_YOUR_HOLD" NotExecuted;
     /// Somebody else's holds.
     NotYourHolds "NOT_YOUR_HOLDS" NotExecuted;
+    /// What concerns others.
+    NotYourChanges "NOT_YOUR_CHANGES" NotExecuted;
+    /// What has happened behind a place is not kept any more.
+    PlaceGone "PLACE_GONE" NotExecuted;
+    /// What was told was not read.
+    NotRead "NOT_READ" NotExecuted;
     /// Somebody else's account.
     NotYourAccount "NOT_YOUR_ACCOUNT" NotExecuted;
     /// The gateway serves no accounts.

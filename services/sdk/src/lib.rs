@@ -65,6 +65,7 @@ mod request_id;
 mod resolve;
 mod rpc;
 mod token;
+mod watch;
 mod wire;
 
 pub use backoff::Backoff;
@@ -82,3 +83,4 @@ pub use tidewall_proto::v1 as api;
 pub use token::{StaticToken, TokenError, TokenFn, TokenSource, token_fn};
 /// Code of a [`Failure`].
 pub use tonic::Code;
+pub use watch::Watch;

@@ -2,14 +2,16 @@
 //! requests carry an id. Nothing here retries.
 
 use std::future::Future;
+use std::time::Duration;
 
 use tidewall_proto::v1;
+use tidewall_proto::v1::change_service_client::ChangeServiceClient;
 use tidewall_proto::v1::event_service_client::EventServiceClient;
 use tidewall_proto::v1::outcome_service_client::OutcomeServiceClient;
 use tidewall_proto::v1::region_service_client::RegionServiceClient;
 use tidewall_proto::v1::ticket_service_client::TicketServiceClient;
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// Largest answer that is accepted: a page of 5000 tickets has about 1.5 MB.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
@@ -20,6 +22,8 @@ pub(crate) trait Rpc: Clone + Send + Sync + 'static {
     type Answer: Send + 'static;
     /// Service and method.
     const METHOD: &'static str;
+    /// How long its answer may go on, when that is more than an attempt takes.
+    const LASTS: Option<Duration> = None;
 
     /// Sends it once.
     fn send(
@@ -94,6 +98,16 @@ rpc! {
         "tidewall.v1.OutcomeService/GetOutcome";
     SealRequestIdRequest => SealRequestIdResponse, OutcomeServiceClient.seal_request_id,
         "tidewall.v1.OutcomeService/SealRequestId";
+}
+
+impl Rpc for v1::WatchRequest {
+    type Answer = Streaming<v1::WatchResponse>;
+    const METHOD: &'static str = "tidewall.v1.ChangeService/Watch";
+    const LASTS: Option<Duration> = Some(Duration::from_secs(3_600));
+
+    async fn send(channel: Channel, request: Request<Self>) -> Result<Response<Self::Answer>, Status> {
+        ChangeServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX).watch(request).await
+    }
 }
 
 macro_rules! mutation {

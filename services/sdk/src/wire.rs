@@ -58,7 +58,7 @@ impl Carrier {
         })?;
         request.metadata_mut().insert("authorization", header);
         // What the token took is gone: the region must not go on after we have stopped waiting.
-        request.set_timeout(until.saturating_duration_since(Instant::now()));
+        request.set_timeout(R::LASTS.unwrap_or_else(|| until.saturating_duration_since(Instant::now())));
         let picked = self.endpoints.pick(&course.lock().tried);
         let sent = timeout_at(until + GRACE, R::send(picked.channel.clone(), request)).await;
         let status = match sent {

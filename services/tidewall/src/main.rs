@@ -37,6 +37,7 @@ mod stderr;
 mod supervisor;
 mod token;
 mod up;
+mod watch;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -119,6 +120,11 @@ enum Command {
         after_help = "Examples:\n  tidewall dlq list\n  tidewall dlq replay regions/north/deadLetters/1-4711-0"
     )]
     Dlq(dlq::DlqCommand),
+    /// Watch what happens in a region or to an event
+    #[command(
+        after_help = "Examples:\n  tidewall watch regions/north/events/gala\n  tidewall watch regions/north --kind TICKETS_SOLD -o json | jq .owner\n  tidewall watch regions/north/events/gala --state\n\nWith -o json each change is a JSON document on a line of its own. What was printed last names the place behind which --after goes on."
+    )]
+    Watch(watch::WatchCommand),
     /// Look at shard nodes
     #[command(after_help = "Example:\n  tidewall node list")]
     Node(node::NodeCommand),
@@ -221,6 +227,7 @@ fn run(cli: Cli, begun: Instant) -> Result<(), Failure> {
         Command::Load(command) => block_on(Threads::All, load::run(&command, format, log)),
         Command::Region(command) => block_on(Threads::One, region::run(&command, format)),
         Command::Dlq(command) => block_on(Threads::One, dlq::run(&command, format)),
+        Command::Watch(command) => block_on(Threads::One, watch::run(&command, format)),
         Command::Node(command) => block_on(Threads::One, node::run(&command, format)),
         Command::Cluster(command) => identity::run(&command, format),
         Command::Completions(command) => completions::run(&command, Cli::command()),

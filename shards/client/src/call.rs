@@ -228,7 +228,14 @@ impl<'a, F: Fn(bool) -> pb::call::Op> Call<'a, F> {
             Entry::Probe(probe) => PROBE_TIMEOUT.saturating_mul(1 << probe.failures().min(6)).min(timeout),
         };
         let until = self.deadline.min(Instant::now() + limit);
-        let call = pb::Call { id: 0, group: self.group_number, op: Some((self.op)(self.progress.in_doubt)) };
+        let mut op = (self.op)(self.progress.in_doubt);
+        // Others wait for the end of a probe: it waits for nothing that may happen.
+        if let (Entry::Probe(_), pb::call::Op::Query(query)) = (entry, &mut op)
+            && let Some(pb::query::Op::Changes(asked)) = &mut query.op
+        {
+            asked.wait_ms = 0;
+        }
+        let call = pb::Call { id: 0, group: self.group_number, op: Some(op) };
         let links = self.client.nodes.at(node);
         Ok(links.lane(self.lane).call(call, until).await?.result)
     }

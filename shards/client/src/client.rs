@@ -137,8 +137,36 @@ impl ShardClient {
         query: pb::Query,
         deadline: Instant,
     ) -> Result<pb::QueryResult, ClientError> {
+        self.query_over(Lane::Queries, group, query, deadline).await
+    }
+
+    /// Asks what has happened behind a place; the answer may wait until something does. Asks again, through failovers, while
+    /// `deadline` lasts.
+    ///
+    /// # Errors
+    /// As [`ShardClient::query`].
+    pub async fn changes(
+        &self,
+        group: u32,
+        asked: pb::ListChanges,
+        deadline: Instant,
+    ) -> Result<pb::Changes, ClientError> {
+        let query = pb::Query { op: Some(pb::query::Op::Changes(asked)) };
+        match self.query_over(Lane::Changes, group, query, deadline).await?.result {
+            Some(pb::query_result::Result::Changes(changes)) => Ok(changes),
+            _ => Err(ClientError::Unavailable { why: "the node answered with something else".into() }),
+        }
+    }
+
+    async fn query_over(
+        &self,
+        lane: Lane,
+        group: u32,
+        query: pb::Query,
+        deadline: Instant,
+    ) -> Result<pb::QueryResult, ClientError> {
         let op = |_| pb::call::Op::Query(query.clone());
-        match self.call(group, Lane::Queries, op, deadline).await.map(|answer| answer.result) {
+        match self.call(group, lane, op, deadline).await.map(|answer| answer.result) {
             Ok(pb::reply::Result::Query(result)) => Ok(result),
             Ok(_) => {
                 Err(ClientError::Unavailable { why: "the node answered a query with something else".into() })

@@ -34,6 +34,8 @@ pub(crate) enum Lane {
     Queries,
     /// Batches.
     Bulk,
+    /// What has happened, as it happens.
+    Changes,
 }
 
 /// The connections to one node.
@@ -45,6 +47,7 @@ pub(crate) struct NodeLinks {
     commands: Link<ExchangeProtocol>,
     queries: Link<ExchangeProtocol>,
     bulk: Link<ExchangeProtocol>,
+    changes: Link<ExchangeProtocol>,
     /// For the calls that are not multiplexed; made with the first of them.
     pub(crate) channel: OnceLock<NodeChannel>,
 }
@@ -53,8 +56,8 @@ impl NodeLinks {
     fn new(cluster: [u8; 16], id: u64, address: SocketAddr, options: &LinkOptions) -> Arc<Self> {
         let parties = Parties::new(cluster, None, id);
         let link = || Link::connect_lazy(address, parties.clone(), options.clone());
-        let (commands, queries, bulk) = (link(), link(), link());
-        Arc::new(Self { id, address, parties, commands, queries, bulk, channel: OnceLock::new() })
+        let (commands, queries, bulk, changes) = (link(), link(), link(), link());
+        Arc::new(Self { id, address, parties, commands, queries, bulk, changes, channel: OnceLock::new() })
     }
 
     pub(crate) fn lane(&self, lane: Lane) -> &Link<ExchangeProtocol> {
@@ -62,6 +65,7 @@ impl NodeLinks {
             Lane::Commands => &self.commands,
             Lane::Queries => &self.queries,
             Lane::Bulk => &self.bulk,
+            Lane::Changes => &self.changes,
         }
     }
 }

@@ -18,7 +18,7 @@ use tidewall_env::tasks;
 use tidewall_machine::{Decision, Frozen, Head, Machine};
 use tidewall_store::checkpoint::{CheckpointError, CheckpointWriter, Generation};
 use tidewall_store::log::LogError;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::agreement::{self, Ledger};
@@ -115,12 +115,15 @@ struct Shared {
     fence: AtomicU64,
     /// Told when the rows have something to send to other groups.
     sends: tokio::sync::Notify,
+    /// Index of the last entry that told anything to whoever watches.
+    told: watch::Sender<u64>,
 }
 
 impl StateHandle {
     /// Wraps the rows that a group starts from.
     pub fn new(group: u32, machine: Machine) -> Self {
         let checkpoint_index = AtomicU64::new(machine.applied_index());
+        let told = watch::Sender::new(machine.told_up_to());
         let shared = Shared {
             group,
             machine: RwLock::new(machine),
@@ -133,6 +136,7 @@ impl StateHandle {
             suspended: Mutex::new(None),
             fence: AtomicU64::new(0),
             sends: tokio::sync::Notify::new(),
+            told,
         };
         Self { shared: Arc::new(shared) }
     }
@@ -145,6 +149,16 @@ impl StateHandle {
     /// Waits until something was put into the rows that is to be sent to other groups. For one waiter at a time.
     pub async fn sends(&self) {
         self.shared.sends.notified().await;
+    }
+
+    /// Index of the last entry that told anything to whoever watches, as it changes. It can fall when a region is restored.
+    pub fn told(&self) -> watch::Receiver<u64> {
+        self.shared.told.subscribe()
+    }
+
+    /// Notes how far the feed goes.
+    fn note_told(&self, told_up_to: u64) {
+        self.shared.told.send_if_modified(|told| std::mem::replace(told, told_up_to) != told_up_to);
     }
 
     /// Why this replica has halted.
@@ -277,11 +291,12 @@ impl StateHandle {
                 Ok(())
             })?;
         }
-        let (replaced, sent) = {
+        let (replaced, sent, told_up_to) = {
             let mut machine = machine.write();
             machine.end();
-            (machine.take_replaced(), machine.take_sent())
+            (machine.take_replaced(), machine.take_sent(), machine.told_up_to())
         };
+        self.note_told(told_up_to);
         if sent {
             self.shared.sends.notify_one();
         }
@@ -449,6 +464,7 @@ impl RaftStateMachine<Types> for StateMachine {
             let machine = machine.counting_on_from(&current);
             std::mem::replace(&mut *current, machine)
         };
+        self.state.note_told(self.state.read(Machine::told_up_to));
         tracing::info!(group = self.state.shared.group, index = ?applied.map(|id| id.index), "snapshot installed");
         // Freeing a large state takes a while: not on the thread that heartbeats need.
         tasks::drop_off_thread(old);

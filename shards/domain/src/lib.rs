@@ -9,7 +9,7 @@
 //! * [`counter`] — rows that count
 //! * [`incarnation`] — how lives of a group's rows are counted
 //! * [`module`] — what a domain module is; [`registry`] — which there are
-//! * [`outbox`] — what a change of rows sends to other groups
+//! * [`outbox`] — what a change of rows sends to other groups; [`feed`] — what it tells whoever watches
 //! * [`accounts`] — accounts, sessions and roles
 //! * [`tickets`] — events, tiers, holds and tickets
 //!
@@ -20,6 +20,7 @@
 pub mod accounts;
 pub mod codec;
 pub mod counter;
+pub mod feed;
 pub mod incarnation;
 pub mod module;
 pub mod outbox;

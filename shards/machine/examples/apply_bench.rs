@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use prost::Message as _;
 use tidewall_domain::Roles;
+use tidewall_domain::feed::TELLS_CHANGES;
 use tidewall_machine::{Answer, Command, Entry, Machine, Position, Stamp, SystemCommand};
 use tidewall_messages::tickets::outcome::Result as Got;
 use tidewall_messages::tickets::{self, Command as Ask, HoldView, PurchaseView, SeatRowSpec, TierSpec};
@@ -206,4 +207,35 @@ fn main() {
     bench.now_ms += 1_000;
     let tiers = vec![tier("vip", u64::from(SEAT_ROWS * SEATS_A_ROW), SEAT_ROWS), tier("ga", sold + 500, 0)];
     report("an update that ends 1,500 due holds", vec![bench.one(0, update(Some(tiers))).1]);
+    cost_of_telling();
+}
+
+/// The same purchases under the apply version that tells what happens and under the one before, in turns, with a feed that is full.
+fn cost_of_telling() {
+    let bench = |version| {
+        let mut bench = Bench { machine: Machine::new(), index: 0, now_ms: T0 };
+        bench.entry(vec![Command::system(SystemCommand::RaiseVersion(version))]);
+        bench.one(0, create("gala"));
+        bench
+    };
+    let mut benches = [bench(TELLS_CHANGES - 1), bench(TELLS_CHANGES)];
+    let mut times: [Vec<Duration>; 2] = [Vec::new(), Vec::new()];
+    for turn in 0..1_400 {
+        for (bench, times) in benches.iter_mut().zip(&mut times) {
+            let commands =
+                (0..512).map(|who| bench.command(512 * turn + who, buy("ga", 1, vec![]))).collect();
+            let took = bench.entry(commands).1;
+            if turn >= 1_000 {
+                times.push(took);
+            }
+        }
+    }
+    let [quiet, telling] = times;
+    let of = |mut times: Vec<Duration>| {
+        times.sort_unstable();
+        times[times.len() / 2]
+    };
+    report("512 purchases, nothing told", quiet.clone());
+    report("512 purchases, each told", telling.clone());
+    println!("told to not told: {:.3}", of(telling).as_secs_f64() / of(quiet).as_secs_f64());
 }

@@ -5,7 +5,7 @@
 //! digest, and hands out frozen pages for checkpoints and snapshots ([`snapshot`]).
 //!
 //! Like the domain it is pure: no clock, no network, no disk, no randomness, no hash order, no floats. It
-//! performs no effect; it returns decisions. A command that breaks an invariant is taken back and answered
+//! performs no effect; it returns decisions, and keeps for a while what has happened ([`feed`]). A command that breaks an invariant is taken back and answered
 //! with `INTERNAL_INVARIANT`; an entry that does not decode is an [`ApplyError`], which halts the replica.
 #![deny(clippy::float_arithmetic)]
 
@@ -14,6 +14,7 @@ pub mod courier;
 pub mod dedupe;
 pub mod entry;
 mod error;
+pub mod feed;
 mod machine;
 mod meta;
 pub mod snapshot;
@@ -26,8 +27,8 @@ pub use answer::{Answer, Decision, Receipt, RejectReason};
 pub use entry::{Command, Delivery, Entry, Op, SystemCommand};
 pub use error::{ApplyError, LoadError};
 pub use machine::{
-    DEAD_LETTERS_MAX, DELIVERY_MESSAGES_MAX, Frozen, Head, Loader, Machine, OUTBOX_MAX, Position, Replaced,
-    dead_letter_id, parse_dead_letter_id,
+    DEAD_LETTERS_MAX, DELIVERY_MESSAGES_MAX, FEED_BYTES_MAX, FEED_MS_MAX, Frozen, Head, Heard, Loader,
+    Machine, OUTBOX_MAX, Position, Replaced, Told, dead_letter_id, parse_dead_letter_id,
 };
 pub use tidewall_domain as domain;
 pub use time::{GroupTime, Stamp};
@@ -38,8 +39,9 @@ pub use time::{GroupTime, Stamp};
 ///
 /// 1: the first. 2: the parts of an import that nobody goes on with are dropped after [`IMPORT_IDLE_MS`]. 3: there are accounts.
 /// 4: what is idempotent by its rows is not remembered. 5: events can be deleted, and ids of what is not remembered may be of any
-/// time. 6: groups send each other messages, and e-mails are claimed in all regions.
-pub const APPLY_VERSION: u32 = 6;
+/// time. 6: groups send each other messages, and e-mails are claimed in all regions. 7: what happens is told
+/// to whoever watches.
+pub const APPLY_VERSION: u32 = 7;
 
 /// An import that got no part for so long, milliseconds of log time, is given up: from apply version 2 on.
 pub const IMPORT_IDLE_MS: u64 = 600_000;

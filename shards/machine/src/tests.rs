@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod emails;
+mod feed;
 mod forgetting;
 mod groups;
 mod ids;

@@ -80,11 +80,19 @@ pub enum Mutant {
     EmailGrantedTwice,
     /// A claim that nobody wants any more stays.
     ClaimStays,
+    /// Whoever watches and has fallen behind goes on with what is at hand.
+    WatchSkipsAhead,
+    /// Whoever watches is told again what was told before.
+    WatchRepeats,
+    /// Whoever watches is shown what concerns others.
+    WatchShowsOthers,
+    /// What a timer does is told to nobody.
+    TimerNotTold,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 39] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -120,6 +128,10 @@ impl Mutant {
         Self::DroppedLetterStays,
         Self::EmailGrantedTwice,
         Self::ClaimStays,
+        Self::WatchSkipsAhead,
+        Self::WatchRepeats,
+        Self::WatchShowsOthers,
+        Self::TimerNotTold,
     ];
 }
 

@@ -18,7 +18,7 @@ use tidewall_proto::internal::v1 as pb;
 use crate::metrics::Metrics;
 use crate::space::Space;
 use crate::standing::Standing;
-use crate::{convert, shard, views};
+use crate::{convert, feed, shard, views};
 
 /// Refused work should come back after this when the disk is nearly full, ms.
 const LOW_SPACE_RETRY_MS: u32 = 2_000;
@@ -297,6 +297,19 @@ impl ExchangeHandler {
             metrics.queries(number, queries.len() as u64, confirmed.is_ok());
             let stamp = standing.stamp();
             for (id, query) in queries {
+                // It may wait until something happens, and nobody for it.
+                if let (Ok(()), Some(pb::query::Op::Changes(asked))) = (&confirmed, &query.op) {
+                    let (group, asked, replies) = (group.clone(), *asked, replies.clone());
+                    tokio::spawn(async move {
+                        let heard = feed::hear(&group, asked).await;
+                        let result = heard.map(|changes| pb::QueryResult {
+                            result: Some(pb::query_result::Result::Changes(changes)),
+                        });
+                        let result = result.map_or_else(pb::reply::Result::Refusal, pb::reply::Result::Query);
+                        replies.send(pb::Reply { id, result: Some(result) });
+                    });
+                    continue;
+                }
                 let result = match &confirmed {
                     // Its caller waits for a leader of a later build, as for an election.
                     Ok(()) if serving.is_later(&query) => pb::reply::Result::Refusal(views::not_yet()),

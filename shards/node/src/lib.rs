@@ -16,6 +16,7 @@ mod data;
 mod exchange;
 #[cfg(test)]
 mod fake;
+mod feed;
 mod files;
 mod keeper;
 mod keyring;

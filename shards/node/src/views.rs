@@ -1,10 +1,12 @@
 //! From decisions and rows to the wire. Reads rows; never changes or judges them, and looks into nothing of a module.
 
 use tidewall_actors::Refusal;
-use tidewall_domain::page::page;
+use tidewall_domain::page::{PAGE_BYTES_MAX, page};
+use tidewall_machine::feed::Place;
 use tidewall_machine::streams::DeadKey;
 use tidewall_machine::{
-    Answer, Decision, Machine, Receipt, RejectReason, Stamp, dead_letter_id, parse_dead_letter_id,
+    Answer, Decision, Heard, Machine, Receipt, RejectReason, Stamp, Told, dead_letter_id,
+    parse_dead_letter_id,
 };
 use tidewall_messages::Rejection;
 use tidewall_proto::internal::v1 as pb;
@@ -123,8 +125,35 @@ pub fn query(machine: &Machine, stamp: Stamp, query: &pb::Query) -> Result<pb::Q
             }
         }
         Op::DeadLetters(asked) => R::DeadLetters(dead_letters(machine, asked)?),
+        Op::Changes(asked) => R::Changes(changes(machine, asked)),
     };
     Ok(pb::QueryResult { result: Some(result) })
+}
+
+/// What somebody hears who has heard everything up to a place.
+pub fn changes(machine: &Machine, asked: &pb::ListChanges) -> pb::Changes {
+    let place = |place: Place| pb::Place {
+        incarnation: place.incarnation,
+        index: place.index,
+        changes: place.changes,
+    };
+    let after = asked.after.as_ref().map_or_else(
+        || machine.place(),
+        |after| Place { incarnation: after.incarnation, index: after.index, changes: after.changes },
+    );
+    match machine.changes_after(after, PAGE_BYTES_MAX.min(asked.bytes_max as usize).max(1)) {
+        Heard::Gone { oldest } => pb::Changes { entries: Vec::new(), place: Some(place(oldest)), gone: true },
+        Heard::Changes { told, place: up_to } => {
+            let entry = |Told { index, log_ms, first, changes }| pb::EntryChanges {
+                index,
+                log_ms,
+                first,
+                changes: changes.into(),
+            };
+            let entries = told.into_iter().map(entry).collect();
+            pb::Changes { entries, place: Some(place(up_to)), gone: false }
+        }
+    }
 }
 
 /// Dead letters, as many as fit into an answer.

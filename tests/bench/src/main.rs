@@ -15,6 +15,7 @@ mod redis;
 mod report;
 mod tidewall;
 mod timers;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -148,6 +149,19 @@ enum Command {
         #[arg(long, default_value_t = 50_000, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=60_000))]
         holds: usize,
     },
+    /// Many who watch one event while it sells: how much are they told, and how late?
+    Watch {
+        /// How many watch.
+        #[arg(long, default_value_t = 1_000, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=20_000))]
+        watchers: usize,
+        /// They look at how the event is, not at each change.
+        #[arg(long)]
+        state: bool,
+        /// Purchases a second, one row each.
+        #[arg(long, value_delimiter = ',', default_values_t = [50, 100, 200, 300],
+            value_parser = clap::value_parser!(u32).range(1..=200_000))]
+        rates: Vec<u32>,
+    },
     /// Memory and CPU of a cluster that does nothing.
     Idle {
         /// How long to look.
@@ -216,6 +230,12 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             let rates: Vec<f64> = rates.iter().copied().map(f64::from).collect();
             let (text, result) = mix::mix(&target, span, *seed, &rates).await?;
             print(common, &mut machine, &text, &result)
+        }
+        Some(Command::Watch { watchers, state, rates }) => {
+            let (target, mut machine) = target(common, &base).await?;
+            let rates: Vec<f64> = rates.iter().copied().map(f64::from).collect();
+            let (text, rows) = watch::watched(&target, span, *watchers, *state, &rates).await?;
+            print(common, &mut machine, &text, &rows)
         }
         Some(Command::Flood { event, clients }) => {
             let data = common.data.as_deref().context("--data is missing")?;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tidewall_proto::v1::account_service_client::AccountServiceClient;
+use tidewall_proto::v1::change_service_client::ChangeServiceClient;
 use tidewall_proto::v1::event_service_client::EventServiceClient;
 use tidewall_proto::v1::operator_service_client::OperatorServiceClient;
 use tidewall_proto::v1::outcome_service_client::OutcomeServiceClient;
@@ -74,6 +75,11 @@ impl Session {
     /// The ticket service.
     pub fn tickets(&self) -> TicketServiceClient<Channel> {
         TicketServiceClient::new(self.channel.clone())
+    }
+
+    /// The change service.
+    pub fn changes(&self) -> ChangeServiceClient<Channel> {
+        ChangeServiceClient::new(self.channel.clone())
     }
 
     /// The outcome service.

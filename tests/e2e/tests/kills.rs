@@ -2,6 +2,7 @@
 //!
 //! `TIDEWALL_KILLS=20` sets the number of kills (5 when unset), `TIDEWALL_SEED=n` chooses the victims.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use rand::{Rng as _, SeedableRng as _};
 use tidewall_e2e::audit::{Answer, Attempt, audit};
 use tidewall_e2e::client::{Session, buy_request, event_of, is_retryable, request_id, tier};
 use tidewall_e2e::cluster::{Cluster, Kind, Options};
+use tidewall_sdk::api;
 use tonic::Code;
 
 use crate::alone;
@@ -95,6 +97,14 @@ async fn kills_in_the_middle_of_a_sale_lose_nothing_and_sell_nothing_twice() {
     let tiers = vec![tier("ga", 5_000_000), tier("scarce", SCARCE)];
     let event = organiser.create_event(region, event_of(tiers)).await.unwrap().name;
 
+    let token = cluster.token("olga", &["organiser"]).unwrap();
+    let options = tidewall_sdk::Options { deadline: HEALED_WITHIN, ..Default::default() };
+    let gateways: Vec<_> = cluster.endpoints().gateways.iter().map(|gateway| gateway.url.clone()).collect();
+    let client =
+        tidewall_sdk::Client::connect(gateways, tidewall_sdk::StaticToken::new(token), options).unwrap();
+    let mut watch = client.watch(api::WatchRequest { parent: event.clone(), ..Default::default() });
+    watch.next().await.unwrap();
+
     let stop = Arc::new(AtomicBool::new(false));
     let acknowledged = Arc::new(AtomicUsize::new(0));
     let buyers: Vec<_> = (0..BUYERS)
@@ -149,6 +159,18 @@ async fn kills_in_the_middle_of_a_sale_lose_nothing_and_sell_nothing_twice() {
     );
     let bought = history.iter().filter(|attempt| matches!(attempt.answer, Answer::Bought(_))).count();
     assert!(bought as u64 >= 200 * kills, "only {bought} purchases in {kills} kills test nothing");
+    // Who has watched all the while was told each ticket once.
+    let sold: BTreeSet<String> = tickets.iter().map(|ticket| ticket.name.clone()).collect();
+    let mut told = BTreeSet::new();
+    while told.len() < sold.len() {
+        for change in watch.next().await.unwrap().changes {
+            let Some(api::change::What::Purchase(purchase)) = change.what else { panic!("{change:?}") };
+            for ticket in purchase.tickets {
+                assert!(sold.contains(&ticket), "{ticket} was told and not sold");
+                assert!(told.insert(ticket.clone()), "{ticket} was told twice");
+            }
+        }
+    }
     // All replicas hold the same rows at the end.
     let operator = cluster.session("e2e-operator", &["operator"]).unwrap();
     let deadline = tokio::time::Instant::now() + HEALED_WITHIN;

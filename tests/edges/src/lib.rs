@@ -126,6 +126,7 @@ pub const TABLE: &[Layer] = &[
     Layer {
         name: "tidewall-gateway",
         may_use: &[
+            "tidewall-mutant",
             "tidewall-proto",
             "tidewall-messages",
             "tidewall-client",
@@ -157,6 +158,7 @@ pub const TABLE: &[Layer] = &[
             "tidewall-gateway",
             "tidewall-load",
             "tidewall-node",
+            "tidewall-sdk",
         ],
         tests_may_use: &[],
         why: "the binary starts every kind of process; it is the only service that may link the node",

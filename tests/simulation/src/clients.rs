@@ -14,7 +14,9 @@ use tidewall_workloads::Book;
 use crate::buyer::Memory;
 use crate::history::{Ask, Call, Cut, End, History, Read, Saw, TicketSeen};
 use crate::lines::Lines;
+use crate::listener::Listener;
 use crate::operator::TopologyFile;
+use crate::oracle::Violation;
 use crate::plan::Plan;
 use crate::trace::Trace;
 use crate::way::{Request, Way};
@@ -85,6 +87,10 @@ pub struct Clients {
     pub book: Rc<RefCell<Book>>,
     /// How often it was started.
     pub lives: Rc<Cell<u64>>,
+    /// What those have heard who listen, whatever happens to the gateway.
+    pub listeners: Rc<Vec<RefCell<Listener>>>,
+    /// What must not have happened.
+    pub violations: Rc<RefCell<Vec<Violation>>>,
     /// What happened.
     pub trace: Trace,
 }
@@ -114,6 +120,12 @@ pub fn request_id(random: &mut StdRng) -> u128 {
 }
 
 impl Clients {
+    /// Something has happened that must not.
+    pub fn object(&self, check: &'static str, what: String) {
+        self.trace.note(now_us(), "client", format_args!("VIOLATION {check}: {what}"));
+        self.violations.borrow_mut().push(Violation { check, what });
+    }
+
     /// Records that a command is asked; the result is its place in the history.
     fn begin(&self, way: &Way, request: Request<'_>, ask: &Ask, patience: Duration) -> usize {
         let Request { group, principal, id } = request;

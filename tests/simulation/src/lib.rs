@@ -32,6 +32,8 @@ mod inject;
 #[cfg(tokio_unstable)]
 mod lines;
 #[cfg(tokio_unstable)]
+mod listener;
+#[cfg(tokio_unstable)]
 mod messages;
 #[cfg(tokio_unstable)]
 mod node;

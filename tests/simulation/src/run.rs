@@ -19,6 +19,7 @@ use crate::fault::{Loss, Slot};
 use crate::history::History;
 use crate::inject::{OPERATOR_IP, Then, gateway_ip, node_ip};
 use crate::lines::Lines;
+use crate::listener::{self, Listener};
 use crate::messages;
 use crate::node::{CLIENT_PORT, Ground, PEER_PORT, SimNode};
 use crate::operator::{self, Operator, Task, TopologyFile};
@@ -145,6 +146,8 @@ pub(crate) struct Cluster {
     pub(crate) history: Rc<RefCell<History>>,
     pub(crate) book: Rc<RefCell<Book>>,
     pub(crate) operator: Rc<Operator>,
+    /// Those who listen, by gateway.
+    pub(crate) listeners: Vec<Rc<Vec<RefCell<Listener>>>>,
     pub(crate) watch: Watch,
     /// Nodes that died for good, and all but one with them, until something is done about it.
     pub(crate) bereft: Option<Vec<(u64, Slot)>>,
@@ -196,6 +199,9 @@ impl Cluster {
         let (control, history) = (Rc::new(Control::default()), Rc::new(RefCell::new(History::default())));
         let book: Rc<RefCell<Book>> = Rc::default();
         let operator = Rc::new(Operator::new(ground.clone()));
+        let listening = |number| listener::listeners(number, plan.regions).into_iter().map(RefCell::new);
+        let listeners: Vec<Rc<Vec<RefCell<Listener>>>> =
+            (1..=GATEWAYS).map(|number| Rc::new(listening(number).collect())).collect();
         for number in 1..=GATEWAYS {
             let clients = Clients {
                 number,
@@ -207,6 +213,8 @@ impl Cluster {
                 memories: Rc::new((0..plan.clients).map(|_| RefCell::default()).collect()),
                 cuts: Rc::clone(&ground.cuts),
                 book: Rc::clone(&book),
+                listeners: Rc::clone(&listeners[number - 1]),
+                violations: Rc::clone(&ground.violations),
                 lives: Rc::new(Cell::new(0)),
                 trace: ground.trace.clone(),
             };
@@ -225,6 +233,7 @@ impl Cluster {
             history,
             book,
             operator,
+            listeners,
             watch: Watch::default(),
             bereft: None,
             agenda: BTreeMap::new(),
@@ -312,6 +321,11 @@ impl Cluster {
                 self.object("messages", what);
             }
         }
+        if !self.until(EQUAL_MS, |cluster| cluster.misheard().is_empty()) {
+            for what in self.misheard() {
+                self.object("feed", what);
+            }
+        }
         if self.ground.cuts.borrow().is_empty() {
             for who in messages::shared_emails(&self.sim_nodes) {
                 self.object("e-mail", format!("{who} have the same e-mail"));
@@ -324,6 +338,22 @@ impl Cluster {
             return self.stuck("replicas do not catch up with what was told");
         }
         self.compare_the_end();
+    }
+
+    /// What those who listen have heard otherwise than it is.
+    fn misheard(&self) -> Vec<String> {
+        let halted = self.control.halted.borrow();
+        let mut wrong = Vec::new();
+        for listener in self.listeners.iter().flat_map(|listeners| listeners.iter()) {
+            let listener = listener.borrow();
+            if halted.contains(&listener.group) {
+                continue;
+            }
+            let lives = self.sim_nodes.iter().map(|sim_node| sim_node.life.borrow());
+            let rows = lives.filter_map(|life| life.as_ref()?.rows.get(&listener.group).cloned()).next();
+            wrong.extend(rows.and_then(|rows| rows.read(|machine| listener.agrees_with(machine))));
+        }
+        wrong
     }
 
     /// Groups that a poison entry has stopped.

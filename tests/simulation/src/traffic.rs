@@ -20,6 +20,7 @@ use crate::buyer::Buyer;
 use crate::clients::{Clients, Orphan, ask, read_event, read_outcome, read_tickets, request_id};
 use crate::history::{Ask, End, Saw, Told};
 use crate::inject::gateway_ip;
+use crate::listener::listen;
 use crate::plan::Plan;
 use crate::site::Storytellers;
 use crate::way::{Request, Way};
@@ -59,6 +60,9 @@ pub async fn live(clients: Clients) -> turmoil::Result {
     let address = SocketAddr::new(gateway_ip(clients.number), API_PORT);
     let client = Rc::new(Api::new(address));
     tokio::task::spawn_local(Storytellers::new(clients.clone(), Rc::clone(&client)).live());
+    for number in 0..clients.listeners.len() {
+        tokio::task::spawn_local(listen(clients.clone(), Rc::clone(&client), number));
+    }
     let (api, shards) = (Way::Api(client), Way::Shards(shards));
     if clients.number == 1 {
         if !clients.control.ready.get() {
@@ -87,6 +91,8 @@ fn gateway_config(plan: &Plan, topology: &Topology) -> GatewayConfig {
     // Some connections are renewed in the middle of a run.
     config.connection_age_min = Some(Duration::from_secs(2));
     config.accounts = Some(accounts());
+    // Who was away for a moment is behind.
+    config.changes_kept_bytes = 1;
     if plan.narrow {
         config.calls_max_per_region = 2;
         config.limit = LimitOptions { floor: 1, ceiling: 1, ..LimitOptions::default() };

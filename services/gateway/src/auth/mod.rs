@@ -7,6 +7,7 @@ mod jws;
 mod token;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -78,6 +79,12 @@ impl Principal {
     /// Somebody without a token.
     pub(crate) fn nobody(subject: String) -> Self {
         Self { subject, roles: 0, expires_at_s: 0.0, session: None }
+    }
+
+    /// How long the token is still good.
+    pub(crate) fn expires_in(&self, now_ms: u64) -> Duration {
+        let left_s = self.expires_at_s - now_ms as f64 / 1_000.0;
+        Duration::try_from_secs_f64(left_s.max(0.0)).unwrap_or(Duration::MAX)
     }
 
     pub(crate) fn has(&self, role: Role) -> bool {

@@ -1,11 +1,12 @@
-//! Accounts in the words of the public API, as far as `GetOutcome` shows them.
+//! Accounts in the words of the public API, as far as `GetOutcome` and `Watch` show them.
 
 use prost::Message as _;
-use tidewall_messages::accounts;
+use tidewall_messages::{Change, accounts};
 use tidewall_proto::v1;
 
 use super::{Decider, mismatch};
 use crate::errors::ApiError;
+use crate::names;
 
 /// What the accounts module decided for a request of somebody with a token. Others have no principal to ask as: they repeat.
 pub(super) fn show(
@@ -22,4 +23,22 @@ pub(super) fn show(
         Some(Done::Claiming(_)) => Ok(None),
         _ => Err(mismatch()),
     }
+}
+
+/// What has happened to an account.
+pub(super) fn change(region: &str, change: &Change) -> Result<Option<v1::Change>, ApiError> {
+    use accounts::change::What;
+    use v1::ChangeKind as Kind;
+    use v1::change::What as Shown;
+    let id = change.row.as_str();
+    let told = accounts::Change::decode(change.payload.as_slice()).map_err(|_| mismatch())?;
+    let (kind, what) = match told.what {
+        Some(What::Saved(_)) => (Kind::AccountSaved, None),
+        Some(What::EndedSessionId(session)) => {
+            (Kind::SessionEnded, Some(Shown::EndedSession(names::session(region, id, &session))))
+        }
+        None => return Ok(None),
+    };
+    let account = names::account(region, id);
+    Ok(Some(v1::Change { kind: kind.into(), account, what, ..v1::Change::default() }))
 }

@@ -5,11 +5,12 @@ mod accounts;
 mod tickets;
 
 use prost_types::{Duration, Timestamp};
-use tidewall_messages::Rejection;
+use tidewall_messages::{Change, Rejection};
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::v1;
 
 use crate::errors::ApiError;
+use crate::feed::Place;
 use crate::names;
 
 pub(crate) use tickets::{event, hold, purchase, ticket};
@@ -29,6 +30,33 @@ const MODULES: &[(u8, Show)] = &[
     (tidewall_messages::tickets::MODULE, tickets::show),
     (tidewall_messages::accounts::MODULE, accounts::show),
 ];
+
+/// Shows a change that a module tells, from its bytes. `None`: there is nothing to show of it.
+type Tell = fn(&str, &Change) -> Result<Option<v1::Change>, ApiError>;
+
+/// Modules of which changes are shown.
+const TELLING: &[(u8, Tell)] = &[
+    (tidewall_messages::tickets::MODULE, tickets::change),
+    (tidewall_messages::accounts::MODULE, accounts::change),
+];
+
+/// A change that a region tells.
+pub(crate) fn change(
+    region: &str,
+    change: &Change,
+    place: Place,
+    log_ms: u64,
+) -> Result<Option<v1::Change>, ApiError> {
+    let tell = TELLING.iter().find(|(module, _)| u32::from(*module) == change.module);
+    let Some((_, tell)) = tell else { return Ok(None) };
+    let shown = tell(region, change)?;
+    Ok(shown.map(|shown| v1::Change {
+        place: Some(place.into()),
+        change_time: Some(timestamp(log_ms)),
+        owner: change.owner.clone(),
+        ..shown
+    }))
+}
 
 /// What a module achieved.
 pub(crate) struct Decided<T> {

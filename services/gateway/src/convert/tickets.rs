@@ -2,7 +2,7 @@
 
 use prost::Message as _;
 use prost_types::Timestamp;
-use tidewall_messages::tickets;
+use tidewall_messages::{Change, tickets};
 use tidewall_proto::v1;
 
 use super::{Decider, mismatch, timestamp};
@@ -108,4 +108,52 @@ pub(super) fn show(
         Done::DeletedEventId(id) => Shown::DeletedEvent(names::event(region, &id)),
         Done::ReleasedHoldId(id) => Shown::ReleasedHold(names::hold(region, &event_id, &id)),
     }))
+}
+
+/// What has happened to an event, a hold or a ticket.
+pub(super) fn change(region: &str, change: &Change) -> Result<Option<v1::Change>, ApiError> {
+    use tickets::change::What;
+    use v1::ChangeKind as Kind;
+    use v1::change::What as Shown;
+    let id = change.row.as_str();
+    let tickets::Change { what, stock, from_hold_id } =
+        tickets::Change::decode(change.payload.as_slice()).map_err(|_| mismatch())?;
+    let Some(what) = what else { return Ok(None) };
+    let tier_id = match &what {
+        What::Event(_) | What::Deleted(_) => String::new(),
+        What::Held(view) => view.tier_id.clone(),
+        What::HoldEnded(view) => view.tier_id.clone(),
+        What::Sold(view) => view.tier_id.clone(),
+        What::Cancelled(view) => view.tier_id.clone(),
+    };
+    let (kind, what) = match what {
+        What::Event(view) => (Kind::EventSaved, Some(Shown::SavedEvent(event(region, view)))),
+        What::Deleted(_) => (Kind::EventDeleted, None),
+        What::Held(view) => (Kind::HoldPlaced, Some(Shown::Hold(hold(region, id, &change.owner, view)))),
+        What::HoldEnded(view) => {
+            let ended = v1::Hold {
+                name: names::hold(region, id, &view.hold_id),
+                owner: change.owner.clone(),
+                tier_id: view.tier_id,
+                quantity: small(view.quantity),
+                ..v1::Hold::default()
+            };
+            let kind = if view.expired { Kind::HoldExpired } else { Kind::HoldReleased };
+            (kind, Some(Shown::EndedHold(ended)))
+        }
+        What::Sold(view) => (Kind::TicketsSold, Some(Shown::Purchase(purchase(region, id, view)))),
+        What::Cancelled(view) => {
+            (Kind::TicketCancelled, Some(Shown::CancelledTicket(names::ticket(region, id, &view.ticket_id))))
+        }
+    };
+    let from_hold =
+        if from_hold_id.is_empty() { String::new() } else { names::hold(region, id, &from_hold_id) };
+    let stock = stock.map(|stock| v1::TierStock {
+        tier_id,
+        free: signed(stock.free),
+        held: signed(stock.held),
+        sold: signed(stock.sold),
+    });
+    let event = names::event(region, id);
+    Ok(Some(v1::Change { kind: kind.into(), event, what, from_hold, stock, ..v1::Change::default() }))
 }

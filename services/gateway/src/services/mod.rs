@@ -2,6 +2,7 @@
 //! in common is in [`crate::edge`].
 
 mod account;
+mod change;
 mod event;
 mod operator;
 mod outcome;

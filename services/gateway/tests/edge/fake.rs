@@ -1,6 +1,6 @@
 //! A shard node that answers what a test tells it to, and a gateway in front of two of them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tidewall_client::{ExchangeProtocol, Topology};
 use tidewall_gateway::auth::{KeyPair, Role, generate_key, mint};
 use tidewall_gateway::{Gateway, GatewayConfig};
 use tidewall_link::{Handler, NodeIdentity, ReplySender, ServeOptions, serve, server_builder};
-use tidewall_messages::tickets;
+use tidewall_messages::{Change, accounts, tickets};
 use tidewall_proto::internal::v1 as pb;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
@@ -42,8 +42,94 @@ pub struct Node {
     pub queries: Mutex<Vec<pb::Query>>,
     pub imported: Mutex<Vec<pb::ImportRequest>>,
     pub resolved: Mutex<Vec<pb::ResolveDeadLetterRequest>>,
+    pub feed: Arc<Feed>,
     leads: AtomicBool,
     broken: Arc<Notify>,
+}
+
+/// What has happened in a region, and how often somebody asked.
+pub struct Feed {
+    entries: Mutex<BTreeMap<u64, Vec<Change>>>,
+    /// Incarnation, index of the last entry, and from where on everything is kept.
+    stands: Mutex<(u64, u64, u64)>,
+    pub asked: AtomicU32,
+    news: Notify,
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        let (entries, stands) = (Mutex::default(), Mutex::new((1, 1, 0)));
+        Self { entries, stands, asked: AtomicU32::new(0), news: Notify::new() }
+    }
+}
+
+impl Feed {
+    /// An entry tells this of gala: of whom, what, and how many are free then.
+    pub fn tell(&self, told: impl IntoIterator<Item = (&'static str, tickets::change::What, u64)>) -> u64 {
+        let change = |(owner, what, free): (&str, tickets::change::What, u64)| {
+            let stock = Some(tickets::Stock { free, held: 0, sold: 100 - free });
+            let change = tickets::Change { what: Some(what), stock, ..Default::default() };
+            let (row, owner, payload) = ("gala".to_owned(), owner.to_owned(), change.encode_to_vec());
+            Change { module: tickets::MODULE.into(), row, owner, payload }
+        };
+        let mut stands = self.stands.lock();
+        stands.1 += 1;
+        self.entries.lock().insert(stands.1, told.into_iter().map(change).collect());
+        self.news.notify_waiters();
+        stands.1
+    }
+
+    /// An entry tells that an account was changed.
+    pub fn tell_account(&self, id: &str, subject: &str) {
+        let what = accounts::change::What::Saved(accounts::AccountSaved { revision: 2 });
+        let payload = accounts::Change { what: Some(what) }.encode_to_vec();
+        let (row, owner) = (id.to_owned(), subject.to_owned());
+        let change = Change { module: accounts::MODULE.into(), row, owner, payload };
+        let mut stands = self.stands.lock();
+        stands.1 += 1;
+        self.entries.lock().insert(stands.1, vec![change]);
+        self.news.notify_waiters();
+    }
+
+    /// What was told up to an entry is not kept any more.
+    pub fn forget(&self, index: u64) {
+        self.stands.lock().2 = index;
+    }
+
+    /// The region goes back to another state.
+    pub fn restore(&self) {
+        let mut stands = self.stands.lock();
+        *stands = (stands.0 + 1, stands.1 + 1, stands.1);
+        self.entries.lock().clear();
+        self.news.notify_waiters();
+    }
+
+    async fn answer(&self, asked: pb::ListChanges) -> pb::Changes {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let until = tokio::time::Instant::now() + Duration::from_millis(asked.wait_ms.into());
+        loop {
+            let news = self.news.notified();
+            let (incarnation, index, since) = *self.stands.lock();
+            let end = pb::Place { incarnation, index, changes: u32::MAX };
+            let after = asked.after.unwrap_or(end);
+            if after.incarnation != incarnation || after.index < since {
+                let place = Some(pb::Place { index: since, ..end });
+                return pb::Changes { entries: vec![], place, gone: true };
+            }
+            let kept = self.entries.lock().clone();
+            let entries = kept.range(after.index..).filter_map(|(index, changes)| {
+                let first = if *index == after.index { after.changes } else { 0 };
+                let changes = changes.get(first as usize..).filter(|changes| !changes.is_empty())?;
+                let changes: Vec<u8> =
+                    changes.iter().flat_map(|change| change.encode_length_delimited_to_vec()).collect();
+                Some(pb::EntryChanges { index: *index, log_ms: 1_000, first, changes: changes.into() })
+            });
+            let entries: Vec<_> = entries.collect();
+            if !entries.is_empty() || tokio::time::timeout_at(until, news).await.is_err() {
+                return pb::Changes { entries, place: Some(end), gone: false };
+            }
+        }
+    }
 }
 
 impl Node {
@@ -100,6 +186,16 @@ struct Scripted(Arc<Node>);
 impl Handler<ExchangeProtocol> for Scripted {
     fn on_calls(&mut self, calls: Vec<pb::Call>, replies: &ReplySender<ExchangeProtocol>) {
         for call in calls {
+            if let Some(pb::call::Op::Query(pb::Query { op: Some(pb::query::Op::Changes(asked)) })) = call.op
+            {
+                let (feed, replies) = (Arc::clone(&self.0.feed), replies.clone());
+                tokio::spawn(async move {
+                    let changes = pb::query_result::Result::Changes(feed.answer(asked).await);
+                    let result = pb::reply::Result::Query(pb::QueryResult { result: Some(changes) });
+                    replies.send(pb::Reply { id: call.id, result: Some(result) });
+                });
+                continue;
+            }
             match call.op {
                 Some(pb::call::Op::Command(command)) => self.0.commands.lock().push(command),
                 Some(pb::call::Op::Batch(batch)) => self.0.batches.lock().push(batch),

@@ -7,13 +7,14 @@ import re
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, Callable, Generic, List, Optional, Sequence, TypeVar, Union
+from typing import Any, Callable, Generic, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
 
 import grpc
 
 from tidewall._errors import Decided, Error, Failure, NotDecided, Unknown
 from tidewall._ids import new_request_id
-from tidewall.v1 import account_pb2, event_pb2, operator_pb2, outcome_pb2, region_pb2, ticket_pb2
+from tidewall._watch import watch
+from tidewall.v1 import account_pb2, change_pb2, event_pb2, operator_pb2, outcome_pb2, region_pb2, ticket_pb2
 
 _SERVICES = {
     "accounts": (account_pb2, "AccountService"),
@@ -120,6 +121,23 @@ class Client:
     def outcome(self, region: str, request_id: str, timeout: Optional[float] = None) -> outcome_pb2.GetOutcomeResponse:
         """What is known of a request now; a copy that is on its way may still be decided."""
         return self.outcomes.get_outcome(parent=region, request_id=request_id, timeout=timeout).answer
+
+    def watch(self, parent: str, timeout: Optional[float] = None, **fields: Any) -> Iterator[change_pb2.WatchResponse]:
+        """What happens in a region or to an event, as it happens: answers of `ChangeService.Watch`, for ever, through failovers and over
+        gateways. Each change is told once; `after` goes on behind a place. Raises `NotDecided`: with the reason PLACE_GONE what comes
+        next is not kept any more.
+
+            for answer in client.watch("regions/north/events/gala"):
+                for change in answer.changes: ...
+        """
+
+        def connect(failed: bool) -> Tuple[grpc.Channel, str]:
+            if failed:
+                self._next += 1
+            return self._channels[self._next % len(self._channels)], self._token()
+
+        request = change_pb2.WatchRequest(parent=parent, **fields)
+        return watch(connect, request, self._timeout if timeout is None else timeout)
 
     def _pursue(self, method: "_Method", request: Any, timeout: float, in_doubt: bool) -> Done:
         give_up = time.monotonic() + timeout

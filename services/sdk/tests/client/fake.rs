@@ -6,9 +6,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use parking_lot::Mutex;
 use tidewall_sdk::api;
 use tidewall_sdk::api::batch_buy_tickets_result::Result as ItemResult;
+use tidewall_sdk::api::change_service_server::{ChangeService, ChangeServiceServer};
 use tidewall_sdk::api::get_outcome_response::Result as Remembered;
 use tidewall_sdk::api::outcome_service_server::{OutcomeService, OutcomeServiceServer};
 use tidewall_sdk::api::ticket_service_server::{TicketService, TicketServiceServer};
@@ -63,6 +65,10 @@ pub struct Region {
     pub forgotten: Mutex<bool>,
     /// Woken when a call was swallowed or hangs.
     pub stuck: Notify,
+    /// What the next watches are told, one after the other; nothing, for ever, when there is none left.
+    pub told: Mutex<VecDeque<Vec<Result<api::WatchResponse, Status>>>>,
+    /// What was asked of them.
+    pub watched: Mutex<Vec<api::WatchRequest>>,
     /// Called with each request id when it arrives.
     pub on_arrival: Mutex<Option<Called>>,
 }
@@ -154,7 +160,8 @@ impl Gateway {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             tonic::transport::Server::builder()
                 .add_service(TicketServiceServer::new(service.clone()))
-                .add_service(OutcomeServiceServer::new(service))
+                .add_service(OutcomeServiceServer::new(service.clone()))
+                .add_service(ChangeServiceServer::new(service))
                 .serve_with_incoming(TcpListenerStream::new(listener))
                 .await
                 .unwrap();
@@ -219,6 +226,25 @@ impl Service {
 
 fn rejected(no: &api::Rejection) -> Status {
     status(Code::from(no.code), &no.reason, None)
+}
+
+#[tonic::async_trait]
+impl ChangeService for Service {
+    type WatchStream = BoxStream<'static, Result<api::WatchResponse, Status>>;
+
+    async fn watch(
+        &self,
+        request: Request<api::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        if let Act::Fail(status) = self.arrive(&request, "") {
+            return Err(status);
+        }
+        self.region.watched.lock().push(request.into_inner());
+        Ok(Response::new(match self.region.told.lock().pop_front() {
+            Some(told) => stream::iter(told).boxed(),
+            None => stream::pending().boxed(),
+        }))
+    }
 }
 
 #[tonic::async_trait]

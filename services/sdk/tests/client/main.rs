@@ -5,6 +5,7 @@
 mod batches;
 mod fake;
 mod outcomes;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -17,12 +17,14 @@ pub mod commands;
 pub mod model;
 pub mod queries;
 mod sagas;
+mod tell;
 #[cfg(test)]
 mod tests;
 
 use tidewall_messages::accounts::command::Op;
 use tidewall_messages::accounts::{Answer, Command, Message, Outcome, Query};
 
+use crate::feed::Feed;
 use crate::module::{Decision, Fault, Module, Step};
 use crate::outbox::{GroupNo, Outbox};
 use crate::table::{AnyTable, Row as _, TableId};
@@ -188,6 +190,10 @@ impl Module for State {
 
     fn reconcile(&self, _: &Context, peer: GroupNo, after: &[u8]) -> Step<Event> {
         email::reconcile(self, peer, after)
+    }
+
+    fn tell(&self, _: &Context, events: &[Event], feed: &mut Feed) {
+        events.iter().for_each(|event| tell::tell(self, event, feed));
     }
 
     fn quick_no(&self, now: Now, command: &Command) -> Option<Rejection> {

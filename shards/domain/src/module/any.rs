@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use prost::Message;
 use tidewall_messages::{ModuleCommand, ModuleMessage, ModuleQuery, Rejection};
 
+use crate::feed::Feed;
 use crate::outbox::{GroupNo, Outbox, Room};
 use crate::table::{AnyTable, FrozenPage, TableId};
 use crate::{Caller, Context, Now};
@@ -38,15 +39,24 @@ pub enum NotUnderstood {
     Later,
 }
 
+/// What a transaction puts out beside its rows.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Output {
+    /// For other groups.
+    pub outbox: Outbox,
+    /// For whoever watches.
+    pub feed: Feed,
+}
+
 /// What firing a timer came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Fired {
     /// Rows that changed.
     pub rows: usize,
     /// It would have broken an invariant, and was shelved: why.
     pub fault: Option<String>,
-    /// What it sends.
-    pub outbox: Outbox,
+    /// What it puts out.
+    pub output: Output,
 }
 
 /// What a command came to.
@@ -56,15 +66,15 @@ pub struct Applied {
     pub answer: Result<Vec<u8>, Rejection>,
     /// A copy is to get the same answer: see [`Module::is_remembered`].
     pub remembered: bool,
-    /// What it sends.
-    pub outbox: Outbox,
+    /// What it puts out.
+    pub output: Output,
 }
 
 /// What a step of reconciling came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Reconciled {
-    /// What it sends.
-    pub outbox: Outbox,
+    /// What it puts out.
+    pub output: Output,
     /// Where the next step begins; `None` when there is none.
     pub next: Option<Vec<u8>>,
     /// It would have broken an invariant.
@@ -116,7 +126,7 @@ pub trait AnyModule: Any + Debug + Send + Sync {
     ///
     /// # Errors
     /// A broken invariant, or bytes that are no message; nothing has changed.
-    fn receive(&mut self, context: &Context, from: GroupNo, payload: &[u8]) -> Result<Outbox, Fault>;
+    fn receive(&mut self, context: &Context, from: GroupNo, payload: &[u8]) -> Result<Output, Fault>;
     /// A step of what [`Module::reconcile`] does, as a transaction of its own.
     fn reconcile(&mut self, context: &Context, peer: GroupNo, after: &[u8]) -> Reconciled;
     /// Whether what is decided of a command is remembered; also when nobody here knows the command.
@@ -189,12 +199,12 @@ impl<M: Module> AnyModule for M {
         room: &dyn Room,
     ) -> Result<Applied, ModuleError> {
         let command = decode::<M>(payload).map_err(ModuleError::Undecodable)?;
-        let (answer, outbox) = transact(self, context, caller, &command, room)?;
+        let (answer, output) = transact(self, context, caller, &command, room)?;
         let answer = answer.map(|outcome| outcome.encode_to_vec()).map_err(|why| why.rejection());
-        Ok(Applied { answer, remembered: M::is_remembered(&command), outbox })
+        Ok(Applied { answer, remembered: M::is_remembered(&command), output })
     }
 
-    fn receive(&mut self, context: &Context, from: GroupNo, payload: &[u8]) -> Result<Outbox, Fault> {
+    fn receive(&mut self, context: &Context, from: GroupNo, payload: &[u8]) -> Result<Output, Fault> {
         // The words are kept in rows: they must be our own.
         let message = M::Message::decode(payload).map_err(|_| Fault("the message does not decode".into()))?;
         receive(self, context, from, &message)

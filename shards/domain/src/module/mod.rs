@@ -18,11 +18,12 @@ use std::fmt::Debug;
 use prost::Message;
 use tidewall_messages::{ModuleCommand, ModuleMessage, ModuleQuery, Rejection};
 
+use crate::feed::Feed;
 use crate::outbox::{GroupNo, Outbox};
 use crate::table::{AnyTable, TableId};
 use crate::{Caller, Context, Now};
 
-pub use any::{AnyModule, Applied, Fired, ModuleError, NotUnderstood, Reconciled};
+pub use any::{AnyModule, Applied, Fired, ModuleError, NotUnderstood, Output, Reconciled};
 #[cfg(test)]
 pub(crate) use transaction::{apply, fire_next, looked_at};
 
@@ -167,6 +168,9 @@ pub trait Module: Default + Debug + Send + Sync + 'static {
 
     /// What events send to other groups. It is asked before they change the rows.
     fn send(&self, _events: &[Self::Event], _outbox: &mut Outbox) {}
+
+    /// What events tell whoever watches. It is asked when they have changed the rows.
+    fn tell(&self, _: &Context, _events: &[Self::Event], _feed: &mut Feed) {}
 
     /// The first apply version under which this may be told to a group.
     fn message_since(_message: &Self::Message) -> u32 {

@@ -3,15 +3,18 @@
 
 use std::fmt::Debug;
 
+use crate::feed::{Feed, TELLS_CHANGES};
 use crate::outbox::{GroupNo, Outbox, Room};
+use tidewall_messages::ModuleCommand;
+
 use crate::{Caller, Context};
 
 #[cfg(any(test, tidewall_mutants))]
 use super::ROWS_MAX;
-use super::{Fault, Fired, Module, ModuleError, Reconciled, Step};
+use super::{Fault, Fired, Module, ModuleError, Output, Reconciled, Step};
 
-/// What a command of a module led to, and what it sends.
-pub(super) type Transacted<M> = (Result<<M as Module>::Outcome, <M as Module>::Rejection>, Outbox);
+/// What a command of a module led to, and what it puts out.
+pub(super) type Transacted<M> = (Result<<M as Module>::Outcome, <M as Module>::Rejection>, Output);
 
 /// Decides a command and makes its changes permanent, or takes all of them back.
 ///
@@ -29,7 +32,7 @@ pub(super) fn transact<M: Module>(
         Ok(decision) => decision,
         Err(rejection) => {
             count.end(module, M::rows_max(command), command);
-            return Ok((Err(rejection), Outbox::default()));
+            return Ok((Err(rejection), Output::default()));
         }
     };
     let mut outbox = Outbox::default();
@@ -39,9 +42,10 @@ pub(super) fn transact<M: Module>(
     }
     evolve(module, context, &events)?;
     module.complete(&mut outcome);
+    let output = Output { outbox, feed: tell(module, context, &events) };
     commit(module);
     count.end(module, M::rows_max(command), command);
-    Ok((Ok(outcome), outbox))
+    Ok((Ok(outcome), output))
 }
 
 /// What a command leads to where there is room for everything.
@@ -71,12 +75,12 @@ pub(super) fn receive<M: Module>(
     context: &Context,
     from: GroupNo,
     message: &M::Message,
-) -> Result<Outbox, Fault> {
+) -> Result<Output, Fault> {
     let count = Count::begin(module);
     let events = Module::receive(module, context, from, message)?;
-    let outbox = change(module, context, &events)?;
+    let output = change(module, context, &events)?;
     count.end(module, M::MESSAGE_ROWS_MAX, message);
-    Ok(outbox)
+    Ok(output)
 }
 
 /// A step of what a module says again to another group.
@@ -90,41 +94,54 @@ pub(super) fn reconcile<M: Module>(
     let Step { events, next } = Module::reconcile(module, context, peer, after);
     let changed = change(module, context, &events);
     count.end(module, M::RECONCILE_ROWS_MAX, &"a step of reconciling");
-    let (outbox, fault) = match changed {
-        Ok(outbox) => (outbox, None),
-        Err(fault) => (Outbox::default(), Some(format!("reconciling with group {peer}: {fault}"))),
+    let (output, fault) = match changed {
+        Ok(output) => (output, None),
+        Err(fault) => (Output::default(), Some(format!("reconciling with group {peer}: {fault}"))),
     };
-    Reconciled { outbox, next, fault }
+    Reconciled { output, next, fault }
 }
 
 /// Makes what events change permanent, or takes all of it back.
-fn change<M: Module>(module: &mut M, context: &Context, events: &[M::Event]) -> Result<Outbox, Fault> {
+fn change<M: Module>(module: &mut M, context: &Context, events: &[M::Event]) -> Result<Output, Fault> {
     let mut outbox = Outbox::default();
     module.send(events, &mut outbox);
     evolve(module, context, events)?;
+    let feed = tell(module, context, events);
     commit(module);
-    Ok(outbox)
+    Ok(Output { outbox, feed })
+}
+
+/// What events tell whoever watches, now that the rows are as they say.
+fn tell<M: Module>(module: &M, context: &Context, events: &[M::Event]) -> Feed {
+    let mut feed = Feed::of(M::Command::MODULE);
+    if context.apply_version >= TELLS_CHANGES {
+        module.tell(context, events, &mut feed);
+    }
+    feed
 }
 
 /// Fires the earliest timer that is due, or shelves it: what is wrong with one delays no other.
 pub(crate) fn fire_next<M: Module>(module: &mut M, context: &Context) -> Option<Fired> {
     let count = Count::begin(module);
     let timer = module.next_timer(context)?;
-    let mut outbox = Outbox::default();
     let fired = module.fire(context, timer).and_then(|events| {
+        let mut outbox = Outbox::default();
         module.send(&events, &mut outbox);
-        evolve(module, context, &events)
+        evolve(module, context, &events)?;
+        Ok(Output { outbox, feed: tell(module, context, &events) })
     });
     if fired.is_err() {
         module.shelve(timer);
-        outbox = Outbox::default();
     }
     let mut rows = 0;
     Module::tables(module, &mut |table| rows += table.touched_rows());
     commit(module);
     count.end(module, M::TIMER_ROWS_MAX, &"a timer");
-    let fault = fired.err().map(|fault| fault.0);
-    Some(Fired { rows, fault, outbox })
+    let (output, fault) = match fired {
+        Ok(output) => (output, None),
+        Err(fault) => (Output::default(), Some(fault.0)),
+    };
+    Some(Fired { rows, fault, output })
 }
 
 /// Counts the rows that a command looks at, in builds for tests.

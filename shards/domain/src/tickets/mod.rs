@@ -7,12 +7,14 @@
 //! * [`model`] — the rows and the indexes derived from them
 //! * [`commands`] — how what can be asked for is decided, and what it changes
 //! * [`queries`] — reads over the rows
+//! * `tell` — what whoever watches is told
 //!
 //! This module never looks at anything but its rows, the command and the [`Context`].
 
 pub mod commands;
 pub mod model;
 pub mod queries;
+mod tell;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +23,7 @@ use tidewall_messages::tickets::command::Op;
 use tidewall_messages::tickets::outcome::Result as Done;
 use tidewall_messages::tickets::{Answer, Command, Outcome, Query};
 
+use crate::feed::Feed;
 use crate::module::{Decision, Fault, Module};
 use crate::table::AnyTable;
 use crate::{Caller, Context, Now};
@@ -143,6 +146,10 @@ impl Module for State {
             let row = HoldRow { state: HoldState::Stuck, ..row.clone() };
             self.holds.set(hold, Some(row));
         }
+    }
+
+    fn tell(&self, context: &Context, events: &[Event], feed: &mut Feed) {
+        events.iter().for_each(|event| tell::tell(self, context, event, feed));
     }
 
     fn quick_no(&self, now: Now, command: &Command) -> Option<Rejection> {

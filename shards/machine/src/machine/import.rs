@@ -13,6 +13,7 @@ use tidewall_domain::table::Table;
 use tidewall_mutant::{Mutant, active};
 
 use super::Machine;
+use crate::feed::FeedRow;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
 use crate::snapshot::{Parser, SnapshotError};
 use crate::{GIVES_IMPORTS_UP, IMPORT_IDLE_MS};
@@ -56,11 +57,13 @@ pub struct Replaced {
     machines: Vec<Machine>,
     shadows: Vec<Shadow>,
     parts: Vec<StagedRow>,
+    feeds: Vec<Table<FeedRow>>,
 }
 
 impl Replaced {
     fn is_empty(&self) -> bool {
-        self.machines.is_empty() && self.shadows.is_empty() && self.parts.is_empty()
+        let Self { machines, shadows, parts, feeds } = self;
+        machines.is_empty() && shadows.is_empty() && parts.is_empty() && feeds.is_empty()
     }
 }
 
@@ -224,6 +227,9 @@ impl Machine {
         self.leftover.parts.extend(restored.staged.iter().map(|(_, part)| part.clone()));
         restored.staged = Table::default();
         restored.imports = Table::default();
+        // What happened where the file was made is nothing that anybody here has heard a part of.
+        self.leftover.feeds.push(std::mem::take(&mut restored.feed));
+        restored.feed_bytes_max = self.feed_bytes_max;
         restored.head = std::mem::take(&mut self.head);
         restored.settled = self.settled;
         restored.faults = self.faults;

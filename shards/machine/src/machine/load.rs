@@ -1,5 +1,6 @@
 //! A machine from stored pages: all of them, with the digest that was stored with them, or none.
 
+use tidewall_domain::feed::TELLS_CHANGES;
 #[cfg(test)]
 use tidewall_domain::module::AnyModule;
 use tidewall_domain::table::{Row, TableId, module_of};
@@ -7,6 +8,7 @@ use tidewall_domain::table::{Row, TableId, module_of};
 use super::{Head, Machine};
 use crate::dedupe::{DedupeRow, ShareRow};
 use crate::error::LoadError;
+use crate::feed::FeedRow;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
 use crate::streams::{DeadRow, Message, StreamRow};
 use crate::{APPLY_VERSION, GIVES_IMPORTS_UP, SENDS_MESSAGES};
@@ -61,6 +63,12 @@ impl Machine {
         Self { remembered_bytes_max: bytes_max, ..Self::default() }
     }
 
+    /// A machine that keeps no more than so many bytes of changes.
+    #[cfg(test)]
+    pub(crate) fn telling(feed_bytes_max: u64) -> Self {
+        Self { feed_bytes_max, ..Self::default() }
+    }
+
     /// A machine without rows, to be filled with stored pages.
     pub fn loader() -> Loader {
         Self::default().into_loader()
@@ -104,6 +112,7 @@ impl Loader {
             ImportRow::TABLE => Some(machine.imports.load(bytes)),
             StreamRow::TABLE => Some(machine.streams.load(bytes)),
             Message::TABLE => Some(machine.outbox.load(bytes)),
+            FeedRow::TABLE => Some(machine.feed.load(bytes)),
             DeadRow::TABLE => Some(machine.dead.load(bytes)),
             _ => None,
         };
@@ -131,7 +140,7 @@ impl Loader {
         self.verify(digest, self.machine.supported)?;
         let mut machine = self.machine;
         machine.head = head;
-        machine.end();
+        machine.settle();
         machine.resume_imports();
         Ok(machine)
     }
@@ -154,6 +163,9 @@ impl Loader {
             && !(machine.streams.is_empty() && machine.outbox.is_empty() && machine.dead.is_empty())
         {
             return Err(LoadError::Table(StreamRow::TABLE));
+        }
+        if rows < TELLS_CHANGES && !machine.feed.is_empty() {
+            return Err(LoadError::Table(FeedRow::TABLE));
         }
         // Nor does such a build know what a module has later tables for.
         for module in &machine.modules {

@@ -4,6 +4,7 @@
 //! A reader may look between two commands: every command that was decided belongs to a committed
 //! entry. A freeze or a snapshot may only be taken between entries.
 
+mod feed;
 mod forget;
 mod freeze;
 mod import;
@@ -17,7 +18,7 @@ mod system;
 use std::collections::BTreeMap;
 
 use tidewall_domain::codec::Writer;
-use tidewall_domain::module::{AnyModule, Applied, ModuleError};
+use tidewall_domain::module::{AnyModule, Applied, ModuleError, Output};
 use tidewall_domain::registry;
 use tidewall_domain::table::{AnyTable, FrozenPage, Table};
 use tidewall_domain::{Caller, Context};
@@ -27,6 +28,7 @@ use crate::answer::{Answer, Decision, Receipt, RejectReason};
 use crate::dedupe::{self, DedupeRow, ShareRow};
 use crate::entry::{Command, Entry, Op};
 use crate::error::ApplyError;
+use crate::feed::FeedRow;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
 use crate::streams::{DeadRow, Message, StreamRow};
 use crate::{
@@ -36,6 +38,7 @@ use crate::{
 
 use streams::StreamRoom;
 
+pub use feed::{FEED_BYTES_MAX, FEED_MS_MAX, Heard, Told};
 pub use import::Replaced;
 pub use load::Loader;
 pub use streams::{
@@ -105,6 +108,8 @@ pub struct Machine {
     outbox: Table<Message>,
     /// What could not be carried out.
     dead: Table<DeadRow>,
+    /// What has happened, for a while. Empty under apply versions before 7.
+    feed: Table<FeedRow>,
     /// In the order of their numbers.
     modules: Vec<Box<dyn AnyModule>>,
     /// By import, what its staged parts make so far. Derived.
@@ -117,7 +122,11 @@ pub struct Machine {
     supported: u32,
     /// Nothing of what was stored before is part of the rows any more.
     replaced: bool,
+    /// Changes are kept up to about this many bytes. The same in every build.
+    feed_bytes_max: u64,
     scratch: Writer,
+    /// What was told in the entry that is open.
+    telling: Vec<u8>,
     /// Incarnation and index of the last entry that has set something aside, and how much.
     buried: ((u64, u64), u32),
     /// Something was sent that nobody has been told of.
@@ -143,13 +152,16 @@ impl Default for Machine {
             streams: Table::default(),
             outbox: Table::default(),
             dead: Table::default(),
+            feed: Table::default(),
             modules: registry::modules(),
             shadows: BTreeMap::new(),
             leftover: Replaced::default(),
             supported: APPLY_VERSION,
             remembered_bytes_max: REMEMBERED_BYTES_MAX,
             replaced: false,
+            feed_bytes_max: FEED_BYTES_MAX,
             scratch: Writer::new(),
+            telling: Vec::new(),
             buried: ((0, 0), 0),
             sent: false,
             settled: (0, 0),
@@ -173,6 +185,7 @@ impl Machine {
         show(&mut self.streams);
         show(&mut self.outbox);
         show(&mut self.dead);
+        show(&mut self.feed);
         for module in &mut self.modules {
             module.tables_mut(show);
         }
@@ -218,6 +231,7 @@ impl Machine {
         row.incarnation = row.incarnation.max(incarnation);
         self.meta.set(MetaKey, Some(row));
         self.meta.commit();
+        self.begin_feed();
         self.end();
     }
 
@@ -269,7 +283,11 @@ impl Machine {
                 if let Some(timer) = module.fire_next(context) {
                     fired = true;
                     changed += timer.rows.max(1);
-                    self.transmit(context, number, timer.outbox);
+                    let mut output = timer.output;
+                    if active(Mutant::TimerNotTold) {
+                        output.feed = Default::default();
+                    }
+                    self.put_out(context, number, output);
                     if let Some(fault) = timer.fault {
                         self.faults += 1;
                         self.notice(context, number, fault, DEAD_LETTERS_MAX);
@@ -390,8 +408,8 @@ impl Machine {
         let module = module.ok_or_else(|| unknown(no_module(number)))?;
         let room = StreamRoom { streams: &self.streams, dead: &self.dead };
         match module.apply(context, caller, payload, &room) {
-            Ok(Applied { answer: Ok(outcome), remembered, outbox }) => {
-                self.transmit(context, number, outbox);
+            Ok(Applied { answer: Ok(outcome), remembered, output }) => {
+                self.put_out(context, number, output);
                 Ok((Answer::Done { module: number, outcome }, remembered))
             }
             Ok(Applied { answer: Err(rejection), remembered, .. }) => {
@@ -406,6 +424,12 @@ impl Machine {
         }
     }
 
+    /// Takes what a transaction of a module puts out.
+    fn put_out(&mut self, context: &Context, module: u8, output: Output) {
+        self.transmit(context, module, output.outbox);
+        self.tell(output.feed);
+    }
+
     /// Applies a whole entry: [`Machine::begin`] and then every command in order.
     pub fn apply(&mut self, position: Position, payload: &[u8]) -> Result<Vec<Decision>, ApplyError> {
         let entry = self.begin(position, payload)?;
@@ -416,6 +440,12 @@ impl Machine {
 
     /// Closes the entry that was begun last, after its last command.
     pub fn end(&mut self) {
+        self.close_feed();
+        self.settle();
+    }
+
+    /// Notes where the rows stand between entries.
+    fn settle(&mut self) {
         self.settled = (self.applied_index(), self.digest());
     }
 }

@@ -80,6 +80,7 @@ impl Machine {
         show(&self.streams);
         show(&self.outbox);
         show(&self.dead);
+        show(&self.feed);
         for module in &self.modules {
             module.tables(show);
         }

@@ -253,8 +253,8 @@ impl Machine {
     fn hand_over(&mut self, context: &Context, from: GroupNo, message: &Message) -> Result<(), String> {
         let module = self.modules.iter_mut().find(|module| module.number() == message.module);
         let module = module.ok_or_else(|| no_module(message.module))?;
-        let outbox = module.receive(context, from, &message.payload).map_err(|fault| fault.to_string())?;
-        self.transmit(context, message.module, outbox);
+        let output = module.receive(context, from, &message.payload).map_err(|fault| fault.to_string())?;
+        self.put_out(context, message.module, output);
         Ok(())
     }
 
@@ -327,7 +327,7 @@ impl Machine {
         let mut next = self.module_after(number).map(|number| (number, Vec::new()));
         if let Some(module) = self.modules.iter_mut().find(|module| module.number() == number) {
             let step = module.reconcile(context, group, &after);
-            self.transmit(context, number, step.outbox);
+            self.put_out(context, number, step.output);
             if let Some(fault) = step.fault {
                 self.faults += 1;
                 self.notice(context, number, fault, DEAD_LETTERS_MAX);

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use tidewall_domain::accounts::model::{Digest, Kept, Wish};
 use tidewall_domain::outbox::GroupNo;
 use tidewall_domain::{accounts, registry};
+use tidewall_messages::Change;
+use tidewall_messages::accounts::change::What;
 use tidewall_messages::accounts::{self as messages, ClaimingState, answer, outcome};
 
 use super::groups::Groups;
@@ -337,4 +339,39 @@ fn a_crash_before_and_after_every_step_makes_one_account() {
             assert_eq!(holders(&groups)[&[1; 32]], [(1, 1)], "{died} died at step {at}");
         }
     }
+}
+
+/// What somebody has heard of accounts who listens to a group from its beginning: account, owner, what.
+fn heard(groups: &Groups, group: GroupNo) -> Vec<(String, String, What)> {
+    let machine = groups.rows(group);
+    let begin = crate::feed::Place::behind(1, 0);
+    let Heard::Changes { told, .. } = machine.changes_after(begin, 1 << 20) else { panic!("it is whole") };
+    let mut changes = Vec::new();
+    for entry in told {
+        let mut bytes = entry.changes.as_slice();
+        while !bytes.is_empty() {
+            let change = Change::decode_length_delimited(&mut bytes).unwrap();
+            let told = messages::Change::decode(change.payload.as_slice()).unwrap();
+            changes.push((change.row, change.owner, told.what.unwrap()));
+        }
+    }
+    changes
+}
+
+#[test]
+fn what_happens_to_an_account_is_told_of_it_and_names_nothing_personal() {
+    let mut groups = world();
+    groups.ask(1, "gateway", &register(1));
+    assert_eq!(heard(&groups, 1), [], "there is no account before its e-mail is claimed");
+    groups.settle();
+    let me = "regions/r/accounts/a1";
+    groups.ask(1, me, &change(1, 3));
+    groups.settle();
+    let saved = |revision| {
+        let what = What::Saved(messages::AccountSaved { revision });
+        ("a1".to_owned(), me.to_owned(), what)
+    };
+    assert_eq!(heard(&groups, 1), [saved(1), saved(2)]);
+    let others = groups.numbers().into_iter().filter(|group| *group != 1);
+    assert!(others.into_iter().all(|group| heard(&groups, group).is_empty()), "a keeper tells nothing");
 }

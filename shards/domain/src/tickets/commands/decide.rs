@@ -266,8 +266,9 @@ impl<'a> Case<'a> {
 
     /// Gives the places of a hold back.
     fn release(&self, event: &str, id: &str) -> Decision {
-        let (_, key, _) = self.live_hold_of_caller(event, id)?;
-        Ok((vec![Event::HoldReleased { hold: key }], done(event, Done::ReleasedHoldId(id.to_owned()))))
+        let (_, key, hold) = self.live_hold_of_caller(event, id)?;
+        let released = Event::HoldReleased { hold: key, owner: hold.owner.clone(), quantity: hold.quantity };
+        Ok((vec![released], done(event, Done::ReleasedHoldId(id.to_owned()))))
     }
 
     /// Gives the place of a ticket back; its owner may, and the organiser of the event.

@@ -17,7 +17,7 @@ pub(in crate::tickets) fn evolve(state: &mut State, context: &Context, event: &E
         Event::EventSaved { id, row, stock } => event_saved(state, id, row, stock),
         Event::EventDeleted { id } => event_deleted(state, id),
         Event::Held { tier, number, hold } => held(state, *tier, *number, hold),
-        Event::HoldReleased { hold } => hold_ended(state, *hold, None),
+        Event::HoldReleased { hold, .. } => hold_ended(state, *hold, None),
         Event::HoldExpired { hold } => hold_ended(state, *hold, Some(HoldState::Expired)),
         Event::HoldForgotten { hold } => {
             state.holds.set(*hold, None);

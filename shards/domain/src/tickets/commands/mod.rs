@@ -46,6 +46,10 @@ pub enum Event {
     HoldReleased {
         /// The hold.
         hold: NumberKey,
+        /// Who had it.
+        owner: Box<str>,
+        /// Its places.
+        quantity: u32,
     },
     /// A hold fell due: its places are free again.
     HoldExpired {
