@@ -218,45 +218,11 @@ impl GatewayCore {
         let health_service = HealthServer::new(HealthService::new(told, config.connection_age_min));
         let following = health::follow(Arc::clone(&edge), Arc::clone(&readiness), Arc::clone(&tell));
         let following = AbortOnDrop(tokio::spawn(following));
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(PUBLIC_DESCRIPTORS)
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        };
-        let services = Services(Arc::clone(&edge));
-        let mut routes = Routes::new(service!(TicketServiceServer, services, TICKETS_BYTES_MAX))
-            .add_service(service!(EventServiceServer, services, EVENT_BYTES_MAX))
-            .add_service(service!(RegionServiceServer, services, NAMES_BYTES_MAX))
-            .add_service(service!(AccountServiceServer, services, NAMES_BYTES_MAX))
-            .add_service(service!(ChangeServiceServer, services, NAMES_BYTES_MAX))
-            .add_service(service!(OutcomeServiceServer, services, NAMES_BYTES_MAX))
-            // What operators send is large already, and snapshots are not worth compressing twice.
-            .add_service(OperatorServiceServer::new(services).max_decoding_message_size(OPERATOR_BYTES_MAX))
-            .add_service(health_service)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?);
+        let mut routes = routes(&edge, health_service)?;
         let router = std::mem::take(routes.axum_router_mut());
         *routes.axum_router_mut() = with_plain_pages(router, Arc::clone(&edge), Arc::clone(&readiness));
 
-        let mut server = Server::builder()
-            .accept_http1(true)
-            .tcp_nodelay(true)
-            .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
-            .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-            .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .http2_adaptive_window(Some(false))
-            .http2_keepalive_interval(Some(PING_INTERVAL))
-            .http2_keepalive_timeout(Some(PING_TIMEOUT));
-        if let Some(age) = config.connection_age_min {
-            // Gateways that started together must not send their clients away together. An old connection is asked to
-            // go and ends with its last call, however long that may take. Never a grace beside it: with one, tonic
-            // 0.14 asks nobody, and cuts the connection when age and grace are over.
-            let age = age.mul_f64(tidewall_env::random::rng().random_range(1.0..2.0));
-            server = server.max_connection_age(age);
-        }
+        let server = http_server(config.connection_age_min);
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = server
             .layer(option_layer(cors(&config.web_origins)))
@@ -295,6 +261,52 @@ impl GatewayCore {
             }
         }
     }
+}
+
+/// Everything that answers gRPC here.
+fn routes(edge: &Arc<Edge>, health_service: HealthServer<HealthService>) -> Result<Routes, GatewayError> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(PUBLIC_DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let services = Services(Arc::clone(edge));
+    let routes = Routes::new(service!(TicketServiceServer, services, TICKETS_BYTES_MAX))
+        .add_service(service!(EventServiceServer, services, EVENT_BYTES_MAX))
+        .add_service(service!(RegionServiceServer, services, NAMES_BYTES_MAX))
+        .add_service(service!(AccountServiceServer, services, NAMES_BYTES_MAX))
+        .add_service(service!(ChangeServiceServer, services, NAMES_BYTES_MAX))
+        .add_service(service!(OutcomeServiceServer, services, NAMES_BYTES_MAX))
+        // What operators send is large already, and snapshots are not worth compressing twice.
+        .add_service(OperatorServiceServer::new(services).max_decoding_message_size(OPERATOR_BYTES_MAX))
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?);
+    Ok(routes)
+}
+
+/// HTTP as gateways speak it: its limits, and when connections are to be renewed.
+fn http_server(connection_age_min: Option<Duration>) -> Server {
+    let mut server = Server::builder()
+        .accept_http1(true)
+        .tcp_nodelay(true)
+        .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_adaptive_window(Some(false))
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT));
+    if let Some(age) = connection_age_min {
+        // Gateways that started together must not send their clients away together. An old connection is asked to
+        // go and ends with its last call, however long that may take. Never a grace beside it: with one, tonic
+        // 0.14 asks nobody, and cuts the connection when age and grace are over.
+        let age = age.mul_f64(tidewall_env::random::rng().random_range(1.0..2.0));
+        server = server.max_connection_age(age);
+    }
+    server
 }
 
 /// How long a browser may remember what it may do.

@@ -30,8 +30,8 @@ pub enum Mutant {
     FieldMissingInSnapshot,
     /// The client of the shards never gives up a leader it once believed in.
     StaleRouteServed,
-    /// The state digest leaves out a table.
-    DigestMissesATable,
+    /// The state digest leaves out the tables of the modules.
+    DigestMissesModules,
     /// A request that is lost with its actor is answered as a success.
     LostMailboxIsSuccess,
     /// A call that may have arrived is reported as one that did not.
@@ -88,11 +88,13 @@ pub enum Mutant {
     WatchShowsOthers,
     /// What a timer does is told to nobody.
     TimerNotTold,
+    /// Whoever asks for what is not kept any more is told what comes after it.
+    GapIsPassedOver,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 40] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -103,7 +105,7 @@ impl Mutant {
         Self::StockDecidedOutsideApply,
         Self::FieldMissingInSnapshot,
         Self::StaleRouteServed,
-        Self::DigestMissesATable,
+        Self::DigestMissesModules,
         Self::LostMailboxIsSuccess,
         Self::UnknownReportedAsFailed,
         Self::SealForgotten,
@@ -132,6 +134,7 @@ impl Mutant {
         Self::WatchRepeats,
         Self::WatchShowsOthers,
         Self::TimerNotTold,
+        Self::GapIsPassedOver,
     ];
 }
 

@@ -216,11 +216,7 @@ pub async fn listen(clients: Clients, api: Rc<Api>, number: usize) {
             let group = listener.group;
             match reason.as_str() {
                 "PLACE_GONE" => {
-                    // It has gone back to an earlier state since; nobody listens so long that anything grows old.
-                    let known = listener.place.map_or(0, |place| place.incarnation);
-                    let now = status.message().split("since incarnation ").nth(1);
-                    let now = now.and_then(|text| text.split(',').next()?.parse::<u64>().ok());
-                    if now.is_none_or(|now| now <= known) {
+                    if !is_gone(listener.place.as_ref(), status.message()) {
                         clients.object("feed", format!("group {group} has forgotten something: {status}"));
                     }
                     listener.begin_anew();
@@ -232,6 +228,16 @@ pub async fn listen(clients: Clients, api: Rc<Api>, number: usize) {
         }
         sleep(Duration::from_millis(random.random_range(1..=AWAY_MS_MAX))).await;
     }
+}
+
+/// Whether the group has gone back to an earlier state since a place, or keeps only what comes later.
+fn is_gone(place: Option<&v1::Place>, message: &str) -> bool {
+    let number = |behind: &str| {
+        let text = message.split(behind).nth(1)?;
+        text.split(|letter: char| !letter.is_ascii_digit()).next()?.parse::<u64>().ok()
+    };
+    let kept = number("since incarnation ").zip(number(", index "));
+    place.zip(kept).is_some_and(|(place, kept)| (place.incarnation, place.index) <= kept)
 }
 
 async fn watch(clients: &Clients, api: &Api, number: usize) -> Result<(), Status> {

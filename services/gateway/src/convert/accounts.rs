@@ -32,13 +32,13 @@ pub(super) fn change(region: &str, change: &Change) -> Result<Option<v1::Change>
     use v1::change::What as Shown;
     let id = change.row.as_str();
     let told = accounts::Change::decode(change.payload.as_slice()).map_err(|_| mismatch())?;
-    let (kind, what) = match told.what {
-        Some(What::Saved(_)) => (Kind::AccountSaved, None),
+    let (kind, account_revision, what) = match told.what {
+        Some(What::Saved(saved)) => (Kind::AccountSaved, saved.revision, None),
         Some(What::EndedSessionId(session)) => {
-            (Kind::SessionEnded, Some(Shown::EndedSession(names::session(region, id, &session))))
+            (Kind::SessionEnded, 0, Some(Shown::EndedSession(names::session(region, id, &session))))
         }
         None => return Ok(None),
     };
     let account = names::account(region, id);
-    Ok(Some(v1::Change { kind: kind.into(), account, what, ..v1::Change::default() }))
+    Ok(Some(v1::Change { kind: kind.into(), account, account_revision, what, ..v1::Change::default() }))
 }

@@ -4,11 +4,13 @@
 use prost::Message as _;
 use tidewall_domain::feed::{Feed, TELLS_CHANGES};
 
+use tidewall_mutant::{Mutant, active};
+
 use super::Machine;
 use crate::feed::{FeedRow, Place};
 
-/// Bytes of changes that are kept of a group.
-pub const FEED_BYTES_MAX: u64 = 32 << 20;
+/// Bytes of changes that are kept of a group. In the simulation little is kept, so that some come too late.
+pub const FEED_BYTES_MAX: u64 = if cfg!(tidewall_mutants) { 8 << 10 } else { 32 << 20 };
 /// Changes are kept so long, milliseconds of steady time.
 pub const FEED_MS_MAX: u64 = 15 * 60_000;
 /// Entries of which an entry gives the changes up at most: more than it adds.
@@ -118,7 +120,9 @@ impl Machine {
     pub fn changes_after(&self, heard: Place, bytes_max: usize) -> Heard {
         let end = self.place();
         let since = self.feed.iter().next().map_or(end.index, |(_, oldest)| oldest.previous);
-        if heard.incarnation != end.incarnation || heard < Place::behind(end.incarnation, since) {
+        if heard.incarnation != end.incarnation
+            || heard < Place::behind(end.incarnation, since) && !active(Mutant::GapIsPassedOver)
+        {
             return Heard::Gone { oldest: Place::behind(end.incarnation, since) };
         }
         let (mut told, mut bytes, mut place) = (Vec::new(), 0, heard);

@@ -8,6 +8,9 @@ use tidewall_messages::tickets::change::What;
 use super::*;
 use crate::feed::{FeedRow, Place};
 
+/// More than any test tells.
+const WIDE: u64 = 1 << 30;
+
 /// A log of a group that tells what happens.
 fn telling(feed_bytes_max: u64) -> Log {
     let mut log = Log { machine: Machine::telling(feed_bytes_max), entries: Vec::new() };
@@ -136,7 +139,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #[test]
     fn who_listens_hears_each_change_once_and_can_keep_books_of_them(steps in proptest::collection::vec(step(), 1..60)) {
-        let mut log = telling(FEED_BYTES_MAX);
+        let mut log = telling(WIDE);
         let begun = Listener { heard: Place::behind(1, 0), ..Listener::default() };
         let (mut one, mut now, mut n) = (begun.clone(), T0, 1);
         for step in steps {
@@ -179,7 +182,7 @@ proptest! {
 
 #[test]
 fn what_a_command_tells_says_who_and_what_and_how_many_are_left() {
-    let mut log = telling(FEED_BYTES_MAX);
+    let mut log = telling(WIDE);
     let mut one = Listener::from_now(&log.machine);
     log.entry(T0, vec![command(1, buy(2)), command(2, hold(3, 100)), command(3, buy(9))]);
     log.one(T0 + 100, tick());
@@ -215,7 +218,7 @@ fn what_a_command_tells_says_who_and_what_and_how_many_are_left() {
 
 #[test]
 fn what_is_told_in_an_entry_is_heard_when_it_ends() {
-    let mut log = telling(FEED_BYTES_MAX);
+    let mut log = telling(WIDE);
     let mut one = Listener::from_now(&log.machine);
     let payload = Entry { stamp: Stamp::confirmed(T0), commands: vec![command(1, buy(1))] }.encode();
     let entry = log.machine.begin(Position { term: 1, node: 1, index: 2 }, &payload).unwrap();
@@ -258,7 +261,7 @@ fn the_oldest_goes_first_and_whoever_has_missed_it_is_told() {
         listener.hear(&log.machine, 1).unwrap();
         assert_eq!(listener.changes.len(), before + 1);
     }
-    let (mut log, mut last) = (telling(FEED_BYTES_MAX), None);
+    let (mut log, mut last) = (telling(WIDE), None);
     for n in 0..4 {
         last = Some(Listener::from_now(&log.machine));
         log.one(T0 + n * FEED_MS_MAX / 2, tick());
@@ -327,7 +330,7 @@ fn before_all_members_know_it_nothing_is_told_and_nobody_is_promised_what_came_b
 
 #[test]
 fn another_incarnation_is_another_feed() {
-    let mut log = telling(FEED_BYTES_MAX);
+    let mut log = telling(WIDE);
     let mut one = Listener::from_now(&log.machine);
     log.one(T0, command(1, buy(1)));
     let file = snapshot_of(&log.machine);
@@ -357,7 +360,7 @@ fn another_incarnation_is_another_feed() {
 
 #[test]
 fn who_has_heard_more_than_a_replica_that_is_behind_waits_for_it() {
-    let mut log = telling(FEED_BYTES_MAX);
+    let mut log = telling(WIDE);
     let behind = snapshot::read(&mut snapshot_of(&log.machine).as_slice()).unwrap().machine;
     let mut one = Listener::from_now(&log.machine);
     log.one(T0, command(1, buy(1)));

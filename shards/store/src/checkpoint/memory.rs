@@ -54,7 +54,12 @@ impl MemoryCheckpoints {
     /// Loses one stored page of a group without a word, as a damaged engine does. Returns whether there was one.
     pub fn lose_a_page(&self, group: u32) -> bool {
         let mut groups = self.groups.lock();
-        groups.get_mut(&group).is_some_and(|group| group.pages.pop_last().is_some())
+        let Some(pages) = groups.get_mut(&group).map(|group| &mut group.pages) else { return false };
+        // A whole page, or the latest state of one: then as many rows are there as should be.
+        let mut pairs = pages.keys().rev().skip(1).zip(pages.keys().rev());
+        let newer = pairs.find(|(one, next)| (one.0, &one.1) == (next.0, &next.1)).map(|(_, next)| next);
+        let lost = newer.filter(|_| pages.len() % 2 == 0).or_else(|| pages.keys().last()).cloned();
+        lost.is_some_and(|key| pages.remove(&key).is_some())
     }
 }
 

@@ -1,10 +1,14 @@
-//! Tickets: an organiser with a small event, and a few who buy, hold, confirm, release and give back.
+//! Tickets: an organiser with a small event, a few who buy, hold, confirm, release and give back, and one who watches.
 //!
 //! Nobody else touches the event of a story, so that it knows what each answer must be.
 
+mod changes;
+
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use tidewall_proto::v1;
+use tidewall_proto::v1::change_service_client::ChangeServiceClient;
 use tidewall_proto::v1::event_service_client::EventServiceClient;
 use tidewall_proto::v1::outcome_service_client::OutcomeServiceClient;
 use tidewall_proto::v1::ticket_service_client::TicketServiceClient;
@@ -12,6 +16,7 @@ use tonic::codec::CompressionEncoding::{Deflate, Gzip};
 use tonic::transport::Channel;
 
 use crate::{Over, Site, Story, Workload, ask, client};
+use changes::Watcher;
 
 /// The only tier.
 const TIER: &str = "ga";
@@ -35,6 +40,7 @@ impl Workload for Tickets {
             events: client!(story, EventServiceClient),
             tickets: client!(story, TicketServiceClient),
             outcomes: client!(story, OutcomeServiceClient),
+            changes: client!(story, ChangeServiceClient),
             organiser: person(format!("organiser-{}", story.name), &["organiser"]),
             buyers: (0..BUYERS).map(|number| person(format!("buyer-{number}-{}", story.name), &[])).collect(),
             event: String::new(),
@@ -43,9 +49,12 @@ impl Workload for Tickets {
             holds: Vec::new(),
             owned: BTreeMap::new(),
             touched: false,
+            watcher: Watcher::new((story.below(2) == 0).then_some(0)),
+            decided: Cell::default(),
             story,
         };
         sale.open().await?;
+        sale.begin_to_watch().await?;
         // Some events are deleted before anything happens to them.
         let steps = if story.below(8) == 0 { 0 } else { 6 + story.below(20) };
         for _ in 0..steps {
@@ -53,6 +62,7 @@ impl Workload for Tickets {
         }
         sale.check_stock().await?;
         sale.check_tickets().await?;
+        sale.check_changes().await?;
         sale.delete().await
     }
 }
@@ -82,6 +92,7 @@ struct Sale<'a, S: Site> {
     events: EventServiceClient<Channel>,
     tickets: TicketServiceClient<Channel>,
     outcomes: OutcomeServiceClient<Channel>,
+    changes: ChangeServiceClient<Channel>,
     organiser: Person,
     buyers: Vec<Person>,
     /// Resource name.
@@ -93,6 +104,9 @@ struct Sale<'a, S: Site> {
     owned: BTreeMap<String, Owned>,
     /// Something was held or sold.
     touched: bool,
+    watcher: Watcher,
+    /// Incarnation and log index of the last of what is known here.
+    decided: Cell<(u64, u64)>,
 }
 
 impl<S: Site> Sale<'_, S> {
@@ -172,7 +186,7 @@ impl<S: Site> Sale<'_, S> {
     /// One thing that somebody does.
     async fn step(&mut self) -> Result<(), Over> {
         let (buyer, quantity) = (self.below(self.buyers.len()), 1 + self.below(3) as i64);
-        match self.below(16) {
+        match self.below(17) {
             0..3 => self.buy(buyer, quantity).await,
             3..5 => self.hold(buyer, quantity).await,
             5 | 6 if !self.holds.is_empty() => self.end_hold().await,
@@ -184,6 +198,7 @@ impl<S: Site> Sale<'_, S> {
             13 => self.check_tickets().await,
             14 => self.check_holds(buyer).await,
             15 => self.check_search(buyer).await,
+            16 => self.check_changes().await,
             _ => self.check_stock().await,
         }
     }
@@ -217,7 +232,10 @@ impl<S: Site> Sale<'_, S> {
             request_id: id.to_owned(),
         };
         let told = ask!(self.story, self.tickets, buy_tickets, buy, &self.buyers[buyer].token);
-        Ok(told.map(|answer| answer.purchase.unwrap_or_default().tickets))
+        Ok(told.map(|answer| {
+            self.note(answer.receipt.as_ref());
+            answer.purchase.unwrap_or_default().tickets
+        }))
     }
 
     async fn buy(&mut self, buyer: usize, quantity: i64) -> Result<(), Over> {
@@ -259,7 +277,9 @@ impl<S: Site> Sale<'_, S> {
         if !reasons.is_empty() {
             return self.no_of("a hold", told, &reasons);
         }
-        let hold = self.story.yes("a hold", told)?.hold.unwrap_or_default();
+        let held = self.story.yes("a hold", told)?;
+        self.note(held.receipt.as_ref());
+        let hold = held.hold.unwrap_or_default();
         if i64::from(hold.quantity) != quantity || hold.owner != self.buyers[owner].subject {
             return self.story.object(format_args!("a hold of {quantity} places is {hold:?}"));
         }
@@ -279,13 +299,15 @@ impl<S: Site> Sale<'_, S> {
         if self.below(3) == 0 {
             let release = v1::ReleaseHoldRequest { name: hold.name.clone(), request_id: self.id() };
             let told = ask!(self.story, self.tickets, release_hold, release, owner);
-            self.story.yes("a release", told)?;
+            self.note(self.story.yes("a release", told)?.receipt.as_ref());
             let told = ask!(self.story, self.tickets, confirm_hold, confirm(self.id()), owner);
             return self.story.no("the confirmation of what was released", told, "HOLD_NOT_FOUND");
         }
         let id = self.id();
         let told = ask!(self.story, self.tickets, confirm_hold, confirm(id.clone()), owner);
-        let purchase = self.story.yes("a confirmation", told)?.purchase.unwrap_or_default();
+        let confirmed = self.story.yes("a confirmation", told)?;
+        self.note(confirmed.receipt.as_ref());
+        let purchase = confirmed.purchase.unwrap_or_default();
         let told = ask!(self.story, self.tickets, confirm_hold, confirm(self.id()), owner);
         self.story.no("a second confirmation", told, "HOLD_NOT_FOUND")?;
         self.bought(hold.owner, hold.quantity, &id, purchase.tickets)
@@ -301,7 +323,7 @@ impl<S: Site> Sale<'_, S> {
         if cancelled {
             return self.story.no("a second cancellation", told, "TICKET_CANCELLED");
         }
-        self.story.yes("a cancellation", told)?;
+        self.note(self.story.yes("a cancellation", told)?.receipt.as_ref());
         if let Some(ticket) = self.owned.get_mut(&name) {
             ticket.cancelled = true;
         }
