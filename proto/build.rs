@@ -19,6 +19,7 @@ const FILES: &[&str] = &[
     "tidewall/v1/outcome.proto",
     "tidewall/v1/operator.proto",
     "tidewall/v1/change.proto",
+    "tidewall/v1/webhook.proto",
     "tidewall/internal/v1/keyring.proto",
     "tidewall/internal/v1/shard.proto",
     "tidewall/internal/v1/peer.proto",
@@ -55,6 +56,7 @@ fn main() -> Result<(), Failure> {
         .bytes(".tidewall.internal.v1.Outcome.done")
         .bytes(".tidewall.internal.v1.QueryResult.module")
         .bytes(".tidewall.internal.v1.EntryChanges.changes")
+        .bytes(".tidewall.internal.v1.Effect.call")
         .bytes(".tidewall.internal.v1.ExportResponse")
         .bytes(".tidewall.internal.v1.ImportRequest")
         .bytes(".tidewall.internal.v1.InstallSnapshotRequest")

@@ -5,6 +5,7 @@ const FILES: &[&str] = &[
     "tidewall/log/v1/change.proto",
     "tidewall/log/tickets/v1/tickets.proto",
     "tidewall/log/accounts/v1/accounts.proto",
+    "tidewall/log/webhooks/v1/webhooks.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -25,6 +25,7 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 /// Encoded `FileDescriptorSet` of what clients see: the public packages, with what they import.
 pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public.bin"));
 
+pub mod json;
 mod methods;
 
 pub use methods::{Declared, Method, Policy, Resource};

@@ -1,6 +1,6 @@
 //! Accounts, their sessions and roles.
 
-use crate::{ModuleCommand, ModuleMessage, ModuleQuery};
+use crate::{ModuleChange, ModuleCommand, ModuleMessage, ModuleQuery};
 
 #[allow(missing_docs, clippy::all)]
 mod generated {
@@ -44,3 +44,13 @@ parts!(Command, command: Register, CountAttempt, StartSession, RefreshSession, E
     ChangeRoles, BootstrapAdmin, ChangeEmail);
 parts!(Query, query: GetCredential, GetAccount, FindAccount, ListSessions, GetClaiming);
 parts!(Message, message: Claim, Claimed, Taken, Confirm, Release, Ask, Held);
+
+impl ModuleChange for Change {
+    fn kind(&self) -> u32 {
+        match &self.what {
+            None => 0,
+            Some(change::What::Saved(_)) => 8,
+            Some(change::What::EndedSessionId(_)) => 9,
+        }
+    }
+}

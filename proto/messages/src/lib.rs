@@ -16,6 +16,7 @@ macro_rules! parts {
 
 pub mod accounts;
 pub mod tickets;
+pub mod webhooks;
 
 #[allow(missing_docs, clippy::all)]
 mod v1 {
@@ -23,6 +24,12 @@ mod v1 {
 }
 
 pub use v1::{Change, Rejection};
+
+/// What has happened, in the words of a module.
+pub trait ModuleChange: prost::Message {
+    /// Number of its kind, among those of all modules. Never reused: whoever asks for some kinds names them by number.
+    fn kind(&self) -> u32;
+}
 
 /// A command of a module.
 pub trait ModuleCommand: prost::Message + Default + std::fmt::Debug {

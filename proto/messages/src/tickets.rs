@@ -1,6 +1,6 @@
 //! Events, tiers, holds and tickets.
 
-use crate::{ModuleCommand, ModuleQuery};
+use crate::{ModuleChange, ModuleCommand, ModuleQuery};
 
 #[allow(missing_docs, clippy::all)]
 mod generated {
@@ -35,5 +35,20 @@ parts!(Query, query: GetEvent, ListEvents, GetTicket, ListTickets, GetHold, List
 impl From<change::What> for Change {
     fn from(what: change::What) -> Self {
         Self { what: Some(what), ..Self::default() }
+    }
+}
+
+impl ModuleChange for Change {
+    fn kind(&self) -> u32 {
+        match &self.what {
+            None => 0,
+            Some(change::What::Event(_)) => 1,
+            Some(change::What::Deleted(_)) => 2,
+            Some(change::What::Held(_)) => 3,
+            Some(change::What::HoldEnded(ended)) if !ended.expired => 4,
+            Some(change::What::HoldEnded(_)) => 5,
+            Some(change::What::Sold(_)) => 6,
+            Some(change::What::Cancelled(_)) => 7,
+        }
     }
 }

@@ -9,6 +9,18 @@ use tidewall_client::{AcceptLimits, ShardClientOptions, Topology};
 
 use crate::accounts::AccountsConfig;
 use crate::admission::LimitOptions;
+use crate::webhooks::{Network, Outside};
+
+/// How a gateway delivers what webhooks are told.
+#[derive(Debug, Clone, Default)]
+pub struct WebhooksConfig {
+    /// It makes deliveries. Webhooks can be made and changed in any case.
+    pub delivers: bool,
+    /// Networks that are not public and may be called all the same, without TLS too.
+    pub allowed: Vec<Network>,
+    /// Who makes the calls; `None`: this process, over real connections.
+    pub outside: Option<Arc<dyn Outside>>,
+}
 
 /// Configuration of one gateway.
 #[derive(Debug, Clone)]
@@ -46,6 +58,8 @@ pub struct GatewayConfig {
     pub grace: Duration,
     /// What it needs to serve accounts; none: AccountService refuses.
     pub accounts: Option<AccountsConfig>,
+    /// How it delivers what webhooks are told; it does only if it serves accounts, whose secret signs.
+    pub webhooks: WebhooksConfig,
     /// Timeouts and bounds towards the shard nodes.
     pub shard_client: ShardClientOptions,
 }
@@ -70,6 +84,7 @@ impl GatewayConfig {
             lame_duck: Duration::ZERO,
             grace: Duration::from_secs(5),
             accounts: None,
+            webhooks: WebhooksConfig { delivers: true, ..WebhooksConfig::default() },
             shard_client: ShardClientOptions::default(),
         }
     }

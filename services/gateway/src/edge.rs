@@ -10,6 +10,7 @@ use tidewall_client::{ConnectedFrom, Connections, ShardClient, Topology};
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::v1::{Effect, Priority};
 use tidewall_proto::{Declared, Policy, Resource};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
@@ -23,6 +24,7 @@ use crate::errors::ApiError;
 use crate::feed::Feeds;
 use crate::metrics::Metrics;
 use crate::names;
+use crate::webhooks::{Network, Outside};
 
 pub(crate) use tidewall_proto::Method;
 
@@ -121,6 +123,12 @@ pub(crate) struct Edge {
     pub(crate) feeds: Feeds,
     /// What it needs to serve accounts; none: it does not.
     pub(crate) accounts: Option<Accounts>,
+    /// Networks that are not public and that webhooks may call all the same.
+    pub(crate) webhook_networks: Vec<Network>,
+    /// Who calls the servers of webhooks.
+    pub(crate) outside: Arc<dyn Outside>,
+    /// Places of those who have a webhook pinged.
+    pub(crate) pings: Semaphore,
 }
 
 /// Whatever waits under this name has not proven who it is: no event can be called so.

@@ -75,13 +75,14 @@ impl Readiness {
 }
 
 /// What can be asked for by name.
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "",
     <v1::region_service_server::RegionServiceServer<Services> as NamedService>::NAME,
     <v1::event_service_server::EventServiceServer<Services> as NamedService>::NAME,
     <v1::account_service_server::AccountServiceServer<Services> as NamedService>::NAME,
     <v1::ticket_service_server::TicketServiceServer<Services> as NamedService>::NAME,
     <v1::change_service_server::ChangeServiceServer<Services> as NamedService>::NAME,
+    <v1::webhook_service_server::WebhookServiceServer<Services> as NamedService>::NAME,
     <v1::outcome_service_server::OutcomeServiceServer<Services> as NamedService>::NAME,
     <v1::operator_service_server::OperatorServiceServer<Services> as NamedService>::NAME,
 ];

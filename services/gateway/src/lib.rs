@@ -27,8 +27,10 @@ mod server;
 mod services;
 mod transport;
 mod validate;
+mod webhooks;
 
 pub use accounts::{AccountsConfig, HashingOptions};
 pub use admission::LimitOptions;
-pub use config::GatewayConfig;
+pub use config::{GatewayConfig, WebhooksConfig};
 pub use server::{Gateway, GatewayCore, GatewayError, run};
+pub use webhooks::{Answered, Http, Network, NotANetwork, Outside, Post};

@@ -37,6 +37,19 @@ struct RegionLabels {
     region: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeliveryLabels {
+    region: String,
+    result: &'static str,
+}
+
+/// How an attempt at a delivery of a webhook has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivered {
+    Done,
+    Failed,
+}
+
 fn latency() -> Histogram {
     Histogram::new(BUCKETS_S)
 }
@@ -64,6 +77,7 @@ pub(crate) struct Metrics {
     connections: Gauge,
     connections_refused: Counter,
     watchers: Gauge,
+    deliveries: Family<DeliveryLabels, Counter>,
     regions: Vec<String>,
     /// By method, then region (the last one is "none"), then code.
     handles: Vec<OnceLock<(Counter, Histogram)>>,
@@ -109,6 +123,12 @@ impl Metrics {
         );
         let watchers = Gauge::default();
         registry.register("watchers", "Streams of those who watch what happens", watchers.clone());
+        let deliveries = Family::<DeliveryLabels, Counter>::default();
+        registry.register(
+            "webhook_attempts",
+            "Attempts at deliveries of webhooks, by how they ended",
+            deliveries.clone(),
+        );
         let mut regions: Vec<String> = topology.regions.iter().map(|region| region.id.clone()).collect();
         let admission = regions.iter().map(|region| {
             let labels = RegionLabels { region: region.clone() };
@@ -133,6 +153,7 @@ impl Metrics {
             connections,
             connections_refused,
             watchers,
+            deliveries,
             regions,
             handles,
         }
@@ -153,6 +174,16 @@ impl Metrics {
         });
         calls.inc();
         latency.observe(took.as_secs_f64());
+    }
+
+    /// Counts an attempt at a delivery of a webhook; `region` is its position in the topology.
+    pub(crate) fn delivered(&self, region: usize, delivered: Delivered) {
+        let region = self.regions.get(region).cloned().unwrap_or_default();
+        let result = match delivered {
+            Delivered::Done => "done",
+            Delivered::Failed => "failed",
+        };
+        self.deliveries.get_or_create_owned(&DeliveryLabels { region, result }).inc();
     }
 
     /// Everything as text.

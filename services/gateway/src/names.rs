@@ -126,6 +126,17 @@ pub(crate) fn parse_dead_letter<'a>(field: &str, text: &'a str) -> Result<&'a st
     parsed().ok_or_else(|| wrong(field, text, "regions/{region}/deadLetters/{dead_letter}"))
 }
 
+/// `regions/{region}/webhooks/{webhook}`: the region and the webhook.
+pub(crate) fn parse_webhook<'a>(field: &str, text: &'a str) -> Result<(&'a str, &'a str), ApiError> {
+    let parsed = || {
+        let (region, webhook) = text.strip_prefix("regions/")?.split_once("/webhooks/")?;
+        let number = webhook.strip_prefix('w')?;
+        let valid = valid_region_id(region) && valid_number(number) && number != "0";
+        valid.then_some((region, webhook))
+    };
+    parsed().ok_or_else(|| wrong(field, text, "regions/{region}/webhooks/{webhook}"))
+}
+
 fn split_event(text: &str) -> Option<(EventName<'_>, Option<&str>)> {
     let (region, rest) = text.strip_prefix("regions/")?.split_once("/events/")?;
     let (event, rest) = match rest.split_once('/') {
@@ -174,6 +185,10 @@ pub(crate) fn event(region: &str, event: &str) -> String {
 
 pub(crate) fn account(region: &str, account: &str) -> String {
     format!("regions/{region}/accounts/{account}")
+}
+
+pub(crate) fn webhook(region: &str, webhook: &str) -> String {
+    format!("regions/{region}/webhooks/{webhook}")
 }
 
 pub(crate) fn session(region: &str, account: &str, session: &[u8]) -> String {

@@ -21,9 +21,11 @@ use tidewall_proto::v1::operator_service_server::OperatorServiceServer;
 use tidewall_proto::v1::outcome_service_server::OutcomeServiceServer;
 use tidewall_proto::v1::region_service_server::RegionServiceServer;
 use tidewall_proto::v1::ticket_service_server::TicketServiceServer;
+use tidewall_proto::v1::webhook_service_server::WebhookServiceServer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::time::Instant;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -44,6 +46,7 @@ use crate::health::{self, HealthService, Readiness, State};
 use crate::metrics::Metrics;
 use crate::services::Services;
 use crate::transport::OnlyGrpc;
+use crate::webhooks::{self, Http, Outside};
 
 /// Largest message of requests about tickets, bytes: a batch of 1000 purchases fits.
 const TICKETS_BYTES_MAX: usize = 512 << 10;
@@ -60,6 +63,8 @@ const STREAMS_PER_CONNECTION_MAX: u32 = 10_000;
 const PENDING_RESETS_MAX: usize = 10_000;
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Webhooks that are pinged at a time.
+const PINGS_MAX: usize = 32;
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -83,6 +88,9 @@ pub enum GatewayError {
     /// The key for access tokens is none.
     #[error("access tokens cannot be signed: {0}")]
     SigningKey(#[from] crate::auth::TokenError),
+    /// TLS towards the servers of webhooks cannot be set up.
+    #[error("TLS towards the servers of webhooks cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
     /// The reflection service rejected our own descriptors.
     #[error("the built-in API description is damaged: {0}")]
     Descriptors(#[from] tonic_reflection::server::Error),
@@ -160,11 +168,15 @@ impl GatewayCore {
     /// A gateway that answers nobody yet. Of the configuration, `listen` and `topology_path` mean nothing here.
     ///
     /// # Errors
-    /// [`GatewayError::NoPublicKey`], [`GatewayError::SigningKey`].
+    /// [`GatewayError::NoPublicKey`], [`GatewayError::SigningKey`], [`GatewayError::Tls`].
     pub fn new(config: GatewayConfig) -> Result<Self, GatewayError> {
         if config.public_keys.is_empty() {
             return Err(GatewayError::NoPublicKey);
         }
+        let outside: Arc<dyn Outside> = match &config.webhooks.outside {
+            Some(outside) => Arc::clone(outside),
+            None => Arc::new(Http::new(&config.webhooks.allowed)?),
+        };
         let edge = Arc::new(Edge {
             topology: Arc::clone(&config.topology),
             client: Arc::new(ShardClient::new(Arc::clone(&config.topology), config.shard_client.clone())),
@@ -187,6 +199,9 @@ impl GatewayCore {
                 },
             ),
             accounts: config.accounts.as_ref().map(Accounts::new).transpose()?,
+            webhook_networks: config.webhooks.allowed.clone(),
+            outside,
+            pings: Semaphore::new(PINGS_MAX),
         });
         Ok(Self { config, edge })
     }
@@ -218,6 +233,12 @@ impl GatewayCore {
         let health_service = HealthServer::new(HealthService::new(told, config.connection_age_min));
         let following = health::follow(Arc::clone(&edge), Arc::clone(&readiness), Arc::clone(&tell));
         let following = AbortOnDrop(tokio::spawn(following));
+        let signer = edge.accounts.as_ref().filter(|_| config.webhooks.delivers);
+        let (stop_delivering, stopping) = watch::channel(false);
+        let mut delivering = signer.map(|accounts| {
+            let (signer, outside) = (Arc::clone(&accounts.signer), Arc::clone(&edge.outside));
+            AbortOnDrop(tokio::spawn(webhooks::deliver(Arc::clone(&edge), outside, signer, stopping)))
+        });
         let mut routes = routes(&edge, health_service)?;
         let router = std::mem::take(routes.axum_router_mut());
         *routes.axum_router_mut() = with_plain_pages(router, Arc::clone(&edge), Arc::clone(&readiness));
@@ -239,6 +260,7 @@ impl GatewayCore {
         }
         // Whoever asks is told to go elsewhere, while who has not asked yet is still served.
         readiness.stop();
+        stop_delivering.send_replace(true);
         drop(following);
         tell.send_replace(Some(ServingStatus::NotServing));
         if !config.lame_duck.is_zero() {
@@ -253,7 +275,13 @@ impl GatewayCore {
         edge.admission.close();
         // The receiver is gone only when the server is.
         let _ = stop.send(());
-        match tokio::time::timeout(config.grace, &mut serving).await {
+        let grace = Instant::now() + config.grace;
+        let served = tokio::time::timeout_at(grace, &mut serving).await;
+        // What is under way outside would be done once more by others.
+        if let Some(delivering) = &mut delivering {
+            let _ = tokio::time::timeout_at(grace, &mut delivering.0).await;
+        }
+        match served {
             Ok(ended) => Ok(ended?),
             Err(_) => {
                 tracing::warn!("calls were still under way after the grace of the shutdown");
@@ -277,6 +305,7 @@ fn routes(edge: &Arc<Edge>, health_service: HealthServer<HealthService>) -> Resu
         .add_service(service!(RegionServiceServer, services, NAMES_BYTES_MAX))
         .add_service(service!(AccountServiceServer, services, NAMES_BYTES_MAX))
         .add_service(service!(ChangeServiceServer, services, NAMES_BYTES_MAX))
+        .add_service(service!(WebhookServiceServer, services, NAMES_BYTES_MAX))
         .add_service(service!(OutcomeServiceServer, services, NAMES_BYTES_MAX))
         // What operators send is large already, and snapshots are not worth compressing twice.
         .add_service(OperatorServiceServer::new(services).max_decoding_message_size(OPERATOR_BYTES_MAX))

@@ -93,6 +93,10 @@ reasons! {
     SeatNotFound "SEAT_NOT_FOUND" Decided;
     /// The hold never existed, or is over.
     HoldNotFound "HOLD_NOT_FOUND" Decided;
+    /// There is no such webhook.
+    WebhookNotFound "WEBHOOK_NOT_FOUND" Decided;
+    /// There are as many webhooks as may be.
+    TooManyWebhooks "TOO_MANY_WEBHOOKS" Decided;
     /// No such ticket.
     TicketNotFound "TICKET_NOT_FOUND" Decided;
     /// The event id is taken.
@@ -169,6 +173,8 @@ reasons! {
     NotRead "NOT_READ" NotExecuted;
     /// Somebody else's account.
     NotYourAccount "NOT_YOUR_ACCOUNT" NotExecuted;
+    /// Somebody else's webhook.
+    NotYourWebhook "NOT_YOUR_WEBHOOK" NotExecuted;
     /// The gateway serves no accounts.
     AccountsNotServed "ACCOUNTS_NOT_SERVED" NotExecuted;
     /// The personal fields of the account were erased.

@@ -51,6 +51,10 @@ pub enum Executed {
     ReleasedHold(String),
     /// The event of this name was deleted.
     DeletedEvent(String),
+    /// A webhook was made or changed: as it was then.
+    Webhook(Box<v1::Webhook>),
+    /// A webhook has ended: its name.
+    DeletedWebhook(String),
     /// The account of this name was changed.
     ChangedAccount(String),
 }
@@ -139,6 +143,8 @@ fn decided(answer: v1::GetOutcomeResponse) -> Option<Resolution> {
         Remembered::CancelledTicket(name) => Executed::CancelledTicket(name),
         Remembered::ReleasedHold(name) => Executed::ReleasedHold(name),
         Remembered::DeletedEvent(name) => Executed::DeletedEvent(name),
+        Remembered::Webhook(webhook) => Executed::Webhook(Box::new(webhook)),
+        Remembered::DeletedWebhook(name) => Executed::DeletedWebhook(name),
         Remembered::ChangedAccount(name) => Executed::ChangedAccount(name),
     };
     Some(Resolution::Executed { result, receipt })

@@ -95,6 +95,7 @@ struct Letter {
     reason: String,
     waits: bool,
     set_aside_time: Option<String>,
+    delivery: bool,
     message_base64: String,
 }
 
@@ -109,6 +110,7 @@ impl From<DeadLetter> for Letter {
             reason: letter.reason,
             waits: letter.waits,
             set_aside_time: letter.set_aside_time.map(|time| time.to_string()),
+            delivery: letter.delivery,
             message_base64: base64::engine::general_purpose::STANDARD.encode(letter.message),
         }
     }
@@ -193,7 +195,12 @@ async fn list(arguments: &ListArgs, format: Format) -> Result<(), Failure> {
                     if from.is_empty() { "itself".into() } else { from.to_owned() },
                     letter.domain.clone(),
                     letter.set_aside_time.clone().unwrap_or_default(),
-                    if letter.waits { "waits" } else { "failed" }.to_owned(),
+                    match (letter.waits, letter.delivery) {
+                        (true, _) => "waits",
+                        (_, true) => "given up",
+                        _ => "failed",
+                    }
+                    .to_owned(),
                     letter.reason.clone(),
                 ]
             };

@@ -198,10 +198,20 @@ pub async fn with_role(
     subject: &str,
     role: Role,
 ) -> Result<Caller, Failure> {
+    with_roles(target, given, subject, &[role]).await
+}
+
+/// The same as somebody with these roles.
+pub async fn with_roles(
+    target: &TargetArgs,
+    given: &TokenArgs,
+    subject: &str,
+    roles: &[Role],
+) -> Result<Caller, Failure> {
     let urls = target.urls()?;
     let token = match &given.token {
         Some(token) => token.trim().to_owned(),
-        None => token::mint(&target.private_key()?, subject, &[role], OWN_TOKEN_TTL)?,
+        None => token::mint(&target.private_key()?, subject, roles, OWN_TOKEN_TTL)?,
     };
     Caller::connect(&urls, Some(&token), given.for_question()).await
 }

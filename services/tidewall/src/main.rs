@@ -38,6 +38,7 @@ mod supervisor;
 mod token;
 mod up;
 mod watch;
+mod webhook;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -125,6 +126,11 @@ enum Command {
         after_help = "Examples:\n  tidewall watch regions/north/events/gala\n  tidewall watch regions/north --kind TICKETS_SOLD -o json | jq .owner\n  tidewall watch regions/north/events/gala --state\n\nWith -o json each change is a JSON document on a line of its own. What was printed last names the place behind which --after goes on."
     )]
     Watch(watch::WatchCommand),
+    /// Have a server told what happens
+    #[command(
+        after_help = "Examples:\n  tidewall webhook create --user shop --region north --url https://shop.example/hooks\n  tidewall webhook show --user shop regions/north/webhooks/w1"
+    )]
+    Webhook(webhook::WebhookCommand),
     /// Look at shard nodes
     #[command(after_help = "Example:\n  tidewall node list")]
     Node(node::NodeCommand),
@@ -228,6 +234,7 @@ fn run(cli: Cli, begun: Instant) -> Result<(), Failure> {
         Command::Region(command) => block_on(Threads::One, region::run(&command, format)),
         Command::Dlq(command) => block_on(Threads::One, dlq::run(&command, format)),
         Command::Watch(command) => block_on(Threads::One, watch::run(&command, format)),
+        Command::Webhook(command) => block_on(Threads::One, webhook::run(&command, format)),
         Command::Node(command) => block_on(Threads::One, node::run(&command, format)),
         Command::Cluster(command) => identity::run(&command, format),
         Command::Completions(command) => completions::run(&command, Cli::command()),

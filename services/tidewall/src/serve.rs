@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
 use http::HeaderValue;
 use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
 use tidewall_client::topology::Topology;
-use tidewall_gateway::{AccountsConfig, Gateway, GatewayConfig, HashingOptions, LimitOptions};
+use tidewall_gateway::{AccountsConfig, Gateway, GatewayConfig, HashingOptions, LimitOptions, Network};
 use tidewall_node::{APPLY_VERSION, Credentials, NodeConfig};
 
 use crate::certificates;
@@ -127,6 +127,13 @@ pub struct GatewayArgs {
     /// Origin whose pages may call over gRPC-Web, for example https://shop.example; may be given several times, `*` for all
     #[arg(long, value_name = "ORIGIN", env = "TIDEWALL_WEB_ORIGIN", value_delimiter = ',')]
     pub web_origin: Vec<HeaderValue>,
+    /// Network that is not public and that webhooks may call all the same, without TLS too, for example 10.1.0.0/16; may be given
+    /// several times
+    #[arg(long, value_name = "NETWORK", env = "TIDEWALL_WEBHOOK_ALLOW", value_delimiter = ',')]
+    pub webhook_allow: Vec<Network>,
+    /// Make no deliveries of webhooks here: other gateways do
+    #[arg(long, env = "TIDEWALL_NO_DELIVERIES")]
+    pub no_deliveries: bool,
     /// How long calls are still taken after it was told to stop, while health and /readyz say so: as long as whoever routes calls
     /// here needs to notice
     #[arg(long, value_name = "TIME", value_parser = duration::parse, default_value = "500ms")]
@@ -227,6 +234,8 @@ fn gateway(arguments: &GatewayArgs) -> Result<(), Failure> {
         config.limit.ceiling = arguments.admission_ceiling;
         config.lame_duck = arguments.lame_duck;
         config.web_origins = arguments.web_origin.clone();
+        config.webhooks.allowed = arguments.webhook_allow.clone();
+        config.webhooks.delivers = !arguments.no_deliveries;
         let gateway = Gateway::bind(config).await.map_err(|e| environment(&e))?;
         tracing::info!("gateway listens on {}", gateway.local_addr);
         gateway
@@ -482,6 +491,8 @@ mod tests {
             admission_floor: 16,
             admission_ceiling: 4096,
             web_origin: Vec::new(),
+            webhook_allow: Vec::new(),
+            no_deliveries: false,
             lame_duck: Duration::ZERO,
             parent_pipe: false,
         };

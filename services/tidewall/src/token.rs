@@ -79,7 +79,7 @@ pub fn mint(key: &PrivateKey, subject: &str, roles: &[Role], ttl: Duration) -> R
 }
 
 /// A subject as gateways accept it.
-fn subject(text: &str) -> Result<String, String> {
+pub fn subject(text: &str) -> Result<String, String> {
     if auth::valid_subject(text) {
         Ok(text.to_owned())
     } else {

@@ -80,7 +80,8 @@ fn place_text(place: Option<v1::Place>) -> String {
 
 const KIND: &str = "CHANGE_KIND_";
 
-fn kind(text: &str) -> Result<v1::ChangeKind, String> {
+/// A kind of change by its name.
+pub fn kind(text: &str) -> Result<v1::ChangeKind, String> {
     let name = text.to_uppercase();
     let known = v1::ChangeKind::from_str_name(&format!("{KIND}{name}"));
     known.filter(|kind| *kind != v1::ChangeKind::Unspecified).ok_or_else(|| {
@@ -90,7 +91,8 @@ fn kind(text: &str) -> Result<v1::ChangeKind, String> {
     })
 }
 
-fn kind_name(kind: v1::ChangeKind) -> &'static str {
+/// The name of a kind of change.
+pub fn kind_name(kind: v1::ChangeKind) -> &'static str {
     kind.as_str_name().trim_start_matches(KIND)
 }
 

@@ -230,10 +230,12 @@ impl<'a, F: Fn(bool) -> pb::call::Op> Call<'a, F> {
         let until = self.deadline.min(Instant::now() + limit);
         let mut op = (self.op)(self.progress.in_doubt);
         // Others wait for the end of a probe: it waits for nothing that may happen.
-        if let (Entry::Probe(_), pb::call::Op::Query(query)) = (entry, &mut op)
-            && let Some(pb::query::Op::Changes(asked)) = &mut query.op
-        {
-            asked.wait_ms = 0;
+        if let (Entry::Probe(_), pb::call::Op::Query(query)) = (entry, &mut op) {
+            match &mut query.op {
+                Some(pb::query::Op::Changes(asked)) => asked.wait_ms = 0,
+                Some(pb::query::Op::TakeEffects(asked)) => asked.wait_ms = 0,
+                _ => {}
+            }
         }
         let call = pb::Call { id: 0, group: self.group_number, op: Some(op) };
         let links = self.client.nodes.at(node);
@@ -339,6 +341,12 @@ impl<'a, F: Fn(bool) -> pb::call::Op> Call<'a, F> {
         entry: &Entry<'_>,
         refusal: pb::Refusal,
     ) -> Result<(), ClientError> {
+        // What nobody waits for makes nobody wait.
+        if let pb::call::Op::Query(query) = (self.op)(false)
+            && matches!(query.op, Some(pb::query::Op::TakeEffects(_)))
+        {
+            return Err(ClientError::Unavailable { why: refusal.message });
+        }
         let since = *self.progress.not_yet.get_or_insert_with(Instant::now);
         if since.elapsed() > NOT_YET_PATIENCE && !self.progress.in_doubt {
             return Err(ClientError::Unavailable { why: refusal.message });

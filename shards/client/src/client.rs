@@ -158,6 +158,38 @@ impl ShardClient {
         }
     }
 
+    /// Takes what is to be done outside; the answer may wait until something is due. Asks again, through failovers, while `deadline`
+    /// lasts.
+    ///
+    /// # Errors
+    /// As [`ShardClient::query`].
+    pub async fn take_effects(
+        &self,
+        group: u32,
+        asked: pb::TakeEffects,
+        deadline: Instant,
+    ) -> Result<pb::Effects, ClientError> {
+        let query = pb::Query { op: Some(pb::query::Op::TakeEffects(asked)) };
+        match self.query_over(Lane::Changes, group, query, deadline).await?.result {
+            Some(pb::query_result::Result::Effects(effects)) => Ok(effects),
+            _ => Err(ClientError::Unavailable { why: "the node answered with something else".into() }),
+        }
+    }
+
+    /// Says how that has ended. Says it again, through failovers, while `deadline` lasts.
+    ///
+    /// # Errors
+    /// As [`ShardClient::query`]: it may be known all the same.
+    pub async fn end_effects(
+        &self,
+        group: u32,
+        ends: Vec<pb::EffectEnd>,
+        deadline: Instant,
+    ) -> Result<(), ClientError> {
+        let query = pb::Query { op: Some(pb::query::Op::EndEffects(pb::EndEffects { ends })) };
+        self.query_over(Lane::Changes, group, query, deadline).await.map(drop)
+    }
+
     async fn query_over(
         &self,
         lane: Lane,

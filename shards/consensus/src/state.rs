@@ -117,6 +117,8 @@ struct Shared {
     sends: tokio::sync::Notify,
     /// Index of the last entry that told anything to whoever watches.
     told: watch::Sender<u64>,
+    /// Changes whenever what is to be done outside does.
+    effects: watch::Sender<u64>,
 }
 
 impl StateHandle {
@@ -137,6 +139,7 @@ impl StateHandle {
             fence: AtomicU64::new(0),
             sends: tokio::sync::Notify::new(),
             told,
+            effects: watch::Sender::new(0),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -156,9 +159,17 @@ impl StateHandle {
         self.shared.told.subscribe()
     }
 
-    /// Notes how far the feed goes.
-    fn note_told(&self, told_up_to: u64) {
+    /// Changes whenever what is to be done outside does.
+    pub fn effects(&self) -> watch::Receiver<u64> {
+        self.shared.effects.subscribe()
+    }
+
+    /// Notes how far the feed goes, and what effects there are.
+    fn note(&self, told_up_to: u64, effects_changed: u64) {
         self.shared.told.send_if_modified(|told| std::mem::replace(told, told_up_to) != told_up_to);
+        self.shared
+            .effects
+            .send_if_modified(|effects| std::mem::replace(effects, effects_changed) != effects_changed);
     }
 
     /// Why this replica has halted.
@@ -291,12 +302,15 @@ impl StateHandle {
                 Ok(())
             })?;
         }
-        let (replaced, sent, told_up_to) = {
+        let (mut replaced, mut sent, mut told_up_to, mut effects) = (None, false, 0, 0);
+        guarded(&mut || {
             let mut machine = machine.write();
             machine.end();
-            (machine.take_replaced(), machine.take_sent(), machine.told_up_to())
-        };
-        self.note_told(told_up_to);
+            (told_up_to, effects) = (machine.told_up_to(), machine.effects_changed());
+            (replaced, sent) = (machine.take_replaced(), machine.take_sent());
+            Ok(())
+        })?;
+        self.note(told_up_to, effects);
         if sent {
             self.shared.sends.notify_one();
         }
@@ -464,7 +478,8 @@ impl RaftStateMachine<Types> for StateMachine {
             let machine = machine.counting_on_from(&current);
             std::mem::replace(&mut *current, machine)
         };
-        self.state.note_told(self.state.read(Machine::told_up_to));
+        let (told, effects) = self.state.read(|machine| (machine.told_up_to(), machine.effects_changed()));
+        self.state.note(told, effects);
         tracing::info!(group = self.state.shared.group, index = ?applied.map(|id| id.index), "snapshot installed");
         // Freeing a large state takes a while: not on the thread that heartbeats need.
         tasks::drop_off_thread(old);

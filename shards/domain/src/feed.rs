@@ -3,18 +3,40 @@
 //! It is told with the change, in the same transaction, or not at all; what is told says how things are after all of it. Nothing in a
 //! group waits for whoever hears it, and nothing is decided by what was told.
 
-use prost::Message;
-use tidewall_messages::Change;
+use tidewall_messages::{Change, ModuleChange};
 
 /// First apply version under which anything is told.
 pub const TELLS_CHANGES: u32 = 7;
+
+/// First apply version under which modules hear what is told.
+pub const HEARS_CHANGES: u32 = 8;
+
+/// Something that has happened.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Told {
+    /// As it is told.
+    pub change: Change,
+    /// Who answers for the row, whoever else it concerns; empty: nobody.
+    pub answerable: String,
+    /// Number of its kind.
+    pub kind: u32,
+}
+
+/// Something that has happened, and where it is in the feed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeardChange {
+    /// What has happened.
+    pub told: Told,
+    /// Number of the change within its entry, from 1.
+    pub number: u32,
+}
 
 /// What a change of rows tells, in order.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Feed {
     module: u8,
     /// What has happened.
-    pub changes: Vec<Change>,
+    pub changes: Vec<Told>,
 }
 
 impl Feed {
@@ -23,9 +45,10 @@ impl Feed {
         Self { module, changes: Vec::new() }
     }
 
-    /// Tells what has happened to a hot row, and whom it concerns beside who answers for the row.
-    pub fn tell(&mut self, row: &str, owner: &str, what: &impl Message) {
+    /// Tells what has happened to a hot row, for which `answerable` answers, and whom else it concerns.
+    pub fn tell(&mut self, row: &str, answerable: &str, owner: &str, what: &impl ModuleChange) {
         let (row, owner, payload) = (row.to_owned(), owner.to_owned(), what.encode_to_vec());
-        self.changes.push(Change { module: self.module.into(), row, owner, payload });
+        let change = Change { module: self.module.into(), row, owner, payload };
+        self.changes.push(Told { change, answerable: answerable.to_owned(), kind: what.kind() });
     }
 }

@@ -12,6 +12,7 @@
 //! * [`outbox`] — what a change of rows sends to other groups; [`feed`] — what it tells whoever watches
 //! * [`accounts`] — accounts, sessions and roles
 //! * [`tickets`] — events, tiers, holds and tickets
+//! * [`webhooks`] — who is told outside what happens
 //!
 //! A domain module is one folder: `model` (rows and their keys), `commands` (messages → decide → events → rows), `queries` (reads
 //! over rows), `sagas` (what it does together with other groups) if it has any, and `tests`. docs/DOMAINS.md tells how to add one.
@@ -28,6 +29,7 @@ pub mod page;
 pub mod registry;
 pub mod table;
 pub mod tickets;
+pub mod webhooks;
 
 /// Facts that the log entry carries for a command, the same on every replica.
 #[derive(Debug, Clone, Copy)]

@@ -1,4 +1,4 @@
-//! What a change of rows sends to other groups, and the room that it reserves for that.
+//! What a change of rows sends to other groups, and has done outside of all groups; and the room that it reserves for that.
 //!
 //! Messages leave with the rows that they follow from: in the same transaction, or not at all. Answers and undos cannot be refused, so
 //! whoever begins a saga reserves room for all that it may cause ([`Outbox::begin`]), and is refused where there is none.
@@ -22,6 +22,20 @@ pub struct Outgoing {
     pub payload: Vec<u8>,
 }
 
+/// Something that is to be done outside of all groups: once at least, under one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Effect {
+    /// What belongs to one queue is done one after the other, in order.
+    pub queue: u128,
+    /// What is to be done, in the module's own words.
+    pub payload: Vec<u8>,
+    /// It is tried for so long, milliseconds of steady time.
+    pub lasts_ms: u64,
+    /// It may become a part of the last one of its queue, of which nobody knows yet, if both have no more than so many bytes: as
+    /// protobuf joins messages, by writing one behind the other. 0: it stands alone.
+    pub joined_max: u64,
+}
+
 /// What a change of rows sends.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Outbox {
@@ -33,6 +47,10 @@ pub struct Outbox {
     pub messages: Vec<Outgoing>,
     /// What somebody should know.
     pub notices: Vec<String>,
+    /// What is to be done outside, in order.
+    pub effects: Vec<Effect>,
+    /// Queues of which nothing need be done any more.
+    pub ended_queues: Vec<u128>,
 }
 
 impl Outbox {
@@ -56,9 +74,25 @@ impl Outbox {
         self.notices.push(what);
     }
 
+    /// Has something done outside; see [`Effect`].
+    pub fn effect(&mut self, queue: u128, lasts_ms: u64, joined_max: u64, effect: &impl Message) {
+        self.effects.push(Effect { queue, payload: effect.encode_to_vec(), lasts_ms, joined_max });
+    }
+
+    /// Nothing of a queue need be done any more.
+    pub fn end_queue(&mut self, queue: u128) {
+        self.ended_queues.push(queue);
+    }
+
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.begun.is_empty() && self.ended.is_empty() && self.messages.is_empty() && self.notices.is_empty()
+        let Self { begun, ended, messages, notices, effects, ended_queues } = self;
+        begun.is_empty()
+            && ended.is_empty()
+            && messages.is_empty()
+            && notices.is_empty()
+            && effects.is_empty()
+            && ended_queues.is_empty()
     }
 }
 
@@ -66,6 +100,23 @@ impl Outbox {
 pub trait Room {
     /// Whether there is room for a saga with this group.
     fn admits(&self, peer: GroupNo) -> bool;
+}
+
+/// How much of something there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Queued {
+    /// How many.
+    pub count: u64,
+    /// About their bytes.
+    pub bytes: u64,
+}
+
+/// Who knows how much of a module is to be done outside.
+pub trait Queues {
+    /// In one queue.
+    fn queued(&self, queue: u128) -> Queued;
+    /// In all of them.
+    fn all(&self) -> Queued;
 }
 
 /// Room for everything: for tests of a module alone.

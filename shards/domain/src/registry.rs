@@ -1,11 +1,15 @@
 //! The modules of this build. A new one is a line in [`modules`].
 
 use crate::module::AnyModule;
-use crate::{accounts, tickets};
+use crate::{accounts, tickets, webhooks};
 
 /// Every module, without rows, in the order of their numbers.
 pub fn modules() -> Vec<Box<dyn AnyModule>> {
-    vec![Box::<tickets::State>::default(), Box::<accounts::State>::default()]
+    vec![
+        Box::<tickets::State>::default(),
+        Box::<accounts::State>::default(),
+        Box::<webhooks::State>::default(),
+    ]
 }
 
 #[cfg(test)]

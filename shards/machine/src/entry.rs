@@ -9,6 +9,7 @@ use tidewall_domain::table::Row as _;
 use tidewall_domain::{Caller, Roles};
 use tidewall_messages::ModuleCommand;
 
+use crate::effects::EffectKey;
 use crate::streams::{DeadKey, Message};
 use crate::time::Stamp;
 
@@ -112,6 +113,28 @@ pub enum SystemCommand {
         /// It is to be dropped.
         drop: bool,
     },
+    /// How attempts at effects have ended. From apply version 8 on.
+    EndEffects(Vec<EffectEnd>),
+}
+
+/// How an attempt at an effect has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EffectEnd {
+    /// Which.
+    pub key: EffectKey,
+    /// Attempts that had failed before this one.
+    pub attempts: u32,
+    /// `None`: it was done.
+    pub failure: Option<Failure>,
+}
+
+/// Why an effect was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// For people.
+    pub why: String,
+    /// It should not be tried before so long, milliseconds.
+    pub after_ms: u64,
 }
 
 /// Messages from one group to another, in order.
@@ -251,6 +274,10 @@ impl Command {
             Op::System(SystemCommand::Deliver(delivery)) => {
                 delivery.messages.iter().map(Message::bytes).sum()
             }
+            Op::System(SystemCommand::EndEffects(ends)) => {
+                let failures = ends.iter().filter_map(|end| end.failure.as_ref());
+                64 * ends.len() + failures.map(|failure| failure.why.len()).sum::<usize>()
+            }
             Op::System(_) | Op::Seal => 0,
         };
         FIXED + self.principal.len() + self.on_behalf_of.len() + op
@@ -342,6 +369,17 @@ impl SystemCommand {
                 w.u32(key.2);
                 w.bool(*drop);
             }
+            Self::EndEffects(ends) => {
+                w.u8(11);
+                w.seq(ends, |w, end| {
+                    end.key.encode(w);
+                    w.u32(end.attempts);
+                    w.option(end.failure.as_ref(), |w, failure| {
+                        w.str(&failure.why);
+                        w.u64(failure.after_ms);
+                    });
+                });
+            }
         }
     }
 
@@ -357,6 +395,13 @@ impl SystemCommand {
             8 => Self::Acknowledge { group: r.u32()?, pair: (r.u64()?, r.u64()?), next: r.u64()? },
             9 => Self::Meet { group: r.u32()?, incarnation: r.u64()? },
             10 => Self::Resolve { key: (r.u64()?, r.u64()?, r.u32()?), drop: r.bool()? },
+            11 => Self::EndEffects(r.seq(|r| {
+                Ok(EffectEnd {
+                    key: EffectKey::decode(r)?,
+                    attempts: r.u32()?,
+                    failure: r.option(|r| Ok(Failure { why: r.str()?.to_owned(), after_ms: r.u64()? }))?,
+                })
+            })?),
             tag => return Err(DecodeError::Tag { what: "system command", tag: tag.into() }),
         })
     }

@@ -5,13 +5,14 @@
 //! digest, and hands out frozen pages for checkpoints and snapshots ([`snapshot`]).
 //!
 //! Like the domain it is pure: no clock, no network, no disk, no randomness, no hash order, no floats. It
-//! performs no effect; it returns decisions, and keeps for a while what has happened ([`feed`]). A command that breaks an invariant is taken back and answered
+//! performs no effect; it returns decisions, keeps what is to be done outside ([`effects`]), and for a while what has happened ([`feed`]). A command that breaks an invariant is taken back and answered
 //! with `INTERNAL_INVARIANT`; an entry that does not decode is an [`ApplyError`], which halts the replica.
 #![deny(clippy::float_arithmetic)]
 
 mod answer;
 pub mod courier;
 pub mod dedupe;
+pub mod effects;
 pub mod entry;
 mod error;
 pub mod feed;
@@ -24,11 +25,12 @@ mod tests;
 pub mod time;
 
 pub use answer::{Answer, Decision, Receipt, RejectReason};
-pub use entry::{Command, Delivery, Entry, Op, SystemCommand};
+pub use entry::{Command, Delivery, EffectEnd, Entry, Failure, Op, SystemCommand};
 pub use error::{ApplyError, LoadError};
 pub use machine::{
-    DEAD_LETTERS_MAX, DELIVERY_MESSAGES_MAX, FEED_BYTES_MAX, FEED_MS_MAX, Frozen, Head, Heard, Loader,
-    Machine, OUTBOX_MAX, Position, Replaced, Told, dead_letter_id, parse_dead_letter_id,
+    DEAD_LETTERS_MAX, DEAD_OF_QUEUE_MAX, DELIVERY_MESSAGES_MAX, DueEffect, FEED_BYTES_MAX, FEED_MS_MAX,
+    Frozen, Head, Heard, Loader, Machine, OUTBOX_MAX, Position, QueueState, Replaced, Told, dead_letter_id,
+    parse_dead_letter_id,
 };
 pub use tidewall_domain as domain;
 pub use time::{GroupTime, Stamp};
@@ -40,8 +42,8 @@ pub use time::{GroupTime, Stamp};
 /// 1: the first. 2: the parts of an import that nobody goes on with are dropped after [`IMPORT_IDLE_MS`]. 3: there are accounts.
 /// 4: what is idempotent by its rows is not remembered. 5: events can be deleted, and ids of what is not remembered may be of any
 /// time. 6: groups send each other messages, and e-mails are claimed in all regions. 7: what happens is told
-/// to whoever watches.
-pub const APPLY_VERSION: u32 = 7;
+/// to whoever watches. 8: modules hear it as well, and what is to be done outside is kept: webhooks.
+pub const APPLY_VERSION: u32 = 8;
 
 /// An import that got no part for so long, milliseconds of log time, is given up: from apply version 2 on.
 pub const IMPORT_IDLE_MS: u64 = 600_000;

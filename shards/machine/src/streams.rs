@@ -183,7 +183,7 @@ pub type DeadKey = (u64, u64, u32);
 /// What could not be carried out, and is there for somebody to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadRow {
-    /// Group that sent the message; 0 for a timer, and for what somebody should know.
+    /// Group that sent the message; 0 for a timer, an effect, and for what somebody should know.
     pub from: GroupNo,
     /// The message; of what is none only the module counts.
     pub message: Message,
@@ -201,18 +201,23 @@ pub type SagaKey = (GroupNo, u8, u128);
 impl DeadRow {
     /// No message: a timer that faulted, which its module has set aside, or what somebody should know.
     pub fn is_notice(&self) -> bool {
-        self.from == 0
+        self.from == 0 && self.message.payload.is_empty()
     }
 
-    /// The saga of a message.
+    /// An effect that was given up: the message says which.
+    pub fn is_effect(&self) -> bool {
+        self.from == 0 && !self.message.payload.is_empty()
+    }
+
+    /// The saga of a message; of an effect its queue.
     pub fn saga(&self) -> Option<SagaKey> {
         (!self.is_notice()).then_some((self.from, self.message.module, self.message.saga))
     }
 }
 
-/// Dead letters of each saga, in order.
+/// Dead letters of each saga, in order, and about the bytes of those that are effects.
 #[derive(Debug, Default, PartialEq)]
-pub struct BySaga(pub BTreeMap<SagaKey, BTreeSet<DeadKey>>);
+pub struct BySaga(pub BTreeMap<SagaKey, BTreeSet<DeadKey>>, pub u64);
 
 impl Row for DeadRow {
     const TABLE: TableId = 17;
@@ -256,8 +261,14 @@ impl Row for DeadRow {
         if let Some(saga) = row.saga() {
             index.0.entry(saga).or_default().insert(*key);
         }
+        if row.is_effect() {
+            index.1 += row.message.payload.len() as u64;
+        }
     }
     fn unindex(index: &mut BySaga, key: &DeadKey, row: &Self) {
+        if row.is_effect() {
+            index.1 -= row.message.payload.len() as u64;
+        }
         let Some(saga) = row.saga() else { return };
         if let Some(keys) = index.0.get_mut(&saga) {
             keys.remove(key);

@@ -1,6 +1,7 @@
 //! Rules of the core: repeated requests, log time, digests, poison commands, snapshots, imports, versions.
 #![allow(clippy::unwrap_used)]
 
+mod effects;
 mod emails;
 mod feed;
 mod forgetting;

@@ -90,11 +90,21 @@ pub enum Mutant {
     TimerNotTold,
     /// Whoever asks for what is not kept any more is told what comes after it.
     GapIsPassedOver,
+    /// Modules hear the first change of each entry only.
+    OneChangeOfAnEntryHeard,
+    /// All effects of a queue are due at once.
+    QueueOvertaken,
+    /// The end of an effect is taken for that of another one.
+    AnotherEffectDone,
+    /// An effect that has failed counts as done.
+    FailedEffectDone,
+    /// Each attempt at an effect has a name of its own.
+    EffectRenamed,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 45] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -135,6 +145,11 @@ impl Mutant {
         Self::WatchShowsOthers,
         Self::TimerNotTold,
         Self::GapIsPassedOver,
+        Self::OneChangeOfAnEntryHeard,
+        Self::QueueOvertaken,
+        Self::AnotherEffectDone,
+        Self::FailedEffectDone,
+        Self::EffectRenamed,
     ];
 }
 

@@ -2,6 +2,7 @@
 //! same stream. Nothing here waits: what cannot be taken is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,7 +15,9 @@ use tidewall_domain::registry;
 use tidewall_link::{ExchangeProtocol, Handler, ReplySender};
 use tidewall_machine::{Answer, Decision, Machine, Op, RejectReason};
 use tidewall_proto::internal::v1 as pb;
+use tokio::time::Instant;
 
+use crate::effects::{self, UnderWay};
 use crate::metrics::Metrics;
 use crate::space::Space;
 use crate::standing::Standing;
@@ -28,6 +31,9 @@ const FULL_RETRY_MS: u32 = 500;
 
 /// Refused work should come back after this when checkpoints lag, ms.
 const REPLAY_RETRY_MS: u32 = 500;
+
+/// An answer that may take a while.
+type Waiting = Pin<Box<dyn Future<Output = Result<pb::query_result::Result, pb::Refusal>> + Send>>;
 
 /// What serves one group on this node.
 #[derive(Clone)]
@@ -56,6 +62,8 @@ pub struct Serving {
     replay_behind: AtomicBool,
     /// The modules of this build, without rows: they know what they understand.
     modules: Vec<Box<dyn AnyModule>>,
+    /// By group: what is being done outside.
+    under_way: BTreeMap<u32, Arc<UnderWay>>,
 }
 
 impl Serving {
@@ -68,7 +76,8 @@ impl Serving {
         metrics: Arc<Metrics>,
     ) -> Self {
         let (replay_behind, modules) = (AtomicBool::new(false), registry::modules());
-        Self { groups, faults, standing, space, metrics, replay_behind, modules }
+        let under_way = groups.keys().map(|group| (*group, Arc::default())).collect();
+        Self { groups, faults, standing, space, metrics, replay_behind, modules, under_way }
     }
 
     /// Groups whose replica here has halted, or was never started.
@@ -139,6 +148,34 @@ impl Serving {
         let Some(pb::query::Op::Module(query)) = &query.op else { return query.op.is_none() };
         let known = self.modules.iter().find(|known| u32::from(known.number()) == query.module);
         known.is_none_or(|known| known.is_later_query(&query.payload))
+    }
+
+    /// The answer to a query that may wait until something happens; nobody waits for it.
+    fn waiting(&self, number: u32, group: &Group, query: &pb::Query, came: Instant) -> Option<Waiting> {
+        use pb::query::Op;
+        use pb::query_result::Result as R;
+        let (group, standing) = (group.clone(), Arc::clone(&self.standing));
+        let under_way = Arc::clone(self.under_way.get(&number)?);
+        let waiting: Waiting = match query.op.as_ref()? {
+            Op::Changes(asked) => {
+                let asked = *asked;
+                Box::pin(async move { feed::hear(&group, asked).await.map(R::Changes) })
+            }
+            Op::TakeEffects(asked) => {
+                let asked = *asked;
+                Box::pin(async move {
+                    effects::take(&group, &standing, &under_way, asked, came).await.map(R::Effects)
+                })
+            }
+            Op::EndEffects(asked) => {
+                let asked = asked.clone();
+                Box::pin(async move {
+                    effects::end(&group, &standing, &under_way, asked).await.map(R::EffectsEnded)
+                })
+            }
+            _ => return None,
+        };
+        Some(waiting)
     }
 
     /// Why new work must be refused now, and when to come back, ms.
@@ -292,19 +329,16 @@ impl ExchangeHandler {
         let (replies, metrics) = (replies.clone(), Arc::clone(&self.serving.metrics));
         let serving = Arc::clone(&self.serving);
         let standing = Arc::clone(&self.serving.standing);
+        let came = Instant::now();
         tokio::spawn(async move {
             let confirmed = shard::confirm(&group).await;
             metrics.queries(number, queries.len() as u64, confirmed.is_ok());
             let stamp = standing.stamp();
             for (id, query) in queries {
-                // It may wait until something happens, and nobody for it.
-                if let (Ok(()), Some(pb::query::Op::Changes(asked))) = (&confirmed, &query.op) {
-                    let (group, asked, replies) = (group.clone(), *asked, replies.clone());
+                if let (Ok(()), Some(waiting)) = (&confirmed, serving.waiting(number, &group, &query, came)) {
+                    let replies = replies.clone();
                     tokio::spawn(async move {
-                        let heard = feed::hear(&group, asked).await;
-                        let result = heard.map(|changes| pb::QueryResult {
-                            result: Some(pb::query_result::Result::Changes(changes)),
-                        });
+                        let result = waiting.await.map(|result| pb::QueryResult { result: Some(result) });
                         let result = result.map_or_else(pb::reply::Result::Refusal, pb::reply::Result::Query);
                         replies.send(pb::Reply { id, result: Some(result) });
                     });

@@ -13,6 +13,7 @@ mod config;
 mod convert;
 mod courier;
 mod data;
+mod effects;
 mod exchange;
 #[cfg(test)]
 mod fake;

@@ -2,6 +2,7 @@
 
 use tidewall_actors::Refusal;
 use tidewall_domain::page::{PAGE_BYTES_MAX, page};
+use tidewall_machine::effects::DeadEffect;
 use tidewall_machine::feed::Place;
 use tidewall_machine::streams::DeadKey;
 use tidewall_machine::{
@@ -10,6 +11,8 @@ use tidewall_machine::{
 };
 use tidewall_messages::Rejection;
 use tidewall_proto::internal::v1 as pb;
+
+use crate::effects;
 
 /// When to ask again what not all replicas know yet: in a region that has just been made that takes about a second.
 const NOT_YET_MS: u32 = 100;
@@ -126,6 +129,8 @@ pub fn query(machine: &Machine, stamp: Stamp, query: &pb::Query) -> Result<pb::Q
         }
         Op::DeadLetters(asked) => R::DeadLetters(dead_letters(machine, asked)?),
         Op::Changes(asked) => R::Changes(changes(machine, asked)),
+        Op::GetQueue(asked) => R::Queue(effects::queue(machine, stamp, asked)?),
+        Op::TakeEffects(_) | Op::EndEffects(_) => return Err("nobody asks rows at rest for that".into()),
     };
     Ok(pb::QueryResult { result: Some(result) })
 }
@@ -177,7 +182,11 @@ fn dead_letters(machine: &Machine, asked: &pb::ListDeadLetters) -> Result<pb::De
         reason: row.reason.clone(),
         waits: row.waits,
         since_ms: row.since_ms,
-        payload: row.message.payload.clone(),
+        effect: row.is_effect(),
+        payload: match row.is_effect() {
+            true => DeadEffect::from_bytes(&row.message.payload).map(|dead| dead.payload).unwrap_or_default(),
+            false => row.message.payload.clone(),
+        },
     });
     let (letters, more) = page(letters, limit, LETTERS_MAX);
     Ok(pb::DeadLetters { letters, more })

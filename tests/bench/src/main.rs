@@ -16,6 +16,7 @@ mod report;
 mod tidewall;
 mod timers;
 mod watch;
+mod webhooks;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -162,6 +163,19 @@ enum Command {
             value_parser = clap::value_parser!(u32).range(1..=200_000))]
         rates: Vec<u32>,
     },
+    /// Webhooks of an organiser while an event sells: how much arrives, and how late?
+    Webhooks {
+        /// How many.
+        #[arg(long, default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=20))]
+        webhooks: usize,
+        /// How long a server takes to answer, milliseconds.
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(0..=2_000))]
+        delay: u64,
+        /// Purchases a second, one row each.
+        #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 3_000],
+            value_parser = clap::value_parser!(u32).range(1..=200_000))]
+        rates: Vec<u32>,
+    },
     /// Memory and CPU of a cluster that does nothing.
     Idle {
         /// How long to look.
@@ -235,6 +249,13 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             let (target, mut machine) = target(common, &base).await?;
             let rates: Vec<f64> = rates.iter().copied().map(f64::from).collect();
             let (text, rows) = watch::watched(&target, span, *watchers, *state, &rates).await?;
+            print(common, &mut machine, &text, &rows)
+        }
+        Some(Command::Webhooks { webhooks, delay, rates }) => {
+            let (target, mut machine) = target(common, &base).await?;
+            let rates: Vec<f64> = rates.iter().copied().map(f64::from).collect();
+            let delay = Duration::from_millis(*delay);
+            let (text, rows) = webhooks::delivered(&target, span, *webhooks, delay, &rates).await?;
             print(common, &mut machine, &text, &rows)
         }
         Some(Command::Flood { event, clients }) => {

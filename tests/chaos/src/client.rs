@@ -207,7 +207,10 @@ fn outcome(outcome: Outcome) -> Yes {
         Outcome::Event(event) => Yes::Stock(stock(&event)),
         Outcome::CancelledTicket(_) | Outcome::ReleasedHold(_) => Yes::Undone,
         // What nobody here asks for: the checks have no place for it.
-        Outcome::ChangedAccount(name) | Outcome::DeletedEvent(name) => Yes::Rejected(name),
+        Outcome::ChangedAccount(name) | Outcome::DeletedEvent(name) | Outcome::DeletedWebhook(name) => {
+            Yes::Rejected(name)
+        }
+        Outcome::Webhook(webhook) => Yes::Rejected(webhook.name),
         Outcome::Rejection(rejection) => Yes::Rejected(rejection.reason),
     }
 }

@@ -11,6 +11,7 @@ use tidewall_proto::v1::operator_service_client::OperatorServiceClient;
 use tidewall_proto::v1::outcome_service_client::OutcomeServiceClient;
 use tidewall_proto::v1::region_service_client::RegionServiceClient;
 use tidewall_proto::v1::ticket_service_client::TicketServiceClient;
+use tidewall_proto::v1::webhook_service_client::WebhookServiceClient;
 use tidewall_proto::v1::*;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -80,6 +81,11 @@ impl Session {
     /// The change service.
     pub fn changes(&self) -> ChangeServiceClient<Channel> {
         ChangeServiceClient::new(self.channel.clone())
+    }
+
+    /// The webhook service.
+    pub fn webhooks(&self) -> WebhookServiceClient<Channel> {
+        WebhookServiceClient::new(self.channel.clone())
     }
 
     /// The outcome service.

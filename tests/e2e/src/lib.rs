@@ -7,3 +7,4 @@ pub mod audit;
 pub mod client;
 pub mod cluster;
 pub mod process;
+pub mod receiver;

@@ -12,6 +12,7 @@ use rand::{Rng as _, SeedableRng as _};
 use tidewall_e2e::audit::{Answer, Attempt, audit};
 use tidewall_e2e::client::{Session, buy_request, event_of, is_retryable, request_id, tier};
 use tidewall_e2e::cluster::{Cluster, Kind, Options};
+use tidewall_e2e::receiver::Receiver;
 use tidewall_sdk::api;
 use tonic::Code;
 
@@ -90,7 +91,8 @@ async fn kills_in_the_middle_of_a_sale_lose_nothing_and_sell_nothing_twice() {
     let kills = setting("TIDEWALL_KILLS", 5);
     let seed = setting("TIDEWALL_SEED", 7);
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut cluster = Cluster::start(Options::default()).await.unwrap();
+    let environment = vec![("TIDEWALL_WEBHOOK_ALLOW".to_owned(), "127.0.0.0/8".to_owned())];
+    let mut cluster = Cluster::start(Options { environment, ..Options::default() }).await.unwrap();
     let organiser = cluster.session("olga", &["organiser"]).unwrap();
     let regions = organiser.region_names().await.unwrap();
     let region = &regions[rng.random_range(0..regions.len())];
@@ -104,6 +106,16 @@ async fn kills_in_the_middle_of_a_sale_lose_nothing_and_sell_nothing_twice() {
         tidewall_sdk::Client::connect(gateways, tidewall_sdk::StaticToken::new(token), options).unwrap();
     let mut watch = client.watch(api::WatchRequest { parent: event.clone(), ..Default::default() });
     watch.next().await.unwrap();
+
+    let receiver = Receiver::start().await.unwrap();
+    let webhook = api::Webhook { url: receiver.url.clone(), event: event.clone(), ..Default::default() };
+    let create = api::CreateWebhookRequest {
+        parent: region.clone(),
+        webhook: Some(webhook),
+        request_id: request_id(),
+    };
+    let made = organiser.webhooks().create_webhook(organiser.request(create)).await.unwrap().into_inner();
+    assert!(made.secret.starts_with("whsec_"));
 
     let stop = Arc::new(AtomicBool::new(false));
     let acknowledged = Arc::new(AtomicUsize::new(0));
@@ -171,6 +183,33 @@ async fn kills_in_the_middle_of_a_sale_lose_nothing_and_sell_nothing_twice() {
             }
         }
     }
+    // And so was the organiser's server, which fails now and then.
+    let deadline = tokio::time::Instant::now() + HEALED_WITHIN;
+    let delivered = loop {
+        let (delivered, wrong) = receiver.look(|arrived| {
+            let changes = arrived.deliveries.iter().flat_map(|(_, delivery)| &delivery.changes);
+            let tickets: Vec<String> = changes
+                .filter_map(|change| match &change.what {
+                    Some(api::change::What::Purchase(purchase)) => Some(purchase.tickets.clone()),
+                    _ => None,
+                })
+                .flatten()
+                .collect();
+            let missed = arrived.deliveries.iter().filter(|(_, delivery)| delivery.missed.is_some());
+            let missed = missed.map(|(id, delivery)| format!("{id}: {:?} was missed", delivery.missed));
+            (tickets, arrived.wrong.iter().cloned().chain(missed).collect::<Vec<_>>())
+        });
+        assert!(wrong.is_empty(), "{:#?}", &wrong[..wrong.len().min(5)]);
+        if delivered.len() >= sold.len() {
+            break delivered;
+        }
+        if tokio::time::Instant::now() > deadline {
+            panic!("{} of {} tickets were delivered\n{}", delivered.len(), sold.len(), cluster.log_tail());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert_eq!(delivered.len(), sold.len(), "a ticket was delivered under two ids");
+    assert_eq!(BTreeSet::from_iter(delivered), sold);
     // All replicas hold the same rows at the end.
     let operator = cluster.session("e2e-operator", &["operator"]).unwrap();
     let deadline = tokio::time::Instant::now() + HEALED_WITHIN;

@@ -318,7 +318,9 @@ fn decided(group: u32, principal: &str, outcome: v1::GetOutcomeResponse) -> Opti
                 }
                 R::CancelledTicket(_) => Said::Cancelled,
                 R::ReleasedHold(_) => Said::Released,
-                R::ChangedAccount(_) | R::DeletedEvent(_) => unreachable!("no buyer asks for that"),
+                R::ChangedAccount(_) | R::DeletedEvent(_) | R::Webhook(_) | R::DeletedWebhook(_) => {
+                    unreachable!("no buyer asks for that")
+                }
                 R::Rejection(rejection) => Said::Rejected(rejection.reason),
             }
         }

@@ -18,6 +18,7 @@ use crate::listener::Listener;
 use crate::operator::TopologyFile;
 use crate::oracle::Violation;
 use crate::plan::Plan;
+use crate::server::Servers;
 use crate::trace::Trace;
 use crate::way::{Request, Way};
 use crate::world::{now_ms, now_us};
@@ -89,6 +90,8 @@ pub struct Clients {
     pub lives: Rc<Cell<u64>>,
     /// What those have heard who listen, whatever happens to the gateway.
     pub listeners: Rc<Vec<RefCell<Listener>>>,
+    /// What webhooks call.
+    pub servers: Servers,
     /// What must not have happened.
     pub violations: Rc<RefCell<Vec<Violation>>>,
     /// What happened.

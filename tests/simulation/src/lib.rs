@@ -44,6 +44,8 @@ pub mod plan;
 #[cfg(tokio_unstable)]
 pub mod run;
 #[cfg(tokio_unstable)]
+mod server;
+#[cfg(tokio_unstable)]
 mod site;
 #[cfg(tokio_unstable)]
 mod trace;

@@ -25,6 +25,7 @@ use crate::node::{CLIENT_PORT, Ground, PEER_PORT, SimNode};
 use crate::operator::{self, Operator, Task, TopologyFile};
 use crate::oracle::{self, Violation};
 use crate::plan::{GATEWAYS, NODES, Plan};
+use crate::server::Servers;
 use crate::trace::Trace;
 use crate::traffic::{self, EVENTS};
 use crate::watch::{Watch, contents};
@@ -200,6 +201,7 @@ impl Cluster {
         let book: Rc<RefCell<Book>> = Rc::default();
         let operator = Rc::new(Operator::new(ground.clone()));
         let listening = |number| listener::listeners(number, plan.regions).into_iter().map(RefCell::new);
+        let servers = Servers::new(plan.seed);
         let listeners: Vec<Rc<Vec<RefCell<Listener>>>> =
             (1..=GATEWAYS).map(|number| Rc::new(listening(number).collect())).collect();
         for number in 1..=GATEWAYS {
@@ -214,6 +216,7 @@ impl Cluster {
                 cuts: Rc::clone(&ground.cuts),
                 book: Rc::clone(&book),
                 listeners: Rc::clone(&listeners[number - 1]),
+                servers: servers.clone(),
                 violations: Rc::clone(&ground.violations),
                 lives: Rc::new(Cell::new(0)),
                 trace: ground.trace.clone(),

@@ -101,6 +101,14 @@ impl Site for Storytellers {
         self.clients.trace.note(now_us(), "story", what);
     }
 
+    fn server(&self, name: &str) -> Option<String> {
+        (self.below(2) == 0).then(|| format!("https://servers.example/{name}"))
+    }
+
+    fn arrived(&self, url: &str) -> Vec<(String, String)> {
+        self.clients.servers.arrived(url)
+    }
+
     fn book(&self) -> &RefCell<Book> {
         &self.clients.book
     }

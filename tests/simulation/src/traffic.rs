@@ -21,7 +21,6 @@ use crate::clients::{Clients, Orphan, ask, read_event, read_outcome, read_ticket
 use crate::history::{Ask, End, Saw, Told};
 use crate::inject::gateway_ip;
 use crate::listener::listen;
-use crate::plan::Plan;
 use crate::site::Storytellers;
 use crate::way::{Request, Way};
 
@@ -54,7 +53,7 @@ pub async fn live(clients: Clients) -> turmoil::Result {
     tokio::task::spawn_local(follow(
         Box::new(move |topology: &Topology| adopting.adopt(topology)) as Box<dyn FnMut(&Topology)>
     ));
-    let core = GatewayCore::new(gateway_config(&clients.plan, &topology))?;
+    let core = GatewayCore::new(gateway_config(&clients, &topology))?;
     tokio::task::spawn_local(follow(Box::new(core.adopting())));
     tokio::spawn(core.serve(clients.lines.listen(API_PORT).await?, std::future::pending()));
     let address = SocketAddr::new(gateway_ip(clients.number), API_PORT);
@@ -85,7 +84,7 @@ pub async fn live(clients: Clients) -> turmoil::Result {
     std::future::pending().await
 }
 
-fn gateway_config(plan: &Plan, topology: &Topology) -> GatewayConfig {
+fn gateway_config(clients: &Clients, topology: &Topology) -> GatewayConfig {
     let anywhere = SocketAddr::from(([0, 0, 0, 0], 0));
     let mut config = GatewayConfig::new(anywhere, Arc::new(topology.clone()), vec![public_key()]);
     // Some connections are renewed in the middle of a run.
@@ -93,7 +92,8 @@ fn gateway_config(plan: &Plan, topology: &Topology) -> GatewayConfig {
     config.accounts = Some(accounts());
     // Who was away for a moment is behind.
     config.changes_kept_bytes = 1;
-    if plan.narrow {
+    config.webhooks.outside = Some(Arc::new(clients.servers.clone()));
+    if clients.plan.narrow {
         config.calls_max_per_region = 2;
         config.limit = LimitOptions { floor: 1, ceiling: 1, ..LimitOptions::default() };
     }

@@ -69,6 +69,14 @@ pub trait Site {
     fn is_own(&self) -> bool;
     /// A method has answered, so long after it was asked for the first time.
     fn answered(&self, _method: &'static str, _took: Duration) {}
+    /// Address of a server that webhooks of this name can call, for some stories of a site that has any. The server may fail.
+    fn server(&self, _name: &str) -> Option<String> {
+        None
+    }
+    /// What has arrived at such a server so far, in order: ids of deliveries and their bodies.
+    fn arrived(&self, _url: &str) -> Vec<(String, String)> {
+        Vec::new()
+    }
     /// What is found goes here.
     fn book(&self) -> &RefCell<Book>;
 }

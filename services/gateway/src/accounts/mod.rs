@@ -8,9 +8,11 @@ pub(crate) mod passwords;
 pub(crate) mod persons;
 mod secrets;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::{Minter, TokenError};
+use crate::webhooks::call::Signer;
 pub use passwords::HashingOptions;
 pub(crate) use secrets::{PersonKey, RefreshToken, Secrets};
 
@@ -41,12 +43,16 @@ pub(crate) struct Accounts {
     pub(crate) minter: Minter,
     pub(crate) passwords: passwords::Passwords,
     pub(crate) persons: persons::Persons,
+    /// Signs what webhooks deliver.
+    pub(crate) signer: Arc<Signer>,
 }
 
 impl Accounts {
     pub(crate) fn new(config: &AccountsConfig) -> Result<Self, TokenError> {
+        let secrets = Secrets::new(&config.secret);
         Ok(Self {
-            secrets: Secrets::new(&config.secret),
+            signer: Arc::new(Signer::new(secrets.webhooks())),
+            secrets,
             minter: Minter::new(&config.signing_key)?,
             passwords: passwords::Passwords::new(config.hashing.clone()),
             persons: persons::Persons::default(),

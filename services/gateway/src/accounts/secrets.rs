@@ -23,6 +23,7 @@ pub(crate) struct Secrets {
     salts: hmac::Key,
     wrapping: LessSafeKey,
     pepper: [u8; 32],
+    webhooks: [u8; 32],
 }
 
 /// A refresh token, taken apart. Its text is the name of its session, its generation and its secret.
@@ -88,6 +89,7 @@ impl Secrets {
             salts: mac("salts"),
             wrapping: aead_key(&derive("wrapping")),
             pepper: derive("pepper"),
+            webhooks: derive("webhooks"),
         }
     }
 
@@ -123,6 +125,11 @@ impl Secrets {
     pub(crate) fn salt_of_nobody(&self, email: &[u8; 32]) -> [u8; 16] {
         let tag = tag(&self.salts, email);
         tag.first_chunk().copied().unwrap_or_default()
+    }
+
+    /// Of what the secrets of webhooks are derived.
+    pub(crate) fn webhooks(&self) -> &[u8; 32] {
+        &self.webhooks
     }
 
     /// What is added to all passwords, and in no database.

@@ -3,6 +3,7 @@
 
 mod accounts;
 mod tickets;
+mod webhooks;
 
 use prost_types::{Duration, Timestamp};
 use tidewall_messages::{Change, Rejection};
@@ -14,6 +15,7 @@ use crate::feed::Place;
 use crate::names;
 
 pub(crate) use tickets::{event, hold, purchase, ticket};
+pub(crate) use webhooks::webhook;
 
 /// Where and for whom something was decided.
 #[derive(Clone, Copy)]
@@ -29,6 +31,7 @@ type Show = fn(Decider<'_>, &[u8]) -> Result<Option<v1::get_outcome_response::Re
 const MODULES: &[(u8, Show)] = &[
     (tidewall_messages::tickets::MODULE, tickets::show),
     (tidewall_messages::accounts::MODULE, accounts::show),
+    (tidewall_messages::webhooks::MODULE, webhooks::show),
 ];
 
 /// Shows a change that a module tells, from its bytes. `None`: there is nothing to show of it.

@@ -30,13 +30,14 @@ fn parent(text: &str) -> Result<Option<EventName<'_>>, ApiError> {
     }
 }
 
-fn kinds(numbers: &[i32]) -> Result<Vec<v1::ChangeKind>, ApiError> {
+/// Kinds of changes by their numbers.
+pub(super) fn kinds(field: &str, numbers: &[i32]) -> Result<Vec<v1::ChangeKind>, ApiError> {
     let known = |number: &i32| match v1::ChangeKind::try_from(*number) {
         Ok(kind) if kind != v1::ChangeKind::Unspecified => Ok(kind),
-        _ => Err(ApiError::field("kinds", format!("{number} is no kind of change that this server has"))),
+        _ => Err(ApiError::field(field, format!("{number} is no kind of change that this server has"))),
     };
     if numbers.len() > KINDS_MAX {
-        return Err(ApiError::field("kinds", format!("{} kinds: at most {KINDS_MAX}", numbers.len())));
+        return Err(ApiError::field(field, format!("{} kinds: at most {KINDS_MAX}", numbers.len())));
     }
     numbers.iter().map(known).collect()
 }
@@ -48,7 +49,7 @@ impl Services {
         let event = parent(&message.parent)?;
         let mode = v1::WatchMode::try_from(message.mode)
             .map_err(|_| ApiError::field("mode", "is no mode that this server has: use EVENTS or STATE"))?;
-        let kinds = kinds(&message.kinds)?;
+        let kinds = kinds("kinds", &message.kinds)?;
         let now = Instant::now();
         let caller = &call.principal;
         let limits = Limits {

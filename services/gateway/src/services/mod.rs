@@ -8,6 +8,7 @@ mod operator;
 mod outcome;
 mod region;
 mod ticket;
+mod webhook;
 
 use std::sync::Arc;
 

@@ -5,6 +5,7 @@ mod accounts;
 mod changes;
 mod fake;
 mod transport;
+mod webhooks;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -560,6 +561,7 @@ async fn operators_look_at_dead_letters_and_resolve_them() {
     let mut operator = OperatorServiceClient::new(cluster.channel().await);
     let root = [Role::Operator];
     let letter = |id: &str, from| pb::DeadLetter {
+        effect: false,
         id: id.into(),
         from,
         module: "accounts".into(),

@@ -15,12 +15,12 @@ pub(super) fn tell(state: &State, event: &Event, feed: &mut Feed) {
         | Event::AccountChanged { account, row }
         | Event::EmailChanged { account, row, .. } => {
             let what = What::Saved(AccountSaved { revision: row.revision });
-            feed.tell(&account_id(*account), &row.subject, &Change { what: Some(what) });
+            feed.tell(&account_id(*account), "", &row.subject, &Change { what: Some(what) });
         }
         Event::SessionEnded { session: (account, session) } => {
             let Some(row) = state.accounts.get(account) else { return };
             let what = What::EndedSessionId(session.to_be_bytes().to_vec());
-            feed.tell(&account_id(*account), &row.subject, &Change { what: Some(what) });
+            feed.tell(&account_id(*account), "", &row.subject, &Change { what: Some(what) });
         }
         // A log-in is told to who logs in, and what is known of e-mails to nobody.
         _ => {}

@@ -6,12 +6,12 @@ use std::fmt::Debug;
 use prost::Message;
 use tidewall_messages::{ModuleCommand, ModuleMessage, ModuleQuery, Rejection};
 
-use crate::feed::Feed;
-use crate::outbox::{GroupNo, Outbox, Room};
+use crate::feed::{Feed, HeardChange};
+use crate::outbox::{GroupNo, Outbox, Queues, Room};
 use crate::table::{AnyTable, FrozenPage, TableId};
 use crate::{Caller, Context, Now};
 
-use super::transaction::{fire_next, receive, reconcile, transact};
+use super::transaction::{dropped, fire_next, hear, receive, reconcile, transact};
 use super::{Fault, Module, Reason as _};
 
 /// Why a module cannot go on with a command.
@@ -129,6 +129,25 @@ pub trait AnyModule: Any + Debug + Send + Sync {
     fn receive(&mut self, context: &Context, from: GroupNo, payload: &[u8]) -> Result<Output, Fault>;
     /// A step of what [`Module::reconcile`] does, as a transaction of its own.
     fn reconcile(&mut self, context: &Context, peer: GroupNo, after: &[u8]) -> Reconciled;
+    /// See [`Module::hears`].
+    fn hears(&self) -> bool;
+    /// Hears what was told in an entry, as a transaction of its own.
+    ///
+    /// # Errors
+    /// A broken invariant; nothing has changed.
+    fn hear(
+        &mut self,
+        context: &Context,
+        heard: &[HeardChange],
+        queues: &dyn Queues,
+    ) -> Result<Output, Fault>;
+    /// See [`Module::call`].
+    fn call(&self, now: Now, effect: &[u8]) -> Option<Vec<u8>>;
+    /// See [`Module::dropped`]; a transaction of its own.
+    ///
+    /// # Errors
+    /// A broken invariant; nothing has changed.
+    fn dropped(&mut self, context: &Context, queue: u128, effect: &[u8]) -> Result<Output, Fault>;
     /// Whether what is decided of a command is remembered; also when nobody here knows the command.
     fn is_remembered(&self, payload: &[u8]) -> bool;
     /// Steady time of the earliest timer, milliseconds.
@@ -212,6 +231,27 @@ impl<M: Module> AnyModule for M {
 
     fn reconcile(&mut self, context: &Context, peer: GroupNo, after: &[u8]) -> Reconciled {
         reconcile(self, context, peer, after)
+    }
+
+    fn hears(&self) -> bool {
+        Module::hears(self)
+    }
+
+    fn hear(
+        &mut self,
+        context: &Context,
+        heard: &[HeardChange],
+        queues: &dyn Queues,
+    ) -> Result<Output, Fault> {
+        hear(self, context, heard, queues)
+    }
+
+    fn call(&self, now: Now, effect: &[u8]) -> Option<Vec<u8>> {
+        Module::call(self, now, effect)
+    }
+
+    fn dropped(&mut self, context: &Context, queue: u128, effect: &[u8]) -> Result<Output, Fault> {
+        dropped(self, context, queue, effect)
     }
 
     fn is_remembered(&self, payload: &[u8]) -> bool {

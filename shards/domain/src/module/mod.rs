@@ -18,8 +18,8 @@ use std::fmt::Debug;
 use prost::Message;
 use tidewall_messages::{ModuleCommand, ModuleMessage, ModuleQuery, Rejection};
 
-use crate::feed::Feed;
-use crate::outbox::{GroupNo, Outbox};
+use crate::feed::{Feed, HeardChange};
+use crate::outbox::{GroupNo, Outbox, Queues};
 use crate::table::{AnyTable, TableId};
 use crate::{Caller, Context, Now};
 
@@ -103,6 +103,8 @@ pub trait Module: Default + Debug + Send + Sync + 'static {
     const MESSAGE_ROWS_MAX: u64 = 0;
     /// The most rows that a step of [`Module::reconcile`] looks at or changes.
     const RECONCILE_ROWS_MAX: u64 = 0;
+    /// The most rows that it looks at or changes for each change that it hears of.
+    const HEARD_ROWS_MAX: u64 = 0;
 
     /// Shows every table.
     fn tables<'a>(&'a self, show: &mut dyn FnMut(&'a dyn AnyTable));
@@ -195,6 +197,33 @@ pub trait Module: Default + Debug + Send + Sync + 'static {
     /// the rows that concern it, some at a time. `after` is where the last step ended; at the beginning it is empty.
     fn reconcile(&self, _: &Context, _peer: GroupNo, _after: &[u8]) -> Step<Self::Event> {
         Step { events: Vec::new(), next: None }
+    }
+
+    /// Whether it wants to hear what the modules of its group tell.
+    fn hears(&self) -> bool {
+        false
+    }
+
+    /// What leads on from that which was told in an entry, at its end. It tells nothing itself.
+    ///
+    /// # Errors
+    /// A broken invariant: nothing of it is heard, and somebody is told.
+    fn hear(&self, _: &Context, _: &[HeardChange], _: &dyn Queues) -> Result<Vec<Self::Event>, Fault> {
+        Ok(Vec::new())
+    }
+
+    /// What whoever carries an effect out must know, from its payload and the rows as they are; `None` when it need not be carried out
+    /// any more.
+    fn call(&self, _: Now, _effect: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// What leads on from an effect that was given up, and of which so many are among the dead letters that it is dropped.
+    ///
+    /// # Errors
+    /// A broken invariant: somebody is told.
+    fn dropped(&self, _: &Context, _queue: u128, _effect: &[u8]) -> Result<Vec<Self::Event>, Fault> {
+        Ok(Vec::new())
     }
 
     /// The rejection that the log would certainly give to a command now; `None` when the log must decide.

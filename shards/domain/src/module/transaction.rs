@@ -3,15 +3,13 @@
 
 use std::fmt::Debug;
 
-use crate::feed::{Feed, TELLS_CHANGES};
-use crate::outbox::{GroupNo, Outbox, Room};
+use crate::feed::{Feed, HeardChange, TELLS_CHANGES};
+use crate::outbox::{GroupNo, Outbox, Queues, Room};
 use tidewall_messages::ModuleCommand;
 
 use crate::{Caller, Context};
 
-#[cfg(any(test, tidewall_mutants))]
-use super::ROWS_MAX;
-use super::{Fault, Fired, Module, ModuleError, Output, Reconciled, Step};
+use super::{Fault, Fired, Module, ModuleError, Output, ROWS_MAX, Reconciled, Step};
 
 /// What a command of a module led to, and what it puts out.
 pub(super) type Transacted<M> = (Result<<M as Module>::Outcome, <M as Module>::Rejection>, Output);
@@ -99,6 +97,40 @@ pub(super) fn reconcile<M: Module>(
         Err(fault) => (Output::default(), Some(format!("reconciling with group {peer}: {fault}"))),
     };
     Reconciled { output, next, fault }
+}
+
+/// Hears what was told in an entry.
+///
+/// # Errors
+/// A broken invariant.
+pub(super) fn hear<M: Module>(
+    module: &mut M,
+    context: &Context,
+    heard: &[HeardChange],
+    queues: &dyn Queues,
+) -> Result<Output, Fault> {
+    let count = Count::begin(module);
+    let events = Module::hear(module, context, heard, queues)?;
+    let output = change(module, context, &events)?;
+    count.end(module, M::HEARD_ROWS_MAX.saturating_mul(heard.len() as u64).min(ROWS_MAX), &"what was told");
+    Ok(output)
+}
+
+/// An effect was given up and dropped.
+///
+/// # Errors
+/// A broken invariant.
+pub(super) fn dropped<M: Module>(
+    module: &mut M,
+    context: &Context,
+    queue: u128,
+    effect: &[u8],
+) -> Result<Output, Fault> {
+    let count = Count::begin(module);
+    let events = Module::dropped(module, context, queue, effect)?;
+    let output = change(module, context, &events)?;
+    count.end(module, M::HEARD_ROWS_MAX, &"an effect that was dropped");
+    Ok(output)
 }
 
 /// Makes what events change permanent, or takes all of it back.

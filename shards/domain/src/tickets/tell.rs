@@ -23,9 +23,11 @@ pub(super) fn tell(state: &State, context: &Context, event: &Event, feed: &mut F
                 .iter_mut()
                 .filter_map(|tier| tier.spec.as_mut())
                 .for_each(|spec| spec.seat_rows.clear());
-            feed.tell(id, "", &Change::from(What::Event(view)));
+            feed.tell(id, &row.organiser, "", &Change::from(What::Event(view)));
         }
-        Event::EventDeleted { id } => feed.tell(id, "", &Change::from(What::Deleted(EventDeleted {}))),
+        Event::EventDeleted { id, organiser } => {
+            feed.tell(id, organiser, "", &Change::from(What::Deleted(EventDeleted {})));
+        }
         Event::Held { tier, number, hold } => {
             let key = (tier.0, tier.1, *number);
             of_tier(state, *tier, &hold.owner, feed, |row, spec| {
@@ -95,5 +97,5 @@ fn of_tier(
     let stock = state.stock.get(&tier).copied().unwrap_or_default();
     let StockRow { free, held, sold, .. } = stock;
     let change = Change { stock: Some(Stock { free, held, sold }), ..what(row, spec) };
-    feed.tell(id, owner, &change);
+    feed.tell(id, &row.organiser, owner, &change);
 }

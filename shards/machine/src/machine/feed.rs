@@ -51,9 +51,14 @@ pub struct Told {
 impl Machine {
     /// Takes what a transaction tells.
     pub(super) fn tell(&mut self, feed: Feed) {
-        for change in feed.changes {
+        let heard = !feed.changes.is_empty() && self.hears();
+        for told in feed.changes {
             // A vector takes whatever comes.
-            let _ = change.encode_length_delimited(&mut self.telling);
+            let _ = told.change.encode_length_delimited(&mut self.telling);
+            self.told += 1;
+            if heard {
+                self.overhear(told);
+            }
         }
     }
 
@@ -61,6 +66,7 @@ impl Machine {
     /// whole.
     pub(super) fn close_feed(&mut self) {
         let changes = std::mem::take(&mut self.telling);
+        self.told = 0;
         let (row, index) = (self.row(), self.applied_index());
         let last = self.feed.derived().last;
         if row.apply_version < TELLS_CHANGES || (changes.is_empty() && last.is_some()) {
@@ -97,7 +103,7 @@ impl Machine {
             self.feed.set(index, None);
         }
         self.feed.commit();
-        self.telling = Vec::new();
+        (self.telling, self.told, self.heard) = (Vec::new(), 0, Vec::new());
     }
 
     /// About how much there is, bytes.

@@ -80,7 +80,13 @@ impl Machine {
         let idle = self.imports.derived().0.first().map(|(last, _)| last.saturating_add(IMPORT_IDLE_MS));
         // What is to be said again is due at once.
         let again = self.unreconciled().map(|_| 0);
-        self.modules.iter().filter_map(|module| module.due_ms()).chain(idle).chain(again).min()
+        self.modules
+            .iter()
+            .filter_map(|module| module.due_ms())
+            .chain(idle)
+            .chain(again)
+            .chain(self.effects_until_ms())
+            .min()
     }
 
     /// Reads the parts of imports that stood in stored rows.
@@ -227,6 +233,7 @@ impl Machine {
         self.leftover.parts.extend(restored.staged.iter().map(|(_, part)| part.clone()));
         restored.staged = Table::default();
         restored.imports = Table::default();
+        restored.renew_effects(row.time.steady_ms);
         // What happened where the file was made is nothing that anybody here has heard a part of.
         self.leftover.feeds.push(std::mem::take(&mut restored.feed));
         restored.feed_bytes_max = self.feed_bytes_max;

@@ -1,12 +1,13 @@
 //! A machine from stored pages: all of them, with the digest that was stored with them, or none.
 
-use tidewall_domain::feed::TELLS_CHANGES;
+use tidewall_domain::feed::{HEARS_CHANGES, TELLS_CHANGES};
 #[cfg(test)]
 use tidewall_domain::module::AnyModule;
 use tidewall_domain::table::{Row, TableId, module_of};
 
 use super::{Head, Machine};
 use crate::dedupe::{DedupeRow, ShareRow};
+use crate::effects::EffectRow;
 use crate::error::LoadError;
 use crate::feed::FeedRow;
 use crate::meta::{ImportRow, MetaKey, MetaRow, StagedRow};
@@ -113,6 +114,7 @@ impl Loader {
             StreamRow::TABLE => Some(machine.streams.load(bytes)),
             Message::TABLE => Some(machine.outbox.load(bytes)),
             FeedRow::TABLE => Some(machine.feed.load(bytes)),
+            EffectRow::TABLE => Some(machine.effects.load(bytes)),
             DeadRow::TABLE => Some(machine.dead.load(bytes)),
             _ => None,
         };
@@ -166,6 +168,9 @@ impl Loader {
         }
         if rows < TELLS_CHANGES && !machine.feed.is_empty() {
             return Err(LoadError::Table(FeedRow::TABLE));
+        }
+        if rows < HEARS_CHANGES && !machine.effects.is_empty() {
+            return Err(LoadError::Table(EffectRow::TABLE));
         }
         // Nor does such a build know what a module has later tables for.
         for module in &machine.modules {

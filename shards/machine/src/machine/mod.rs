@@ -4,6 +4,7 @@
 //! A reader may look between two commands: every command that was decided belongs to a committed
 //! entry. A freeze or a snapshot may only be taken between entries.
 
+mod effects;
 mod feed;
 mod forget;
 mod freeze;
@@ -18,6 +19,7 @@ mod system;
 use std::collections::BTreeMap;
 
 use tidewall_domain::codec::Writer;
+use tidewall_domain::feed::HeardChange;
 use tidewall_domain::module::{AnyModule, Applied, ModuleError, Output};
 use tidewall_domain::registry;
 use tidewall_domain::table::{AnyTable, FrozenPage, Table};
@@ -26,6 +28,7 @@ use tidewall_mutant::{Mutant, active};
 
 use crate::answer::{Answer, Decision, Receipt, RejectReason};
 use crate::dedupe::{self, DedupeRow, ShareRow};
+use crate::effects::EffectRow;
 use crate::entry::{Command, Entry, Op};
 use crate::error::ApplyError;
 use crate::feed::FeedRow;
@@ -38,6 +41,7 @@ use crate::{
 
 use streams::StreamRoom;
 
+pub use effects::{DEAD_OF_QUEUE_MAX, DueEffect, QueueState};
 pub use feed::{FEED_BYTES_MAX, FEED_MS_MAX, Heard, Told};
 pub use import::Replaced;
 pub use load::Loader;
@@ -110,6 +114,8 @@ pub struct Machine {
     dead: Table<DeadRow>,
     /// What has happened, for a while. Empty under apply versions before 7.
     feed: Table<FeedRow>,
+    /// What is to be done outside. Empty under apply versions before 8.
+    effects: Table<EffectRow>,
     /// In the order of their numbers.
     modules: Vec<Box<dyn AnyModule>>,
     /// By import, what its staged parts make so far. Derived.
@@ -127,6 +133,14 @@ pub struct Machine {
     scratch: Writer,
     /// What was told in the entry that is open.
     telling: Vec<u8>,
+    /// How many changes that were.
+    told: u32,
+    /// Those that modules hear at its end.
+    heard: Vec<HeardChange>,
+    /// Incarnation and index of the last entry that has made effects, and how many.
+    effected: ((u64, u64), u32),
+    /// Changes whenever effects do.
+    effects_changed: u64,
     /// Incarnation and index of the last entry that has set something aside, and how much.
     buried: ((u64, u64), u32),
     /// Something was sent that nobody has been told of.
@@ -153,6 +167,7 @@ impl Default for Machine {
             outbox: Table::default(),
             dead: Table::default(),
             feed: Table::default(),
+            effects: Table::default(),
             modules: registry::modules(),
             shadows: BTreeMap::new(),
             leftover: Replaced::default(),
@@ -162,6 +177,10 @@ impl Default for Machine {
             feed_bytes_max: FEED_BYTES_MAX,
             scratch: Writer::new(),
             telling: Vec::new(),
+            told: 0,
+            heard: Vec::new(),
+            effected: ((0, 0), 0),
+            effects_changed: 0,
             buried: ((0, 0), 0),
             sent: false,
             settled: (0, 0),
@@ -186,6 +205,7 @@ impl Machine {
         show(&mut self.outbox);
         show(&mut self.dead);
         show(&mut self.feed);
+        show(&mut self.effects);
         for module in &mut self.modules {
             module.tables_mut(show);
         }
@@ -266,6 +286,7 @@ impl Machine {
         if row.apply_version >= SENDS_MESSAGES {
             self.reconcile(&context);
         }
+        self.give_effects_up(&context);
         Ok(entry)
     }
 
@@ -440,6 +461,7 @@ impl Machine {
 
     /// Closes the entry that was begun last, after its last command.
     pub fn end(&mut self) {
+        self.hear();
         self.close_feed();
         self.settle();
     }

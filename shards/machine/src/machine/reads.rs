@@ -81,6 +81,7 @@ impl Machine {
         show(&self.outbox);
         show(&self.dead);
         show(&self.feed);
+        show(&self.effects);
         for module in &self.modules {
             module.tables(show);
         }

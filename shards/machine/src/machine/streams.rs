@@ -12,6 +12,7 @@ use tidewall_mutant::{Mutant, active};
 
 use super::{Machine, no_module};
 use crate::SENDS_MESSAGES;
+use crate::effects::DeadEffect;
 use crate::entry::Delivery;
 use crate::streams::{DeadKey, DeadRow, Message, StreamRow};
 
@@ -111,7 +112,7 @@ impl Machine {
         if outbox.is_empty() {
             return;
         }
-        let Outbox { begun, ended, messages, notices } = outbox;
+        let Outbox { begun, ended, messages, notices, effects, ended_queues } = outbox;
         for notice in notices {
             self.notice(context, module, notice, DEAD_LETTERS_MAX / 2);
         }
@@ -122,6 +123,10 @@ impl Machine {
         for peer in ended {
             let row = self.stream(peer);
             self.streams.set(peer, Some(StreamRow { open: row.open.saturating_sub(1), ..row }));
+        }
+        ended_queues.into_iter().for_each(|queue| self.end_queue(module, queue));
+        if !effects.is_empty() {
+            self.keep_effects(context, module, effects);
         }
         self.sent |= !messages.is_empty();
         for Outgoing { to, saga, payload } in messages {
@@ -258,7 +263,7 @@ impl Machine {
         Ok(())
     }
 
-    fn bury(&mut self, context: &Context, row: DeadRow) {
+    pub(super) fn bury(&mut self, context: &Context, row: DeadRow) {
         let (incarnation, index) = (context.incarnation, context.index);
         let number = if self.buried.0 == (incarnation, index) { self.buried.1 } else { 0 };
         self.buried = ((incarnation, index), number + 1);
@@ -291,13 +296,18 @@ impl Machine {
             if row.is_notice() {
                 return Err(format!("dead letter {id} is no message that could be carried out: drop it"));
             }
-            self.hand_over(context, row.from, &row.message)
-                .map_err(|why| format!("dead letter {id} cannot be carried out: {why}"))?;
+            let done = match row.is_effect() {
+                true => DeadEffect::from_bytes(&row.message.payload)
+                    .map_err(|why| why.to_string())
+                    .and_then(|dead| self.revive(context, dead)),
+                false => self.hand_over(context, row.from, &row.message),
+            };
+            done.map_err(|why| format!("dead letter {id} cannot be carried out: {why}"))?;
         }
         if !active(Mutant::DroppedLetterStays) {
             self.dead.set(*key, None);
         }
-        let Some(saga) = row.saga() else {
+        let Some(saga) = row.saga().filter(|_| !row.is_effect()) else {
             self.dead.commit();
             return Ok(());
         };

@@ -38,6 +38,10 @@ impl Machine {
                 Ok(())
             }
             SystemCommand::Resolve { key, drop } => self.resolve(context, key, *drop),
+            SystemCommand::EndEffects(ends) => {
+                ends.iter().for_each(|end| self.end_effect(context, end));
+                Ok(())
+            }
         };
         match result {
             Ok(()) => Decision { receipt: None, answer: Answer::System, replayed: false },

@@ -16,21 +16,34 @@ const TOLD_WITHIN: Duration = Duration::from_secs(90);
 /// Who hears nothing for so long asks anew.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// One who watches.
+/// What somebody knows of an event who is told what happens to it.
 #[derive(Default)]
-pub(super) struct Watcher {
+pub(super) struct Books {
     /// A buyer, who is told what is its own; none: the organiser, who is told all.
-    buyer: Option<usize>,
-    /// Up to where it was told everything; none: nothing can be told any more.
-    place: Option<v1::Place>,
+    pub(super) buyer: Option<usize>,
     /// Owners of tickets, and whether they were cancelled.
     tickets: BTreeMap<String, (String, bool)>,
     /// Places of holds.
     holds: BTreeMap<String, i64>,
 }
 
+/// One who watches.
+#[derive(Default)]
+pub(super) struct Watcher {
+    books: Books,
+    /// Up to where it was told everything; none: nothing can be told any more.
+    place: Option<v1::Place>,
+}
+
 impl Watcher {
     /// A buyer, or the organiser, who was told nothing yet.
+    pub(super) fn new(buyer: Option<usize>) -> Self {
+        Self { books: Books::new(buyer), place: None }
+    }
+}
+
+impl Books {
+    /// Of a buyer, or of the organiser, who was told nothing yet.
     pub(super) fn new(buyer: Option<usize>) -> Self {
         Self { buyer, ..Self::default() }
     }
@@ -39,7 +52,7 @@ impl Watcher {
     ///
     /// # Errors
     /// It cannot have happened, or was told before.
-    fn take(&mut self, change: v1::Change) -> Result<(), String> {
+    pub(super) fn take(&mut self, change: v1::Change) -> Result<(), String> {
         let ends = |holds: &mut BTreeMap<String, i64>, name: &str| {
             holds.remove(name).map(drop).ok_or_else(|| format!("hold {name} has ended, and there was none"))
         };
@@ -74,7 +87,7 @@ impl Watcher {
 impl<S: Site> Sale<'_, S> {
     /// A stream of what happens to the event behind the place that was told last.
     async fn watched(&self) -> Result<Streaming<v1::WatchResponse>, Over> {
-        let watcher = match self.watcher.buyer {
+        let watcher = match self.watcher.books.buyer {
             Some(buyer) => &self.buyers[buyer],
             None => &self.organiser,
         };
@@ -101,12 +114,12 @@ impl<S: Site> Sale<'_, S> {
     /// What is told must be what is known, and nothing else.
     pub(super) async fn check_changes(&mut self) -> Result<(), Over> {
         let began = self.story.site.now();
-        while self.watcher.place.is_some() && !self.all_was_told() {
+        while self.watcher.place.is_some() && !self.all_was_told(&self.watcher.books) {
             if self.story.site.now().saturating_sub(began) > TOLD_WITHIN {
                 return self.not_told();
             }
             let mut stream = self.watched().await?;
-            while !self.all_was_told() {
+            while !self.all_was_told(&self.watcher.books) {
                 match timeout(SILENCE_MAX, stream.message()).await {
                     Ok(Ok(Some(answer))) => self.told(answer)?,
                     Ok(Err(status)) => match final_reason(&status).as_deref() {
@@ -127,7 +140,7 @@ impl<S: Site> Sale<'_, S> {
 
     fn told(&mut self, answer: v1::WatchResponse) -> Result<(), Over> {
         for change in answer.changes {
-            if let Err(wrong) = self.watcher.take(change) {
+            if let Err(wrong) = self.watcher.books.take(change) {
                 return self.story.object(format_args!("behind {:?}: {wrong}", self.watcher.place));
             }
         }
@@ -135,16 +148,21 @@ impl<S: Site> Sale<'_, S> {
         // Everything up to here was told, and all that is known was decided before.
         let heard = answer.place.map(|place| (place.incarnation, place.index, place.changes));
         let decided = self.decided.get();
-        if heard >= Some((decided.0, decided.1, u32::MAX)) && !self.all_was_told() {
+        if heard >= Some((decided.0, decided.1, u32::MAX)) && !self.all_was_told(&self.watcher.books) {
             return self.not_told();
         }
         Ok(())
     }
 
     fn not_told(&self) -> Result<(), Over> {
-        let Watcher { tickets, holds, place, .. } = &self.watcher;
-        let known = self.known_to_watcher();
-        self.story.object(format_args!("up to {place:?}, {tickets:?} and {holds:?} were told, not {known:?}"))
+        let (place, not_told) = (self.watcher.place, self.difference(&self.watcher.books));
+        self.story.object(format_args!("up to {place:?}, {not_told}"))
+    }
+
+    /// In which way somebody was told something else than is known.
+    pub(super) fn difference(&self, books: &Books) -> String {
+        let (Books { tickets, holds, .. }, known) = (books, self.known_to(books.buyer));
+        format!("{tickets:?} and {holds:?} were told, not {known:?}")
     }
 
     /// Notes where something was decided that is known from its answer.
@@ -153,13 +171,14 @@ impl<S: Site> Sale<'_, S> {
         self.decided.set(self.decided.get().max(at));
     }
 
-    fn all_was_told(&self) -> bool {
-        self.known_to_watcher() == (self.watcher.tickets.clone(), self.watcher.holds.clone())
+    /// Whether somebody was told what is known.
+    pub(super) fn all_was_told(&self, books: &Books) -> bool {
+        self.known_to(books.buyer) == (books.tickets.clone(), books.holds.clone())
     }
 
-    /// Tickets and holds that whoever watches must have been told of.
-    fn known_to_watcher(&self) -> (BTreeMap<String, (String, bool)>, BTreeMap<String, i64>) {
-        let concerns = |owner: usize| self.watcher.buyer.is_none_or(|buyer| buyer == owner);
+    /// Tickets and holds that this buyer must have been told of, or the organiser.
+    fn known_to(&self, buyer: Option<usize>) -> (BTreeMap<String, (String, bool)>, BTreeMap<String, i64>) {
+        let concerns = |owner: usize| buyer.is_none_or(|buyer| buyer == owner);
         let tickets = self.owned.iter().filter(|(_, ticket)| concerns(ticket.owner)).map(|(name, ticket)| {
             (name.clone(), (self.buyers[ticket.owner].subject.clone(), ticket.cancelled))
         });

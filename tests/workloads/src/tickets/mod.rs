@@ -1,8 +1,10 @@
-//! Tickets: an organiser with a small event, a few who buy, hold, confirm, release and give back, and one who watches.
+//! Tickets: an organiser with a small event, a few who buy, hold, confirm, release and give back, one who watches, and perhaps one
+//! with a webhook.
 //!
 //! Nobody else touches the event of a story, so that it knows what each answer must be.
 
 mod changes;
+mod webhooks;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -12,11 +14,13 @@ use tidewall_proto::v1::change_service_client::ChangeServiceClient;
 use tidewall_proto::v1::event_service_client::EventServiceClient;
 use tidewall_proto::v1::outcome_service_client::OutcomeServiceClient;
 use tidewall_proto::v1::ticket_service_client::TicketServiceClient;
+use tidewall_proto::v1::webhook_service_client::WebhookServiceClient;
 use tonic::codec::CompressionEncoding::{Deflate, Gzip};
 use tonic::transport::Channel;
 
 use crate::{Over, Site, Story, Workload, ask, client};
 use changes::Watcher;
+use webhooks::Webhook;
 
 /// The only tier.
 const TIER: &str = "ga";
@@ -41,6 +45,7 @@ impl Workload for Tickets {
             tickets: client!(story, TicketServiceClient),
             outcomes: client!(story, OutcomeServiceClient),
             changes: client!(story, ChangeServiceClient),
+            webhooks: client!(story, WebhookServiceClient),
             organiser: person(format!("organiser-{}", story.name), &["organiser"]),
             buyers: (0..BUYERS).map(|number| person(format!("buyer-{number}-{}", story.name), &[])).collect(),
             event: String::new(),
@@ -50,11 +55,13 @@ impl Workload for Tickets {
             owned: BTreeMap::new(),
             touched: false,
             watcher: Watcher::new((story.below(2) == 0).then_some(0)),
+            webhook: None,
             decided: Cell::default(),
             story,
         };
         sale.open().await?;
         sale.begin_to_watch().await?;
+        sale.make_webhook().await?;
         // Some events are deleted before anything happens to them.
         let steps = if story.below(8) == 0 { 0 } else { 6 + story.below(20) };
         for _ in 0..steps {
@@ -63,6 +70,7 @@ impl Workload for Tickets {
         sale.check_stock().await?;
         sale.check_tickets().await?;
         sale.check_changes().await?;
+        sale.check_webhook().await?;
         sale.delete().await
     }
 }
@@ -93,6 +101,7 @@ struct Sale<'a, S: Site> {
     tickets: TicketServiceClient<Channel>,
     outcomes: OutcomeServiceClient<Channel>,
     changes: ChangeServiceClient<Channel>,
+    webhooks: WebhookServiceClient<Channel>,
     organiser: Person,
     buyers: Vec<Person>,
     /// Resource name.
@@ -105,6 +114,7 @@ struct Sale<'a, S: Site> {
     /// Something was held or sold.
     touched: bool,
     watcher: Watcher,
+    webhook: Option<Webhook>,
     /// Incarnation and log index of the last of what is known here.
     decided: Cell<(u64, u64)>,
 }

@@ -68,6 +68,7 @@ fn shown(edge: &Edge, region: &str, letter: pb::DeadLetter) -> v1::DeadLetter {
         waits: letter.waits,
         set_aside_time: Some(convert::timestamp(letter.since_ms)),
         message: letter.payload,
+        delivery: letter.effect,
     }
 }
 

@@ -113,7 +113,8 @@ impl<'a> Case<'a> {
             return Err(Rejection::EventInUse(id.to_owned()));
         }
         let deleted = done(id, Done::DeletedEventId(id.to_owned()));
-        Ok((vec![Event::EventDeleted { id: id.to_owned() }], deleted))
+        let organiser = row.organiser.clone();
+        Ok((vec![Event::EventDeleted { id: id.to_owned(), organiser }], deleted))
     }
 
     /// The event, if the caller may change it and has seen its last revision.

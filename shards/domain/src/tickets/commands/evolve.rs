@@ -15,7 +15,7 @@ use super::take::held_and_owned;
 pub(in crate::tickets) fn evolve(state: &mut State, context: &Context, event: &Event) -> Result<(), Fault> {
     match event {
         Event::EventSaved { id, row, stock } => event_saved(state, id, row, stock),
-        Event::EventDeleted { id } => event_deleted(state, id),
+        Event::EventDeleted { id, .. } => event_deleted(state, id),
         Event::Held { tier, number, hold } => held(state, *tier, *number, hold),
         Event::HoldReleased { hold, .. } => hold_ended(state, *hold, None),
         Event::HoldExpired { hold } => hold_ended(state, *hold, Some(HoldState::Expired)),

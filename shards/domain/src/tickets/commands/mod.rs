@@ -32,6 +32,8 @@ pub enum Event {
     EventDeleted {
         /// Its id.
         id: String,
+        /// Who could change it.
+        organiser: String,
     },
     /// Places went out of the stock into a hold.
     Held {

@@ -196,7 +196,7 @@ fn an_event_is_deleted_only_while_nothing_of_it_has_a_name() {
     world.ask("alice", &hold("ga", 1, &[], 1_000)).unwrap();
     world.ask("alice", &release("ga-h1")).unwrap();
     assert_eq!(world.ask("organiser", &delete(0)).unwrap_err().reason(), "EVENT_IN_USE");
-    let event = Event::EventDeleted { id: "gala".into() };
+    let event = Event::EventDeleted { id: "gala".into(), organiser: "org".into() };
     let context = world.context;
     evolve(&mut world.state, &context, &event).expect_err("T4 is kept, whatever was decided");
 }
