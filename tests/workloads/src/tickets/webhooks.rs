@@ -101,7 +101,12 @@ impl<S: Site> Sale<'_, S> {
     pub(super) async fn check_webhook(&mut self) -> Result<(), Over> {
         let Some(mut webhook) = self.webhook.take() else { return Ok(()) };
         let began = self.story.site.now();
+        let owner = self.owner_of(&webhook.books);
+        let get = v1::GetWebhookRequest { name: webhook.name.clone() };
         loop {
+            // First this: what waits for nothing has arrived before.
+            let told = ask!(self.story, self.webhooks, get_webhook, get.clone(), &owner);
+            let status = self.story.yes("a webhook", told)?.status.unwrap_or_default();
             let arrived = self.story.site.arrived(&webhook.url);
             if let Err(wrong) = webhook.take(&arrived) {
                 return self.story.object(wrong);
@@ -109,20 +114,16 @@ impl<S: Site> Sale<'_, S> {
             if webhook.missed || self.all_was_told(&webhook.books) {
                 break;
             }
-            if self.story.is_over() {
-                return Err(Over);
-            }
-            if self.story.site.now().saturating_sub(began) > DELIVERED_WITHIN {
+            let late = self.story.site.now().saturating_sub(began) > DELIVERED_WITHIN;
+            if status.waiting == 0 || late {
                 let difference = self.difference(&webhook.books);
-                return self.story.object(format_args!("of {}: {difference}", webhook.name));
+                return self.story.object(format_args!("of {}, {status:?}: {difference}", webhook.name));
             }
             tokio::time::sleep(PAUSE).await;
         }
-        let owner = self.owner_of(&webhook.books);
         let delete = v1::DeleteWebhookRequest { name: webhook.name.clone(), request_id: self.id() };
         let told = ask!(self.story, self.webhooks, delete_webhook, delete, &owner);
         self.story.yes("the end of a webhook", told)?;
-        let get = v1::GetWebhookRequest { name: webhook.name.clone() };
         let told = ask!(self.story, self.webhooks, get_webhook, get, &owner);
         self.story.no("a webhook that has ended", told, "WEBHOOK_NOT_FOUND")
     }
