@@ -23,7 +23,7 @@ mod v1 {
     include!(concat!(env!("OUT_DIR"), "/tidewall.log.v1.rs"));
 }
 
-pub use v1::{Change, Rejection};
+pub use v1::{Change, Place, Rejection};
 
 /// What has happened, in the words of a module.
 pub trait ModuleChange: prost::Message {

@@ -1,7 +1,16 @@
-//! Counters of a module: numbers that are given once, and how many there are of something. Nothing here decides what is counted.
+//! Counters of a module: numbers that are given once, ids that have them, and how many there are of something. Nothing here decides
+//! what is counted.
 
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::table::{Row, TableId};
+
+/// The number of an id that is a letter and a number, such as "a12": one number has one spelling.
+pub fn number_of(letter: char, id: &str) -> Option<u64> {
+    let digits = id.strip_prefix(letter)?;
+    let canonical =
+        !digits.is_empty() && !digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
+    canonical.then(|| digits.parse().ok())?
+}
 
 /// A counter, in the table of this number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

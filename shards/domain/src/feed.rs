@@ -8,6 +8,36 @@ use tidewall_messages::{Change, ModuleChange};
 /// First apply version under which anything is told.
 pub const TELLS_CHANGES: u32 = 7;
 
+/// How far a feed was heard: everything up to here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Place {
+    /// Incarnation of the group. Places of different ones cannot be compared.
+    pub incarnation: u64,
+    /// Log index of the entry.
+    pub index: u64,
+    /// Changes of that entry, from its first one on.
+    pub changes: u32,
+}
+
+impl From<Place> for tidewall_messages::Place {
+    fn from(place: Place) -> Self {
+        Self { incarnation: place.incarnation, index: place.index, changes: place.changes }
+    }
+}
+
+impl From<tidewall_messages::Place> for Place {
+    fn from(place: tidewall_messages::Place) -> Self {
+        Self { incarnation: place.incarnation, index: place.index, changes: place.changes }
+    }
+}
+
+impl Place {
+    /// Behind all that an entry tells.
+    pub fn behind(incarnation: u64, index: u64) -> Self {
+        Self { incarnation, index, changes: u32::MAX }
+    }
+}
+
 /// First apply version under which modules hear what is told.
 pub const HEARS_CHANGES: u32 = 8;
 

@@ -9,6 +9,14 @@ pub const IMPORTS_MAX: u64 = 999;
 /// And so many forced recoveries.
 const RECOVERIES_MAX: u64 = 18_000;
 
+/// Things are numbered anew from a multiple of this in each incarnation.
+pub const NUMBERS_PER_INCARNATION: u64 = 1_000_000_000_000;
+
+/// The first number of an incarnation: nothing gets one that was given in a life that was lost.
+pub fn first_number(incarnation: u64) -> u64 {
+    ordinal(incarnation) * NUMBERS_PER_INCARNATION + 1
+}
+
 /// How many incarnations may have been before this one: different numbers for different ones, later ones higher.
 pub fn ordinal(incarnation: u64) -> u64 {
     let (recoveries, imports) = (incarnation >> 32, incarnation & u64::from(u32::MAX));

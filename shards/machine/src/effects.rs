@@ -11,7 +11,7 @@ use tidewall_domain::table::{Row, TableId};
 
 use crate::hash_64;
 
-/// The pause before the second attempt, milliseconds; it doubles with each that fails.
+/// The longest pause before the second attempt, milliseconds; it doubles with each that fails.
 const PAUSE_MS: u64 = 1_000;
 /// The longest pause, milliseconds, also where more is asked for.
 const PAUSE_MAX_MS: u64 = 3_600_000;
@@ -74,8 +74,8 @@ impl EffectRow {
         64 + (self.payload.len() + self.failure.len()) as u64
     }
 
-    /// How long nobody tries after an attempt that failed, milliseconds: twice as long as the time before, give or take a half that
-    /// the name of the effect decides, so that those that failed together are not tried together; at least what was asked for.
+    /// How long nobody tries after an attempt that failed, milliseconds: a half to the whole of what doubles each time, as the name of
+    /// the effect decides, so that those that failed together are not tried together; at least what was asked for.
     pub(crate) fn pause_ms(&self, key: &EffectKey, asked_ms: u64) -> u64 {
         let whole = (PAUSE_MS << self.attempts.min(12)).min(PAUSE_MAX_MS);
         let mut w = Writer::new();

@@ -8,23 +8,7 @@ use std::sync::Arc;
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
 use tidewall_domain::table::{Row, TableId};
 
-/// How far a feed was heard: everything up to here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Place {
-    /// Incarnation of the group. Places of different ones cannot be compared.
-    pub incarnation: u64,
-    /// Log index of the entry.
-    pub index: u64,
-    /// Changes of that entry, from its first one on.
-    pub changes: u32,
-}
-
-impl Place {
-    /// Behind all that an entry tells.
-    pub fn behind(incarnation: u64, index: u64) -> Self {
-        Self { incarnation, index, changes: u32::MAX }
-    }
-}
+pub use tidewall_domain::feed::Place;
 
 /// What has happened in one entry.
 #[derive(Debug, Clone, PartialEq, Eq)]

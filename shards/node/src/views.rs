@@ -137,17 +137,9 @@ pub fn query(machine: &Machine, stamp: Stamp, query: &pb::Query) -> Result<pb::Q
 
 /// What somebody hears who has heard everything up to a place.
 pub fn changes(machine: &Machine, asked: &pb::ListChanges) -> pb::Changes {
-    let place = |place: Place| pb::Place {
-        incarnation: place.incarnation,
-        index: place.index,
-        changes: place.changes,
-    };
-    let after = asked.after.as_ref().map_or_else(
-        || machine.place(),
-        |after| Place { incarnation: after.incarnation, index: after.index, changes: after.changes },
-    );
+    let after = asked.after.as_ref().map_or_else(|| machine.place(), |after| Place::from(*after));
     match machine.changes_after(after, PAGE_BYTES_MAX.min(asked.bytes_max as usize).max(1)) {
-        Heard::Gone { oldest } => pb::Changes { entries: Vec::new(), place: Some(place(oldest)), gone: true },
+        Heard::Gone { oldest } => pb::Changes { entries: Vec::new(), place: Some(oldest.into()), gone: true },
         Heard::Changes { told, place: up_to } => {
             let entry = |Told { index, log_ms, first, changes }| pb::EntryChanges {
                 index,
@@ -156,7 +148,7 @@ pub fn changes(machine: &Machine, asked: &pb::ListChanges) -> pb::Changes {
                 changes: changes.into(),
             };
             let entries = told.into_iter().map(entry).collect();
-            pb::Changes { entries, place: Some(place(up_to)), gone: false }
+            pb::Changes { entries, place: Some(up_to.into()), gone: false }
         }
     }
 }

@@ -30,6 +30,12 @@ pub struct Arrival {
     pub event: usize,
 }
 
+/// So many a second of the first event, from the beginning of the warm-up on.
+pub fn steady(rate: f64, span: Span) -> impl Iterator<Item = Arrival> {
+    let count = ((span.warm_up + span.measured).as_secs_f64() * rate) as usize;
+    (0..count).map(move |at| Arrival { due: Duration::from_secs_f64(at as f64 / rate), event: 0 })
+}
+
 /// What the buyers of one kind got who were due in the measured part.
 #[derive(Debug)]
 pub struct Seen {

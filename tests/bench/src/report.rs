@@ -167,6 +167,18 @@ impl Report {
     }
 }
 
+/// A table without lines, for who reads it in a terminal.
+pub fn plain<const COLUMNS: usize>(
+    header: [&str; COLUMNS],
+    rows: impl IntoIterator<Item = [String; COLUMNS]>,
+) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(header);
+    table.add_rows(rows);
+    table.trim_fmt() + "\n"
+}
+
 fn chart(
     area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
     title: &str,

@@ -6,7 +6,6 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
-use comfy_table::{Table, presets};
 use serde::Serialize;
 use tidewall_e2e::client::{Session, request_id};
 use tidewall_proto::v1::HoldTicketsRequest;
@@ -15,6 +14,7 @@ use tokio::time::Instant;
 use crate::cell::Span;
 use crate::machine;
 use crate::open_loop::{Arrival, Goods, drive};
+use crate::report::plain;
 use crate::tidewall::Target;
 
 /// Clients that hold.
@@ -153,27 +153,17 @@ async fn still(target: &Target, region: &str, from_ms: u64) -> anyhow::Result<f6
 }
 
 fn table(timers: &Timers) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header([
-        "holds",
-        "ends within ms",
-        "fired after ms",
-        "asked",
-        "others p99 before",
-        "after",
-        "asked",
-        "load",
-    ]);
-    table.add_row([
-        timers.holds.to_string(),
-        timers.spread_ms.to_string(),
-        format!("{:.0}", timers.fired_ms),
-        format!("{:.0}", timers.fired_asked_ms),
-        format!("{:.1}", timers.before_p99_ms),
-        format!("{:.1}", timers.after_p99_ms),
-        format!("{:.0}", timers.after_asked_ms),
-        timers.load.clone(),
-    ]);
-    table.trim_fmt() + "\n"
+    plain(
+        ["holds", "ends within ms", "fired after ms", "asked", "others p99 before", "after", "asked", "load"],
+        [[
+            timers.holds.to_string(),
+            timers.spread_ms.to_string(),
+            format!("{:.0}", timers.fired_ms),
+            format!("{:.0}", timers.fired_asked_ms),
+            format!("{:.1}", timers.before_p99_ms),
+            format!("{:.1}", timers.after_p99_ms),
+            format!("{:.0}", timers.after_asked_ms),
+            timers.load.clone(),
+        ]],
+    )
 }

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use comfy_table::{Table, presets};
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -16,7 +15,8 @@ use tidewall_proto::v1::{WatchMode, WatchRequest};
 
 use crate::cell::{Span, histogram, percentile_ms, record};
 use crate::machine;
-use crate::open_loop::{Arrival, Goods, drive};
+use crate::open_loop::{Goods, drive, steady};
+use crate::report::plain;
 use crate::tidewall::Target;
 
 /// Streams that share a connection.
@@ -106,10 +106,7 @@ pub async fn watched(
     let (goods, buyers) = (Goods::new([(event, 0)]), target.buyers(BUYERS)?);
     let mut rows = Vec::new();
     for &rate in rates {
-        let whole = span.warm_up + span.measured;
-        let count = (whole.as_secs_f64() * rate) as usize;
-        let arrivals =
-            (0..count).map(|at| Arrival { due: Duration::from_secs_f64(at as f64 / rate), event: 0 });
+        let arrivals = steady(rate, span);
         let counting = async {
             tokio::time::sleep(span.warm_up).await;
             heard.changes.store(0, Ordering::Relaxed);
@@ -152,22 +149,8 @@ pub async fn watched(
 }
 
 fn table(rows: &[Watched]) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header([
-        "watchers",
-        "mode",
-        "asked/s",
-        "made/s",
-        "told/s",
-        "lag p50 ms",
-        "p99",
-        "purchase p50 ms",
-        "p99",
-        "load",
-    ]);
-    for row in rows {
-        table.add_row([
+    let row = |row: &Watched| {
+        [
             row.watchers.to_string(),
             row.mode.to_owned(),
             format!("{:.0}", row.asked),
@@ -178,7 +161,21 @@ fn table(rows: &[Watched]) -> String {
             format!("{:.1}", row.purchase_p50_ms),
             format!("{:.1}", row.purchase_p99_ms),
             row.load.clone(),
-        ]);
-    }
-    table.trim_fmt() + "\n"
+        ]
+    };
+    plain(
+        [
+            "watchers",
+            "mode",
+            "asked/s",
+            "made/s",
+            "told/s",
+            "lag p50 ms",
+            "p99",
+            "purchase p50 ms",
+            "p99",
+            "load",
+        ],
+        rows.iter().map(row),
+    )
 }

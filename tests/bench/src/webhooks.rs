@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use comfy_table::{Table, presets};
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -19,7 +18,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::cell::{Span, histogram, percentile_ms, record};
 use crate::machine;
-use crate::open_loop::{Arrival, Goods, drive};
+use crate::open_loop::{Goods, drive, steady};
+use crate::report::plain;
 use crate::tidewall::Target;
 
 /// Buyers, and how long one stays.
@@ -125,10 +125,7 @@ pub async fn delivered(
     let (goods, buyers) = (Goods::new([(event, 0)]), target.buyers(BUYERS)?);
     let mut rows = Vec::new();
     for &rate in rates {
-        let whole = span.warm_up + span.measured;
-        let count = (whole.as_secs_f64() * rate) as usize;
-        let arrivals =
-            (0..count).map(|at| Arrival { due: Duration::from_secs_f64(at as f64 / rate), event: 0 });
+        let arrivals = steady(rate, span);
         let counting = async {
             tokio::time::sleep(span.warm_up).await;
             let before = [&arrived.changes, &arrived.calls].map(|count| count.load(Ordering::Relaxed));
@@ -162,23 +159,8 @@ pub async fn delivered(
 }
 
 fn table(rows: &[Delivered]) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header([
-        "webhooks",
-        "delay ms",
-        "asked/s",
-        "made/s",
-        "arrived/s",
-        "calls/s",
-        "lag p50 ms",
-        "p99",
-        "purchase p50 ms",
-        "p99",
-        "load",
-    ]);
-    for row in rows {
-        table.add_row([
+    let row = |row: &Delivered| {
+        [
             row.webhooks.to_string(),
             row.delay_ms.to_string(),
             format!("{:.0}", row.asked),
@@ -190,7 +172,22 @@ fn table(rows: &[Delivered]) -> String {
             format!("{:.1}", row.purchase_p50_ms),
             format!("{:.1}", row.purchase_p99_ms),
             row.load.clone(),
-        ]);
-    }
-    table.trim_fmt() + "\n"
+        ]
+    };
+    plain(
+        [
+            "webhooks",
+            "delay ms",
+            "asked/s",
+            "made/s",
+            "arrived/s",
+            "calls/s",
+            "lag p50 ms",
+            "p99",
+            "purchase p50 ms",
+            "p99",
+            "load",
+        ],
+        rows.iter().map(row),
+    )
 }

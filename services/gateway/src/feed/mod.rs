@@ -55,8 +55,8 @@ pub(crate) struct Place {
     pub(crate) changes: u32,
 }
 
-impl From<pb::Place> for Place {
-    fn from(place: pb::Place) -> Self {
+impl From<tidewall_messages::Place> for Place {
+    fn from(place: tidewall_messages::Place) -> Self {
         Self { incarnation: place.incarnation, index: place.index, changes: place.changes }
     }
 }
@@ -67,7 +67,7 @@ impl From<v1::Place> for Place {
     }
 }
 
-impl From<Place> for pb::Place {
+impl From<Place> for tidewall_messages::Place {
     fn from(place: Place) -> Self {
         Self { incarnation: place.incarnation, index: place.index, changes: place.changes }
     }
@@ -283,7 +283,7 @@ impl Feed {
     ) -> Result<Batch, Silence> {
         let asked = pb::ListChanges {
             after: after.map(|after| match active(Mutant::WatchRepeats) {
-                true => pb::Place { changes: 0, ..after.into() },
+                true => tidewall_messages::Place { changes: 0, ..after.into() },
                 false => after.into(),
             }),
             bytes_max: ANSWER_BYTES,

@@ -127,7 +127,7 @@ impl WebhookService for Services {
             let create = messages::CreateWebhook { settings };
             let decided = self.webhook_command(&call, region, id, create).await?;
             let view = saved(decided.outcome)?;
-            let secret = signer.secret(region, &view.webhook_id, view.generation);
+            let secret = signer.secret(region, &view);
             let webhook = Some(convert::webhook(region, view));
             Ok(v1::CreateWebhookResponse { webhook, secret, receipt: decided.receipt })
         };
@@ -243,7 +243,7 @@ impl WebhookService for Services {
             let view = saved(decided.outcome)?;
             // An operator may have a secret changed, and is not told it.
             let own = view.owner == call.principal.subject;
-            let secret = signer.secret(region, &view.webhook_id, view.generation);
+            let secret = signer.secret(region, &view);
             let secret = if own { secret } else { String::new() };
             let webhook = Some(convert::webhook(region, view));
             Ok(v1::RotateWebhookSecretResponse { webhook, secret, receipt: decided.receipt })

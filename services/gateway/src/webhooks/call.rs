@@ -24,9 +24,11 @@ impl Signer {
         Self(hmac::Key::new(hmac::HMAC_SHA256, key))
     }
 
-    fn key(&self, region: &str, webhook: &str, generation: u64) -> [u8; 32] {
+    fn key(&self, region: &str, webhook: &messages::WebhookView, generation: u64) -> [u8; 32] {
         let mut context = hmac::Context::with_key(&self.0);
-        for part in [region.as_bytes(), webhook.as_bytes(), &generation.to_be_bytes()] {
+        // The owner too: rows of another cluster may call a webhook of somebody else the same.
+        let (id, owner) = (webhook.webhook_id.as_bytes(), webhook.owner.as_bytes());
+        for part in [region.as_bytes(), id, owner, &generation.to_be_bytes()] {
             context.update(&(part.len() as u64).to_le_bytes());
             context.update(part);
         }
@@ -34,8 +36,8 @@ impl Signer {
     }
 
     /// The secret of a webhook, as its owner is shown it.
-    pub(crate) fn secret(&self, region: &str, webhook: &str, generation: u64) -> String {
-        format!("whsec_{}", STANDARD.encode(self.key(region, webhook, generation)))
+    pub(crate) fn secret(&self, region: &str, webhook: &messages::WebhookView) -> String {
+        format!("whsec_{}", STANDARD.encode(self.key(region, webhook, webhook.generation)))
     }
 
     /// Headers of a delivery.
@@ -49,7 +51,7 @@ impl Signer {
     ) -> Vec<(&'static str, String)> {
         let generations = [webhook.generation, webhook.previous_generation];
         let signature = |generation: u64| {
-            let key = hmac::Key::new(hmac::HMAC_SHA256, &self.key(region, &webhook.webhook_id, generation));
+            let key = hmac::Key::new(hmac::HMAC_SHA256, &self.key(region, webhook, generation));
             let tag = hmac::sign(&key, format!("{id}.{now_s}.{body}").as_bytes());
             format!("v1,{}", STANDARD.encode(tag))
         };
@@ -88,7 +90,7 @@ pub(crate) fn post(
     let mut changes = Vec::new();
     for told in &delivery.changes {
         let change = Change::decode(told.change.as_slice()).map_err(|_| unknown())?;
-        let place = place(told.place.unwrap_or_default());
+        let place = Place::from(told.place.unwrap_or_default());
         // What a later build tells is passed over, as for whoever watches.
         changes.extend(convert::change(region, &change, place, told.log_ms).map_err(|_| unknown())?);
     }
@@ -139,13 +141,9 @@ fn sent(
     Ok(Post { url, headers, body })
 }
 
-fn place(place: messages::Place) -> Place {
-    Place { incarnation: place.incarnation, index: place.index, changes: place.changes }
-}
-
 /// What was missed, in the words of the public API.
 pub(crate) fn missed(missed: messages::Missed) -> v1::MissedChanges {
-    let shown = |at: Option<messages::Place>| at.map(|at| place(at).into());
+    let shown = |at: Option<tidewall_messages::Place>| at.map(|at| Place::from(at).into());
     v1::MissedChanges {
         first: shown(missed.first),
         last: shown(missed.last),
@@ -156,6 +154,8 @@ pub(crate) fn missed(missed: messages::Missed) -> v1::MissedChanges {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn webhook(generation: u64, previous_generation: u64) -> messages::WebhookView {
@@ -187,14 +187,17 @@ mod tests {
         };
         let signed = format!("{}.1000.{}", header("webhook-id"), post.body);
         let with = |generation| {
-            let secret = signer.secret("north", "w1", generation);
+            let secret = signer.secret("north", &webhook(generation, 0));
             let key = STANDARD.decode(secret.strip_prefix("whsec_").unwrap()).unwrap();
             let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), signed.as_bytes());
             format!("v1,{}", STANDARD.encode(tag))
         };
         assert_eq!(header("webhook-signature"), with(2));
         assert_ne!(with(2), with(1));
-        assert_ne!(signer.secret("north", "w1", 1), signer.secret("south", "w1", 1));
+        let other = messages::WebhookView { owner: "eve".into(), ..webhook(1, 0) };
+        let secrets = [("north", webhook(1, 0)), ("south", webhook(1, 0)), ("north", other)];
+        let secrets = secrets.map(|(region, webhook)| signer.secret(region, &webhook));
+        assert_eq!(BTreeSet::from(secrets).len(), 3);
         assert!(post.body.contains("regions/north/webhooks/w1"));
         // While secrets rotate, both are good.
         let post = ping("north", &webhook(2, 1), &signer, 1_000).unwrap();

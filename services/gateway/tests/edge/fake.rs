@@ -110,10 +110,10 @@ impl Feed {
         loop {
             let news = self.news.notified();
             let (incarnation, index, since) = *self.stands.lock();
-            let end = pb::Place { incarnation, index, changes: u32::MAX };
+            let end = tidewall_messages::Place { incarnation, index, changes: u32::MAX };
             let after = asked.after.unwrap_or(end);
             if after.incarnation != incarnation || after.index < since {
-                let place = Some(pb::Place { index: since, ..end });
+                let place = Some(tidewall_messages::Place { index: since, ..end });
                 return pb::Changes { entries: vec![], place, gone: true };
             }
             let kept = self.entries.lock().clone();

@@ -205,7 +205,11 @@ fn an_email_has_one_account_and_who_asks_again_learns_nothing_and_changes_nothin
     // A later life of the rows gives no number twice.
     world.context.incarnation = 2;
     let Ok(Done::Registered(later)) = world.anybody(register("bob", "one")) else { panic!() };
-    assert!(parse_id(&later.account_id).unwrap() > NUMBERS_PER_INCARNATION, "{}", later.account_id);
+    assert!(
+        parse_id(&later.account_id).unwrap() > crate::incarnation::NUMBERS_PER_INCARNATION,
+        "{}",
+        later.account_id
+    );
     world.check_all();
 }
 

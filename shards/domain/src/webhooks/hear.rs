@@ -8,7 +8,7 @@ use tidewall_messages::webhooks as messages;
 use tidewall_messages::webhooks::Delivery;
 
 use crate::Context;
-use crate::feed::HeardChange;
+use crate::feed::{HeardChange, Place};
 use crate::outbox::{Outbox, Queued, Queues};
 
 use super::DELIVERED_WITHIN_MS;
@@ -96,7 +96,7 @@ impl Telling<'_> {
                 let delivery = Delivery { webhook_id: webhook_id(self.webhook), changes: now, missed };
                 events.push(Event::Told { webhook: self.webhook, delivery });
             } else {
-                let places = now.iter().filter_map(|told| told.place).map(PlaceRow::from);
+                let places = now.iter().filter_map(|told| told.place).map(Place::from);
                 self.missed = places.fold(self.missed, |missed, place| Some(with(missed, place, 1)));
                 let missed = self.missed.map(|missed| Event::Missed { webhook: self.webhook, missed });
                 events.extend(missed);
@@ -115,7 +115,7 @@ impl Telling<'_> {
 }
 
 fn told(context: &Context, heard: &HeardChange) -> messages::Told {
-    let place = PlaceRow { incarnation: context.incarnation, index: context.index, number: heard.number };
+    let place = Place { incarnation: context.incarnation, index: context.index, changes: heard.number };
     messages::Told {
         place: Some(place.into()),
         log_ms: context.now_ms,
@@ -124,7 +124,7 @@ fn told(context: &Context, heard: &HeardChange) -> messages::Told {
 }
 
 /// What was missed so far, and this.
-fn with(missed: Option<MissedRow>, place: PlaceRow, count: u64) -> MissedRow {
+fn with(missed: Option<MissedRow>, place: Place, count: u64) -> MissedRow {
     let before = missed.unwrap_or(MissedRow { first: place, last: place, count: 0 });
     MissedRow {
         first: before.first.min(place),
@@ -139,12 +139,12 @@ pub(super) fn dropped(state: &State, effect: &[u8]) -> Vec<Event> {
     let Some((webhook, row)) = state.webhook(&delivery.webhook_id) else { return Vec::new() };
     let mut missed = row.missed;
     if let Some(before) = &delivery.missed {
-        let places = [before.first, before.last].into_iter().flatten().map(PlaceRow::from);
+        let places = [before.first, before.last].into_iter().flatten().map(Place::from);
         missed = places.fold(missed, |missed, place| Some(with(missed, place, 0)));
         missed =
             missed.map(|missed| MissedRow { count: missed.count.saturating_add(before.count), ..missed });
     }
-    let places = delivery.changes.iter().filter_map(|told| told.place).map(PlaceRow::from);
+    let places = delivery.changes.iter().filter_map(|told| told.place).map(Place::from);
     missed = places.fold(missed, |missed, place| Some(with(missed, place, 1)));
     missed.map(|missed| vec![Event::Missed { webhook, missed }]).unwrap_or_default()
 }
@@ -166,8 +166,8 @@ pub(super) fn send(event: &Event, outbox: &mut Outbox) {
 }
 
 fn notice(webhook: WebhookNo, missed: &messages::Missed) -> String {
-    let place = |place: Option<messages::Place>| {
-        let messages::Place { incarnation, index, changes } = place.unwrap_or_default();
+    let place = |place: Option<tidewall_messages::Place>| {
+        let tidewall_messages::Place { incarnation, index, changes } = place.unwrap_or_default();
         format!("{incarnation}-{index}-{changes}")
     };
     format!(

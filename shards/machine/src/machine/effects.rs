@@ -23,8 +23,6 @@ pub const DEAD_OF_QUEUE_MAX: usize = 16;
 const DEAD_BYTES_MAX: u64 = 32 << 20;
 /// Whoever becomes the first of its queue is tried for so long at least, milliseconds of steady time.
 const TRIED_MS_MIN: u64 = 5 * 60_000;
-/// Bytes of the reason of a failure that are kept.
-const FAILURE_BYTES_MAX: usize = 256;
 
 /// An effect that is due.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,13 +194,11 @@ impl Machine {
             return;
         };
         let next_ms = context.steady_ms.saturating_add(row.pause_ms(&end.key, failure.after_ms));
-        let mut why = failure.why.clone();
-        truncate(&mut why, FAILURE_BYTES_MAX);
         let row = EffectRow {
             attempts: row.attempts.saturating_add(1),
             // One before it may have been revived meanwhile.
             next_ms: row.next_ms.map(|_| next_ms),
-            failure: why,
+            failure: failure.why.clone(),
             ..row
         };
         if next_ms >= row.until_ms {
@@ -394,9 +390,4 @@ impl Machine {
     pub(super) fn effects_until_ms(&self) -> Option<u64> {
         self.index_of_effects().until.first().map(|(until, _)| *until)
     }
-}
-
-fn truncate(text: &mut String, bytes: usize) {
-    let end = (0..=bytes.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    text.truncate(end.unwrap_or(0));
 }

@@ -230,7 +230,7 @@ fn what_fails_is_tried_again_later_and_later_and_then_waits_for_somebody() {
         assert_eq!((effect.key, effect.attempts), (queue, attempts), "the second waits behind the first");
         // The end of another attempt is no end of this one.
         log.one(now, end(queue, attempts + 1, None));
-        log.one(now, end(queue, attempts, failed(&"no route ".repeat(100), 0)));
+        log.one(now, end(queue, attempts, failed("no route", 0)));
         attempts += 1;
         let Some(pause) = log.machine.next_effect_in_ms(Stamp::confirmed(now), &|key, _| *key == queue)
         else {
@@ -368,8 +368,7 @@ fn who_is_behind_for_too_long_misses_what_comes_is_told_so_and_somebody_as_well(
     let notices: Vec<String> =
         notices.map(|(_, row)| row.reason.clone()).filter(|why| why.contains("w2:")).collect();
     assert_eq!(notices.len(), 1, "{notices:?}");
-    let place =
-        |place: tidewall_domain::webhooks::model::PlaceRow| format!("1-{}-{}", place.index, place.number);
+    let place = |place: crate::feed::Place| format!("1-{}-{}", place.index, place.changes);
     let range = format!("240 changes from {} to {}", place(missed.first), place(missed.last));
     assert!(notices[0].contains(&range), "{notices:?}: {range}");
     while bytes(&log) > 0 {

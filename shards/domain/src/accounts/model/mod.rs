@@ -51,6 +51,7 @@ use std::collections::BTreeSet;
 
 use crate::Roles;
 use crate::codec::{DecodeError, Reader};
+use crate::counter::number_of;
 use crate::outbox::GroupNo;
 use crate::table::Table;
 
@@ -86,8 +87,6 @@ pub const CLAIMING_KNOWN_MS: u64 = 300_000;
 pub const CLAIM_ASKED_AFTER_MS: u64 = 60_000;
 /// Number of the personal field that is the e-mail.
 pub const FIELD_EMAIL: u32 = 1;
-/// Accounts are numbered anew from a multiple of this in each incarnation, so that nobody gets the name of an account that was lost.
-pub const NUMBERS_PER_INCARNATION: u64 = 1_000_000_000_000;
 
 /// Key of the counter of account numbers: the highest that was given.
 pub const COUNTER_ACCOUNTS: u64 = 1;
@@ -178,10 +177,7 @@ pub fn account_id(no: AccountNo) -> String {
 
 /// Number of an account by its id: "a12".
 pub fn parse_id(id: &str) -> Option<AccountNo> {
-    let digits = id.strip_prefix('a')?;
-    let canonical =
-        !digits.is_empty() && !digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
-    canonical.then(|| digits.parse().ok())?
+    number_of('a', id)
 }
 
 /// Keys by when something is to be done about them, milliseconds of steady time.

@@ -188,8 +188,7 @@ fn granted(state: &State, context: &Context, from: GroupNo, (email, id): (Digest
 
 /// The number of the next account. Those of an incarnation that was lost are not given again.
 pub(in crate::accounts) fn next_account(state: &State, context: &Context) -> AccountNo {
-    let first = incarnation::ordinal(context.incarnation) * NUMBERS_PER_INCARNATION;
-    state.counter(COUNTER_ACCOUNTS).max(first) + 1
+    incarnation::first_number(context.incarnation).max(state.counter(COUNTER_ACCOUNTS) + 1)
 }
 
 /// Undo of step 1, at home: somebody else has the e-mail. Of a wish that has ended it says nothing: it may be an old answer.

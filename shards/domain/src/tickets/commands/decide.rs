@@ -213,7 +213,7 @@ impl<'a> Case<'a> {
 
     /// The next number of a ticket or hold: as the stock says, but never one that an earlier incarnation may have given.
     fn number(&self, next: u64) -> u64 {
-        next.max(incarnation::ordinal(self.context.incarnation) * NUMBERS_PER_INCARNATION + 1)
+        next.max(incarnation::first_number(self.context.incarnation))
     }
 
     /// Sells places out of the stock.

@@ -38,9 +38,6 @@ pub const EXPIRED_KEPT_MS: u64 = 60_000;
 pub const HOLDS_MAX: usize = 1_000;
 /// What one command ends of due holds at most to make room for itself: holds and their seats together.
 pub const ENDED_MAX: usize = 2_000;
-/// Tickets and holds are numbered anew from a multiple of this in each incarnation, so that what was sold in a life that was
-/// lost keeps its number for itself.
-pub const NUMBERS_PER_INCARNATION: u64 = 1_000_000_000_000;
 /// Highest quota per buyer.
 pub const QUOTA_MAX: u32 = 100_000;
 

@@ -65,18 +65,18 @@ fn ids_and_numbers_of_a_new_incarnation_were_never_given_before() {
     else {
         panic!()
     };
-    assert_eq!(first, NUMBERS_PER_INCARNATION + 1);
+    assert_eq!(first, crate::incarnation::NUMBERS_PER_INCARNATION + 1);
     let one_place = hold("ga", 1, &[], 50);
     let Done::Hold(HoldView { hold_id: hold, .. }) = world.ask("alice", &one_place).unwrap() else {
         panic!()
     };
-    assert_eq!(hold_number(&hold), NUMBERS_PER_INCARNATION + 1);
+    assert_eq!(hold_number(&hold), crate::incarnation::NUMBERS_PER_INCARNATION + 1);
     let confirm = confirm(hold);
     let Done::Purchase(PurchaseView { first_number: first, .. }) = world.ask("alice", &confirm).unwrap()
     else {
         panic!()
     };
-    assert_eq!(first, NUMBERS_PER_INCARNATION + 3);
+    assert_eq!(first, crate::incarnation::NUMBERS_PER_INCARNATION + 3);
     // A forced recovery counts further up; imports follow it.
     let recovered = 1 << 32;
     for (incarnation, before) in [(recovered, 1_000), (recovered + 3, 1_003), (recovered * 2, 2_000)] {
@@ -87,12 +87,12 @@ fn ids_and_numbers_of_a_new_incarnation_were_never_given_before() {
             else {
                 panic!()
             };
-            assert_eq!(first, before * NUMBERS_PER_INCARNATION + next, "{incarnation:x}");
+            assert_eq!(first, before * crate::incarnation::NUMBERS_PER_INCARNATION + next, "{incarnation:x}");
         }
         let Done::Hold(HoldView { hold_id: number, .. }) = world.ask("bob", &one_place).unwrap() else {
             panic!()
         };
-        assert_eq!(hold_number(&number), before * NUMBERS_PER_INCARNATION + 1);
+        assert_eq!(hold_number(&number), before * crate::incarnation::NUMBERS_PER_INCARNATION + 1);
     }
     for taken in ["e1-2", "e77-1"] {
         assert_eq!(world.ask("organiser", &create_as(taken)).unwrap_err().field(), "event_id", "{taken}");

@@ -46,7 +46,7 @@ pub(in crate::webhooks) fn decide(
         Some(Op::RotateSecret(rotate)) => {
             let (number, row) = case.own(&rotate.webhook_id)?;
             let (generation, previous_generation) =
-                (case.generation().max(row.generation.saturating_add(1)), row.generation);
+                (case.first_number().max(row.generation.saturating_add(1)), row.generation);
             let rotating_until_ms = context.steady_ms.saturating_add(ROTATING_MS);
             Ok(case.saved(
                 number,
@@ -105,26 +105,25 @@ impl<'a> Case<'a> {
         if self.state.webhooks.len() >= WEBHOOKS_OF_ALL_MAX {
             return Err(Rejection::RegionFull);
         }
-        let first = incarnation::ordinal(self.context.incarnation) * NUMBERS_PER_INCARNATION;
         let last = self.state.counters.get(&COUNTER_WEBHOOKS).map_or(0, |counter| counter.0);
         let row = WebhookRow {
             owner: owner.to_owned(),
             url,
             kinds,
             row,
-            generation: self.generation(),
+            generation: self.first_number(),
             previous_generation: 0,
             rotating_until_ms: 0,
             revision: 0,
             created_ms: self.context.now_ms,
             missed: None,
         };
-        Ok(self.saved(last.max(first) + 1, row))
+        Ok(self.saved(self.first_number().max(last + 1), row))
     }
 
-    /// The first generation of secrets in this incarnation.
-    fn generation(&self) -> u64 {
-        incarnation::ordinal(self.context.incarnation) * GENERATIONS_PER_INCARNATION + 1
+    /// The first number of this incarnation, of webhooks and of generations of secrets alike.
+    fn first_number(&self) -> u64 {
+        incarnation::first_number(self.context.incarnation)
     }
 
     fn now(&self) -> Now {

@@ -2,12 +2,12 @@
 
 mod webhook;
 
-use crate::counter::Counter;
+use crate::counter::{Counter, number_of};
 use crate::table::{Table, table_id};
 
 pub use tidewall_messages::webhooks::MODULE;
 
-pub use webhook::{ByOwner, MissedRow, PlaceRow, WebhookNo, WebhookRow};
+pub use webhook::{ByOwner, MissedRow, WebhookNo, WebhookRow};
 
 /// Webhooks that somebody may have in a group.
 pub const WEBHOOKS_MAX: usize = 20;
@@ -19,8 +19,6 @@ pub const URL_MAX: usize = 2_048;
 pub const KINDS_MAX: u32 = 64;
 /// A secret goes on so long after the next one was made, milliseconds of steady time: a day.
 pub const ROTATING_MS: u64 = 86_400_000;
-/// Secrets are numbered anew from a multiple of this in each incarnation.
-pub const GENERATIONS_PER_INCARNATION: u64 = 1_000_000;
 /// Deliveries of a webhook that may wait.
 pub const QUEUE_MAX: u64 = 1_000;
 /// Bytes of deliveries that may wait for the webhooks of one owner.
@@ -35,8 +33,6 @@ pub const DELIVERY_CHANGES_MAX: usize = 100;
 pub const DELIVERY_BYTES_MAX: usize = 64 << 10;
 /// Deliveries that nobody knows of yet are joined up to so many bytes: who is a little behind catches up.
 pub const JOINED_BYTES_MAX: u64 = 64 << 10;
-/// Webhooks are numbered anew from a multiple of this in each incarnation, so that none gets the name of one that was lost.
-pub const NUMBERS_PER_INCARNATION: u64 = 1_000_000_000_000;
 
 /// Key of the counter of webhooks: the highest number that was given.
 pub const COUNTER_WEBHOOKS: u64 = 1;
@@ -71,8 +67,5 @@ pub fn webhook_id(number: WebhookNo) -> String {
 
 /// Number of a webhook by its id: "w12".
 pub fn parse_id(id: &str) -> Option<WebhookNo> {
-    let digits = id.strip_prefix('w')?;
-    let canonical =
-        !digits.is_empty() && !digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
-    canonical.then(|| digits.parse().ok())?
+    number_of('w', id)
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tidewall_messages::webhooks as messages;
 
 use crate::codec::{DecodeError, Reader, Writer};
+use crate::feed::Place;
 use crate::table::{Row, TableId, table_id};
 
 use super::MODULE;
@@ -12,24 +13,13 @@ use super::MODULE;
 /// Number of a webhook within its group.
 pub type WebhookNo = u64;
 
-/// Where a change is in the feed: incarnation, log index, number within the entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PlaceRow {
-    /// Incarnation of the group.
-    pub incarnation: u64,
-    /// Log index of the entry.
-    pub index: u64,
-    /// Number of the change within the entry, from 1.
-    pub number: u32,
-}
-
 /// Changes that a webhook was not told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MissedRow {
     /// The first.
-    pub first: PlaceRow,
+    pub first: Place,
     /// The last.
-    pub last: PlaceRow,
+    pub last: Place,
     /// How many.
     pub count: u64,
 }
@@ -67,34 +57,20 @@ impl WebhookRow {
     }
 }
 
-impl From<PlaceRow> for messages::Place {
-    fn from(place: PlaceRow) -> Self {
-        Self { incarnation: place.incarnation, index: place.index, changes: place.number }
-    }
-}
-
-impl From<messages::Place> for PlaceRow {
-    fn from(place: messages::Place) -> Self {
-        Self { incarnation: place.incarnation, index: place.index, number: place.changes }
-    }
-}
-
 impl From<MissedRow> for messages::Missed {
     fn from(missed: MissedRow) -> Self {
         Self { first: Some(missed.first.into()), last: Some(missed.last.into()), count: missed.count }
     }
 }
 
-impl PlaceRow {
-    fn encode(self, w: &mut Writer) {
-        w.u64(self.incarnation);
-        w.u64(self.index);
-        w.u32(self.number);
-    }
+fn encode_place(place: Place, w: &mut Writer) {
+    w.u64(place.incarnation);
+    w.u64(place.index);
+    w.u32(place.changes);
+}
 
-    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self { incarnation: r.u64()?, index: r.u64()?, number: r.u32()? })
-    }
+fn decode_place(r: &mut Reader<'_>) -> Result<Place, DecodeError> {
+    Ok(Place { incarnation: r.u64()?, index: r.u64()?, changes: r.u32()? })
 }
 
 /// Numbers of the webhooks of each owner.
@@ -133,8 +109,8 @@ impl Row for WebhookRow {
         w.u64(self.revision);
         w.u64(self.created_ms);
         w.option(self.missed.as_ref(), |w, missed| {
-            missed.first.encode(w);
-            missed.last.encode(w);
+            encode_place(missed.first, w);
+            encode_place(missed.last, w);
             w.u64(missed.count);
         });
     }
@@ -150,7 +126,7 @@ impl Row for WebhookRow {
             revision: r.u64()?,
             created_ms: r.u64()?,
             missed: r.option(|r| {
-                Ok(MissedRow { first: PlaceRow::decode(r)?, last: PlaceRow::decode(r)?, count: r.u64()? })
+                Ok(MissedRow { first: decode_place(r)?, last: decode_place(r)?, count: r.u64()? })
             })?,
         })
     }
