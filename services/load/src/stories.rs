@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +18,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde::Serialize;
 pub use tidewall_workloads::NAMES;
+use tidewall_workloads::server::{Arrived, Conduct, Server};
 use tidewall_workloads::{Book, Site, tell};
 use tonic::transport::Channel;
 use uuid::Uuid;
@@ -26,6 +28,8 @@ use crate::{LoadError, Mint, Target};
 
 /// Longest time that is told apart, microseconds: an hour.
 const TIME_US_MAX: u64 = 3_600_000_000;
+/// Of so many deliveries of webhooks one is refused, one is cut before it was taken in and one after.
+const FAILS_EVERY: usize = 20;
 /// Deadline of the only calls that do not belong to a story.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the first answer of a cluster is waited for.
@@ -96,6 +100,8 @@ pub struct Told {
     pub stories: u64,
     /// Answers in them.
     pub answers: u64,
+    /// Webhooks at whose servers all has arrived that is known. None in a cluster that may not call servers here.
+    pub webhooks: u64,
     /// How long it took, seconds.
     pub duration_s: f64,
     /// Answers a second.
@@ -189,6 +195,16 @@ impl Stage {
         let (book, times): (Rc<RefCell<Book>>, Rc<RefCell<Times>>) = (Rc::default(), Rc::default());
         // Its own: a connection belongs to the runtime that makes it.
         let pool = Pool::new(&self.target, self.plan.connections, LOOK_DEADLINE)?;
+        // Whoever is reached over the loopback interface reaches servers there, if it may.
+        let is_here = self.target.endpoints.iter().all(|endpoint| endpoint.starts_with("http://127."));
+        let server = if is_here {
+            let conduct = Conduct { fails_every: FAILS_EVERY, ..Conduct::default() };
+            let server = Server::start(Ipv4Addr::LOCALHOST.into(), conduct).await;
+            let failed = |error| LoadError::Task(format!("no server for webhooks: {error}"));
+            Some(Rc::new(server.map_err(failed)?))
+        } else {
+            None
+        };
         let tellers = (0..self.plan.tellers as u64).map(|number| Teller {
             gateway: pool.channel(number),
             mint: Arc::clone(&self.target.mint),
@@ -198,6 +214,7 @@ impl Stage {
             random: RefCell::new(StdRng::seed_from_u64(self.plan.seed.wrapping_add(number))),
             began,
             own: self.plan.own,
+            server: server.clone(),
             stop: Arc::clone(&self.stop),
             answers: Arc::clone(&self.answers),
             book: Rc::clone(&book),
@@ -214,6 +231,7 @@ impl Stage {
         Ok(Told {
             stories: book.done,
             answers: book.answers,
+            webhooks: book.webhooks,
             duration_s,
             answers_per_second: book.answers as f64 / duration_s,
             methods: times.iter().map(|(method, times)| figures(method, times)).collect(),
@@ -245,6 +263,7 @@ struct Teller {
     random: RefCell<StdRng>,
     began: Instant,
     own: bool,
+    server: Option<Rc<Server>>,
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
     book: Rc<RefCell<Book>>,
@@ -305,6 +324,15 @@ impl Site for Teller {
             Histogram::new_with_bounds(1, TIME_US_MAX, 3).expect("constant bounds are valid")
         });
         times.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
+    }
+
+    fn server(&self, name: &str) -> Option<String> {
+        let server = self.server.as_ref().filter(|_| self.below(3) == 0)?;
+        Some(server.url(name))
+    }
+
+    fn arrived(&self, url: &str) -> Vec<Arrived> {
+        self.server.as_ref().map(|server| server.arrived(url)).unwrap_or_default()
     }
 
     fn book(&self) -> &RefCell<Book> {

@@ -256,8 +256,9 @@ fn story_table(told: &Told) -> String {
     let rows = told.methods.iter().map(row).collect();
     let wrong: String = told.wrong.iter().map(|wrong| format!("WRONG: {wrong}\n")).collect();
     let sum = format!(
-        "{} stories told to their end, {} answers in {:.1} s: {:.0}/s, {} wrong\n",
+        "{} stories told to their end, {} webhooks, {} answers in {:.1} s: {:.0}/s, {} wrong\n",
         told.stories,
+        told.webhooks,
         told.answers,
         told.duration_s,
         told.answers_per_second,

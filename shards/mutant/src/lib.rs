@@ -99,12 +99,19 @@ pub enum Mutant {
     /// An effect that has failed counts as done.
     FailedEffectDone,
     /// Each attempt at an effect has a name of its own.
+    /// Each attempt at an effect has a name of its own.
     EffectRenamed,
+    /// Webhooks are told what concerns others.
+    WebhookHearsOthers,
+    /// Deliveries are signed with the secret of no webhook.
+    SignedForNobody,
+    /// A secret that is changed stays the same.
+    OldSecretComesBack,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 48] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -150,6 +157,9 @@ impl Mutant {
         Self::AnotherEffectDone,
         Self::FailedEffectDone,
         Self::EffectRenamed,
+        Self::WebhookHearsOthers,
+        Self::SignedForNobody,
+        Self::OldSecretComesBack,
     ];
 }
 

@@ -3,18 +3,14 @@
 //!
 //! The servers that are called share the machine. Each takes a while to answer, as one that is far away does.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use hdrhistogram::Histogram;
-use parking_lot::Mutex;
 use serde::Serialize;
 use tidewall_proto::json::from_json;
 use tidewall_proto::v1::{CreateWebhookRequest, Webhook, WebhookDelivery};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tidewall_workloads::server::{Conduct, Server};
 
 use crate::cell::{Span, histogram, percentile_ms, record};
 use crate::machine;
@@ -22,6 +18,8 @@ use crate::open_loop::{Goods, drive, steady};
 use crate::report::plain;
 use crate::tidewall::Target;
 
+/// Arrivals are looked at so often: as much later than it was do they seem to arrive, at the most.
+const LOOK: Duration = Duration::from_millis(5);
 /// Buyers, and how long one stays.
 const BUYERS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,44 +44,36 @@ pub struct Delivered {
     load: String,
 }
 
-/// What has arrived.
-struct Arrived {
-    delay: Duration,
-    calls: AtomicU64,
-    changes: AtomicU64,
-    lag: Mutex<Histogram<u64>>,
-}
-
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-async fn serve(stream: TcpStream, arrived: &Arrived) -> anyhow::Result<()> {
-    let mut stream = BufReader::new(stream);
-    let (mut length, mut line) = (0, String::new());
-    while stream.read_line(&mut line).await? > 2 {
-        let (name, value) = line.split_once(": ").unwrap_or_default();
-        if name.eq_ignore_ascii_case("content-length") {
-            length = value.trim().parse()?;
+/// What has arrived at a server.
+#[derive(Default)]
+struct Sum {
+    calls: usize,
+    changes: usize,
+    /// From the log time of each change until it arrived.
+    lag: Vec<Duration>,
+}
+
+/// Adds up what arrives at these addresses until `over`.
+async fn count(server: &Server, urls: &[String], over: Duration) -> anyhow::Result<Sum> {
+    let (began, mut sum) = (Instant::now(), Sum::default());
+    while began.elapsed() < over {
+        tokio::time::sleep(LOOK).await;
+        let now = now_ms();
+        for arrived in urls.iter().flat_map(|url| server.take(url)) {
+            let delivery: WebhookDelivery = from_json("WebhookDelivery", &arrived.body)?;
+            sum.calls += 1;
+            sum.changes += delivery.changes.len();
+            for time in delivery.changes.iter().filter_map(|change| change.change_time.as_ref()) {
+                let told_ms = time.seconds as u64 * 1_000 + time.nanos as u64 / 1_000_000;
+                sum.lag.push(Duration::from_millis(now.saturating_sub(told_ms)));
+            }
         }
-        line.clear();
     }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await?;
-    let now = now_ms();
-    let delivery: WebhookDelivery = from_json("WebhookDelivery", std::str::from_utf8(&body)?)?;
-    arrived.calls.fetch_add(1, Ordering::Relaxed);
-    arrived.changes.fetch_add(delivery.changes.len() as u64, Ordering::Relaxed);
-    {
-        let mut lag = arrived.lag.lock();
-        for time in delivery.changes.iter().filter_map(|change| change.change_time.as_ref()) {
-            let told_ms = time.seconds as u64 * 1_000 + time.nanos as u64 / 1_000_000;
-            record(&mut lag, Duration::from_millis(now.saturating_sub(told_ms)));
-        }
-    }
-    tokio::time::sleep(arrived.delay).await;
-    stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await?;
-    Ok(())
+    Ok(sum)
 }
 
 /// Measures so many webhooks, whose servers take so long to answer, at each of these rates of purchases.
@@ -100,20 +90,10 @@ pub async fn delivered(
     let region = target.regions().await?.into_iter().next().context("the cluster has no regions")?;
     let event = target.event(&region).await?;
     let organiser = target.session("bench-organiser", Some("organiser"))?;
-    let (calls, changes) = (AtomicU64::new(0), AtomicU64::new(0));
-    let arrived = Arc::new(Arrived { delay, calls, changes, lag: Mutex::new(histogram()) });
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let url = format!("http://{}/", listener.local_addr()?);
-    let taking = Arc::clone(&arrived);
-    let serving = tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let taking = Arc::clone(&taking);
-            // What breaks is delivered once more, and counts then.
-            tokio::spawn(async move { drop(serve(stream, &taking).await) });
-        }
-    });
-    for number in 0..webhooks {
-        let webhook = Webhook { url: format!("{url}{number}"), event: event.clone(), ..Webhook::default() };
+    let server = Server::start(Ipv4Addr::LOCALHOST.into(), Conduct { delay, ..Conduct::default() }).await?;
+    let urls: Vec<String> = (0..webhooks).map(|number| server.url(&number.to_string())).collect();
+    for url in &urls {
+        let webhook = Webhook { url: url.clone(), event: event.clone(), ..Webhook::default() };
         let create = CreateWebhookRequest {
             parent: region.clone(),
             webhook: Some(webhook),
@@ -127,26 +107,23 @@ pub async fn delivered(
     for &rate in rates {
         let arrivals = steady(rate, span);
         let counting = async {
-            tokio::time::sleep(span.warm_up).await;
-            let before = [&arrived.changes, &arrived.calls].map(|count| count.load(Ordering::Relaxed));
-            arrived.lag.lock().reset();
-            tokio::time::sleep(span.measured).await;
-            let after = [&arrived.changes, &arrived.calls].map(|count| count.load(Ordering::Relaxed));
-            [after[0] - before[0], after[1] - before[1]]
+            count(&server, &urls, span.warm_up).await?;
+            count(&server, &urls, span.measured).await
         };
         let load = machine::load();
-        let (driven, [changes, calls]) =
-            tokio::join!(drive(&buyers, &goods, arrivals, span, PATIENCE), counting);
+        let (driven, sum) = tokio::join!(drive(&buyers, &goods, arrivals, span, PATIENCE), counting);
+        let sum = sum?;
         let seen = driven.seen.first();
         let percentile = |percentile| seen.map_or(0.0, |seen| seen.percentile_ms(percentile));
-        let lag = arrived.lag.lock();
+        let mut lag = histogram();
+        sum.lag.iter().for_each(|late| record(&mut lag, *late));
         rows.push(Delivered {
             webhooks,
             delay_ms: delay.as_millis() as u64,
             asked: rate,
             made: seen.map_or(0.0, |seen| seen.served() as f64 / span.measured.as_secs_f64()),
-            arrived: changes as f64 / span.measured.as_secs_f64(),
-            calls: calls as f64 / span.measured.as_secs_f64(),
+            arrived: sum.changes as f64 / span.measured.as_secs_f64(),
+            calls: sum.calls as f64 / span.measured.as_secs_f64(),
             lag_p50_ms: percentile_ms(&lag, 50.0),
             lag_p99_ms: percentile_ms(&lag, 99.0),
             purchase_p50_ms: percentile(50.0),
@@ -154,7 +131,6 @@ pub async fn delivered(
             load,
         });
     }
-    serving.abort();
     Ok((table(&rows), rows))
 }
 

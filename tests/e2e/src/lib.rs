@@ -7,4 +7,3 @@ pub mod audit;
 pub mod client;
 pub mod cluster;
 pub mod process;
-pub mod receiver;

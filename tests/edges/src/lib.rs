@@ -165,7 +165,7 @@ pub const TABLE: &[Layer] = &[
     },
     Layer {
         name: "tidewall-bench",
-        may_use: &["tidewall-proto", "tidewall-e2e"],
+        may_use: &["tidewall-proto", "tidewall-e2e", "tidewall-workloads"],
         tests_may_use: &[],
         why: "measures the real binary from outside, as a client does, with the harness of the end-to-end tests",
     },
@@ -179,7 +179,7 @@ pub const TABLE: &[Layer] = &[
         name: "tidewall-e2e",
         may_use: &["tidewall-proto"],
         // Its tests are a user of the client, too.
-        tests_may_use: &["tidewall-sdk"],
+        tests_may_use: &["tidewall-sdk", "tidewall-workloads"],
         why: "tests the real binary from outside, as a client does",
     },
     Layer {

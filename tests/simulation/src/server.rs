@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tidewall_gateway::{Answered, Outside, Post};
+use tidewall_workloads::server::Arrived;
 use tokio::time::sleep;
 
 /// Longer than anybody waits.
@@ -21,8 +22,8 @@ pub struct Servers(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     random: StdRng,
-    /// By address: ids and bodies of deliveries.
-    arrived: BTreeMap<String, Vec<(String, String)>>,
+    /// By address.
+    arrived: BTreeMap<String, Vec<Arrived>>,
 }
 
 /// What becomes of a call.
@@ -47,7 +48,7 @@ impl Servers {
     }
 
     /// What has arrived at an address.
-    pub fn arrived(&self, url: &str) -> Vec<(String, String)> {
+    pub fn arrived(&self, url: &str) -> Vec<Arrived> {
         self.0.lock().arrived.get(url).cloned().unwrap_or_default()
     }
 
@@ -65,9 +66,17 @@ impl Servers {
     }
 
     fn arrive(&self, post: Post) {
-        let id = post.headers.iter().find(|(name, _)| *name == "webhook-id");
-        let id = id.map(|(_, id)| id.clone()).unwrap_or_default();
-        self.0.lock().arrived.entry(post.url).or_default().push((id, post.body));
+        let header = |name: &str| {
+            let header = post.headers.iter().find(|(known, _)| *known == name);
+            header.map(|(_, value)| value.clone()).unwrap_or_default()
+        };
+        let arrived = Arrived {
+            id: header("webhook-id"),
+            timestamp: header("webhook-timestamp"),
+            signature: header("webhook-signature"),
+            body: post.body.clone(),
+        };
+        self.0.lock().arrived.entry(post.url).or_default().push(arrived);
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use tidewall_workloads::server::Arrived;
 use tidewall_workloads::{Book, NAMES, Site, tell};
 use tokio::time::sleep;
 use tonic::transport::Channel;
@@ -105,7 +106,7 @@ impl Site for Storytellers {
         (self.below(2) == 0).then(|| format!("https://servers.example/{name}"))
     }
 
-    fn arrived(&self, url: &str) -> Vec<(String, String)> {
+    fn arrived(&self, url: &str) -> Vec<Arrived> {
         self.clients.servers.arrived(url)
     }
 

@@ -5,6 +5,7 @@
 //! runs at. **Never here:** a clock, a random number, or anything of the code under test but its protocol.
 
 mod accounts;
+pub mod server;
 mod tickets;
 
 use std::cell::RefCell;
@@ -16,6 +17,8 @@ use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
+
+use server::Arrived;
 
 /// The workloads, one for each domain.
 macro_rules! workloads {
@@ -69,14 +72,10 @@ pub trait Site {
     fn is_own(&self) -> bool;
     /// A method has answered, so long after it was asked for the first time.
     fn answered(&self, _method: &'static str, _took: Duration) {}
-    /// Address of a server that webhooks of this name can call, for some stories of a site that has any. The server may fail.
-    fn server(&self, _name: &str) -> Option<String> {
-        None
-    }
-    /// What has arrived at such a server so far, in order: ids of deliveries and their bodies.
-    fn arrived(&self, _url: &str) -> Vec<(String, String)> {
-        Vec::new()
-    }
+    /// Address of a server that webhooks of this name can call, for some stories; `None`: there is none. The server may fail.
+    fn server(&self, name: &str) -> Option<String>;
+    /// What has arrived at such an address so far, in order.
+    fn arrived(&self, url: &str) -> Vec<Arrived>;
     /// What is found goes here.
     fn book(&self) -> &RefCell<Book>;
 }
@@ -97,6 +96,8 @@ pub struct Book {
     pub done: u64,
     /// Answers.
     pub answers: u64,
+    /// Webhooks at whose servers all has arrived.
+    pub webhooks: u64,
     /// What was found wrong.
     pub suspicions: Vec<Suspicion>,
     /// What may happen once in a region: region, how often that had been brought back, and to whom it did.

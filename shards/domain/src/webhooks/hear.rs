@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 use tidewall_messages::webhooks as messages;
 use tidewall_messages::webhooks::Delivery;
+use tidewall_mutant::{Mutant, active};
 
 use crate::Context;
 use crate::feed::{HeardChange, Place};
@@ -28,7 +29,10 @@ pub(super) fn hear(
         let told = &change.told;
         let (owner, answerable) = (told.change.owner.as_str(), told.answerable.as_str());
         let also = (answerable != owner).then_some(answerable);
-        for subject in [Some(owner), also].into_iter().flatten() {
+        let others = state.webhooks.derived().0.keys().map(String::as_str);
+        let others = others
+            .filter(|other| active(Mutant::WebhookHearsOthers) && *other != owner && *other != answerable);
+        for subject in [Some(owner), also].into_iter().flatten().chain(others) {
             let own = hooks.entry(subject).or_insert_with(|| {
                 state.of(subject).filter_map(|number| Some((number, state.webhooks.get(&number)?))).collect()
             });

@@ -166,6 +166,8 @@ impl LocalDriver {
                 arguments.extend(["--account-key".into(), blueprint.account_key.clone().into()]);
                 arguments.extend(["--signing-key".into(), blueprint.signing_key.clone().into()]);
                 arguments.extend(["--threads".into(), "1".into()]);
+                // Stories have servers.
+                arguments.extend(["--webhook-allow".into(), "127.0.0.0/8".into()]);
             }
         }
         arguments.extend(["--topology".into(), blueprint.topology.clone().into(), "--parent-pipe".into()]);

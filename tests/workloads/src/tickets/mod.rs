@@ -196,7 +196,7 @@ impl<S: Site> Sale<'_, S> {
     /// One thing that somebody does.
     async fn step(&mut self) -> Result<(), Over> {
         let (buyer, quantity) = (self.below(self.buyers.len()), 1 + self.below(3) as i64);
-        match self.below(17) {
+        match self.below(19) {
             0..3 => self.buy(buyer, quantity).await,
             3..5 => self.hold(buyer, quantity).await,
             5 | 6 if !self.holds.is_empty() => self.end_hold().await,
@@ -209,6 +209,7 @@ impl<S: Site> Sale<'_, S> {
             14 => self.check_holds(buyer).await,
             15 => self.check_search(buyer).await,
             16 => self.check_changes().await,
+            17 | 18 => self.tend_webhook().await,
             _ => self.check_stock().await,
         }
     }

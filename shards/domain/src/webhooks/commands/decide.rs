@@ -4,6 +4,8 @@ use tidewall_messages::webhooks::command::Op;
 use tidewall_messages::webhooks::outcome::Result as Done;
 use tidewall_messages::webhooks::{Command, Outcome, Settings};
 
+use tidewall_mutant::{Mutant, active};
+
 use crate::{Caller, Context, Now, incarnation};
 
 use super::super::model::*;
@@ -47,6 +49,7 @@ pub(in crate::webhooks) fn decide(
             let (number, row) = case.own(&rotate.webhook_id)?;
             let (generation, previous_generation) =
                 (case.first_number().max(row.generation.saturating_add(1)), row.generation);
+            let generation = if active(Mutant::OldSecretComesBack) { row.generation } else { generation };
             let rotating_until_ms = context.steady_ms.saturating_add(ROTATING_MS);
             Ok(case.saved(
                 number,
