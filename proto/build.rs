@@ -122,9 +122,23 @@ fn table(methods: &[MethodDescriptor]) -> Result<String, Failure> {
         )?;
         if !method.is_client_streaming() {
             let getter = getter(&input, &path).map_err(|why| format!("{name}: {why}"))?;
+            let aged = ["consistency", "max_age"].map(|field| input.get_field_by_name(field).is_some());
+            let reads = effect == "v1::Effect::Read";
+            let freshness = match aged {
+                [true, true] if reads => {
+                    "\n    fn freshness(&self) -> (i32, Option<::prost_types::Duration>) {\n        (self.consistency, self.max_age)\n    }"
+                }
+                [false, false] => "",
+                _ => {
+                    return Err(format!(
+                        "{name}: with EFFECT_READ a message has a consistency and a max_age, or neither"
+                    )
+                    .into());
+                }
+            };
             writeln!(
                 resources,
-                "impl Resource for v1::{} {{\n    fn resource(&self) -> &str {{\n        {getter}\n    }}\n}}",
+                "impl Asks for v1::{} {{\n    fn resource(&self) -> &str {{\n        {getter}\n    }}{freshness}\n}}",
                 input.name()
             )?;
         }

@@ -3,6 +3,7 @@
 const FILES: &[&str] = &[
     "tidewall/log/v1/rejection.proto",
     "tidewall/log/v1/change.proto",
+    "tidewall/log/v1/seen.proto",
     "tidewall/log/tickets/v1/tickets.proto",
     "tidewall/log/accounts/v1/accounts.proto",
     "tidewall/log/webhooks/v1/webhooks.proto",

@@ -28,4 +28,6 @@ pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/
 pub mod json;
 mod methods;
 
-pub use methods::{Declared, Method, Policy, Resource};
+pub use methods::{Asks, Declared, Method, Policy};
+/// How far the rows of a group were seen.
+pub use tidewall_messages::Seen;

@@ -38,10 +38,15 @@ pub struct Policy {
     pub stepwise: bool,
 }
 
-/// A request that may name a resource.
-pub trait Resource {
-    /// The name that it gives, where its method's policy says that it stands.
+/// A request.
+pub trait Asks {
+    /// The name of the resource that it is about, where its method's policy says that it stands.
     fn resource(&self) -> &str;
+
+    /// How fresh its answer must be: a `ReadConsistency`, and how old it may be.
+    fn freshness(&self) -> (i32, Option<prost_types::Duration>) {
+        (0, None)
+    }
 }
 
 include!(concat!(env!("OUT_DIR"), "/methods.rs"));

@@ -15,6 +15,7 @@ macro_rules! parts {
 }
 
 pub mod accounts;
+mod seen;
 pub mod tickets;
 pub mod webhooks;
 
@@ -23,7 +24,8 @@ mod v1 {
     include!(concat!(env!("OUT_DIR"), "/tidewall.log.v1.rs"));
 }
 
-pub use v1::{Change, Place, Rejection};
+pub use seen::NotSeen;
+pub use v1::{Change, Place, Rejection, Seen};
 
 /// What has happened, in the words of a module.
 pub trait ModuleChange: prost::Message {

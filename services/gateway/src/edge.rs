@@ -9,7 +9,7 @@ use std::time::Duration;
 use tidewall_client::{ConnectedFrom, Connections, ShardClient, Topology};
 use tidewall_proto::internal::v1 as pb;
 use tidewall_proto::v1::{Effect, Priority};
-use tidewall_proto::{Declared, Policy, Resource};
+use tidewall_proto::{Asks, Declared, Policy};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
@@ -24,6 +24,7 @@ use crate::errors::ApiError;
 use crate::feed::Feeds;
 use crate::metrics::Metrics;
 use crate::names;
+use crate::reads::{Reading, SEEN, SeenRegions};
 use crate::webhooks::{Network, Outside};
 
 pub(crate) use tidewall_proto::Method;
@@ -64,6 +65,10 @@ pub(crate) struct Call {
     pub(crate) peer: Option<IpAddr>,
     /// It has no request id: whoever does not know what became of it sends it again.
     pub(crate) idempotent: bool,
+    /// How fresh its answer must be.
+    pub(crate) reading: Reading,
+    /// How far its caller has seen the regions.
+    pub(crate) seen: Arc<SeenRegions>,
     /// Finishes or undoes what was started.
     finishes: bool,
     /// It was not admitted as a whole: each of its steps waits for its turn in this region, as what it is.
@@ -80,9 +85,9 @@ impl Call {
 
     /// A part of a call for all regions: it looks at what one of them has, in its turn there.
     pub(crate) fn look_in(&self, position: usize, group: u32, deadline: Deadline) -> Self {
-        let (principal, steps_in) =
-            (Arc::clone(&self.principal), Some((position, admission::Priority::Browse)));
-        Self { principal, group, deadline, steps_in, ..*self }
+        let (principal, seen) = (Arc::clone(&self.principal), Arc::clone(&self.seen));
+        let steps_in = Some((position, admission::Priority::Browse));
+        Self { principal, seen, group, deadline, steps_in, ..*self }
     }
 
     /// What every command of the caller has in common; without a module it is a seal.
@@ -129,6 +134,8 @@ pub(crate) struct Edge {
     pub(crate) outside: Arc<dyn Outside>,
     /// Places of those who have a webhook pinged.
     pub(crate) pings: Semaphore,
+    /// Places of reads at standbys.
+    pub(crate) reads: Semaphore,
 }
 
 /// Whatever waits under this name has not proven who it is: no event can be called so.
@@ -148,6 +155,8 @@ struct Arrived<'a> {
     metadata: &'a MetadataMap,
     /// Name of the resource that it is about; empty: none.
     resource: &'a str,
+    /// How fresh its answer must be.
+    freshness: (i32, Option<prost_types::Duration>),
     /// How many single calls it weighs.
     weight: usize,
     /// Bytes of its message.
@@ -187,6 +196,14 @@ impl Edge {
             false => self.authenticator.look_up(arrived.metadata, now_ms)?,
         };
         let deadline = deadline_of(&policy, arrived.metadata, now_ms)?;
+        let seen = match (SeenRegions::brought(arrived.metadata, &self.topology), policy.effect) {
+            (seen, Effect::Read) => seen?,
+            // Nothing that is decided depends on what was seen.
+            (seen, _) => seen.unwrap_or_default(),
+        };
+        let seen = Arc::new(seen);
+        let (consistency, age) = arrived.freshness;
+        let reading = Reading::of(consistency, age)?;
         // What a token proves is known before anybody waits for it, and what it names is in no message about it.
         let shown =
             (policy.anonymous && !policy.stepwise).then(|| self.check_refresh_token(resource)).transpose()?;
@@ -205,9 +222,11 @@ impl Edge {
             caller => caller,
         };
         let verified = matches!(caller, Caller::Known(_)) || shown.is_some();
+        // What standbys answer takes no place at the active; it waits for one when it has to go there.
+        let stepwise = policy.stepwise || (reading.age.is_some() && verified);
         let mut permit = None;
         let group = position.map_or(0, |position| self.topology.regions[position].group);
-        if let Some(position) = position.filter(|_| !policy.stepwise) {
+        if let Some(position) = position.filter(|_| !stepwise) {
             let turn = turn(policy.priority);
             let arriving = Arriving {
                 region: position,
@@ -238,8 +257,10 @@ impl Edge {
             fingerprint: 0,
             peer: arrived.peer.map(|peer| peer.ip()),
             idempotent: policy.effect == Effect::Idempotent,
+            reading,
+            seen,
             finishes: policy.priority == Priority::Finish,
-            steps_in: position.filter(|_| policy.stepwise).map(|position| (position, turn(policy.priority))),
+            steps_in: position.filter(|_| stepwise).map(|position| (position, turn(policy.priority))),
         };
         Ok((call, permit, held))
     }
@@ -281,7 +302,7 @@ impl Edge {
     }
 
     /// Runs one call that has a message.
-    pub(crate) async fn run<T: prost::Message + Resource, R, Fut>(
+    pub(crate) async fn run<T: prost::Message + Asks, R, Fut>(
         &self,
         method: Method,
         request: Request<T>,
@@ -294,7 +315,7 @@ impl Edge {
     }
 
     /// Runs one call that stands for several.
-    pub(crate) async fn run_weighing<T: prost::Message + Resource, R, Fut>(
+    pub(crate) async fn run_weighing<T: prost::Message + Asks, R, Fut>(
         &self,
         method: Method,
         request: Request<T>,
@@ -307,7 +328,7 @@ impl Edge {
         let size = Size { bytes: request.get_ref().encoded_len(), weight };
         let declared = method.declared();
         let fingerprint = |message: &T| self.fingerprint(&declared, message);
-        self.run_sized(method, request, size, |message| message.resource(), fingerprint, handler).await
+        self.run_sized(method, request, size, (T::resource, T::freshness), fingerprint, handler).await
     }
 
     /// Runs one call whose request is a stream; the region is not known before its first message.
@@ -320,7 +341,8 @@ impl Edge {
     where
         Fut: Future<Output = Result<R, ApiError>>,
     {
-        self.run_sized(method, request, Size { bytes: 0, weight: 1 }, |_| "", |_| 0, handler).await
+        let size = Size { bytes: 0, weight: 1 };
+        self.run_sized(method, request, size, (|_: &T| "", |_: &T| (0, None)), |_| 0, handler).await
     }
 
     async fn run_sized<T, R, Fut>(
@@ -328,7 +350,10 @@ impl Edge {
         method: Method,
         request: Request<T>,
         Size { bytes, weight }: Size,
-        resource: impl FnOnce(&T) -> &str,
+        (resource, freshness): (
+            impl FnOnce(&T) -> &str,
+            impl FnOnce(&T) -> (i32, Option<prost_types::Duration>),
+        ),
         fingerprint: impl FnOnce(&T) -> u64,
         handler: impl FnOnce(Call, T) -> Fut,
     ) -> Result<Response<R>, Status>
@@ -341,10 +366,12 @@ impl Edge {
         let Declared { policy, .. } = method.declared();
         let deadline = deadline_of(&policy, &metadata, 0).ok().map(|deadline| deadline.at);
         let mut tally = Tally { metrics: &self.metrics, method, began, deadline, region: None, ended: false };
-        let (metadata, resource) = (&metadata, resource(&message));
-        let arrived = Arrived { policy, metadata, resource, weight, bytes, peer, began };
+        let (metadata, resource, freshness) = (&metadata, resource(&message), freshness(&message));
+        let arrived = Arrived { policy, metadata, resource, freshness, weight, bytes, peer, began };
+        let mut seen = None;
         let (result, permit) = match self.enter(&arrived, &mut tally.region).await {
             Ok((call, permit, _held)) => {
+                seen = Some(Arc::clone(&call.seen));
                 // Only now: a call that is refused is not paid for.
                 let call = Call { fingerprint: fingerprint(&message), ..call };
                 (handler(call, message).await, permit)
@@ -357,7 +384,20 @@ impl Edge {
             permit.end(now, end);
         }
         tally.end(result.as_ref().map_or_else(ApiError::code, |_| Code::Ok), now);
-        let mut response = Response::new(result.map_err(Status::from)?);
+        let seen = seen.and_then(|seen| seen.value(&self.topology));
+        let mut response = match result {
+            Ok(message) => Response::new(message),
+            Err(error) => {
+                let mut status = Status::from(error);
+                if let Some(seen) = seen {
+                    status.metadata_mut().insert(SEEN, seen);
+                }
+                return Err(status);
+            }
+        };
+        if let Some(seen) = seen {
+            response.metadata_mut().insert(SEEN, seen);
+        }
         // Only lists are large enough for compression to save more than it costs.
         if !["List", "Search"].iter().any(|verb| method.declared().name.starts_with(verb)) {
             response.disable_compression();

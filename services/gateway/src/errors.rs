@@ -370,7 +370,10 @@ pub(crate) fn batch_refusal(refusal: &pb::Refusal) -> (Code, &'static str, Strin
                 refusal.retry_after_ms.max(50)
             ),
         ),
-        pb::RefusalKind::NotLeader | pb::RefusalKind::Halted | pb::RefusalKind::NotYet => {
+        pb::RefusalKind::NotLeader
+        | pb::RefusalKind::Behind
+        | pb::RefusalKind::Halted
+        | pb::RefusalKind::NotYet => {
             (Code::Unavailable, "REGION_UNAVAILABLE", format!("not decided: {}", refusal.message))
         }
         pb::RefusalKind::Invalid => (Code::InvalidArgument, "INVALID_REQUEST", refusal.message.clone()),

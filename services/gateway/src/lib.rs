@@ -22,6 +22,7 @@ mod health;
 mod metrics;
 mod names;
 mod page;
+mod reads;
 mod request_id;
 mod server;
 mod services;

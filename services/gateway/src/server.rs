@@ -44,6 +44,7 @@ use crate::edge::Edge;
 use crate::feed::{FeedLimits, Feeds};
 use crate::health::{self, HealthService, Readiness, State};
 use crate::metrics::Metrics;
+use crate::reads::{READS_MAX, SEEN};
 use crate::services::Services;
 use crate::transport::OnlyGrpc;
 use crate::webhooks::{self, Http, Outside};
@@ -202,6 +203,7 @@ impl GatewayCore {
             webhook_networks: config.webhooks.allowed.clone(),
             outside,
             pings: Semaphore::new(PINGS_MAX),
+            reads: Semaphore::new(READS_MAX),
         });
         Ok(Self { config, edge })
     }
@@ -341,8 +343,8 @@ fn http_server(connection_age_min: Option<Duration>) -> Server {
 /// How long a browser may remember what it may do.
 const CORS_MAX_AGE: Duration = Duration::from_secs(7_200);
 /// What pages may read of an answer beside its body.
-const CORS_EXPOSED: [&str; 4] =
-    ["grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-retry-pushback-ms"];
+const CORS_EXPOSED: [&str; 5] =
+    ["grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-retry-pushback-ms", SEEN];
 
 /// What pages of these origins may do, `*` for all; none: browsers let no page call. Tokens are in a header, never in a cookie.
 fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {

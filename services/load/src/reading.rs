@@ -104,6 +104,7 @@ impl<'a> Reader<'a> {
         let message = v1::GetEventRequest {
             name: name.to_owned(),
             consistency: v1::ReadConsistency::Linearizable as i32,
+            max_age: None,
         };
         let answer = repeat(self.patience, |slot| {
             let mut client = self.pool.events(slot);
@@ -127,6 +128,7 @@ impl<'a> Reader<'a> {
                 owner: "*".to_owned(),
                 page_size: PAGE,
                 page_token: pages.next.clone(),
+                ..v1::ListTicketsRequest::default()
             };
             let page = repeat(self.patience, |slot| {
                 let mut client = self.pool.tickets(slot);

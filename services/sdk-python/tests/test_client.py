@@ -16,7 +16,7 @@ from tidewall.v1 import change_pb2, change_pb2_grpc, ticket_pb2, ticket_pb2_grpc
 PARENT = "regions/north/events/gala"
 
 
-def refuse(context, code, reason="", retry_after=None, receipt=None):
+def refuse(context, code, reason="", retry_after=None, receipt=None, seen=None):
     """Ends a call as the service does; without a reason as a broken connection does."""
     if not reason:
         context.abort(code, "the connection broke")
@@ -32,7 +32,8 @@ def refuse(context, code, reason="", retry_after=None, receipt=None):
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
-    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    metadata = [("grpc-status-details-bin", status.SerializeToString())]
+    context.set_trailing_metadata(tuple(metadata + ([("tidewall-seen", seen)] if seen else [])))
     context.abort(code, reason.lower())
 
 
@@ -50,6 +51,8 @@ class Gateway(
         self.sealed, self.batches = [], set()
         # Places that each stream tells before it ends by an act; and what was asked of it.
         self.told, self.watched = [], []
+        # What each caller had seen.
+        self.seen = []
         self.server = grpc.server(futures.ThreadPoolExecutor(4))
         ticket_pb2_grpc.add_TicketServiceServicer_to_server(self, self.server)
         outcome_pb2_grpc.add_OutcomeServiceServicer_to_server(self, self.server)
@@ -63,6 +66,7 @@ class Gateway(
         with self.lock:
             self.ids.append(getattr(request, "request_id", ""))
             self.tokens.append(dict(context.invocation_metadata()).get("authorization"))
+            self.seen.append(dict(context.invocation_metadata()).get("tidewall-seen"))
             act = self.acts.pop(0) if self.acts else None
         if act:
             act(context)
@@ -296,6 +300,20 @@ class ClientTest(unittest.TestCase):
             done = list(pool.map(lambda _: self.buy(client).request_id, range(50)))
         self.assertEqual(len(set(done)), 50)
         self.assertEqual(event_pb2.DESCRIPTOR.package, "tidewall.v1")
+
+    def test_reads_bring_along_what_any_answer_has_shown(self):
+        def shows(text):
+            return lambda context: context.send_initial_metadata((("tidewall-seen", text),))
+
+        no = ending(grpc.StatusCode.FAILED_PRECONDITION, "SOLD_OUT", seen="north=1.6.65")
+        gateway = self.gateway(shows("north=1.5.70"), shows("south=2.1.9,north=1.4.80,junk"), no)
+        client = self.client(gateway)
+        self.buy(client)
+        client.tickets.list_tickets(parent=PARENT)
+        with self.assertRaises(Decided):
+            self.buy(client)
+        client.tickets.list_tickets(parent=PARENT)
+        self.assertEqual(gateway.seen, [None, "north=1.5.70", None, "north=1.6.80,south=2.1.9"])
 
     def test_a_watch_goes_on_behind_the_last_place_at_any_gateway(self):
         invalid = ending(grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")

@@ -1,6 +1,6 @@
 /** Calls with request ids and retries, over several gateways. One attempt is one RPC; what its end means is in `errors`. */
 import { create, getOption, type DescMethodUnary, type DescService, type MessageInitShape, type MessageShape } from "@bufbuild/protobuf";
-import { type Transport } from "@connectrpc/connect";
+import { ConnectError, type Transport } from "@connectrpc/connect";
 import { Decided, Failure, NotDecided, Unknown } from "./errors.js";
 import { AccountService } from "./gen/tidewall/v1/account_pb.js";
 import { WatchRequestSchema, type WatchResponse } from "./gen/tidewall/v1/change_pb.js";
@@ -11,6 +11,7 @@ import { Effect, policy } from "./gen/tidewall/v1/policy_pb.js";
 import { RegionService } from "./gen/tidewall/v1/region_pb.js";
 import { TicketService } from "./gen/tidewall/v1/ticket_pb.js";
 import { newRequestId } from "./ids.js";
+import { Seen, SEEN } from "./seen.js";
 import { watch } from "./watch.js";
 
 /** An attempt has so long, so that a gateway which is silent does not use up the call; milliseconds. */
@@ -72,6 +73,7 @@ export class Client {
   readonly tickets: Service<typeof TicketService>;
   private next: number;
   private tokens = BUDGET_TOKENS;
+  private readonly seen = new Seen();
 
   constructor(
     private readonly gateways: readonly Transport[],
@@ -173,6 +175,10 @@ export class Client {
         const Kind = inDoubt && changes ? Unknown : NotDecided;
         throw new Kind(`there is no token: ${cause}`, failure, request, attempts, { cause });
       }
+      const seen = changes ? "" : this.seen.text();
+      if (seen) {
+        headers.set(SEEN, seen);
+      }
       attempts += 1;
       try {
         const transport = this.gateways[position] as Transport;
@@ -180,9 +186,13 @@ export class Client {
         const message = request as unknown as MessageInitShape<typeof method.input>;
         const response = await transport.unary(method, options.signal, timeout, headers, message);
         this.tokens = Math.min(BUDGET_TOKENS, this.tokens + BUDGET_REFILL);
+        this.seen.note(response.header);
         return { answer: response.message, requestId, attempts };
       } catch (error) {
         failure = new Failure(error);
+        if (error instanceof ConnectError) {
+          this.seen.note(error.metadata);
+        }
       }
       if (failure.blamesTheConnection) {
         this.next = position + 1;

@@ -20,7 +20,7 @@ const cleanups = [];
 after(() => cleanups.forEach((clean) => clean()));
 
 /** Ends a call as the service does. */
-function ending(code, reason, { retryAfter, receipt } = {}) {
+function ending(code, reason, { retryAfter, receipt, seen } = {}) {
   return () => {
     const details = [{ desc: ErrorInfoSchema, value: { reason, domain: "tidewall" } }];
     if (retryAfter !== undefined) {
@@ -29,7 +29,7 @@ function ending(code, reason, { retryAfter, receipt } = {}) {
     if (receipt) {
       details.push({ desc: ReceiptSchema, value: receipt });
     }
-    throw new ConnectError(reason.toLowerCase(), code, undefined, details);
+    throw new ConnectError(reason.toLowerCase(), code, seen && { "tidewall-seen": seen }, details);
   };
 }
 
@@ -41,11 +41,12 @@ const broken = () => {
 
 /** Ends calls by `acts`, one after the other, then well. */
 async function gateway(...acts) {
-  const seen = { ids: [], tokens: [], sealed: [], batches: new Set(), told: [], watched: [] };
+  const seen = { ids: [], tokens: [], sealed: [], batches: new Set(), told: [], watched: [], had: [] };
   const act = (request, context) => {
     seen.ids.push(request.requestId);
     seen.tokens.push(context.requestHeader.get("authorization"));
-    acts.shift()?.();
+    seen.had.push(context.requestHeader.get("tidewall-seen"));
+    acts.shift()?.(context);
   };
   const routes = (router) => {
     router.service(TicketService, {
@@ -281,6 +282,18 @@ test("ids are of version seven and of now", () => {
 
 const invalid = ending(Code.Unauthenticated, "TOKEN_INVALID");
 const gone = ending(Code.OutOfRange, "PLACE_GONE");
+
+test("reads bring along what any answer has shown", async () => {
+  const shows = (text) => (context) => context.responseHeader.set("tidewall-seen", text);
+  const no = ending(Code.FailedPrecondition, "SOLD_OUT", { seen: "north=1.6.65" });
+  const there = await gateway(shows("north=1.5.70"), shows("south=2.1.9,north=1.4.80,junk"), no);
+  const reader = client([there]);
+  await buy(reader);
+  await reader.tickets.listTickets({ parent });
+  await thrown(buy(reader), Decided);
+  await reader.tickets.listTickets({ parent });
+  assert.deepEqual(there.had, [null, "north=1.5.70", null, "north=1.6.80,south=2.1.9"]);
+});
 
 test("a watch goes on behind the last place at any gateway", async () => {
   const seen = await gateway(undefined, invalid, broken, overloaded);

@@ -17,6 +17,7 @@ use crate::journal::{RequestJournal, Sent, region_of};
 use crate::options::Options;
 use crate::pursuit::{Certainty, Doubt, Failed, Policy, pursue};
 use crate::rpc::{Mutation, Rpc};
+use crate::seen::SeenRegions;
 use crate::token::TokenSource;
 use crate::wire::{Carrier, Course, Unary};
 
@@ -73,7 +74,8 @@ impl Client {
             backoff: options.backoff,
             bucket: Bucket::new(options.budget),
         });
-        let carrier = Arc::new(Carrier { endpoints, policy, tokens: Arc::new(tokens) });
+        let (tokens, seen) = (Arc::new(tokens), SeenRegions::default());
+        let carrier = Arc::new(Carrier { endpoints, policy, tokens, seen });
         Ok(Self { carrier, journal: options.journal, deadline: options.deadline })
     }
 
@@ -95,6 +97,7 @@ impl Client {
             endpoints: self.carrier.endpoints.clone(),
             policy: self.carrier.policy.clone(),
             tokens: Arc::new(tokens),
+            seen: SeenRegions::default(),
         };
         Self { carrier: Arc::new(carrier), journal: Arc::new(journal), deadline: self.deadline }
     }
@@ -310,6 +313,7 @@ impl Client {
                 owner: owner.to_owned(),
                 page_size: TICKETS_PER_PAGE,
                 page_token: page_token.clone(),
+                ..v1::ListTicketsRequest::default()
             };
             let page = self.read(request).await?;
             tickets.extend(page.tickets);

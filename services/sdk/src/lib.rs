@@ -64,6 +64,7 @@ mod pursuit;
 mod request_id;
 mod resolve;
 mod rpc;
+mod seen;
 mod token;
 mod watch;
 mod wire;

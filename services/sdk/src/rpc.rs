@@ -22,6 +22,8 @@ pub(crate) trait Rpc: Clone + Send + Sync + 'static {
     type Answer: Send + 'static;
     /// Service and method.
     const METHOD: &'static str;
+    /// It asks for rows, which may be wanted no older than what was seen.
+    const READS: bool = false;
     /// How long its answer may go on, when that is more than an attempt takes.
     const LASTS: Option<Duration> = None;
 
@@ -42,10 +44,11 @@ pub(crate) trait Mutation: Rpc {
 }
 
 macro_rules! rpc {
-    ($($request:ident => $answer:ident, $client:ident.$call:ident, $method:literal;)*) => {
+    ($reads:literal: $($request:ident => $answer:ident, $client:ident.$call:ident, $method:literal;)*) => {
         $(impl Rpc for v1::$request {
             type Answer = v1::$answer;
             const METHOD: &'static str = $method;
+            const READS: bool = $reads;
 
             async fn send(
                 channel: Channel,
@@ -57,27 +60,34 @@ macro_rules! rpc {
     };
 }
 
-rpc! {
-    ListRegionsRequest => ListRegionsResponse, RegionServiceClient.list_regions,
-        "tidewall.v1.RegionService/ListRegions";
-    GetRegionRequest => GetRegionResponse, RegionServiceClient.get_region,
-        "tidewall.v1.RegionService/GetRegion";
-    CreateEventRequest => CreateEventResponse, EventServiceClient.create_event,
-        "tidewall.v1.EventService/CreateEvent";
+rpc! { true:
     GetEventRequest => GetEventResponse, EventServiceClient.get_event,
         "tidewall.v1.EventService/GetEvent";
     ListEventsRequest => ListEventsResponse, EventServiceClient.list_events,
         "tidewall.v1.EventService/ListEvents";
-    UpdateEventRequest => UpdateEventResponse, EventServiceClient.update_event,
-        "tidewall.v1.EventService/UpdateEvent";
-    DeleteEventRequest => DeleteEventResponse, EventServiceClient.delete_event,
-        "tidewall.v1.EventService/DeleteEvent";
     GetHoldRequest => GetHoldResponse, TicketServiceClient.get_hold,
         "tidewall.v1.TicketService/GetHold";
     ListHoldsRequest => ListHoldsResponse, TicketServiceClient.list_holds,
         "tidewall.v1.TicketService/ListHolds";
     SearchTicketsRequest => SearchTicketsResponse, TicketServiceClient.search_tickets,
         "tidewall.v1.TicketService/SearchTickets";
+    GetTicketRequest => GetTicketResponse, TicketServiceClient.get_ticket,
+        "tidewall.v1.TicketService/GetTicket";
+    ListTicketsRequest => ListTicketsResponse, TicketServiceClient.list_tickets,
+        "tidewall.v1.TicketService/ListTickets";
+}
+
+rpc! { false:
+    ListRegionsRequest => ListRegionsResponse, RegionServiceClient.list_regions,
+        "tidewall.v1.RegionService/ListRegions";
+    GetRegionRequest => GetRegionResponse, RegionServiceClient.get_region,
+        "tidewall.v1.RegionService/GetRegion";
+    CreateEventRequest => CreateEventResponse, EventServiceClient.create_event,
+        "tidewall.v1.EventService/CreateEvent";
+    UpdateEventRequest => UpdateEventResponse, EventServiceClient.update_event,
+        "tidewall.v1.EventService/UpdateEvent";
+    DeleteEventRequest => DeleteEventResponse, EventServiceClient.delete_event,
+        "tidewall.v1.EventService/DeleteEvent";
     HoldTicketsRequest => HoldTicketsResponse, TicketServiceClient.hold_tickets,
         "tidewall.v1.TicketService/HoldTickets";
     ConfirmHoldRequest => ConfirmHoldResponse, TicketServiceClient.confirm_hold,
@@ -90,10 +100,6 @@ rpc! {
         "tidewall.v1.TicketService/BatchBuyTickets";
     CancelTicketRequest => CancelTicketResponse, TicketServiceClient.cancel_ticket,
         "tidewall.v1.TicketService/CancelTicket";
-    GetTicketRequest => GetTicketResponse, TicketServiceClient.get_ticket,
-        "tidewall.v1.TicketService/GetTicket";
-    ListTicketsRequest => ListTicketsResponse, TicketServiceClient.list_tickets,
-        "tidewall.v1.TicketService/ListTickets";
     GetOutcomeRequest => GetOutcomeResponse, OutcomeServiceClient.get_outcome,
         "tidewall.v1.OutcomeService/GetOutcome";
     SealRequestIdRequest => SealRequestIdResponse, OutcomeServiceClient.seal_request_id,

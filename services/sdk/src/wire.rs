@@ -14,6 +14,7 @@ use crate::endpoints::{Endpoints, Picked};
 use crate::failure::{Execution, Failure, never_left};
 use crate::pursuit::{Again, Ended, Ending, Final, Policy, Wire};
 use crate::rpc::Rpc;
+use crate::seen::{SEEN, SeenRegions};
 use crate::token::TokenSource;
 use crate::{Reason, RequestId};
 
@@ -26,6 +27,7 @@ pub(crate) struct Carrier {
     pub(crate) endpoints: Arc<Endpoints>,
     pub(crate) policy: Arc<Policy>,
     pub(crate) tokens: Arc<dyn TokenSource>,
+    pub(crate) seen: SeenRegions,
 }
 
 /// What the attempts of one call have met.
@@ -57,6 +59,11 @@ impl Carrier {
             ),
         })?;
         request.metadata_mut().insert("authorization", header);
+        if R::READS
+            && let Some(seen) = self.seen.value()
+        {
+            request.metadata_mut().insert(SEEN, seen);
+        }
         // What the token took is gone: the region must not go on after we have stopped waiting.
         request.set_timeout(R::LASTS.unwrap_or_else(|| until.saturating_duration_since(Instant::now())));
         let picked = self.endpoints.pick(&course.lock().tried);
@@ -64,9 +71,13 @@ impl Carrier {
         let status = match sent {
             Ok(Ok(answer)) => {
                 self.endpoints.answered(&picked);
+                self.seen.note(answer.metadata());
                 return Ok(answer.into_inner());
             }
-            Ok(Err(status)) => status,
+            Ok(Err(status)) => {
+                self.seen.note(status.metadata());
+                status
+            }
             Err(_) => Status::deadline_exceeded("no answer came before the deadline of the attempt"),
         };
         Err(self.read(&status, &picked, &token, &mut course.lock()))

@@ -296,7 +296,7 @@ pub async fn run(command: &WebhookCommand, format: Format) -> Result<(), Failure
         Verb::Show(arguments) => {
             let OneArgs { name, who } = arguments;
             let asking = Asking::new(who).await?;
-            let request = asking.request(v1::GetWebhookRequest { name: name.clone() });
+            let request = asking.request(v1::GetWebhookRequest { name: name.clone(), ..Default::default() });
             let answer = asking.client().get_webhook(request).await;
             let answer =
                 answer.map_err(|e| Failure::from_status(format_args!("get {name}"), &e))?.into_inner();
@@ -406,6 +406,7 @@ async fn list(arguments: &ListArgs, format: Format) -> Result<(), Failure> {
             page_size: PAGE,
             page_token,
             owner: String::new(),
+            ..Default::default()
         };
         let answer = asking.client().list_webhooks(asking.request(request)).await;
         let answer = answer

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use tidewall_link::LinkError;
+use tidewall_proto::Seen;
 use tidewall_proto::internal::v1 as pb;
 use tokio::time::{Instant, sleep_until};
 
@@ -11,6 +12,7 @@ use crate::ClientError;
 use crate::client::ShardClient;
 use crate::group::{Entry, Group, Refused};
 use crate::nodes::Lane;
+use crate::reads::shown;
 
 /// A first probe may take so long; the next ones twice as long each, up to the attempt's timeout.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -78,6 +80,8 @@ pub(crate) struct Call<'a, F> {
     /// Makes the message, anew for each attempt; told whether an earlier one may have been decided.
     op: F,
     deadline: Instant,
+    /// What the caller of a read has seen already.
+    at_least: Seen,
     progress: Progress,
 }
 
@@ -143,7 +147,13 @@ impl<'a, F: Fn(bool) -> pb::call::Op> Call<'a, F> {
         deadline: Instant,
     ) -> Result<Self, ClientError> {
         let group = client.group(group_number)?;
-        Ok(Self { client, group_number, group, lane, op, deadline, progress: Progress::default() })
+        let (at_least, progress) = (Seen::default(), Progress::default());
+        Ok(Self { client, group_number, group, lane, op, deadline, at_least, progress })
+    }
+
+    /// What the caller of a read has seen already.
+    pub(crate) fn at_least(self, at_least: Seen) -> Self {
+        Self { at_least, ..self }
     }
 
     /// Attempts the call until it has an answer that is not about who leads.
@@ -155,6 +165,7 @@ impl<'a, F: Fn(bool) -> pb::call::Op> Call<'a, F> {
             // Kept until the conclusions are drawn, pauses included: who probes goes on probing alone.
             let entry = self.enter().await?;
             let node = self.progress.next_node(self.group);
+            let asked = Instant::now();
             match self.attempt(node, &entry).await {
                 Ok(Some(pb::reply::Result::Refusal(refusal))) => self.refused(node, &entry, refusal).await?,
                 Ok(Some(result)) => {
@@ -164,6 +175,9 @@ impl<'a, F: Fn(bool) -> pb::call::Op> Call<'a, F> {
                     }
                     if proves_lead(&result) {
                         self.group.settle(node);
+                    }
+                    if let Some(seen) = shown(&result) {
+                        self.group.replicas.note(asked, seen);
                     }
                     match self.doubt_after(&result) {
                         Doubt::Ended => {}
@@ -237,7 +251,8 @@ impl<'a, F: Fn(bool) -> pb::call::Op> Call<'a, F> {
                 _ => {}
             }
         }
-        let call = pb::Call { id: 0, group: self.group_number, op: Some(op) };
+        let at_least = (self.at_least != Seen::default()).then_some(self.at_least);
+        let call = pb::Call { id: 0, group: self.group_number, op: Some(op), at_least, anywhere: false };
         let links = self.client.nodes.at(node);
         Ok(links.lane(self.lane).call(call, until).await?.result)
     }
@@ -286,6 +301,8 @@ impl<'a, F: Fn(bool) -> pb::call::Op> Call<'a, F> {
         refusal: pb::Refusal,
     ) -> Result<(), ClientError> {
         match refusal.kind() {
+            // Only replicas that were not asked as the leader say so.
+            pb::RefusalKind::Behind => self.not_leader(node, entry, 0).await,
             pb::RefusalKind::NotLeader => self.not_leader(node, entry, refusal.leader_node).await,
             pb::RefusalKind::Halted => {
                 let id = self.node_id(node);

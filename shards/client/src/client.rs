@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rand::Rng as _;
 use tidewall_link::LinkOptions;
+use tidewall_proto::Seen;
 use tidewall_proto::internal::v1 as pb;
 use tokio::time::{Instant, sleep_until};
 
@@ -190,15 +191,28 @@ impl ShardClient {
         self.query_over(Lane::Changes, group, query, deadline).await.map(drop)
     }
 
-    async fn query_over(
+    pub(crate) async fn query_over(
         &self,
         lane: Lane,
         group: u32,
         query: pb::Query,
         deadline: Instant,
     ) -> Result<pb::QueryResult, ClientError> {
+        self.query_at_least(lane, group, &query, Seen::default(), deadline).await
+    }
+
+    /// Reads at the leader; the time does not go back behind what was seen.
+    pub(crate) async fn query_at_least(
+        &self,
+        lane: Lane,
+        group: u32,
+        query: &pb::Query,
+        seen: Seen,
+        deadline: Instant,
+    ) -> Result<pb::QueryResult, ClientError> {
         let op = |_| pb::call::Op::Query(query.clone());
-        match self.call(group, lane, op, deadline).await.map(|answer| answer.result) {
+        let call = Call::new(self, group, lane, op, deadline)?.at_least(seen);
+        match call.run().await.map(|answer| answer.result) {
             Ok(pb::reply::Result::Query(result)) => Ok(result),
             Ok(_) => {
                 Err(ClientError::Unavailable { why: "the node answered a query with something else".into() })
@@ -328,7 +342,7 @@ fn settled(item: pb::BatchItem, in_doubt: &mut bool) -> Option<pb::batch_item::R
             *in_doubt = true;
             None
         }
-        pb::RefusalKind::NotLeader | pb::RefusalKind::Halted => None,
+        pb::RefusalKind::NotLeader | pb::RefusalKind::Behind | pb::RefusalKind::Halted => None,
         // Nothing was decided by this attempt: that is an answer only if no other one may have been.
         pb::RefusalKind::Overloaded
         | pb::RefusalKind::NotYet
@@ -369,6 +383,7 @@ fn finish(
                 leader_node: 0,
                 retry_after_ms: u32::try_from(retry_after.as_millis()).unwrap_or(u32::MAX),
                 message: error.to_string(),
+                come: None,
             })
         });
         pb::BatchItem { result: Some(result) }

@@ -12,6 +12,8 @@ use tidewall_mutant::Mutant;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::reads::Replicas;
+
 /// How much longer the release of waiting calls is spread for each of them.
 const RELEASE_SPREAD_EACH: Duration = Duration::from_micros(20);
 /// Waiting calls are released within this time at the latest.
@@ -31,6 +33,8 @@ pub(crate) struct Group {
     held: AtomicUsize,
     /// How many calls the last settlement released.
     released: AtomicUsize,
+    /// Who else can be asked, and for what.
+    pub(crate) replicas: Replicas,
 }
 
 /// Leave to make an attempt.
@@ -91,11 +95,17 @@ impl Group {
             settled: Notify::new(),
             held: AtomicUsize::new(0),
             released: AtomicUsize::new(0),
+            replicas: Replicas::default(),
         }
     }
 
     pub(crate) fn leader(&self) -> usize {
         self.leader.load(Ordering::Acquire)
+    }
+
+    /// Bit by bit, the nodes that are not believed to lead.
+    pub(crate) fn standbys(&self) -> u64 {
+        self.nodes.load(Ordering::Acquire) & !(1 << self.leader())
     }
 
     /// The node after this one.

@@ -17,6 +17,7 @@ pub mod follow;
 mod group;
 mod keyring;
 mod nodes;
+mod reads;
 pub mod topology;
 
 pub use admin::Importer;
@@ -25,6 +26,7 @@ pub use clock::ClusterClock;
 pub use error::ClientError;
 pub use keyring::KeyringError;
 pub use nodes::node_channel;
+pub use reads::seen_in;
 pub use topology::Topology;
 
 /// The protocol of [`ShardClient`] and of the node's client port.

@@ -15,7 +15,8 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::{Mutex, RwLock};
 use tidewall_env::tasks;
-use tidewall_machine::{Decision, Frozen, Head, Machine};
+use tidewall_machine::{Decision, Frozen, GroupTime, Head, Machine, Seen, Stamp};
+use tidewall_mutant::{Mutant, active};
 use tidewall_store::checkpoint::{CheckpointError, CheckpointWriter, Generation};
 use tidewall_store::log::LogError;
 use tokio::sync::{oneshot, watch};
@@ -119,6 +120,21 @@ struct Shared {
     told: watch::Sender<u64>,
     /// Changes whenever what is to be done outside does.
     effects: watch::Sender<u64>,
+    /// How far the rows have come with the entry that is being applied, and the group's time then.
+    begun: Mutex<(Seen, GroupTime)>,
+    /// How far the rows have come, to the end of an entry.
+    come: watch::Sender<Seen>,
+}
+
+/// How far rows have come, with the entry that is being applied.
+fn begun(machine: &Machine) -> (Seen, GroupTime) {
+    let (incarnation, index) = (machine.incarnation(), machine.applied_index());
+    (Seen { incarnation, index, steady_ms: 0 }, machine.time())
+}
+
+/// How far rows have come between two entries. The time is theirs who look.
+fn come(machine: &Machine) -> Seen {
+    Seen { incarnation: machine.incarnation(), index: machine.settled().0, steady_ms: 0 }
 }
 
 impl StateHandle {
@@ -126,6 +142,8 @@ impl StateHandle {
     pub fn new(group: u32, machine: Machine) -> Self {
         let checkpoint_index = AtomicU64::new(machine.applied_index());
         let told = watch::Sender::new(machine.told_up_to());
+        let begun = Mutex::new(begun(&machine));
+        let come = watch::Sender::new(come(&machine));
         let shared = Shared {
             group,
             machine: RwLock::new(machine),
@@ -140,6 +158,8 @@ impl StateHandle {
             sends: tokio::sync::Notify::new(),
             told,
             effects: watch::Sender::new(0),
+            begun,
+            come,
         };
         Self { shared: Arc::new(shared) }
     }
@@ -170,6 +190,47 @@ impl StateHandle {
         self.shared
             .effects
             .send_if_modified(|effects| std::mem::replace(effects, effects_changed) != effects_changed);
+    }
+
+    /// How far whoever has looked at the rows before this call, when the clock showed `stamp`, can have seen them. Waits for nobody.
+    pub fn seen(&self, stamp: Stamp) -> Seen {
+        let (seen, time) = *self.shared.begun.lock();
+        Seen { steady_ms: time.at(stamp).steady_ms, ..seen }
+    }
+
+    /// Whether the rows show no less than what was seen. An entry that is half applied does not count.
+    pub fn has(&self, seen: Seen) -> bool {
+        active(Mutant::StandbyReadsBehind) || seen.is_within(self.come())
+    }
+
+    /// Waits until the rows show no less than what was seen.
+    pub async fn wait_for(&self, seen: Seen) {
+        let mut come = self.shared.come.subscribe();
+        // Whoever waits holds the sender.
+        let _ = come.wait_for(|come| seen.is_within(*come)).await;
+    }
+
+    /// Notes that something of an entry is in the rows. Called before anybody can see it.
+    fn note_begun(&self, machine: &Machine) {
+        *self.shared.begun.lock() = begun(machine);
+    }
+
+    /// Notes that an entry has ended. Called before anybody can see the next one; what is returned is to be told to those who
+    /// wait, when the rows are free.
+    #[must_use]
+    fn note_ended(&self, machine: &Machine) -> Seen {
+        self.note_begun(machine);
+        come(machine)
+    }
+
+    /// Tells those who wait how far the rows have come.
+    fn tell_come(&self, come: Seen) {
+        self.shared.come.send_replace(come);
+    }
+
+    /// How far the rows have come, to the end of an entry. The time is theirs who look.
+    pub fn come(&self) -> Seen {
+        *self.shared.come.borrow()
     }
 
     /// Why this replica has halted.
@@ -287,7 +348,12 @@ impl StateHandle {
             Err(panic) => Err(self.halt(format!("apply panicked at {id}: {}", panic_text(&*panic)))),
         };
         let mut entry = None;
-        guarded(&mut || machine.write().begin(position(id), payload).map(|begun| entry = Some(begun)))?;
+        guarded(&mut || {
+            let mut machine = machine.write();
+            entry = Some(machine.begin(position(id), payload)?);
+            self.note_begun(&machine);
+            Ok(())
+        })?;
         let Some(entry) = entry else { return Err(self.halt(format!("entry {id} was not begun"))) };
         let mut decisions = Vec::with_capacity(entry.commands.len());
         let mut next = 0;
@@ -303,13 +369,16 @@ impl StateHandle {
             })?;
         }
         let (mut replaced, mut sent, mut told_up_to, mut effects) = (None, false, 0, 0);
+        let mut come = Seen::default();
         guarded(&mut || {
             let mut machine = machine.write();
             machine.end();
+            come = self.note_ended(&machine);
             (told_up_to, effects) = (machine.told_up_to(), machine.effects_changed());
             (replaced, sent) = (machine.take_replaced(), machine.take_sent());
             Ok(())
         })?;
+        self.tell_come(come);
         self.note(told_up_to, effects);
         if sent {
             self.shared.sends.notify_one();
@@ -473,11 +542,13 @@ impl RaftStateMachine<Types> for StateMachine {
         // Durable before openraft purges the log up to it.
         let writing = queue(&self.state, &self.writer, machine.freeze_all());
         stored(&self.state, &self.fail_stop, writing).await?;
-        let old = {
+        let (old, come) = {
             let mut current = self.state.shared.machine.write();
             let machine = machine.counting_on_from(&current);
-            std::mem::replace(&mut *current, machine)
+            let old = std::mem::replace(&mut *current, machine);
+            (old, self.state.note_ended(&current))
         };
+        self.state.tell_come(come);
         let (told, effects) = self.state.read(|machine| (machine.told_up_to(), machine.effects_changed()));
         self.state.note(told, effects);
         tracing::info!(group = self.state.shared.group, index = ?applied.map(|id| id.index), "snapshot installed");
@@ -498,8 +569,13 @@ impl RaftStateMachine<Types> for StateMachine {
 
 impl StateMachine {
     fn apply_other(&self, id: &LogId, membership: Option<Vec<u8>>) -> Result<Vec<Decision>, io::Error> {
-        let applied = self.state.shared.machine.write().apply_other(position(id), membership);
-        applied.map_err(|error| self.state.halt(error.to_string()))?;
+        let come = {
+            let mut machine = self.state.shared.machine.write();
+            let applied = machine.apply_other(position(id), membership);
+            applied.map_err(|error| self.state.halt(error.to_string()))?;
+            self.state.note_ended(&machine)
+        };
+        self.state.tell_come(come);
         self.state.settled();
         Ok(Vec::new())
     }
@@ -509,7 +585,7 @@ impl StateMachine {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use tidewall_machine::Position;
+    use tidewall_machine::{Entry, Position};
 
     #[test]
     fn a_replica_that_has_applied_nothing_notes_nothing() {
@@ -520,6 +596,43 @@ mod tests {
         state.shared.machine.write().apply_other(first, Some(vec![1])).unwrap();
         state.note_settled();
         assert_eq!(state.ledger().tell(), [state.read(Machine::settled)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_entry_that_is_half_applied_was_seen_and_is_not_there() {
+        let state = StateHandle::new(1, Machine::new());
+        let first = Position { term: 1, node: 1, index: 0 };
+        state.shared.machine.write().apply_other(first, Some(vec![1])).unwrap();
+        state.tell_come(state.note_ended(&state.shared.machine.read()));
+        let now = || state.seen(Stamp::confirmed(1_000));
+        let seen = |index| Seen { index, ..now() };
+        assert!(state.has(now()) && now().index == 0 && !state.has(seen(1)));
+        let payload = Payload::new(&Entry { stamp: Stamp::confirmed(1_000), commands: Vec::new() });
+        {
+            let mut machine = state.shared.machine.write();
+            machine.begin(Position { index: 1, ..first }, &payload.0[1..]).unwrap();
+            state.note_begun(&machine);
+        }
+        assert_eq!((now().index, now().steady_ms), (1, 1_000), "whoever looks now may see a part of it");
+        assert!(!state.has(seen(1)), "and nobody else is shown that part as the whole");
+        let waits = tokio::time::timeout(Duration::from_secs(1), state.wait_for(seen(1)));
+        assert!(waits.await.is_err());
+        let waits = tokio::spawn({
+            let (state, seen) = (state.clone(), seen(1));
+            async move { state.wait_for(seen).await }
+        });
+        tokio::task::yield_now().await;
+        {
+            let mut machine = state.shared.machine.write();
+            machine.end();
+            state.tell_come(state.note_ended(&machine));
+        }
+        waits.await.unwrap();
+        assert!(state.has(seen(1)));
+        // What was seen of a later incarnation is not here, whatever its index; of an earlier one, everything is.
+        let here = now().incarnation;
+        assert!(!state.has(Seen { incarnation: here + 1, ..seen(0) }));
+        assert!(here == 0 || state.has(Seen { incarnation: here - 1, ..seen(9) }));
     }
 
     #[test]

@@ -33,7 +33,8 @@ pub use machine::{
     parse_dead_letter_id,
 };
 pub use tidewall_domain as domain;
-pub use time::{GroupTime, Stamp};
+pub use tidewall_messages::Seen;
+pub use time::{AsOf, GroupTime, Stamp};
 
 /// Latest behaviour of apply that this build has. The rows begin at 1 and are raised by a replicated command, when
 /// every member supports the next; the old behaviour stays in the code until then. A build that meets a higher one

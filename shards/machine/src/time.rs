@@ -9,6 +9,7 @@
 //! then, time passes as that clock passes, from where log time stands.
 
 use tidewall_domain::codec::{DecodeError, Reader, Writer};
+use tidewall_messages::Seen;
 
 /// A stamp that is further ahead of log time than this is a leap, milliseconds.
 pub const LEAP_MS_MIN: u64 = 5_000;
@@ -31,6 +32,21 @@ impl Stamp {
     /// A reading that nobody has confirmed.
     pub fn unconfirmed(ms: u64) -> Self {
         Self { ms, confirmed: false }
+    }
+}
+
+/// The time as of which somebody looks at rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AsOf {
+    /// What the clock of the node shows.
+    pub stamp: Stamp,
+    /// What was seen before: the time does not go back behind it.
+    pub seen: Seen,
+}
+
+impl From<Stamp> for AsOf {
+    fn from(stamp: Stamp) -> Self {
+        Self { stamp, seen: Seen::default() }
     }
 }
 

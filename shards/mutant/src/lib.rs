@@ -107,11 +107,17 @@ pub enum Mutant {
     SignedForNobody,
     /// A secret that is changed stays the same.
     OldSecretComesBack,
+    /// A standby answers whatever it is asked, however far it has come.
+    StandbyReadsBehind,
+    /// A gateway asks standbys without saying what its caller has seen.
+    SeenForgotten,
+    /// Whatever a region has told once counts as fresh for ever.
+    AlwaysFresh,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 51] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -160,6 +166,9 @@ impl Mutant {
         Self::WebhookHearsOthers,
         Self::SignedForNobody,
         Self::OldSecretComesBack,
+        Self::StandbyReadsBehind,
+        Self::SeenForgotten,
+        Self::AlwaysFresh,
     ];
 }
 

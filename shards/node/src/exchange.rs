@@ -13,7 +13,8 @@ use tidewall_consensus::Group;
 use tidewall_domain::module::{AnyModule, NotUnderstood};
 use tidewall_domain::registry;
 use tidewall_link::{ExchangeProtocol, Handler, ReplySender};
-use tidewall_machine::{Answer, Decision, Machine, Op, RejectReason};
+use tidewall_machine::{Answer, AsOf, Decision, Machine, Op, RejectReason};
+use tidewall_messages::Seen;
 use tidewall_proto::internal::v1 as pb;
 use tokio::time::Instant;
 
@@ -21,7 +22,7 @@ use crate::effects::{self, UnderWay};
 use crate::metrics::Metrics;
 use crate::space::Space;
 use crate::standing::Standing;
-use crate::{convert, feed, shard, views};
+use crate::{convert, feed, reads, shard, views};
 
 /// Refused work should come back after this when the disk is nearly full, ms.
 const LOW_SPACE_RETRY_MS: u32 = 2_000;
@@ -64,6 +65,8 @@ pub struct Serving {
     modules: Vec<Box<dyn AnyModule>>,
     /// By group: what is being done outside.
     under_way: BTreeMap<u32, Arc<UnderWay>>,
+    /// By group: reads that wait until this node has come as far as they want.
+    waiting: BTreeMap<u32, reads::Waiting>,
 }
 
 impl Serving {
@@ -77,7 +80,8 @@ impl Serving {
     ) -> Self {
         let (replay_behind, modules) = (AtomicBool::new(false), registry::modules());
         let under_way = groups.keys().map(|group| (*group, Arc::default())).collect();
-        Self { groups, faults, standing, space, metrics, replay_behind, modules, under_way }
+        let waiting = groups.keys().map(|group| (*group, Default::default())).collect();
+        Self { groups, faults, standing, space, metrics, replay_behind, modules, under_way, waiting }
     }
 
     /// Groups whose replica here has halted, or was never started.
@@ -198,6 +202,19 @@ const READY_LAG_MAX: u64 = 1_000;
 /// Commands for the actors, by group, module and row, collected from one message.
 type ByRow = BTreeMap<(u32, u8, String), Vec<Request>>;
 
+/// A read, and what its caller has seen.
+struct Asked {
+    call: u64,
+    query: pb::Query,
+    seen: Seen,
+}
+
+/// The answer to a read.
+fn answered(call: u64, result: Result<pb::QueryResult, pb::Refusal>) -> pb::Reply {
+    let result = result.map_or_else(pb::reply::Result::Refusal, pb::reply::Result::Query);
+    pb::Reply { id: call, result: Some(result) }
+}
+
 /// Serves one stream.
 pub struct ExchangeHandler {
     serving: Arc<Serving>,
@@ -258,6 +275,7 @@ impl ExchangeHandler {
             return answer(Answered::Refused(views::refusal(&refusal)));
         }
         let metrics = Arc::clone(&self.serving.metrics);
+        let (state, standing) = (served.group.state().clone(), Arc::clone(&self.serving.standing));
         let request = Request::new(command, move |reply: Reply| {
             metrics.command(group, &reply);
             answer(match reply {
@@ -269,7 +287,7 @@ impl ExchangeHandler {
                         retry_after_ms: FULL_RETRY_MS,
                     }))
                 }
-                Ok(decision) => Answered::Decided(views::outcome(decision)),
+                Ok(decision) => Answered::Decided(views::outcome(decision, || state.seen(standing.stamp()))),
                 Err(refusal) => Answered::Refused(views::refusal(&refusal)),
             });
         });
@@ -315,45 +333,86 @@ impl ExchangeHandler {
         }
     }
 
-    /// Answers queries of one group after one confirmation of leadership.
-    fn ask(&self, number: u32, queries: Vec<(u64, pb::Query)>, replies: &ReplySender<ExchangeProtocol>) {
-        let group = match self.served(number) {
-            Ok(served) => served.group.clone(),
-            Err(refusal) => {
-                for (id, _) in queries {
-                    replies.send(pb::Reply { id, result: Some(pb::reply::Result::Refusal(refusal.clone())) });
-                }
-                return;
-            }
+    /// The group that is asked; when it is not here, everybody is told so.
+    fn group_asked(
+        &self,
+        number: u32,
+        queries: &[Asked],
+        replies: &ReplySender<ExchangeProtocol>,
+    ) -> Option<Group> {
+        let told = |refusal: pb::Refusal| {
+            queries.iter().for_each(|asked| replies.send(answered(asked.call, Err(refusal.clone()))));
         };
+        self.served(number).map(|served| served.group.clone()).map_err(told).ok()
+    }
+
+    /// Answers queries of one group after one confirmation of leadership.
+    fn ask(&self, number: u32, queries: Vec<Asked>, replies: &ReplySender<ExchangeProtocol>) {
+        let Some(group) = self.group_asked(number, &queries, replies) else { return };
         let (replies, metrics) = (replies.clone(), Arc::clone(&self.serving.metrics));
         let serving = Arc::clone(&self.serving);
-        let standing = Arc::clone(&self.serving.standing);
         let came = Instant::now();
         tokio::spawn(async move {
             let confirmed = shard::confirm(&group).await;
             metrics.queries(number, queries.len() as u64, confirmed.is_ok());
-            let stamp = standing.stamp();
-            for (id, query) in queries {
+            let stamp = serving.standing.stamp();
+            for Asked { call, query, seen } in queries {
                 if let (Ok(()), Some(waiting)) = (&confirmed, serving.waiting(number, &group, &query, came)) {
-                    let replies = replies.clone();
+                    let (replies, seen) = (replies.clone(), group.state().seen(stamp));
                     tokio::spawn(async move {
-                        let result = waiting.await.map(|result| pb::QueryResult { result: Some(result) });
-                        let result = result.map_or_else(pb::reply::Result::Refusal, pb::reply::Result::Query);
-                        replies.send(pb::Reply { id, result: Some(result) });
+                        let result = waiting.await;
+                        let seen = Some(seen);
+                        replies.send(answered(
+                            call,
+                            result.map(|result| pb::QueryResult { result: Some(result), seen }),
+                        ));
                     });
                     continue;
                 }
                 let result = match &confirmed {
                     // Its caller waits for a leader of a later build, as for an election.
-                    Ok(()) if serving.is_later(&query) => pb::reply::Result::Refusal(views::not_yet()),
-                    Ok(()) => match group.state().read(|machine| views::query(machine, stamp, &query)) {
-                        Ok(result) => pb::reply::Result::Query(result),
-                        Err(why) => pb::reply::Result::Refusal(views::invalid(why)),
-                    },
-                    Err(refusal) => pb::reply::Result::Refusal(views::refusal(refusal)),
+                    Ok(()) if serving.is_later(&query) => Err(views::not_yet()),
+                    Ok(()) => group
+                        .state()
+                        .read(|machine| views::query(machine, AsOf { stamp, seen }, &query))
+                        .map_err(views::invalid),
+                    Err(refusal) => Err(views::refusal(refusal)),
                 };
-                replies.send(pb::Reply { id, result: Some(result) });
+                replies.send(answered(call, result));
+            }
+        });
+    }
+
+    /// Answers queries of one group that any replica may answer.
+    fn ask_here(&self, number: u32, queries: Vec<Asked>, replies: &ReplySender<ExchangeProtocol>) {
+        let Some(group) = self.group_asked(number, &queries, replies) else { return };
+        let (replies, serving) = (replies.clone(), Arc::clone(&self.serving));
+        tokio::spawn(async move {
+            for Asked { call, query, seen } in queries {
+                let asked = reads::Asked { group: &group, standing: &serving.standing, query: &query, seen };
+                if serving.is_later(&query) {
+                    let refusal = views::behind(group.state().come(), "this node has an older build");
+                    serving.metrics.read(number, false);
+                    replies.send(answered(call, Err(refusal)));
+                } else if asked.is_ready() {
+                    let result = asked.answer();
+                    serving.metrics.read(number, result.is_ok());
+                    replies.send(answered(call, result));
+                    // Others of this thread want their turn, too.
+                    tokio::task::yield_now().await;
+                } else {
+                    let (group, replies, serving) = (group.clone(), replies.clone(), Arc::clone(&serving));
+                    tokio::spawn(async move {
+                        let standing = &serving.standing;
+                        let asked = reads::Asked { group: &group, standing, query: &query, seen };
+                        let result = match serving.waiting.get(&number) {
+                            Some(waiting) => asked.answer_soon(waiting).await,
+                            None => asked.answer(),
+                        };
+                        serving.metrics.read(number, result.is_ok());
+                        replies.send(answered(call, result));
+                    });
+                }
             }
         });
     }
@@ -378,7 +437,7 @@ enum Answered {
 impl Handler<ExchangeProtocol> for ExchangeHandler {
     fn on_calls(&mut self, calls: Vec<pb::Call>, replies: &ReplySender<ExchangeProtocol>) {
         let mut by_row = ByRow::new();
-        let mut queries: BTreeMap<u32, Vec<(u64, pb::Query)>> = BTreeMap::new();
+        let mut queries: BTreeMap<(u32, bool), Vec<Asked>> = BTreeMap::new();
         for call in calls {
             let id = call.id;
             match call.op {
@@ -393,7 +452,10 @@ impl Handler<ExchangeProtocol> for ExchangeHandler {
                     });
                 }
                 Some(pb::call::Op::Batch(batch)) => self.batch(id, call.group, batch, replies, &mut by_row),
-                Some(pb::call::Op::Query(query)) => queries.entry(call.group).or_default().push((id, query)),
+                Some(pb::call::Op::Query(query)) => {
+                    let asked = Asked { call: id, query, seen: call.at_least.unwrap_or_default() };
+                    queries.entry((call.group, call.anywhere)).or_default().push(asked);
+                }
                 None => {
                     let refusal = views::invalid("the call asks for nothing");
                     replies.send(pb::Reply { id, result: Some(pb::reply::Result::Refusal(refusal)) });
@@ -406,8 +468,11 @@ impl Handler<ExchangeProtocol> for ExchangeHandler {
                 served.rows.submit(module, &row, requests);
             }
         }
-        for (group, queries) in queries {
-            self.ask(group, queries, replies);
+        for ((group, anywhere), queries) in queries {
+            match anywhere {
+                true => self.ask_here(group, queries, replies),
+                false => self.ask(group, queries, replies),
+            }
         }
     }
 

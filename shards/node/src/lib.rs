@@ -26,6 +26,7 @@ mod lives;
 mod members;
 mod metrics;
 mod node;
+mod reads;
 mod recovery;
 mod reports;
 mod shard;

@@ -36,6 +36,8 @@ struct GroupCounters {
     commands: [Counter; OUTCOMES.len()],
     queries: Counter,
     queries_refused: Counter,
+    reads: Counter,
+    reads_refused: Counter,
 }
 
 /// The counters of a node.
@@ -64,7 +66,10 @@ impl Metrics {
         let commands = Family::<CommandLabels, Counter<u64, AtomicU64>>::default();
         let queries = Family::<CommandLabels, Counter<u64, AtomicU64>>::default();
         registry.register("commands", "Commands by region and outcome", commands.clone());
-        registry.register("queries", "Queries by region and outcome", queries.clone());
+        registry.register("queries", "Linearizable queries by region and outcome", queries.clone());
+        let reads = Family::<CommandLabels, Counter<u64, AtomicU64>>::default();
+        let help = "Queries that any replica may answer, by region and outcome";
+        registry.register("reads", help, reads.clone());
         let faults = Family::<RegionLabels, Counter>::default();
         let help = "Commands and timers taken back because of a broken invariant: an alarm";
         registry.register("broken_invariants", help, faults.clone());
@@ -100,6 +105,8 @@ impl Metrics {
             commands: OUTCOMES.map(|outcome| counter(&commands, region, outcome)),
             queries: counter(&queries, region, "done"),
             queries_refused: counter(&queries, region, "refused"),
+            reads: counter(&reads, region, "done"),
+            reads_refused: counter(&reads, region, "refused"),
         };
         let groups = regions.iter().map(|(group, region)| (*group, counters(region))).collect();
         Self {
@@ -140,6 +147,14 @@ impl Metrics {
         if let Some(counters) = self.groups.get(&group) {
             let counter = if answered { &counters.queries } else { &counters.queries_refused };
             counter.inc_by(count);
+        }
+    }
+
+    /// Counts a query that any replica may answer.
+    pub fn read(&self, group: u32, answered: bool) {
+        if let Some(counters) = self.groups.get(&group) {
+            let counter = if answered { &counters.reads } else { &counters.reads_refused };
+            counter.inc();
         }
     }
 
@@ -204,6 +219,8 @@ mod tests {
         metrics.queries(1, 7, true);
         metrics.queries(1, 8, false);
         metrics.queries(99, 9, true);
+        [true, true, true, false, false].into_iter().for_each(|answered| metrics.read(1, answered));
+        metrics.read(99, true);
         let (log, _) = NodeLog::open(Arc::new(MemoryDisk::new()), LogOptions::new([7; 16], 1)).unwrap();
         let space = Space::unlimited();
         space.judge(0);
@@ -214,6 +231,8 @@ mod tests {
         }
         has("tidewall_node_queries_total{region=\"north\",outcome=\"done\"} 7".into());
         has("tidewall_node_queries_total{region=\"north\",outcome=\"refused\"} 8".into());
+        has("tidewall_node_reads_total{region=\"north\",outcome=\"done\"} 3".into());
+        has("tidewall_node_reads_total{region=\"north\",outcome=\"refused\"} 2".into());
         has(format!("tidewall_node_log_bytes {}", log.disk_bytes()));
         has("tidewall_node_checkpoint_bytes 4321".into());
         has("tidewall_node_disk_low 1".into());

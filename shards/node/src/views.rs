@@ -6,10 +6,10 @@ use tidewall_machine::effects::DeadEffect;
 use tidewall_machine::feed::Place;
 use tidewall_machine::streams::DeadKey;
 use tidewall_machine::{
-    Answer, Decision, Heard, Machine, Receipt, RejectReason, Stamp, Told, dead_letter_id,
+    Answer, AsOf, Decision, Heard, Machine, Receipt, RejectReason, Stamp, Told, dead_letter_id,
     parse_dead_letter_id,
 };
-use tidewall_messages::Rejection;
+use tidewall_messages::{Rejection, Seen};
 use tidewall_proto::internal::v1 as pb;
 
 use crate::effects;
@@ -59,8 +59,9 @@ fn rejection(reject: RejectReason) -> Rejection {
     }
 }
 
-/// A decision, as it was made: it says everything itself, so that a repeated request gets its first answer.
-pub fn outcome(decision: Decision) -> pb::Outcome {
+/// A decision, as it was made: it says everything itself, so that a repeated request gets its first answer. One that stands nowhere
+/// in the log was made from rows that were `seen`.
+pub fn outcome(decision: Decision, seen: impl FnOnce() -> Seen) -> pb::Outcome {
     use pb::outcome::Result as R;
     let (result, module) = match decision.answer {
         Answer::Rejected(why) => (Some(R::Rejection(rejection(why))), 0),
@@ -72,6 +73,7 @@ pub fn outcome(decision: Decision) -> pb::Outcome {
         result,
         module,
         replayed: decision.replayed,
+        seen: decision.receipt.is_none().then(seen),
     }
 }
 
@@ -104,6 +106,12 @@ pub fn not_yet() -> pb::Refusal {
     }
 }
 
+/// A replica that must not answer a read, or not yet; its rows have `come` so far.
+pub fn behind(come: Seen, message: impl Into<String>) -> pb::Refusal {
+    let kind = pb::RefusalKind::Behind.into();
+    pb::Refusal { kind, message: message.into(), come: Some(come), ..Default::default() }
+}
+
 /// A call that makes no sense here.
 pub fn invalid(message: impl Into<String>) -> pb::Refusal {
     let mut view = pb::Refusal { message: message.into(), ..pb::Refusal::default() };
@@ -111,28 +119,28 @@ pub fn invalid(message: impl Into<String>) -> pb::Refusal {
     view
 }
 
-/// Answers a query from the rows, as they are when this node's clock shows `stamp`.
+/// Answers a query from the rows, as they are as of a time.
 ///
 /// # Errors
 /// What makes no sense about the query.
-pub fn query(machine: &Machine, stamp: Stamp, query: &pb::Query) -> Result<pb::QueryResult, String> {
+pub fn query(machine: &Machine, as_of: AsOf, query: &pb::Query) -> Result<pb::QueryResult, String> {
     use pb::query::Op;
     use pb::query_result::Result as R;
     let result = match query.op.as_ref().ok_or("the query asks for nothing")? {
         Op::GetOutcome(asked) => R::Outcome(remembered(machine, asked)?),
         Op::Module(asked) => {
             let module = u8::try_from(asked.module).unwrap_or(0);
-            match machine.query(module, &asked.payload, stamp)? {
+            match machine.query(module, &asked.payload, as_of)? {
                 Ok(answer) => R::Module(answer.into()),
                 Err(rejection) => R::Rejection(rejection),
             }
         }
         Op::DeadLetters(asked) => R::DeadLetters(dead_letters(machine, asked)?),
         Op::Changes(asked) => R::Changes(changes(machine, asked)),
-        Op::GetQueue(asked) => R::Queue(effects::queue(machine, stamp, asked)?),
+        Op::GetQueue(asked) => R::Queue(effects::queue(machine, as_of.stamp, asked)?),
         Op::TakeEffects(_) | Op::EndEffects(_) => return Err("nobody asks rows at rest for that".into()),
     };
-    Ok(pb::QueryResult { result: Some(result) })
+    Ok(pb::QueryResult { result: Some(result), seen: Some(machine.seen(as_of)) })
 }
 
 /// What somebody hears who has heard everything up to a place.
@@ -189,7 +197,7 @@ fn dead_letters(machine: &Machine, asked: &pb::ListDeadLetters) -> Result<pb::De
 /// # Errors
 /// What makes no sense about the query.
 pub fn query_at_rest(machine: &Machine, query: &pb::Query) -> Result<pb::QueryResult, String> {
-    self::query(machine, Stamp::unconfirmed(machine.log_time_ms()), query)
+    self::query(machine, Stamp::unconfirmed(machine.log_time_ms()).into(), query)
 }
 
 fn remembered(machine: &Machine, asked: &pb::GetOutcome) -> Result<pb::OutcomeView, String> {
@@ -197,6 +205,6 @@ fn remembered(machine: &Machine, asked: &pb::GetOutcome) -> Result<pb::OutcomeVi
     let decided = machine.outcome(&asked.principal, id);
     Ok(pb::OutcomeView {
         forgotten: decided.is_none() && machine.forgotten(&asked.principal, id),
-        outcome: decided.map(outcome),
+        outcome: decided.map(|decision| outcome(decision, Seen::default)),
     })
 }

@@ -11,6 +11,7 @@ mod machine;
 mod mix;
 mod open_loop;
 mod postgres;
+mod reads;
 mod redis;
 mod report;
 mod tidewall;
@@ -176,6 +177,16 @@ enum Command {
             value_parser = clap::value_parser!(u32).range(1..=200_000))]
         rates: Vec<u32>,
     },
+    /// Nine reads for each purchase of a hot row, under each consistency: how late, who answers, how far standbys lag behind?
+    Reads {
+        /// Clients at once.
+        #[arg(long = "clients", id = "reading", default_value_t = 64,
+            value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=4096))]
+        clients: usize,
+        /// Instead: buyers alone, and beside so many who list all tickets of the row, over and over.
+        #[arg(long, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=64))]
+        lists: Option<usize>,
+    },
     /// Memory and CPU of a cluster that does nothing.
     Idle {
         /// How long to look.
@@ -256,6 +267,16 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             let rates: Vec<f64> = rates.iter().copied().map(f64::from).collect();
             let delay = Duration::from_millis(*delay);
             let (text, rows) = webhooks::delivered(&target, span, *webhooks, delay, &rates).await?;
+            print(common, &mut machine, &text, &rows)
+        }
+        Some(Command::Reads { clients, lists: None }) => {
+            let (target, mut machine) = target(common, &base).await?;
+            let (text, rows) = reads::mixed(&target, span, *clients).await?;
+            print(common, &mut machine, &text, &rows)
+        }
+        Some(Command::Reads { clients, lists: Some(lists) }) => {
+            let (target, mut machine) = target(common, &base).await?;
+            let (text, rows) = reads::beside_lists(&target, span, *clients, *lists).await?;
             print(common, &mut machine, &text, &rows)
         }
         Some(Command::Flood { event, clients }) => {

@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use tidewall_e2e::client::{Session, event_of, request_id, tier};
 use tidewall_e2e::cluster::{Cluster, Endpoints, Options, run};
 use tidewall_proto::v1::*;
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -60,6 +61,11 @@ impl Target {
     /// When it has none.
     pub fn gateway(&self) -> anyhow::Result<String> {
         Ok(self.endpoints.gateways.first().context("the cluster has no gateway")?.url.clone())
+    }
+
+    /// Addresses of its nodes, for metrics.
+    pub fn nodes(&self) -> Vec<String> {
+        self.endpoints.nodes.iter().map(|node| node.address.clone()).collect()
     }
 
     /// Its supervisor; all other processes are below it.
@@ -192,6 +198,14 @@ impl Job for BuyJob {
 /// # Errors
 /// Any other answer than a ticket.
 pub async fn buy(session: &Session, event: &str) -> anyhow::Result<u64> {
+    bought(session, event).await.map(|(_, overloaded)| overloaded)
+}
+
+/// The same, with the metadata of the answer.
+///
+/// # Errors
+/// Any other answer than a ticket.
+pub async fn bought(session: &Session, event: &str) -> anyhow::Result<(MetadataMap, u64)> {
     let request = BuyTicketsRequest {
         parent: event.to_owned(),
         tier_id: "ga".into(),
@@ -202,7 +216,7 @@ pub async fn buy(session: &Session, event: &str) -> anyhow::Result<u64> {
     let mut overloaded = 0;
     loop {
         match session.tickets().buy_tickets(session.request(request.clone())).await {
-            Ok(_) => return Ok(overloaded),
+            Ok(answer) => return Ok((answer.metadata().clone(), overloaded)),
             Err(status) => {
                 come_back(status).await?;
                 overloaded += 1;

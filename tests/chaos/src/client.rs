@@ -152,6 +152,7 @@ impl Client {
                 let message = v1::GetEventRequest {
                     name: event.clone(),
                     consistency: v1::ReadConsistency::Linearizable as i32,
+                    max_age: None,
                 };
                 let mut client = pool.events(slot);
                 let answer = pool.bounded(client.get_event(pool.request(&self.token, message))).await?;

@@ -144,7 +144,7 @@ impl Session {
     /// # Errors
     /// The call's status.
     pub async fn event(&self, name: &str) -> Result<Event, Status> {
-        let request = GetEventRequest { name: name.into(), consistency: 0 };
+        let request = GetEventRequest { name: name.into(), ..Default::default() };
         let response = retried(async || self.events().get_event(self.request(request.clone())).await).await?;
         response.into_inner().event.ok_or_else(|| Status::internal("the answer has no event"))
     }
@@ -197,6 +197,7 @@ impl Session {
                 owner: owner.into(),
                 page_size: 5000,
                 page_token: page_token.clone(),
+                ..ListTicketsRequest::default()
             };
             let page = retried(async || self.tickets().list_tickets(self.request(request.clone())).await)
                 .await?

@@ -87,7 +87,7 @@ fn tokens(login: &LogInResponse) -> &Tokens {
 }
 
 async fn account(caller: &Session, name: &str) -> Result<Account, Status> {
-    let request = GetAccountRequest { name: name.into(), consistency: 0 };
+    let request = GetAccountRequest { name: name.into(), ..Default::default() };
     let answer = caller.accounts().get_account(caller.request(request)).await?;
     Ok(answer.into_inner().account.unwrap())
 }
@@ -334,8 +334,11 @@ async fn the_first_admin_comes_from_the_command_line_and_makes_others() {
 
     let ann = person().await;
     let (theirs, caller) = ann.logged_in().await;
-    let find =
-        FindAccountRequest { parent: ann.region.clone(), email: ann.email.to_uppercase(), consistency: 0 };
+    let find = FindAccountRequest {
+        parent: ann.region.clone(),
+        email: ann.email.to_uppercase(),
+        ..Default::default()
+    };
     let found = admin.accounts().find_account(admin.request(find.clone())).await.unwrap().into_inner();
     let found = found.account.unwrap();
     assert_eq!((&found.name, &found.email), (&theirs.account, &ann.email));

@@ -56,7 +56,8 @@ async fn regions_and_events_are_listed_page_by_page() {
     let mut listed = Vec::new();
     let mut page_token = String::new();
     loop {
-        let request = ListEventsRequest { parent: all[1].clone(), page_size: 2, page_token };
+        let request =
+            ListEventsRequest { parent: all[1].clone(), page_size: 2, page_token, ..Default::default() };
         let page = organiser.events().list_events(organiser.request(request)).await.unwrap().into_inner();
         assert!(page.events.len() <= 2);
         listed.extend(page.events.into_iter().map(|event| event.name));
@@ -113,7 +114,7 @@ async fn a_purchase_is_decided_once_and_remembered() {
         assert_eq!((ticket.owner.as_str(), ticket.request_id.as_str()), (name.as_str(), id.as_str()));
         assert_eq!(ticket.state, TicketState::Valid as i32);
         assert_eq!(ticket.price.as_ref().unwrap().minor_units, 4_500);
-        let request = GetTicketRequest { name: ticket.name.clone(), consistency: 0 };
+        let request = GetTicketRequest { name: ticket.name.clone(), ..Default::default() };
         let got = retried(async || alice.tickets().get_ticket(alice.request(request.clone())).await).await;
         assert_eq!(got.unwrap().into_inner().ticket.as_ref(), Some(ticket));
         let foreign = bob.tickets().get_ticket(bob.request(request.clone())).await;
@@ -229,7 +230,7 @@ async fn what_somebody_has_in_any_region_is_found_by_its_owner_alone() {
     for page_size in [0, 1, 4] {
         let (mut found, mut page_token) = (Vec::new(), String::new());
         loop {
-            let search = SearchTicketsRequest { owner: String::new(), page_size, page_token };
+            let search = SearchTicketsRequest { page_size, page_token, ..Default::default() };
             let call = async || alice.tickets().search_tickets(alice.request(search.clone())).await;
             let page = retried(call).await.unwrap().into_inner();
             assert!(page.unreachable.is_empty(), "{page:?}");
@@ -259,7 +260,7 @@ async fn an_event_is_deleted_while_nothing_of_it_was_held_or_sold() {
     let (_, bob) = buyer().await;
     let hold = alice.hold(&held, "ga", 1).await.unwrap();
     expect_refusal("in use", call(delete(&held)).await, Code::FailedPrecondition, "EVENT_IN_USE").unwrap();
-    let get = GetHoldRequest { name: hold.name.clone(), consistency: 0 };
+    let get = GetHoldRequest { name: hold.name.clone(), ..Default::default() };
     let seen = alice.tickets().get_hold(alice.request(get.clone())).await.unwrap().into_inner().hold.unwrap();
     assert_eq!((&seen.name, &seen.owner, seen.quantity), (&hold.name, &hold.owner, 1));
     let foreign = bob.tickets().get_hold(bob.request(get)).await;

@@ -233,7 +233,7 @@ async fn a_caller_who_is_not_known_or_not_allowed_is_refused() {
     let guest = Session::new(gateway, &short).unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(120);
     let refused = loop {
-        let request = GetEventRequest { name: event.clone(), consistency: 0 };
+        let request = GetEventRequest { name: event.clone(), ..Default::default() };
         match guest.events().get_event(guest.request(request)).await {
             Err(status) if status.code() == Code::Unauthenticated => break Err::<(), Status>(status),
             _ => assert!(tokio::time::Instant::now() < deadline, "an expired token is good for ever"),

@@ -61,7 +61,8 @@ async fn progress(made: &AtomicUsize, more: usize, cluster: &Cluster) {
     }
 }
 
-/// Buys until told to stop, and returns what it was told and the errors that it saw.
+/// Buys until told to stop, and returns what it was told and the errors that it saw. What was bought is there at once, whichever
+/// replica is asked.
 async fn buy_on(
     name: String,
     client: Client,
@@ -80,7 +81,16 @@ async fn buy_on(
         let (request_id, answer) = match client.buy_tickets(request).await {
             Ok(done) => {
                 made.fetch_add(1, Ordering::Relaxed);
-                (done.request_id, Answer::Bought(done.answer.purchase.unwrap().tickets))
+                let tickets = done.answer.purchase.unwrap().tickets;
+                let get = api::GetTicketRequest {
+                    name: tickets[0].clone(),
+                    consistency: api::ReadConsistency::Session.into(),
+                    ..Default::default()
+                };
+                if let Err(error) = client.get_ticket(get).await {
+                    errors.push(format!("{name} does not see {}: {error}", tickets[0]));
+                }
+                (done.request_id, Answer::Bought(tickets))
             }
             Err(error) => {
                 errors.push(format!("{name}: {error}"));
@@ -155,8 +165,10 @@ async fn buyers_see_no_error_while_nodes_and_a_gateway_are_killed() {
     for client in clients {
         assert_eq!(client.unfinished(), [], "all outcomes are known");
     }
-    let row =
-        organiser.get_event(api::GetEventRequest { name: event.clone(), consistency: 0 }).await.unwrap();
+    let row = organiser
+        .get_event(api::GetEventRequest { name: event.clone(), ..Default::default() })
+        .await
+        .unwrap();
     let tickets = organiser.all_tickets(&event, "*").await.unwrap();
     let wrong = audit(&history, &row.event.unwrap(), &tickets);
     assert!(wrong.is_empty(), "{:#?}\n{}", &wrong[..wrong.len().min(20)], cluster.log_tail());
@@ -241,8 +253,12 @@ async fn what_the_client_leaves_open_and_sells_in_bulk_is_what_the_region_says()
     assert_eq!(no.reason(), Some(&tidewall_sdk::Reason::SoldOut));
     let wrong = alice.buy_tickets(buy("ga", -1)).await.unwrap_err();
     assert_eq!(wrong.failure().unwrap().fields[0].field, "quantity");
-    let row =
-        alice.get_event(api::GetEventRequest { name: event, consistency: 0 }).await.unwrap().event.unwrap();
+    let row = alice
+        .get_event(api::GetEventRequest { name: event, ..Default::default() })
+        .await
+        .unwrap()
+        .event
+        .unwrap();
     let tier = &row.tiers[0];
     assert_eq!((tier.free, tier.held, tier.sold), (5, 0, 5));
 }

@@ -23,7 +23,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 
-use crate::history::{Ask, End, FORGOTTEN, Receipt, SEALED, Said, TicketSeen, TierSeen, Told};
+use crate::history::{Ask, End, FORGOTTEN, Freshness, Receipt, SEALED, Said, TicketSeen, TierSeen, Told};
 use crate::traffic::{ORGANISER, SEAT_ROWS, SELLER};
 use crate::way;
 
@@ -47,6 +47,8 @@ pub fn public_key() -> [u8; 32] {
 /// clock as well.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The metadata that says how far somebody has seen the regions.
+const SEEN: &str = "tidewall-seen";
 /// How many callers go away early.
 const GIVES_UP: f64 = 0.03;
 /// Tickets on a page: few, so that there are several pages.
@@ -235,9 +237,36 @@ impl Api {
 
     /// The tiers of an event, none when it does not exist; `None` without an answer.
     pub async fn tiers(&self, group: u32, event: &str, patience: Duration) -> Option<Vec<TierSeen>> {
-        let message = v1::GetEventRequest { name: name(group, event), consistency: 0 };
-        let request = self.request(ORGANISER, patience, message);
-        match answered(EventServiceClient::new(self.channel.clone()).get_event(request).await) {
+        let found = self.tiers_within(group, event, Freshness::Latest, None, patience).await;
+        found.map(|(tiers, _)| tiers)
+    }
+
+    /// The same for somebody who brings along what it has seen, with what it has seen then.
+    pub async fn tiers_within(
+        &self,
+        group: u32,
+        event: &str,
+        freshness: Freshness,
+        seen: Option<&str>,
+        patience: Duration,
+    ) -> Option<(Vec<TierSeen>, Option<String>)> {
+        let consistency = match freshness {
+            Freshness::Latest => v1::ReadConsistency::Linearizable,
+            Freshness::Session { .. } => v1::ReadConsistency::Session,
+            Freshness::Stale { .. } => v1::ReadConsistency::Stale,
+        };
+        let age = Duration::from_micros(freshness.age_us());
+        let max_age = prost_types::Duration::try_from(age).ok().filter(|_| freshness != Freshness::Latest);
+        let message =
+            v1::GetEventRequest { name: name(group, event), consistency: consistency.into(), max_age };
+        let mut request = self.request(ORGANISER, patience, message);
+        if let Some(seen) = seen {
+            request.metadata_mut().insert(SEEN, seen.parse().expect("as an answer has carried it"));
+        }
+        let answer = EventServiceClient::new(self.channel.clone()).get_event(request).await;
+        let metadata = answer.as_ref().map_or_else(Status::metadata, Response::metadata);
+        let seen = metadata.get(SEEN).and_then(|seen| Some(seen.to_str().ok()?.to_owned()));
+        match answered(answer) {
             Some(Ok(answer)) => {
                 let tier = |tier: v1::Tier| TierSeen {
                     tier: tier.tier_id,
@@ -246,9 +275,9 @@ impl Api {
                     held: tier.held as u64,
                     sold: tier.sold as u64,
                 };
-                Some(answer.event?.tiers.into_iter().map(tier).collect())
+                Some((answer.event?.tiers.into_iter().map(tier).collect(), seen))
             }
-            Some(Err(NotFound)) => Some(Vec::new()),
+            Some(Err(NotFound)) => Some((Vec::new(), seen)),
             None => None,
         }
     }
@@ -277,6 +306,7 @@ impl Api {
                 owner: "*".to_owned(),
                 page_size: PAGE,
                 page_token,
+                ..Default::default()
             };
             let request = self.request(ORGANISER, patience, message);
             let page = answered(TicketServiceClient::new(self.channel.clone()).list_tickets(request).await)?;

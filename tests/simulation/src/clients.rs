@@ -11,8 +11,9 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 use tidewall_workloads::Book;
 
+use crate::browser::Sessions;
 use crate::buyer::Memory;
-use crate::history::{Ask, Call, Cut, End, History, Read, Saw, TicketSeen};
+use crate::history::{Ask, Call, Cut, End, Freshness, History, Read, Saw, TicketSeen};
 use crate::lines::Lines;
 use crate::listener::Listener;
 use crate::operator::TopologyFile;
@@ -90,6 +91,8 @@ pub struct Clients {
     pub lives: Rc<Cell<u64>>,
     /// What those have heard who listen, whatever happens to the gateway.
     pub listeners: Rc<Vec<RefCell<Listener>>>,
+    /// Those who browse, at whatever gateway.
+    pub sessions: Rc<Sessions>,
     /// What webhooks call.
     pub servers: Servers,
     /// What must not have happened.
@@ -203,7 +206,8 @@ pub async fn read_event(
     let saw = Saw::Event { event: event.to_owned(), tiers };
     let returned_us = now_us();
     clients.trace.note(returned_us, "read", format_args!("group {group} since {invoked_us} {saw:?}"));
-    let entry = Read { group, invoked_us, returned_us, saw: saw.clone() };
+    let (freshness, session) = (Freshness::Latest, None);
+    let entry = Read { group, invoked_us, returned_us, freshness, session, saw: saw.clone() };
     clients.history.borrow_mut().reads.push(entry);
     Some(saw)
 }
@@ -219,7 +223,9 @@ pub async fn read_outcome(
     let _open = Open::new(&clients.control);
     let told = way.outcome(request, patience).await?;
     let saw = Saw::Outcome { key: (request.principal.to_owned(), request.id), told };
-    let entry = Read { group: request.group, invoked_us, returned_us: now_us(), saw: saw.clone() };
+    let (group, returned_us) = (request.group, now_us());
+    let (freshness, session) = (Freshness::Latest, None);
+    let entry = Read { group, invoked_us, returned_us, freshness, session, saw: saw.clone() };
     clients.history.borrow_mut().reads.push(entry);
     Some(saw)
 }

@@ -219,8 +219,39 @@ pub struct Read {
     pub invoked_us: u64,
     /// When it was answered.
     pub returned_us: u64,
+    /// How fresh the answer was to be.
+    pub freshness: Freshness,
+    /// Who brought along what was seen, if anybody did.
+    pub session: Option<u64>,
     /// The answer.
     pub saw: Saw,
+}
+
+/// How fresh an answer must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// It shows everything that was acknowledged before.
+    Latest,
+    /// It shows everything that was acknowledged so long before, µs, and that whoever asks had seen.
+    Session {
+        /// How old the answer may be.
+        age_us: u64,
+    },
+    /// It shows everything that was acknowledged so long before, µs.
+    Stale {
+        /// How old the answer may be.
+        age_us: u64,
+    },
+}
+
+impl Freshness {
+    /// How old the answer may be, µs.
+    pub fn age_us(self) -> u64 {
+        match self {
+            Self::Latest => 0,
+            Self::Session { age_us } | Self::Stale { age_us } => age_us,
+        }
+    }
 }
 
 /// A ticket at the end.
@@ -315,7 +346,8 @@ impl History {
                 }
             }
         }
-        left.reads.retain(|read| cuts(read.group).all(|cut| read.invoked_us > cut.seen_until_us));
+        let began_us = |read: &Read| read.invoked_us.saturating_sub(read.freshness.age_us());
+        left.reads.retain(|read| cuts(read.group).all(|cut| began_us(read) > cut.seen_until_us));
         Cow::Owned(left)
     }
 

@@ -18,6 +18,8 @@ mod oracle_tests;
 #[cfg(tokio_unstable)]
 mod api;
 #[cfg(tokio_unstable)]
+mod browser;
+#[cfg(tokio_unstable)]
 mod buyer;
 #[cfg(tokio_unstable)]
 mod clerk;

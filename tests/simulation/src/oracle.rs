@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::history::{
-    Ask, Call, End, FORGOTTEN, Final, History, Read, Receipt, RequestKey, SEALED, Said, Saw, TierSeen, Told,
+    Ask, Call, End, FORGOTTEN, Final, Freshness, History, Read, Receipt, RequestKey, SEALED, Said, Saw,
+    TierSeen, Told,
 };
 use crate::model::{Model, Numbers, Time};
 
@@ -337,19 +338,29 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Finds a place for each read; a read that began after another had ended must not see less.
+    /// Finds a place for each read; a read that began after another had ended must not see less, unless it may be old: then it must
+    /// not see less than whoever asks had seen.
     fn reads_fit(&mut self, count: usize, moments: &[Moment]) {
         let mut reads: Vec<&Read> =
             self.history.reads.iter().filter(|read| read.group == self.group).collect();
         reads.sort_by_key(|read| read.returned_us);
         let mut placed: Vec<(u64, usize)> = Vec::new();
+        let mut in_sessions: BTreeMap<u64, usize> = BTreeMap::new();
         let places: BTreeMap<&RequestKey, usize> =
             self.requests[..count].iter().enumerate().map(|(at, request)| (&request.key, at)).collect();
         let mut objections = Vec::new();
         for read in reads {
-            let (least, most) = self.window(count, read.invoked_us, read.returned_us);
-            let seen = placed.iter().filter(|(returned_us, _)| *returned_us < read.invoked_us);
+            // What was acknowledged, and what others saw, by then must be shown.
+            let by_us = read.invoked_us.saturating_sub(read.freshness.age_us());
+            let (least, _) = self.window(count, by_us, read.returned_us);
+            let (_, most) = self.window(count, read.invoked_us, read.returned_us);
+            let seen = placed.iter().filter(|(returned_us, _)| *returned_us < by_us);
             let least = seen.map(|(_, at)| *at).fold(least, usize::max);
+            // Nobody asks twice at the same time.
+            let least = match (read.freshness, read.session.and_then(|number| in_sessions.get(&number))) {
+                (Freshness::Session { .. }, Some(at)) => least.max(*at),
+                _ => least,
+            };
             let fits = |at: &usize| match &read.saw {
                 Saw::Event { event, tiers } => {
                     event_fits(&moments[*at], event, tiers, self.latest_ms(read.returned_us))
@@ -363,10 +374,16 @@ impl<'a> Judge<'a> {
                 },
             };
             match (least..=most.max(least)).find(fits) {
-                Some(at) => placed.push((read.returned_us, at)),
+                Some(at) => {
+                    placed.push((read.returned_us, at));
+                    if let Some(number) = read.session {
+                        let seen = in_sessions.entry(number).or_default();
+                        *seen = at.max(*seen);
+                    }
+                }
                 None => objections.push(format!(
-                    "{:?}, read between {} and {} us, was true after none of {least} to {most} decisions",
-                    read.saw, read.invoked_us, read.returned_us
+                    "{:?}, read between {} and {} us as {:?}, was true after none of {least} to {most} decisions",
+                    read.saw, read.invoked_us, read.returned_us, read.freshness
                 )),
             }
         }

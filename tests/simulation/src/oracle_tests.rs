@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::history::{
-    Ask, Call, Cut, End, FORGOTTEN, Final, History, Read, Receipt, SEALED, Said, Saw, TicketSeen, TierSeen,
-    Told,
+    Ask, Call, Cut, End, FORGOTTEN, Final, Freshness, History, Read, Receipt, SEALED, Said, Saw, TicketSeen,
+    TierSeen, Told,
 };
 use crate::oracle::judge;
 
@@ -83,9 +83,13 @@ impl Story {
     }
 
     fn reads(&mut self, saw: Saw) {
+        self.reads_as(Freshness::Latest, None, saw);
+    }
+
+    fn reads_as(&mut self, freshness: Freshness, session: Option<u64>, saw: Saw) {
         self.now_us += 20;
         let (invoked_us, returned_us) = (self.now_us - 15, self.now_us - 5);
-        self.history.reads.push(Read { group: 1, invoked_us, returned_us, saw });
+        self.history.reads.push(Read { group: 1, invoked_us, returned_us, freshness, session, saw });
     }
 
     fn told(&mut self, at: usize) -> &mut Told {
@@ -292,6 +296,31 @@ fn stale_and_future_reads_are_found() {
     let after = story.now_us + 100;
     story.history.calls[at].returned.as_mut().unwrap().0 = after;
     assert_eq!(checks(&story.ends(2, 0, &[("ann", false)])), ["stale-read"]);
+}
+
+#[test]
+fn what_may_be_old_is_not_older_and_nobody_is_shown_less_than_before() {
+    // Decided 20 µs before it was read, give or take.
+    let read = |reads: &[(Freshness, u64, u64)]| {
+        let mut story = Story::new(2);
+        story.decides("ann", buy(1), sold(1, 1));
+        for (freshness, session, sold) in reads {
+            story.reads_as(*freshness, Some(*session), event(2, 0, *sold));
+        }
+        checks(&story.ends(2, 0, &[("ann", false)]))
+    };
+    let session = |age_us| Freshness::Session { age_us };
+    let stale = |age_us| Freshness::Stale { age_us };
+    assert_eq!(read(&[(stale(100), 1, 0)]), [""; 0]);
+    assert_eq!(read(&[(stale(1), 1, 0)]), ["stale-read"]);
+    assert_eq!(read(&[(stale(100), 1, 2)]), ["stale-read"], "nobody has decided that");
+    assert_eq!(read(&[(stale(100), 1, 1), (stale(100), 1, 0)]), [""; 0]);
+    assert_eq!(read(&[(session(100), 1, 0), (session(100), 1, 1)]), [""; 0]);
+    assert_eq!(read(&[(session(100), 1, 1), (session(100), 2, 0)]), [""; 0]);
+    assert_eq!(read(&[(session(100), 1, 1), (session(100), 1, 0)]), ["stale-read"]);
+    assert_eq!(read(&[(stale(100), 1, 1), (session(100), 1, 0)]), ["stale-read"], "it was seen, however");
+    assert_eq!(read(&[(session(1), 1, 0)]), ["stale-read"]);
+    assert_eq!(read(&[(stale(100), 1, 1), (Freshness::Latest, 2, 0)]), ["stale-read"]);
 }
 
 #[test]

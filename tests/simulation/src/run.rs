@@ -201,7 +201,7 @@ impl Cluster {
         let book: Rc<RefCell<Book>> = Rc::default();
         let operator = Rc::new(Operator::new(ground.clone()));
         let listening = |number| listener::listeners(number, plan.regions).into_iter().map(RefCell::new);
-        let servers = Servers::new(plan.seed);
+        let (servers, sessions) = (Servers::new(plan.seed), Rc::default());
         let listeners: Vec<Rc<Vec<RefCell<Listener>>>> =
             (1..=GATEWAYS).map(|number| Rc::new(listening(number).collect())).collect();
         for number in 1..=GATEWAYS {
@@ -216,6 +216,7 @@ impl Cluster {
                 cuts: Rc::clone(&ground.cuts),
                 book: Rc::clone(&book),
                 listeners: Rc::clone(&listeners[number - 1]),
+                sessions: Rc::clone(&sessions),
                 servers: servers.clone(),
                 violations: Rc::clone(&ground.violations),
                 lives: Rc::new(Cell::new(0)),

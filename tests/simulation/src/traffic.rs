@@ -16,6 +16,7 @@ use tidewall_gateway::{GatewayConfig, GatewayCore, LimitOptions};
 use tokio::time::sleep;
 
 use crate::api::{Api, accounts, public_key};
+use crate::browser::{self, browse};
 use crate::buyer::Buyer;
 use crate::clients::{Clients, Orphan, ask, read_event, read_outcome, read_tickets, request_id};
 use crate::history::{Ask, End, Saw, Told};
@@ -61,6 +62,9 @@ pub async fn live(clients: Clients) -> turmoil::Result {
     tokio::task::spawn_local(Storytellers::new(clients.clone(), Rc::clone(&client)).live());
     for number in 0..clients.listeners.len() {
         tokio::task::spawn_local(listen(clients.clone(), Rc::clone(&client), number));
+    }
+    for salt in 1..=browser::AT_A_GATEWAY {
+        tokio::task::spawn_local(browse(clients.clone(), Rc::clone(&client), salt));
     }
     let (api, shards) = (Way::Api(client), Way::Shards(shards));
     if clients.number == 1 {

@@ -222,7 +222,9 @@ impl<S: Site> Visitor<'_, S> {
     }
 
     async fn sessions(&self, held: &Held) -> Result<Vec<String>, Over> {
-        let message = v1::ListSessionsRequest { parent: held.account.clone(), ..Default::default() };
+        let consistency = self.story.consistency();
+        let message =
+            v1::ListSessionsRequest { parent: held.account.clone(), consistency, ..Default::default() };
         let told = ask!(self.story, self.accounts, list_sessions, message, &held.access);
         let mut names: Vec<String> = self
             .story
@@ -262,7 +264,8 @@ impl<S: Site> Visitor<'_, S> {
 
     /// Profile and roles must be what was written last.
     async fn check_profile(&self, held: &Held, name: &str, roles: &BTreeSet<i32>) -> Result<(), Over> {
-        let message = v1::GetAccountRequest { name: held.account.clone(), consistency: 0 };
+        let consistency = self.story.consistency();
+        let message = v1::GetAccountRequest { name: held.account.clone(), consistency, max_age: None };
         let told = ask!(self.story, self.accounts, get_account, message, &held.access);
         let account = self.story.yes("a look at one's own account", told)?.account.unwrap_or_default();
         let seen = (account.email.as_str(), account.display_name.as_str(), account.erased);
@@ -286,7 +289,7 @@ impl<S: Site> Visitor<'_, S> {
         let find = v1::FindAccountRequest {
             parent: self.region.borrow().clone(),
             email: self.email.borrow().to_uppercase(),
-            consistency: 0,
+            ..Default::default()
         };
         let told = ask!(self.story, self.accounts, find_account, find, &admin);
         let found = self.story.yes("a search by an admin", told)?.account.unwrap_or_default();

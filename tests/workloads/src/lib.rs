@@ -14,6 +14,8 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
+use tidewall_proto::v1;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
@@ -150,7 +152,13 @@ pub async fn tell<S: Site>(site: &S, workloads: &[&'static str], pause_ms: u64, 
         let region = regions[one_of(regions.len())].clone();
         let returns = regions.iter().map(|region| (region.clone(), site.returns(region))).collect();
         let name = format!("{}-{number}", site.name());
-        let story = Story { site, workload, name, region, returns, abroad: RefCell::default() };
+        // The latest, or no less than what they have seen, at whatever replica.
+        let consistency = match site.below(2) {
+            0 => v1::ReadConsistency::Session,
+            _ => v1::ReadConsistency::Linearizable,
+        };
+        let (abroad, seen) = (RefCell::default(), RefCell::default());
+        let story = Story { site, workload, name, region, returns, abroad, seen, consistency };
         if tell_one(&story).await.is_ok() {
             site.book().borrow_mut().done += 1;
         }
@@ -170,7 +178,14 @@ struct Story<'a, S: Site> {
     returns: Vec<(String, usize)>,
     /// Another region in which it asks for something as well.
     abroad: RefCell<Option<String>>,
+    /// How far those in it have seen the regions, as answers said: several, when some came while another was waited for.
+    seen: RefCell<Vec<MetadataValue<Ascii>>>,
+    /// How fresh answers must be that show what those in it know.
+    consistency: v1::ReadConsistency,
 }
+
+/// The metadata that says how far somebody has seen the regions.
+const SEEN: &str = "tidewall-seen";
 
 impl<S: Site> Story<'_, S> {
     /// Something is wrong, unless the region went back meanwhile.
@@ -215,6 +230,11 @@ impl<S: Site> Story<'_, S> {
         self.site.below(count)
     }
 
+    /// How fresh an answer must be that shows what those in the story know.
+    fn consistency(&self) -> i32 {
+        self.consistency.into()
+    }
+
     /// Asks until there is an answer: what it is, or the reason of a refusal.
     ///
     /// # Errors
@@ -237,12 +257,25 @@ impl<S: Site> Story<'_, S> {
             let patience = Duration::from_millis(1_500 + site.below(4_000));
             let mut request = Request::new(message.clone());
             request.set_timeout(patience);
+            let brought = self.seen.borrow().clone();
+            for seen in &brought {
+                request.metadata_mut().append(SEEN, seen.clone());
+            }
             // Some go away before their answer, and ask again.
             let waits = if site.below(20) == 0 { patience / 50 } else { patience };
             let answer = {
                 let _call = site.begin();
                 tokio::time::timeout(waits, ask(request)).await
             };
+            if let Ok(answer) = &answer {
+                let metadata = answer.as_ref().map_or_else(Status::metadata, Response::metadata);
+                if let Some(shown) = metadata.get(SEEN) {
+                    // It has all that was brought along.
+                    let mut seen = self.seen.borrow_mut();
+                    seen.retain(|seen| !brought.contains(seen));
+                    seen.push(shown.clone());
+                }
+            }
             let told = match answer {
                 Ok(Ok(answer)) => Ok(answer.into_inner()),
                 Ok(Err(status)) => match final_reason(&status) {

@@ -15,13 +15,6 @@ use crate::{convert, names, page, request_id, validate};
 const PAGE_DEFAULT: u32 = 50;
 const PAGE_MAX: u32 = 1000;
 
-/// Only one consistency exists; a number that no build knows yet must not be taken for it.
-pub(super) fn check_consistency(value: i32) -> Result<(), ApiError> {
-    v1::ReadConsistency::try_from(value).map(|_| ()).map_err(|_| {
-        ApiError::field("consistency", "is not a consistency that this server has: use LINEARIZABLE")
-    })
-}
-
 #[tonic::async_trait]
 impl EventService for Services {
     async fn create_event(
@@ -51,7 +44,6 @@ impl EventService for Services {
         request: Request<v1::GetEventRequest>,
     ) -> Result<Response<v1::GetEventResponse>, Status> {
         let handler = |call: Call, message: v1::GetEventRequest| async move {
-            check_consistency(message.consistency)?;
             let name = names::parse_event("name", &message.name)?;
             let get = tickets::GetEvent { event_id: name.event.to_owned() };
             match self.query(&call, tickets::Query::from(get)).await?.result {

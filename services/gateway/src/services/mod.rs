@@ -13,6 +13,7 @@ mod webhook;
 use std::sync::Arc;
 
 use prost::Message as _;
+use tidewall_client::seen_in;
 use tidewall_messages::{ModuleCommand, ModuleQuery};
 use tidewall_proto::internal::v1 as pb;
 
@@ -58,7 +59,12 @@ impl Services {
             .step(call, true, async {
                 let decided = self.0.client.command(call.group, command, call.deadline.at).await;
                 let request_id = || id.map(|id| request_id::format(&id));
-                decided.map_err(|error| ApiError::Client { error, request_id: request_id() })
+                let outcome =
+                    decided.map_err(|error| ApiError::Client { error, request_id: request_id() })?;
+                if let Some(seen) = seen_in(&outcome) {
+                    call.seen.note(call.group, seen);
+                }
+                Ok(outcome)
             })
             .await
     }
@@ -74,20 +80,35 @@ impl Services {
         }
     }
 
-    /// Looks at what a region has.
+    /// Looks at what a region has: at a standby, if it need not be the latest, else at the active.
     async fn look(&self, call: &Call, op: pb::query::Op) -> Result<pb::query_result::Result, ApiError> {
-        let query = pb::Query { op: Some(op) };
-        self.0
-            .step(call, false, async {
-                let result = self.0.client.query(call.group, query, call.deadline.at).await;
-                match result.map_err(|error| ApiError::Client { error, request_id: None })?.result {
-                    Some(pb::query_result::Result::Rejection(rejection)) => {
-                        Err(ApiError::Rejected { rejection, receipt: None })
-                    }
-                    Some(result) => Ok(result),
-                    None => Err(convert::mismatch()),
-                }
-            })
-            .await
+        let (query, edge) = (pb::Query { op: Some(op) }, &self.0);
+        let failed = |error| ApiError::Client { error, request_id: None };
+        let least = call.seen.least(call.group, call.reading);
+        let mut found = None;
+        if let Some(age) = call.reading.age {
+            let _place = edge.reads.try_acquire().map_err(|_| {
+                ApiError::overloaded("this gateway has as many reads at standbys under way as it may")
+            })?;
+            let read = edge.client.read_at_standbys(call.group, &query, age, least, call.deadline.at);
+            found = read.await.map_err(failed)?;
+        }
+        let found = match found {
+            Some(found) => found,
+            None => {
+                let query = edge.client.query_since(call.group, &query, least, call.deadline.at);
+                edge.step(call, false, async { query.await.map_err(failed) }).await?
+            }
+        };
+        if let Some(seen) = found.seen {
+            call.seen.note(call.group, seen);
+        }
+        match found.result {
+            Some(pb::query_result::Result::Rejection(rejection)) => {
+                Err(ApiError::Rejected { rejection, receipt: None })
+            }
+            Some(result) => Ok(result),
+            None => Err(convert::mismatch()),
+        }
     }
 }

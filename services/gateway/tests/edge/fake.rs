@@ -15,7 +15,7 @@ use tidewall_client::{ExchangeProtocol, Topology};
 use tidewall_gateway::auth::{KeyPair, Role, generate_key, mint};
 use tidewall_gateway::{Gateway, GatewayConfig};
 use tidewall_link::{Handler, NodeIdentity, ReplySender, ServeOptions, serve, server_builder};
-use tidewall_messages::{Change, accounts, tickets};
+use tidewall_messages::{Change, Seen, accounts, tickets};
 use tidewall_proto::internal::v1 as pb;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
@@ -40,6 +40,8 @@ pub struct Node {
     pub commands: Mutex<Vec<pb::Command>>,
     pub batches: Mutex<Vec<pb::CommandBatch>>,
     pub queries: Mutex<Vec<pb::Query>>,
+    /// Of each query: what its caller had seen, and whether it was for any replica.
+    pub reads: Mutex<Vec<(Option<Seen>, bool)>>,
     pub imported: Mutex<Vec<pb::ImportRequest>>,
     pub resolved: Mutex<Vec<pb::ResolveDeadLetterRequest>>,
     pub feed: Arc<Feed>,
@@ -143,7 +145,7 @@ impl Node {
 }
 
 pub fn refusal(kind: pb::RefusalKind, leader_node: u64, retry_after_ms: u32) -> pb::Refusal {
-    pb::Refusal { kind: kind.into(), leader_node, retry_after_ms, message: "as scripted".into() }
+    pb::Refusal { kind: kind.into(), leader_node, retry_after_ms, message: "as scripted".into(), come: None }
 }
 
 pub fn refuse(kind: pb::RefusalKind, leader_node: u64, retry_after_ms: u32) -> Action {
@@ -178,7 +180,12 @@ pub fn outcome(outcome: pb::Outcome) -> Action {
 }
 
 pub fn query(result: pb::query_result::Result) -> Action {
-    Action::Answer(Box::new(pb::reply::Result::Query(pb::QueryResult { result: Some(result) })))
+    query_seen(result, None)
+}
+
+/// The same, from rows that have come so far.
+pub fn query_seen(result: pb::query_result::Result, seen: Option<Seen>) -> Action {
+    Action::Answer(Box::new(pb::reply::Result::Query(pb::QueryResult { result: Some(result), seen })))
 }
 
 struct Scripted(Arc<Node>);
@@ -191,7 +198,8 @@ impl Handler<ExchangeProtocol> for Scripted {
                 let (feed, replies) = (Arc::clone(&self.0.feed), replies.clone());
                 tokio::spawn(async move {
                     let changes = pb::query_result::Result::Changes(feed.answer(asked).await);
-                    let result = pb::reply::Result::Query(pb::QueryResult { result: Some(changes) });
+                    let result =
+                        pb::reply::Result::Query(pb::QueryResult { result: Some(changes), seen: None });
                     replies.send(pb::Reply { id: call.id, result: Some(result) });
                 });
                 continue;
@@ -199,7 +207,10 @@ impl Handler<ExchangeProtocol> for Scripted {
             match call.op {
                 Some(pb::call::Op::Command(command)) => self.0.commands.lock().push(command),
                 Some(pb::call::Op::Batch(batch)) => self.0.batches.lock().push(batch),
-                Some(pb::call::Op::Query(query)) => self.0.queries.lock().push(query),
+                Some(pb::call::Op::Query(query)) => {
+                    self.0.queries.lock().push(query);
+                    self.0.reads.lock().push((call.at_least, call.anywhere));
+                }
                 None => panic!("an empty call"),
             }
             let action = self.0.script.lock().pop_front();

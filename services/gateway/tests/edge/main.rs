@@ -4,6 +4,7 @@
 mod accounts;
 mod changes;
 mod fake;
+mod reads;
 mod transport;
 mod webhooks;
 
@@ -292,7 +293,7 @@ async fn tickets_are_shown_to_those_who_may_see_them() {
     ];
     for (subject, roles, seen) in cases {
         cluster.nodes[0].plan([found(tickets::answer::Result::Ticket(view()))]);
-        let get = v1::GetTicketRequest { name: format!("{GALA}/tickets/ga-1"), consistency: 0 };
+        let get = v1::GetTicketRequest { name: format!("{GALA}/tickets/ga-1"), ..Default::default() };
         let answer = tickets.get_ticket(cluster.request(subject, roles, get)).await;
         assert_eq!(answer.is_ok(), seen, "{subject}");
     }
@@ -305,6 +306,7 @@ async fn tickets_are_shown_to_those_who_may_see_them() {
             owner: owner.into(),
             page_size: 1,
             page_token: page_token.into(),
+            ..Default::default()
         };
         cluster.request(subject, roles, message)
     };

@@ -11,8 +11,10 @@ from typing import Any, Callable, Generic, Iterator, List, Optional, Sequence, T
 
 import grpc
 
+from tidewall import _seen
 from tidewall._errors import Decided, Error, Failure, NotDecided, Unknown
 from tidewall._ids import new_request_id
+from tidewall._seen import Seen
 from tidewall._watch import watch
 from tidewall.v1 import account_pb2, change_pb2, event_pb2, operator_pb2, outcome_pb2, region_pb2, ticket_pb2
 
@@ -93,6 +95,7 @@ class Client:
         self._token = token if callable(token) else lambda: token
         self._timeout = timeout
         self._budget = _Budget()
+        self._seen = Seen()
         self._next = random.randrange(len(gateways))
         open_channel = (
             (lambda target: grpc.secure_channel(target, credentials, options=_OPTIONS, compression=compression))
@@ -157,14 +160,20 @@ class Client:
                 kind = Unknown if in_doubt and method.changes else NotDecided
                 raise kind(f"there is no token: {error}", failure, request, attempts) from error
             metadata = [("authorization", f"Bearer {token}")] if token else []
+            seen = "" if method.changes else self._seen.text()
+            if seen:
+                metadata.append((_seen.KEY, seen))
             try:
-                answer = method.stub(self._channels[position])(
+                answer, call = method.stub(self._channels[position]).with_call(
                     request, timeout=min(left, _ATTEMPT_MAX), metadata=metadata
                 )
                 self._budget.succeeded()
+                self._seen.note(call.initial_metadata())
                 return Done(answer, request_id, attempts)
             except grpc.RpcError as error:
                 failure = Failure(error)
+                # An error without an answer before it has all of its metadata at its end.
+                self._seen.note(error.trailing_metadata())
             if failure.blames_the_connection:
                 self._next = position + 1
             in_doubt = in_doubt or (method.changes and not failure.executed_nothing)
@@ -215,7 +224,7 @@ class _Method:
         self.repeats = effect != policy_pb2.EFFECT_ORDER
         self.__doc__ = descriptor.full_name
 
-    def stub(self, channel: grpc.Channel) -> Callable[..., Any]:
+    def stub(self, channel: grpc.Channel) -> Any:
         return channel.unary_unary(
             self._path, request_serializer=self._input.SerializeToString, response_deserializer=self._output.FromString
         )

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tidewall_client::topology::{Node, Region};
 use tidewall_client::{ExchangeProtocol, ShardClient, ShardClientOptions, Topology};
 use tidewall_link::{Handler, NodeIdentity, ReplySender, ReplyStream, ServeOptions, serve, server_builder};
-use tidewall_messages::Rejection;
+use tidewall_messages::{Rejection, Seen};
 use tidewall_proto::internal::v1 as pb;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -39,6 +39,10 @@ pub enum Mode {
 pub struct Fake {
     pub mode: Mutex<Mode>,
     pub calls: AtomicU64,
+    /// Reads that it has answered though they were not for it as the leader.
+    pub reads: AtomicU64,
+    /// How far its rows have come.
+    pub come: Mutex<Seen>,
     /// What it says to operators.
     pub admin: Mutex<Admin>,
 }
@@ -72,7 +76,13 @@ async fn told<T>(answers: Option<Result<T, Status>>) -> Result<Response<T>, Stat
 
 impl Fake {
     pub fn new(mode: Mode) -> Arc<Self> {
-        Arc::new(Self { mode: Mutex::new(mode), calls: AtomicU64::new(0), admin: Mutex::default() })
+        Arc::new(Self {
+            mode: Mutex::new(mode),
+            calls: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+            come: Mutex::default(),
+            admin: Mutex::default(),
+        })
     }
 
     /// Answers as a node does: a batch item by item, whatever is the matter.
@@ -111,12 +121,31 @@ impl Fake {
                 let items = batch.commands.into_iter().enumerate().map(item).collect();
                 pb::reply::Result::Batch(pb::OutcomeBatch { items })
             }
+            _ if call.anywhere => self.read(mode, call.at_least.unwrap_or_default()),
             _ => match self.command(mode, pb::Command::default()) {
-                Ok(_) => pb::reply::Result::Query(pb::QueryResult::default()),
+                Ok(_) => pb::reply::Result::Query(self.found()),
                 Err(refusal) => pb::reply::Result::Refusal(refusal),
             },
         };
         Some(pb::Reply { id: call.id, result: Some(result) })
+    }
+
+    fn found(&self) -> pb::QueryResult {
+        pb::QueryResult { seen: Some(*self.come.lock()), ..Default::default() }
+    }
+
+    /// Answers a read for which it need not lead.
+    fn read(&self, mode: Mode, seen: Seen) -> pb::reply::Result {
+        let kind = match mode {
+            Mode::Refuse(kind) => kind,
+            _ if seen.is_within(*self.come.lock()) => {
+                self.reads.fetch_add(1, Ordering::Relaxed);
+                return pb::reply::Result::Query(self.found());
+            }
+            _ => pb::RefusalKind::Behind,
+        };
+        let come = Some(*self.come.lock());
+        pb::reply::Result::Refusal(pb::Refusal { kind: kind.into(), come, ..Default::default() })
     }
 
     pub fn command(&self, mode: Mode, command: pb::Command) -> Result<pb::Outcome, pb::Refusal> {

@@ -5,7 +5,7 @@ use std::any::Any;
 use tidewall_domain::Now;
 use tidewall_domain::module::{AnyModule, Module};
 use tidewall_domain::table::{AnyTable, module_of};
-use tidewall_messages::Rejection;
+use tidewall_messages::{Rejection, Seen};
 use tidewall_mutant::{Mutant, active};
 
 use super::{Head, Machine, answers, no_module};
@@ -14,7 +14,7 @@ use crate::dedupe;
 use crate::entry::{Command, Op};
 use crate::id_time_ms;
 use crate::meta::{MetaKey, MetaRow};
-use crate::time::{GroupTime, Stamp};
+use crate::time::{AsOf, GroupTime, LEAP_MS_MIN, Stamp};
 
 impl Machine {
     /// What was applied.
@@ -51,7 +51,7 @@ impl Machine {
         Some(Decision::passing(RejectReason::Module(rejection)))
     }
 
-    /// Answers a query of a module, as of when the clock shows `stamp`: the answer's bytes, or a rejection.
+    /// Answers a query of a module, as of a time: the answer's bytes, or a rejection.
     ///
     /// # Errors
     /// No such module, or no such query.
@@ -59,10 +59,41 @@ impl Machine {
         &self,
         module: u8,
         payload: &[u8],
-        stamp: Stamp,
+        as_of: AsOf,
     ) -> Result<Result<Vec<u8>, Rejection>, String> {
         let known = self.module(module).ok_or_else(|| no_module(module))?;
-        known.query(self.now(stamp), payload)
+        known.query(self.time_of(as_of), payload)
+    }
+
+    /// How far whoever looks now sees the rows, the entry that is being applied included.
+    pub fn seen(&self, as_of: AsOf) -> Seen {
+        let steady_ms = self.time_of(as_of).steady_ms;
+        Seen { incarnation: self.incarnation(), index: self.applied_index(), steady_ms }
+    }
+
+    /// Whether it is known what time it is: nothing that was seen, and no clock that nobody confirms, is far ahead of it. Only who
+    /// leads makes the time whatever its clock shows.
+    pub fn knows_time(&self, AsOf { stamp, seen }: AsOf) -> bool {
+        let time = self.time().at(stamp);
+        let seen_ms = if seen.incarnation == self.incarnation() { seen.steady_ms } else { 0 };
+        !time.is_leap_unconfirmed() && seen_ms.saturating_sub(time.steady_ms) <= LEAP_MS_MIN
+    }
+
+    /// The time as of which is looked.
+    fn time_of(&self, AsOf { stamp, seen }: AsOf) -> Now {
+        let now = self.now(stamp);
+        // Another incarnation has a time of its own. What is far ahead was seen nowhere.
+        let behind_ms = match seen.incarnation == self.incarnation() {
+            true => seen.steady_ms.saturating_sub(now.steady_ms),
+            false => 0,
+        };
+        if behind_ms > LEAP_MS_MIN {
+            return now;
+        }
+        Now {
+            log_ms: now.log_ms.saturating_add(behind_ms),
+            steady_ms: now.steady_ms.saturating_add(behind_ms),
+        }
     }
 
     pub(super) fn now(&self, stamp: Stamp) -> Now {

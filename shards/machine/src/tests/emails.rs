@@ -65,7 +65,7 @@ fn claim_id(decision: &Decision) -> Vec<u8> {
 
 fn state(groups: &Groups, group: GroupNo, claim_id: &[u8]) -> ClaimingState {
     let query = messages::Query::from(messages::GetClaiming { claim_id: claim_id.to_vec() }).encode_to_vec();
-    let answer = groups.rows(group).query(messages::MODULE, &query, Stamp::confirmed(groups.now_ms));
+    let answer = groups.rows(group).query(messages::MODULE, &query, Stamp::confirmed(groups.now_ms).into());
     match messages::Answer::decode(&answer.unwrap().unwrap()[..]).unwrap().result {
         Some(answer::Result::Claiming(view)) => view.state(),
         other => panic!("{other:?}"),

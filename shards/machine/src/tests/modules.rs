@@ -213,7 +213,7 @@ fn total(decision: &Decision) -> u64 {
 
 fn read(log: &Log, name: &str, now_ms: u64) -> u64 {
     let get = Get { name: name.into() }.encode_to_vec();
-    let answer = log.machine.query(MODULE, &get, Stamp::confirmed(now_ms)).unwrap().unwrap();
+    let answer = log.machine.query(MODULE, &get, Stamp::confirmed(now_ms).into()).unwrap().unwrap();
     Total::decode(&answer[..]).unwrap().value
 }
 

@@ -173,3 +173,36 @@ fn what_goes_behind_the_others_because_it_is_from_the_future_is_remembered_from_
     log.one(ahead + 24 * HOUR, tick());
     assert!(!remembered(&log) && log.machine.forgotten("alice", id(ahead, 1)));
 }
+
+#[test]
+fn no_reader_s_time_goes_back() {
+    let mut log = Log::new();
+    log.one(T0 + 10, command(1, hold(2, 1_000)));
+    let held = |stamp_ms: u64, seen: Seen| {
+        let get = tickets::Query::from(tickets::GetEvent { event_id: "gala".into() }).encode_to_vec();
+        let as_of = AsOf { stamp: Stamp::confirmed(stamp_ms), seen };
+        let answer = log.machine.query(tickets::MODULE, &get, as_of).unwrap().unwrap();
+        let Some(tickets::answer::Result::Event(event)) =
+            tickets::Answer::decode(&answer[..]).unwrap().result
+        else {
+            panic!("no event")
+        };
+        (event.tiers[0].held, log.machine.seen(as_of))
+    };
+    assert_eq!(held(T0 + 900, Seen::default()).0, 2);
+    let (none, seen) = held(T0 + 1_200, Seen::default());
+    assert_eq!((none, seen.index, seen.steady_ms), (0, 1, T0 + 1_200), "it is due");
+    // Another node's clock is behind: what was seen to end does not come back, and what is seen then is no earlier.
+    assert_eq!(held(T0 + 900, seen), (0, seen));
+    assert_eq!(held(T0 + 1_300, seen).1.steady_ms, T0 + 1_300);
+    // What was seen before a restore says nothing about the time after it; what is far ahead, nobody has seen.
+    assert_eq!(held(T0 + 900, Seen { incarnation: seen.incarnation + 1, ..seen }).0, 2);
+    assert_eq!(held(T0 + 900, Seen { steady_ms: u64::MAX, ..seen }).0, 2);
+    assert_eq!(held(T0 + 900, Seen { steady_ms: T0 + 60_000, ..seen }).0, 2);
+    // Who does not lead does not answer that.
+    let knows = |stamp, seen| log.machine.knows_time(AsOf { stamp, seen });
+    assert!(knows(Stamp::unconfirmed(T0 + 900), seen) && knows(Stamp::confirmed(T0 + 900_000), seen));
+    assert!(!knows(Stamp::unconfirmed(T0 + 900_000), seen), "nobody else says that it is so late");
+    assert!(!knows(Stamp::confirmed(T0 + 900), Seen { steady_ms: T0 + 60_000, ..seen }));
+    assert!(knows(Stamp::confirmed(T0 + 900), Seen { incarnation: 9, steady_ms: T0 + 60_000, ..seen }));
+}

@@ -397,7 +397,8 @@ impl<S: Site> Sale<'_, S> {
     async fn check_stock(&self) -> Result<(), Over> {
         let get = v1::GetEventRequest {
             name: self.event.clone(),
-            consistency: v1::ReadConsistency::Linearizable.into(),
+            consistency: self.story.consistency(),
+            max_age: None,
         };
         let told = ask!(self.story, self.events, get_event, get, &self.buyers[0].token);
         let event = self.story.yes("a look at the event", told)?.event.unwrap_or_default();
@@ -421,6 +422,8 @@ impl<S: Site> Sale<'_, S> {
                 owner: "*".to_owned(),
                 page_size: PAGE,
                 page_token,
+                consistency: self.story.consistency(),
+                max_age: None,
             };
             let told = ask!(self.story, self.tickets, list_tickets, list, &self.organiser.token);
             let page = self.story.yes("a list of tickets", told)?;
@@ -448,8 +451,14 @@ impl<S: Site> Sale<'_, S> {
         let (mut seen, mut page_token) = (BTreeMap::new(), String::new());
         loop {
             let owner = owner.to_owned();
-            let list =
-                v1::ListHoldsRequest { parent: self.event.clone(), owner, page_size: PAGE, page_token };
+            let list = v1::ListHoldsRequest {
+                parent: self.event.clone(),
+                owner,
+                page_size: PAGE,
+                page_token,
+                consistency: self.story.consistency(),
+                max_age: None,
+            };
             let told = ask!(self.story, self.tickets, list_holds, list, token);
             let page = self.story.yes("a list of holds", told)?;
             seen.extend(page.holds.into_iter().map(|hold| (hold.name, i64::from(hold.quantity))));
@@ -481,7 +490,8 @@ impl<S: Site> Sale<'_, S> {
         let told = ask!(self.story, self.tickets, list_holds, all, stranger);
         self.story.no("a stranger's list of holds", told, "NOT_YOUR_HOLDS")?;
         let Some(name) = known.into_keys().next() else { return Ok(()) };
-        let get = || v1::GetHoldRequest { name: name.clone(), consistency: 0 };
+        let consistency = self.story.consistency();
+        let get = || v1::GetHoldRequest { name: name.clone(), consistency, max_age: None };
         let told = ask!(self.story, self.tickets, get_hold, get(), token);
         let hold = self.story.yes("a look at a hold", told)?.hold.unwrap_or_default();
         if hold.name != name || hold.owner != self.buyers[owner].subject {
@@ -495,7 +505,12 @@ impl<S: Site> Sale<'_, S> {
     async fn check_search(&self, owner: usize) -> Result<(), Over> {
         let (mut seen, mut page_token) = (BTreeMap::new(), String::new());
         loop {
-            let search = v1::SearchTicketsRequest { owner: String::new(), page_size: PAGE, page_token };
+            let search = v1::SearchTicketsRequest {
+                page_size: PAGE,
+                page_token,
+                consistency: self.story.consistency(),
+                ..v1::SearchTicketsRequest::default()
+            };
             let told = ask!(self.story, self.tickets, search_tickets, search, &self.buyers[owner].token);
             let page = self.story.yes("a search", told)?;
             if page.unreachable.contains(&self.story.region) {
@@ -530,7 +545,8 @@ impl<S: Site> Sale<'_, S> {
             return self.story.no("the end of an event with tickets or holds", told, "EVENT_IN_USE");
         }
         self.story.yes("the end of an event", told)?;
-        let get = v1::GetEventRequest { name: self.event.clone(), consistency: 0 };
+        let consistency = self.story.consistency();
+        let get = v1::GetEventRequest { name: self.event.clone(), consistency, max_age: None };
         let told = ask!(self.story, self.events, get_event, get, &self.organiser.token);
         self.story.no("a look at an event that was deleted", told, "EVENT_NOT_FOUND")
     }

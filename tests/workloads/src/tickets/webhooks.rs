@@ -151,6 +151,7 @@ impl<S: Site> Sale<'_, S> {
             2 => {
                 let list = v1::ListWebhooksRequest {
                     parent: self.story.region.clone(),
+                    consistency: self.story.consistency(),
                     ..v1::ListWebhooksRequest::default()
                 };
                 let told = ask!(self.story, self.webhooks, list_webhooks, list, &owner);
@@ -160,7 +161,8 @@ impl<S: Site> Sale<'_, S> {
                     return self.story.object(format_args!("{listed:?} are listed, not {}", webhook.name));
                 }
                 let stranger = &self.buyers[1].token;
-                let get = v1::GetWebhookRequest { name };
+                let consistency = self.story.consistency();
+                let get = v1::GetWebhookRequest { name, consistency, max_age: None };
                 let told = ask!(self.story, self.webhooks, get_webhook, get, stranger);
                 self.story.no("a stranger's look at a webhook", told, "NOT_YOUR_WEBHOOK")?;
             }
@@ -185,7 +187,8 @@ impl<S: Site> Sale<'_, S> {
         let Some(mut webhook) = self.webhook.take() else { return Ok(()) };
         let began = self.story.site.now();
         let owner = self.owner_of(&webhook.books);
-        let get = v1::GetWebhookRequest { name: webhook.name.clone() };
+        // The latest: what waits for nothing has arrived.
+        let get = v1::GetWebhookRequest { name: webhook.name.clone(), ..Default::default() };
         loop {
             // First this: what waits for nothing has arrived before.
             let told = ask!(self.story, self.webhooks, get_webhook, get.clone(), &owner);

@@ -19,6 +19,7 @@ use crate::accounts::persons::KeyId;
 use crate::convert::{self, Decided};
 use crate::edge::{Call, Edge};
 use crate::errors::ApiError;
+use crate::reads::SeenRegions;
 use crate::services::Services;
 use crate::{names, request_id};
 
@@ -40,11 +41,16 @@ async fn ask(
     group: u32,
     query: impl Into<messages::Query>,
     deadline: Instant,
+    seen: &SeenRegions,
 ) -> Result<Option<answer::Result>, ClientError> {
     let query: messages::Query = query.into();
     let (module, payload) = (messages::Query::MODULE.into(), query.encode_to_vec());
     let query = pb::Query { op: Some(pb::query::Op::Module(pb::ModuleQuery { module, payload })) };
-    Ok(match edge.client.query(group, query, deadline).await?.result {
+    let found = edge.client.query(group, query, deadline).await?;
+    if let Some(shown) = found.seen {
+        seen.note(group, shown);
+    }
+    Ok(match found.result {
         Some(pb::query_result::Result::Module(answer)) => {
             messages::Answer::decode(answer).ok().and_then(|answer| answer.result)
         }
@@ -53,9 +59,15 @@ async fn ask(
 }
 
 /// How a claim stands; `None` when the region does not say.
-async fn claiming(edge: &Edge, group: u32, claim_id: &[u8], deadline: Instant) -> Option<ClaimingState> {
+async fn claiming(
+    edge: &Edge,
+    group: u32,
+    claim_id: &[u8],
+    deadline: Instant,
+    seen: &SeenRegions,
+) -> Option<ClaimingState> {
     let get = messages::GetClaiming { claim_id: claim_id.to_vec() };
-    match ask(edge, group, get, deadline).await {
+    match ask(edge, group, get, deadline, seen).await {
         Ok(Some(answer::Result::Claiming(view))) => Some(view.state()),
         _ => None,
     }
@@ -67,9 +79,10 @@ async fn key_of(
     group: u32,
     email: &EmailHash,
     deadline: Instant,
+    seen: &SeenRegions,
 ) -> Result<Option<Vec<u8>>, ClientError> {
     let find = messages::FindAccount { email_hash: email.to_vec() };
-    Ok(match ask(edge, group, find, deadline).await? {
+    Ok(match ask(edge, group, find, deadline, seen).await? {
         Some(answer::Result::Account(view)) => Some(view.key_id),
         _ => None,
     })
@@ -116,7 +129,9 @@ impl Drop for KeyOnTrial {
             let until = Instant::now() + TRIAL_MAX;
             while Instant::now() < until {
                 sleep(TRIAL_EVERY).await;
-                match claiming(&edge, group, &claim_id, Instant::now() + ANSWER_MAX).await {
+                let until = Instant::now() + ANSWER_MAX;
+                // Nobody waits for it who could have seen anything.
+                match claiming(&edge, group, &claim_id, until, &SeenRegions::default()).await {
                     Some(ClaimingState::Taken | ClaimingState::Undone) => {
                         return erase_later(&edge, group, key);
                     }
@@ -146,7 +161,7 @@ impl Services {
     ) -> Result<ClaimingState, ApiError> {
         let mut pause = PAUSE_MIN;
         loop {
-            match claiming(&self.0, call.group, claim_id, call.deadline.at).await {
+            match claiming(&self.0, call.group, claim_id, call.deadline.at, &call.seen).await {
                 Some(ClaimingState::Open) | None => {}
                 Some(ended) => return Ok(ended),
             }
@@ -169,7 +184,7 @@ impl Services {
         let claim_id = trial.claim_id.clone().unwrap_or_default();
         let state = self.settled(call, request_id, &claim_id).await?;
         // Also when the answer is known: how long it takes must not tell what it is.
-        let has = key_of(&self.0, call.group, &trial.email, call.deadline.at).await;
+        let has = key_of(&self.0, call.group, &trial.email, call.deadline.at, &call.seen).await;
         let has = has.map_err(|error| unknown(&error.to_string(), request_id))?;
         match (state, has) {
             (ClaimingState::Taken, _) => trial.erase(),

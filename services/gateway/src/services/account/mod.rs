@@ -13,7 +13,6 @@ use tidewall_proto::v1;
 use tidewall_proto::v1::account_service_server::AccountService;
 use tonic::{Request, Response, Status};
 
-use super::event::check_consistency;
 use super::{Ask, Services};
 use crate::accounts::persons::KeyId;
 use crate::accounts::{Accounts, email as spelling};
@@ -129,7 +128,6 @@ impl AccountService for Services {
         request: Request<v1::ListSessionsRequest>,
     ) -> Result<Response<v1::ListSessionsResponse>, Status> {
         let handler = |call: Call, message: v1::ListSessionsRequest| async move {
-            check_consistency(message.consistency)?;
             self.accounts()?;
             let (region, account) = names::parse_account("parent", &message.parent)?;
             let wanted =
@@ -186,7 +184,6 @@ impl AccountService for Services {
         request: Request<v1::GetAccountRequest>,
     ) -> Result<Response<v1::GetAccountResponse>, Status> {
         let handler = |call: Call, message: v1::GetAccountRequest| async move {
-            check_consistency(message.consistency)?;
             self.accounts()?;
             let (_, account) = names::parse_account("name", &message.name)?;
             check_may_see(&call, &message.name)?;
@@ -202,7 +199,6 @@ impl AccountService for Services {
         request: Request<v1::FindAccountRequest>,
     ) -> Result<Response<v1::FindAccountResponse>, Status> {
         let handler = |call: Call, message: v1::FindAccountRequest| async move {
-            check_consistency(message.consistency)?;
             names::parse_region("parent", &message.parent)?;
             let (email, _) = self.email("email", &message.email)?;
             let find = messages::FindAccount { email_hash: email.to_vec() };

@@ -51,7 +51,11 @@ async fn one(edge: &Edge, call: &Call, name: &str) -> Result<pb::DeadLetter, Api
 async fn look(edge: &Edge, call: &Call, asked: pb::ListDeadLetters) -> Result<pb::DeadLetters, ApiError> {
     let query = pb::Query { op: Some(pb::query::Op::DeadLetters(asked)) };
     let answer = edge.client.query(call.group, query, call.deadline.at).await;
-    match answer.map_err(|error| ApiError::Client { error, request_id: None })?.result {
+    let answer = answer.map_err(|error| ApiError::Client { error, request_id: None })?;
+    if let Some(seen) = answer.seen {
+        call.seen.note(call.group, seen);
+    }
+    match answer.result {
         Some(pb::query_result::Result::DeadLetters(letters)) => Ok(letters),
         _ => Err(convert::mismatch()),
     }

@@ -169,7 +169,10 @@ fn imported(response: pb::ImportResponse) -> Result<v1::ImportRegionResponse, Ap
             pb::RefusalKind::Invalid | pb::RefusalKind::Unspecified => {
                 client(ClientError::Invalid(refusal.message))
             }
-            pb::RefusalKind::NotLeader | pb::RefusalKind::Halted | pb::RefusalKind::NotYet => {
+            pb::RefusalKind::NotLeader
+            | pb::RefusalKind::Behind
+            | pb::RefusalKind::Halted
+            | pb::RefusalKind::NotYet => {
                 let why = format!("the region's leader moved: {}", refusal.message);
                 client(ClientError::Unavailable { why })
             }

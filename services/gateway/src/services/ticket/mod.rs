@@ -3,6 +3,7 @@
 mod reads;
 
 use prost::Message as _;
+use tidewall_client::seen_in;
 use tidewall_messages::tickets;
 use tidewall_messages::tickets::outcome::Result as Done;
 use tidewall_proto::internal::v1 as pb;
@@ -241,6 +242,13 @@ impl TicketService for Services {
             let batch = pb::CommandBatch { commands: commands? };
             let answer = self.0.client.batch(call.group, batch, call.deadline.at).await;
             let answer = answer.map_err(|error| ApiError::Client { error, request_id: None })?;
+            for item in &answer.items {
+                if let Some(pb::batch_item::Result::Outcome(outcome)) = &item.result
+                    && let Some(seen) = seen_in(outcome)
+                {
+                    call.seen.note(call.group, seen);
+                }
+            }
             let results = answer.items.into_iter().map(|item| batch_result(name, item)).collect();
             Ok(v1::BatchBuyTicketsResponse { results })
         };

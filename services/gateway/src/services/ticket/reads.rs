@@ -9,7 +9,6 @@ use tidewall_messages::tickets::{self, answer};
 use tidewall_proto::v1;
 
 use super::super::Services;
-use super::super::event::check_consistency;
 use crate::auth::Role;
 use crate::edge::Call;
 use crate::errors::ApiError;
@@ -68,7 +67,6 @@ impl Services {
         call: Call,
         message: v1::GetHoldRequest,
     ) -> Result<v1::GetHoldResponse, ApiError> {
-        check_consistency(message.consistency)?;
         let name = names::parse_hold("name", &message.name)?;
         let EventName { region, event } = name.event;
         let get = tickets::GetHold { event_id: event.to_owned(), hold_id: name.id.to_owned() };
@@ -132,7 +130,6 @@ impl Services {
         call: Call,
         message: v1::GetTicketRequest,
     ) -> Result<v1::GetTicketResponse, ApiError> {
-        check_consistency(message.consistency)?;
         let name = names::parse_ticket("name", &message.name)?;
         let EventName { region, event } = name.event;
         let get = tickets::GetTicket { event_id: event.to_owned(), ticket_id: name.id.to_owned() };

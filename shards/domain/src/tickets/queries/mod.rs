@@ -14,16 +14,12 @@ use tidewall_messages::tickets::{
 use super::commands::{Rejection, parse_hold_id, parse_ticket_id};
 use super::model::*;
 use crate::Now;
-use crate::page::{PAGE_BYTES_MAX, page};
+use crate::page::{PAGE_BYTES_MAX, PAGE_ITEMS_MAX, page};
 
 /// Most events in a page.
-const EVENTS_MAX: u32 = 1_000;
-/// Most tickets in a page.
-const TICKETS_MAX: u32 = 5_000;
-/// Most holds in a page.
-const HOLDS_MAX: u32 = 5_000;
+const EVENTS_MAX: u32 = 200;
 /// Most rows of holds that one query looks at.
-const HOLDS_LOOKED_AT_MAX: usize = 20_000;
+const HOLDS_LOOKED_AT_MAX: usize = 4_000;
 
 /// One tier with its numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,9 +78,9 @@ fn tickets(state: &State, row: &EventRow, asked: &ListTickets) -> Result<TicketL
         }
     };
     let owner = (!asked.owner.is_empty()).then_some(asked.owner.as_str());
-    let found = state.tickets_after(row.no, owner, after, asked.limit.clamp(1, TICKETS_MAX) as usize + 1);
+    let found = state.tickets_after(row.no, owner, after, asked.limit.clamp(1, PAGE_ITEMS_MAX) as usize + 1);
     let found = found.into_iter().map(|(key, found)| views::ticket(row, &key, found));
-    let (tickets, more) = page(found, asked.limit, TICKETS_MAX);
+    let (tickets, more) = page(found, asked.limit, PAGE_ITEMS_MAX);
     Ok(TicketList { tickets, more, organiser: row.organiser.clone() })
 }
 
@@ -114,7 +110,7 @@ fn holds(state: &State, now: Now, row: &EventRow, asked: &ListHolds) -> Result<H
     for (looked_at, (key, hold)) in rows.filter(|(key, _)| *key > after).enumerate() {
         let view = hold.lives(now.steady_ms).then(|| views::hold(row, &key, hold, now));
         bytes += view.as_ref().map_or(0, Message::encoded_len);
-        let full = list.holds.len() >= asked.limit.clamp(1, HOLDS_MAX) as usize
+        let full = list.holds.len() >= asked.limit.clamp(1, PAGE_ITEMS_MAX) as usize
             || (bytes > PAGE_BYTES_MAX && !list.holds.is_empty());
         if (full && view.is_some()) || looked_at == HOLDS_LOOKED_AT_MAX {
             list.next_after_hold_id = views::hold_id(row, &last);

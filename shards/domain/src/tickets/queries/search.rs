@@ -7,15 +7,15 @@ use tidewall_mutant::{Mutant, active};
 
 use super::super::commands::parse_ticket_id;
 use super::super::model::*;
-use super::{TICKETS_MAX, views};
-use crate::page::PAGE_BYTES_MAX;
+use super::views;
+use crate::page::{PAGE_BYTES_MAX, PAGE_ITEMS_MAX};
 
 /// Most events that one search looks at.
 const EVENTS_MAX: usize = 1_000;
 
 /// The tickets of an owner, by event.
 pub(super) fn tickets(state: &State, asked: &SearchTickets) -> TicketsFound {
-    let limit = asked.limit.clamp(1, TICKETS_MAX) as usize;
+    let limit = asked.limit.clamp(1, PAGE_ITEMS_MAX) as usize;
     let (mut tickets, mut bytes) = (Vec::new(), 0);
     for (looked_at, (id, row)) in state.events_from(&asked.from_event_id).enumerate() {
         let mut last = if id == asked.from_event_id { asked.after_ticket_id.clone() } else { String::new() };

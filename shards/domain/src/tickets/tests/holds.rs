@@ -212,7 +212,7 @@ fn a_list_of_holds_goes_on_behind_those_that_are_over() {
         world.context.request_id += 1;
         apply(&mut world.state, &world.context, caller(who), &hold("ga", 1, &[], ttl_ms)).unwrap().unwrap();
     };
-    for number in 0..25_000 {
+    for number in 0..5_000 {
         quietly(&mut world, &format!("buyer{}", number % 100), 1);
     }
     quietly(&mut world, "ann", 3_600_000);
