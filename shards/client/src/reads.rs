@@ -33,6 +33,8 @@ const RENEWAL_MAX: Duration = Duration::from_secs(1);
 const SHUNNED_MIN: Duration = Duration::from_millis(100);
 /// up to this.
 const SHUNNED_MAX: Duration = Duration::from_secs(2);
+/// A replica has its turn for so long: what comes together goes to one of them, in one message.
+const TURN: Duration = Duration::from_millis(1);
 /// Replicas that are asked before the leader is.
 const REPLICAS_ASKED: usize = 2;
 
@@ -65,8 +67,10 @@ struct Shown {
 struct Turns {
     /// Replicas that are not asked, until when, and how often in a row that happened.
     shunned: BTreeMap<usize, (Instant, u32)>,
-    /// Whose turn it was.
+    /// Whose turn it is.
     last: usize,
+    /// And until when.
+    until: Option<Instant>,
 }
 
 impl Replicas {
@@ -117,8 +121,11 @@ impl Replicas {
         let turns = &mut *self.turns.lock();
         let shunned = turns.shunned.iter().filter(|(_, (until, _))| now < *until);
         let open = shunned.fold(nodes, |nodes, (node, _)| nodes & !(1 << node));
+        if open >> turns.last & 1 == 1 && turns.until.is_some_and(|until| now < until) {
+            return Some(turns.last);
+        }
         let next = (1..=64).map(|step| (turns.last + step) % 64).find(|node| open >> node & 1 == 1)?;
-        turns.last = next;
+        (turns.last, turns.until) = (next, Some(now + TURN));
         Some(next)
     }
 
@@ -345,8 +352,16 @@ mod tests {
     async fn replicas_take_turns_and_who_lacks_something_has_none_for_longer_each_time() {
         let replicas = Replicas::default();
         let next = |nodes| replicas.next(Instant::now(), nodes);
-        assert_eq!([next(0b110), next(0b110), next(0b110)], [Some(1), Some(2), Some(1)]);
         let wait = async |ms: u64| tokio::time::advance(Duration::from_millis(ms)).await;
+        for node in [1, 2, 1] {
+            assert_eq!(
+                [next(0b110), next(0b110)],
+                [Some(node), Some(node)],
+                "what comes together goes together"
+            );
+            wait(1).await;
+        }
+        assert_eq!([next(0b110), next(0b010), next(0b110)], [Some(2), Some(1), Some(1)]);
         replicas.shun(2);
         // Found out by several at once.
         replicas.shun(2);

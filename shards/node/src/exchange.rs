@@ -194,6 +194,8 @@ impl Serving {
     }
 }
 
+/// Reads that came together are answered in one go for so long.
+const TURN: Duration = Duration::from_micros(200);
 /// A leader that no majority has answered for longer is not ready.
 const QUORUM_SILENCE_MAX: Duration = Duration::from_secs(3);
 /// A replica that has more committed entries to apply is not ready: it was away.
@@ -388,6 +390,7 @@ impl ExchangeHandler {
         let Some(group) = self.group_asked(number, &queries, replies) else { return };
         let (replies, serving) = (replies.clone(), Arc::clone(&self.serving));
         tokio::spawn(async move {
+            let mut turn = Instant::now();
             for Asked { call, query, seen } in queries {
                 let asked = reads::Asked { group: &group, standing: &serving.standing, query: &query, seen };
                 if serving.is_later(&query) {
@@ -399,7 +402,10 @@ impl ExchangeHandler {
                     serving.metrics.read(number, result.is_ok());
                     replies.send(answered(call, result));
                     // Others of this thread want their turn, too.
-                    tokio::task::yield_now().await;
+                    if turn.elapsed() > TURN {
+                        tokio::task::yield_now().await;
+                        turn = Instant::now();
+                    }
                 } else {
                     let (group, replies, serving) = (group.clone(), replies.clone(), Arc::clone(&serving));
                     tokio::spawn(async move {
