@@ -15,9 +15,10 @@ use tidewall_machine::{Decision, Frozen};
 use tidewall_store::checkpoint::CheckpointWriter;
 use tidewall_store::log::GroupLog;
 
+use crate::fail_stop::FailStop;
 use crate::log_store::LogStore;
 use crate::network::{Network, Peers};
-use crate::state::{FailStop, SnapshotData, StateHandle, StateMachine};
+use crate::state::{SnapshotData, StateHandle, StateMachine};
 use crate::types::*;
 
 /// Raft's clock.

@@ -9,7 +9,9 @@
 
 pub mod agreement;
 mod appends;
+mod come;
 mod convert;
+mod fail_stop;
 mod group;
 mod log_store;
 mod network;
@@ -21,6 +23,8 @@ mod state;
 mod tests;
 mod types;
 
+pub use come::Come;
+pub use fail_stop::{FailStop, StorageFault};
 pub use group::{
     ChangeError, CheckpointState, Group, GroupConfig, GroupStatus, ProposeError, ReadError, Role, StartError,
     Timing,
@@ -28,5 +32,5 @@ pub use group::{
 pub use network::{Peers, PeersConfig};
 pub use peer_server::PeerServer;
 pub use runtime::take_place;
-pub use state::{FailStop, StateHandle, StorageFault};
+pub use state::StateHandle;
 pub use types::Payload;

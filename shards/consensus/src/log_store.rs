@@ -12,7 +12,7 @@ use tidewall_store::log::{GroupLog, LogEntry, LogError};
 use tokio::sync::oneshot;
 
 use crate::convert::*;
-use crate::state::FailStop;
+use crate::fail_stop::FailStop;
 use crate::types::*;
 
 /// Bytes of entries that one replication request carries at most, beyond its first entry.

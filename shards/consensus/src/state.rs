@@ -15,15 +15,15 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::{Mutex, RwLock};
 use tidewall_env::tasks;
-use tidewall_machine::{Decision, Frozen, GroupTime, Head, Machine, Seen, Stamp};
-use tidewall_mutant::{Mutant, active};
+use tidewall_machine::{Decision, Frozen, Head, Machine, Seen};
 use tidewall_store::checkpoint::{CheckpointError, CheckpointWriter, Generation};
-use tidewall_store::log::LogError;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::agreement::{self, Ledger};
+use crate::come::Come;
 use crate::convert::*;
+use crate::fail_stop::FailStop;
 use crate::types::*;
 
 /// Commands that apply decides before it lets readers in.
@@ -33,63 +33,6 @@ const COMMANDS_PER_LOCK: usize = 64;
 const NANOS_PER_1024_BYTES_INITIAL: u64 = 20_000;
 /// Entries smaller than this say nothing about the pace of apply, bytes.
 const PACE_BYTES_MIN: usize = 512;
-
-/// What is wrong under a node that must end, in words.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StorageFault {
-    /// The disk answered with an error: what it holds is unknown until it was checked and read anew.
-    Disk(String),
-    /// What was read back is not what had been written, or not the last of it: nothing in it can be trusted, however often it
-    /// is read.
-    Damage(String),
-    /// Another process runs on the same data, or on a copy of them.
-    InUse(String),
-}
-
-impl std::fmt::Display for StorageFault {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Disk(what) => write!(formatter, "storage has failed: {what}"),
-            Self::Damage(what) => write!(formatter, "the data cannot be used: {what}"),
-            Self::InUse(what) => formatter.write_str(what),
-        }
-    }
-}
-
-/// What to do when storage has failed under the whole node: the process ends with a code of its own. The first
-/// report counts.
-#[derive(Clone)]
-pub struct FailStop {
-    report: Arc<dyn Fn(StorageFault) + Send + Sync>,
-}
-
-impl FailStop {
-    /// Calls `report` with what has failed.
-    pub fn new(report: impl Fn(StorageFault) + Send + Sync + 'static) -> Self {
-        Self { report: Arc::new(report) }
-    }
-
-    /// Reports what is wrong from outside of log and checkpoints.
-    pub fn report(&self, fault: StorageFault) {
-        (self.report)(fault);
-    }
-
-    pub(crate) fn log_failed(&self, error: &LogError) {
-        match error {
-            // A log that was closed is a node that is stopping.
-            LogError::Closed => {}
-            LogError::Corrupt { .. } => (self.report)(StorageFault::Damage(error.to_string())),
-            _ => (self.report)(StorageFault::Disk(error.to_string())),
-        }
-    }
-
-    fn checkpoint_failed(&self, error: &CheckpointError) {
-        (self.report)(match error {
-            CheckpointError::Failed { .. } => StorageFault::Disk(error.to_string()),
-            _ => StorageFault::Damage(error.to_string()),
-        });
-    }
-}
 
 /// The rows of a group, and why it has halted if it has. Clones share them.
 #[derive(Clone)]
@@ -120,21 +63,8 @@ struct Shared {
     told: watch::Sender<u64>,
     /// Changes whenever what is to be done outside does.
     effects: watch::Sender<u64>,
-    /// How far the rows have come with the entry that is being applied, and the group's time then.
-    begun: Mutex<(Seen, GroupTime)>,
-    /// How far the rows have come, to the end of an entry.
-    come: watch::Sender<Seen>,
-}
-
-/// How far rows have come, with the entry that is being applied.
-fn begun(machine: &Machine) -> (Seen, GroupTime) {
-    let (incarnation, index) = (machine.incarnation(), machine.applied_index());
-    (Seen { incarnation, index, steady_ms: 0 }, machine.time())
-}
-
-/// How far rows have come between two entries. The time is theirs who look.
-fn come(machine: &Machine) -> Seen {
-    Seen { incarnation: machine.incarnation(), index: machine.settled().0, steady_ms: 0 }
+    /// How far the rows have come.
+    come: Come,
 }
 
 impl StateHandle {
@@ -142,8 +72,7 @@ impl StateHandle {
     pub fn new(group: u32, machine: Machine) -> Self {
         let checkpoint_index = AtomicU64::new(machine.applied_index());
         let told = watch::Sender::new(machine.told_up_to());
-        let begun = Mutex::new(begun(&machine));
-        let come = watch::Sender::new(come(&machine));
+        let come = Come::new(&machine);
         let shared = Shared {
             group,
             machine: RwLock::new(machine),
@@ -158,7 +87,6 @@ impl StateHandle {
             sends: tokio::sync::Notify::new(),
             told,
             effects: watch::Sender::new(0),
-            begun,
             come,
         };
         Self { shared: Arc::new(shared) }
@@ -192,45 +120,9 @@ impl StateHandle {
             .send_if_modified(|effects| std::mem::replace(effects, effects_changed) != effects_changed);
     }
 
-    /// How far whoever has looked at the rows before this call, when the clock showed `stamp`, can have seen them. Waits for nobody.
-    pub fn seen(&self, stamp: Stamp) -> Seen {
-        let (seen, time) = *self.shared.begun.lock();
-        Seen { steady_ms: time.at(stamp).steady_ms, ..seen }
-    }
-
-    /// Whether the rows show no less than what was seen. An entry that is half applied does not count.
-    pub fn has(&self, seen: Seen) -> bool {
-        active(Mutant::StandbyReadsBehind) || seen.is_within(self.come())
-    }
-
-    /// Waits until the rows show no less than what was seen.
-    pub async fn wait_for(&self, seen: Seen) {
-        let mut come = self.shared.come.subscribe();
-        // Whoever waits holds the sender.
-        let _ = come.wait_for(|come| seen.is_within(*come)).await;
-    }
-
-    /// Notes that something of an entry is in the rows. Called before anybody can see it.
-    fn note_begun(&self, machine: &Machine) {
-        *self.shared.begun.lock() = begun(machine);
-    }
-
-    /// Notes that an entry has ended. Called before anybody can see the next one; what is returned is to be told to those who
-    /// wait, when the rows are free.
-    #[must_use]
-    fn note_ended(&self, machine: &Machine) -> Seen {
-        self.note_begun(machine);
-        come(machine)
-    }
-
-    /// Tells those who wait how far the rows have come.
-    fn tell_come(&self, come: Seen) {
-        self.shared.come.send_replace(come);
-    }
-
-    /// How far the rows have come, to the end of an entry. The time is theirs who look.
-    pub fn come(&self) -> Seen {
-        *self.shared.come.borrow()
+    /// How far the rows have come.
+    pub fn come(&self) -> &Come {
+        &self.shared.come
     }
 
     /// Why this replica has halted.
@@ -351,7 +243,7 @@ impl StateHandle {
         guarded(&mut || {
             let mut machine = machine.write();
             entry = Some(machine.begin(position(id), payload)?);
-            self.note_begun(&machine);
+            self.shared.come.begin(&machine);
             Ok(())
         })?;
         let Some(entry) = entry else { return Err(self.halt(format!("entry {id} was not begun"))) };
@@ -369,16 +261,16 @@ impl StateHandle {
             })?;
         }
         let (mut replaced, mut sent, mut told_up_to, mut effects) = (None, false, 0, 0);
-        let mut come = Seen::default();
+        let mut ended = Seen::default();
         guarded(&mut || {
             let mut machine = machine.write();
             machine.end();
-            come = self.note_ended(&machine);
+            ended = self.shared.come.end(&machine);
             (told_up_to, effects) = (machine.told_up_to(), machine.effects_changed());
             (replaced, sent) = (machine.take_replaced(), machine.take_sent());
             Ok(())
         })?;
-        self.tell_come(come);
+        self.shared.come.tell(ended);
         self.note(told_up_to, effects);
         if sent {
             self.shared.sends.notify_one();
@@ -542,13 +434,13 @@ impl RaftStateMachine<Types> for StateMachine {
         // Durable before openraft purges the log up to it.
         let writing = queue(&self.state, &self.writer, machine.freeze_all());
         stored(&self.state, &self.fail_stop, writing).await?;
-        let (old, come) = {
+        let (old, ended) = {
             let mut current = self.state.shared.machine.write();
             let machine = machine.counting_on_from(&current);
             let old = std::mem::replace(&mut *current, machine);
-            (old, self.state.note_ended(&current))
+            (old, self.state.shared.come.end(&current))
         };
-        self.state.tell_come(come);
+        self.state.shared.come.tell(ended);
         let (told, effects) = self.state.read(|machine| (machine.told_up_to(), machine.effects_changed()));
         self.state.note(told, effects);
         tracing::info!(group = self.state.shared.group, index = ?applied.map(|id| id.index), "snapshot installed");
@@ -569,13 +461,13 @@ impl RaftStateMachine<Types> for StateMachine {
 
 impl StateMachine {
     fn apply_other(&self, id: &LogId, membership: Option<Vec<u8>>) -> Result<Vec<Decision>, io::Error> {
-        let come = {
+        let ended = {
             let mut machine = self.state.shared.machine.write();
             let applied = machine.apply_other(position(id), membership);
             applied.map_err(|error| self.state.halt(error.to_string()))?;
-            self.state.note_ended(&machine)
+            self.state.shared.come.end(&machine)
         };
-        self.state.tell_come(come);
+        self.state.shared.come.tell(ended);
         self.state.settled();
         Ok(Vec::new())
     }
@@ -585,7 +477,7 @@ impl StateMachine {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use tidewall_machine::{Entry, Position};
+    use tidewall_machine::Position;
 
     #[test]
     fn a_replica_that_has_applied_nothing_notes_nothing() {
@@ -596,43 +488,6 @@ mod tests {
         state.shared.machine.write().apply_other(first, Some(vec![1])).unwrap();
         state.note_settled();
         assert_eq!(state.ledger().tell(), [state.read(Machine::settled)]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_entry_that_is_half_applied_was_seen_and_is_not_there() {
-        let state = StateHandle::new(1, Machine::new());
-        let first = Position { term: 1, node: 1, index: 0 };
-        state.shared.machine.write().apply_other(first, Some(vec![1])).unwrap();
-        state.tell_come(state.note_ended(&state.shared.machine.read()));
-        let now = || state.seen(Stamp::confirmed(1_000));
-        let seen = |index| Seen { index, ..now() };
-        assert!(state.has(now()) && now().index == 0 && !state.has(seen(1)));
-        let payload = Payload::new(&Entry { stamp: Stamp::confirmed(1_000), commands: Vec::new() });
-        {
-            let mut machine = state.shared.machine.write();
-            machine.begin(Position { index: 1, ..first }, &payload.0[1..]).unwrap();
-            state.note_begun(&machine);
-        }
-        assert_eq!((now().index, now().steady_ms), (1, 1_000), "whoever looks now may see a part of it");
-        assert!(!state.has(seen(1)), "and nobody else is shown that part as the whole");
-        let waits = tokio::time::timeout(Duration::from_secs(1), state.wait_for(seen(1)));
-        assert!(waits.await.is_err());
-        let waits = tokio::spawn({
-            let (state, seen) = (state.clone(), seen(1));
-            async move { state.wait_for(seen).await }
-        });
-        tokio::task::yield_now().await;
-        {
-            let mut machine = state.shared.machine.write();
-            machine.end();
-            state.tell_come(state.note_ended(&machine));
-        }
-        waits.await.unwrap();
-        assert!(state.has(seen(1)));
-        // What was seen of a later incarnation is not here, whatever its index; of an earlier one, everything is.
-        let here = now().incarnation;
-        assert!(!state.has(Seen { incarnation: here + 1, ..seen(0) }));
-        assert!(here == 0 || state.has(Seen { incarnation: here - 1, ..seen(9) }));
     }
 
     #[test]
@@ -654,21 +509,5 @@ mod tests {
         }
         let (told, right) = (state.replay_time().as_nanos(), u128::from(5 * slower));
         assert!(told.abs_diff(right) < right / 10, "{told} for {right}");
-    }
-
-    #[test]
-    fn damage_is_told_from_a_failing_disk() {
-        let faults = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&faults);
-        let stop = FailStop::new(move |fault| seen.lock().push(fault));
-        let what = String::new;
-        stop.log_failed(&LogError::Closed);
-        stop.log_failed(&LogError::Corrupt { segment: 1, offset: 2, what: what(), advice: "" });
-        stop.log_failed(&LogError::DiskFull { operation: what() });
-        stop.checkpoint_failed(&CheckpointError::Failed { doing: "syncing", what: what() });
-        stop.checkpoint_failed(&CheckpointError::Corrupt { doing: "verifying", what: what() });
-        stop.checkpoint_failed(&CheckpointError::Damaged { group: 1, what: what() });
-        let damage = |fault: &StorageFault| matches!(fault, StorageFault::Damage(_));
-        assert_eq!(faults.lock().iter().map(damage).collect::<Vec<_>>(), [true, false, false, true, true]);
     }
 }

@@ -113,11 +113,13 @@ pub enum Mutant {
     SeenForgotten,
     /// Whatever a region has told once counts as fresh for ever.
     AlwaysFresh,
+    /// The time of a read goes back behind what was seen.
+    TimeSeenForgotten,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 51] = [
+    pub const ALL: [Self; 52] = [
         Self::AcknowledgeBeforeFsync,
         Self::VoteAfterEntries,
         Self::ReplayAppliedTwice,
@@ -169,6 +171,7 @@ impl Mutant {
         Self::StandbyReadsBehind,
         Self::SeenForgotten,
         Self::AlwaysFresh,
+        Self::TimeSeenForgotten,
     ];
 }
 

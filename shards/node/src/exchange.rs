@@ -289,7 +289,9 @@ impl ExchangeHandler {
                         retry_after_ms: FULL_RETRY_MS,
                     }))
                 }
-                Ok(decision) => Answered::Decided(views::outcome(decision, || state.seen(standing.stamp()))),
+                Ok(decision) => {
+                    Answered::Decided(views::outcome(decision, || state.come().seen(standing.stamp())))
+                }
                 Err(refusal) => Answered::Refused(views::refusal(&refusal)),
             });
         });
@@ -360,7 +362,7 @@ impl ExchangeHandler {
             let stamp = serving.standing.stamp();
             for Asked { call, query, seen } in queries {
                 if let (Ok(()), Some(waiting)) = (&confirmed, serving.waiting(number, &group, &query, came)) {
-                    let (replies, seen) = (replies.clone(), group.state().seen(stamp));
+                    let (replies, seen) = (replies.clone(), group.state().come().seen(stamp));
                     tokio::spawn(async move {
                         let result = waiting.await;
                         let seen = Some(seen);
@@ -394,7 +396,7 @@ impl ExchangeHandler {
             for Asked { call, query, seen } in queries {
                 let asked = reads::Asked { group: &group, standing: &serving.standing, query: &query, seen };
                 if serving.is_later(&query) {
-                    let refusal = views::behind(group.state().come(), "this node has an older build");
+                    let refusal = views::behind(group.state().come().whole(), "this node has an older build");
                     serving.metrics.read(number, false);
                     replies.send(answered(call, Err(refusal)));
                 } else if asked.is_ready() {

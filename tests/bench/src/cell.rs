@@ -76,6 +76,21 @@ pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("the bounds are constants that make sense")
 }
 
+/// Stops what runs beside a measurement.
+///
+/// # Errors
+/// What has stopped by itself, and why.
+pub async fn stop(tasks: Vec<tokio::task::JoinHandle<anyhow::Result<()>>>) -> anyhow::Result<()> {
+    for task in tasks {
+        if task.is_finished() {
+            task.await??;
+        } else {
+            task.abort();
+        }
+    }
+    Ok(())
+}
+
 /// Adds a latency.
 pub fn record(histogram: &mut Histogram<u64>, latency: Duration) {
     let us = u64::try_from(latency.as_micros()).unwrap_or(LATENCY_US_MAX);

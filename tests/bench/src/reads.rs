@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::metadata::{Ascii, MetadataValue};
 
-use crate::cell::{Done, Job, Span, histogram, measure, percentile_ms, record};
+use crate::cell::{Done, Job, Span, histogram, measure, percentile_ms, record, stop};
 use crate::machine;
 use crate::report::plain;
 use crate::tidewall::{Target, bought};
@@ -262,13 +262,7 @@ pub async fn beside_lists(
         let began = Instant::now();
         let bought = measure(target.jobs(&event, clients)?, span, &[target.root()]).await;
         let seconds = began.elapsed().as_secs_f64();
-        for task in tasks {
-            if task.is_finished() {
-                task.await??;
-            } else {
-                task.abort();
-            }
-        }
+        stop(tasks).await?;
         let listed = listed.lock();
         rows.push(Beside {
             lists: how.map_or_else(|| "none".to_owned(), |(_, name)| format!("{lists} {name}")),

@@ -13,7 +13,7 @@ use serde::Serialize;
 use tidewall_e2e::client::Session;
 use tidewall_proto::v1::{WatchMode, WatchRequest};
 
-use crate::cell::{Span, histogram, percentile_ms, record};
+use crate::cell::{Span, histogram, percentile_ms, record, stop};
 use crate::machine;
 use crate::open_loop::{Goods, drive, steady};
 use crate::report::plain;
@@ -138,13 +138,7 @@ pub async fn watched(
             load,
         });
     }
-    for task in tasks {
-        if task.is_finished() {
-            task.await??;
-        } else {
-            task.abort();
-        }
-    }
+    stop(tasks).await?;
     Ok((table(&rows), rows))
 }
 

@@ -148,12 +148,14 @@ impl Client {
                 let answer = pool.bounded(client.cancel_ticket(pool.request(&self.token, message))).await?;
                 Ok((Yes::Undone, receipt(&answer.receipt)))
             }
-            Ask::Read { event } => {
-                let message = v1::GetEventRequest {
-                    name: event.clone(),
-                    consistency: v1::ReadConsistency::Linearizable as i32,
-                    max_age: None,
+            Ask::Read { event, age } => {
+                let max_age = prost_types::Duration::try_from(Duration::from_micros(*age)).ok();
+                let (consistency, max_age) = match age {
+                    0 => (v1::ReadConsistency::Linearizable, None),
+                    _ => (v1::ReadConsistency::Stale, max_age),
                 };
+                let message =
+                    v1::GetEventRequest { name: event.clone(), consistency: consistency.into(), max_age };
                 let mut client = pool.events(slot);
                 let answer = pool.bounded(client.get_event(pool.request(&self.token, message))).await?;
                 let event = answer.event.ok_or_else(|| Status::data_loss("the answer has no event"))?;

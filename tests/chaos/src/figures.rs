@@ -181,7 +181,8 @@ fn place(op: &Op, injections: &[Injection]) -> String {
         Ask::Confirm { .. } => "confirmation",
         Ask::Release { .. } => "release",
         Ask::Cancel { .. } => "cancellation",
-        Ask::Read { .. } => "read",
+        Ask::Read { age: 0, .. } => "read",
+        Ask::Read { .. } => "read what may be old",
         Ask::Outcome { .. } => "question for an outcome",
         Ask::Seal { .. } => "seal",
     };

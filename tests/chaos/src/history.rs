@@ -50,6 +50,8 @@ pub enum Ask {
     Read {
         /// Resource name of the event.
         event: String,
+        /// How old the answer may be; 0: it must be the latest.
+        age: Micros,
     },
     /// Ask what was decided for an earlier request.
     Outcome {

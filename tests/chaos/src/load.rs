@@ -19,6 +19,8 @@ use uuid::Uuid;
 use crate::client::Client;
 use crate::history::{Answer, Ask, Micros, Op, Planned, Traffic, Yes};
 
+/// How old what some read may be.
+const AGE: Micros = 1_000_000;
 /// Most calls in flight; beyond that arrivals wait, and the wait counts as latency.
 const IN_FLIGHT_MAX: usize = 20_000;
 /// Names remembered for later calls, of each kind and region.
@@ -211,10 +213,11 @@ fn choose(lot: &Lot, dice: u32, who: usize) -> (Traffic, Ask, usize) {
             Some((ticket, owner)) => (Traffic::Mix, Ask::Cancel { ticket }, owner),
             None => (Traffic::Mix, hold(), who),
         },
-        87..96 => (Traffic::Sale, Ask::Read { event: lot.sale.clone() }, who),
+        87..92 => (Traffic::Sale, Ask::Read { event: lot.sale.clone(), age: 0 }, who),
+        92..96 => (Traffic::Sale, Ask::Read { event: lot.sale.clone(), age: AGE }, who),
         _ => match known.requests.pop_front() {
             Some((of, owner)) => (Traffic::Sale, Ask::Outcome { of }, owner),
-            None => (Traffic::Sale, Ask::Read { event: lot.sale.clone() }, who),
+            None => (Traffic::Sale, Ask::Read { event: lot.sale.clone(), age: 0 }, who),
         },
     }
 }

@@ -112,7 +112,7 @@ impl Region {
         let client = &self.subjects[number as usize % self.subjects.len()];
         while !self.stop.load(Ordering::Relaxed) && self.recorder.now() < until {
             let ask = match rng.random_range(0..4_u32) {
-                0 => Ask::Read { event: event.clone() },
+                0 => Ask::Read { event: event.clone(), age: 0 },
                 1 if !own.is_empty() => Ask::Cancel { ticket: own.remove(0) },
                 _ => Ask::Buy { event: event.clone(), tier: "few".to_owned(), quantity: 1 },
             };

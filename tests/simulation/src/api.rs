@@ -250,22 +250,12 @@ impl Api {
         seen: Option<&str>,
         patience: Duration,
     ) -> Option<(Vec<TierSeen>, Option<String>)> {
-        let consistency = match freshness {
-            Freshness::Latest => v1::ReadConsistency::Linearizable,
-            Freshness::Session { .. } => v1::ReadConsistency::Session,
-            Freshness::Stale { .. } => v1::ReadConsistency::Stale,
-        };
-        let age = Duration::from_micros(freshness.age_us());
-        let max_age = prost_types::Duration::try_from(age).ok().filter(|_| freshness != Freshness::Latest);
-        let message =
-            v1::GetEventRequest { name: name(group, event), consistency: consistency.into(), max_age };
+        let (consistency, max_age) = asked(freshness);
+        let message = v1::GetEventRequest { name: name(group, event), consistency, max_age };
         let mut request = self.request(ORGANISER, patience, message);
-        if let Some(seen) = seen {
-            request.metadata_mut().insert(SEEN, seen.parse().expect("as an answer has carried it"));
-        }
+        bring(&mut request, seen);
         let answer = EventServiceClient::new(self.channel.clone()).get_event(request).await;
-        let metadata = answer.as_ref().map_or_else(Status::metadata, Response::metadata);
-        let seen = metadata.get(SEEN).and_then(|seen| Some(seen.to_str().ok()?.to_owned()));
+        let seen = carried(&answer);
         match answered(answer) {
             Some(Ok(answer)) => {
                 let tier = |tier: v1::Tier| TierSeen {
@@ -280,6 +270,24 @@ impl Api {
             Some(Err(NotFound)) => Some((Vec::new(), seen)),
             None => None,
         }
+    }
+
+    /// Whether somebody's hold is there, with what is seen then; `None` without an answer.
+    pub async fn has_hold(
+        &self,
+        hold: &HoldOf<'_>,
+        freshness: Freshness,
+        seen: Option<&str>,
+        patience: Duration,
+    ) -> Option<(bool, Option<String>)> {
+        let (consistency, max_age) = asked(freshness);
+        let name = format!("{}/holds/{}", name(hold.group, hold.event), hold.id);
+        let mut request =
+            self.request(hold.owner, patience, v1::GetHoldRequest { name, consistency, max_age });
+        bring(&mut request, seen);
+        let answer = TicketServiceClient::new(self.channel.clone()).get_hold(request).await;
+        let seen = carried(&answer);
+        answered(answer).map(|found| (found.is_ok(), seen))
     }
 
     /// What is remembered of a request; `None` without an answer.
@@ -323,6 +331,40 @@ impl Api {
             }
         }
     }
+}
+
+/// A hold.
+#[derive(Debug)]
+pub struct HoldOf<'a> {
+    pub group: u32,
+    pub event: &'a str,
+    pub id: &'a str,
+    pub owner: &'a str,
+}
+
+/// How a read asks for that.
+fn asked(freshness: Freshness) -> (i32, Option<prost_types::Duration>) {
+    let consistency = match freshness {
+        Freshness::Latest => v1::ReadConsistency::Linearizable,
+        Freshness::Session { .. } => v1::ReadConsistency::Session,
+        Freshness::Stale { .. } => v1::ReadConsistency::Stale,
+    };
+    let age = Duration::from_micros(freshness.age_us());
+    let max_age = prost_types::Duration::try_from(age).ok().filter(|_| freshness != Freshness::Latest);
+    (consistency.into(), max_age)
+}
+
+/// Brings along what was seen.
+fn bring<T>(request: &mut Request<T>, seen: Option<&str>) {
+    if let Some(seen) = seen {
+        request.metadata_mut().insert(SEEN, seen.parse().expect("as an answer has carried it"));
+    }
+}
+
+/// What an answer says of what was seen.
+fn carried<T>(answer: &Result<Response<T>, Status>) -> Option<String> {
+    let metadata = answer.as_ref().map_or_else(Status::metadata, Response::metadata);
+    Some(metadata.get(SEEN)?.to_str().ok()?.to_owned())
 }
 
 /// What an outcome says; `None` while nothing is decided.

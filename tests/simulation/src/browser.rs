@@ -1,21 +1,30 @@
 //! Those who browse: they read events at any gateway, the latest, no less than they have seen, or what may be old. They bring
-//! along what they have seen, from gateway to gateway. The oracle judges what they are shown.
+//! along what they have seen, from gateway to gateway. The oracle judges what they are shown. And one at each gateway who holds a
+//! place and watches it end: once it was seen to have ended, it must not come back, whatever the clock of whoever answers says.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::Duration;
 
 use rand::prelude::*;
 use rand::rngs::StdRng;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use crate::api::Api;
-use crate::clients::{Clients, Open};
-use crate::history::{Freshness, Read, Saw};
+use crate::api::{Api, HoldOf};
+use crate::clients::{Clients, Open, ask, request_id};
+use crate::history::{Ask, End, Freshness, Read, Said, Saw, Told};
 use crate::traffic::EVENTS;
+use crate::way::{Request, Way};
 use crate::world::now_us;
 
 /// Browsers at a gateway.
 pub const AT_A_GATEWAY: u64 = 3;
+/// How long a hold lasts whose end is watched, ms.
+const HOLD_MS: u32 = 1_000;
+/// It ends within so long, or it is not watched any more.
+const ENDS_WITHIN: Duration = Duration::from_secs(4);
+/// How often it is looked for once it was seen to have ended.
+const LOOKS: usize = 12;
 /// How long one waits for an answer.
 const PATIENCE: Duration = Duration::from_millis(400);
 /// What some take for fresh, ms.
@@ -53,7 +62,7 @@ impl Sessions {
 }
 
 /// Browses at a gateway until the end.
-pub async fn browse(clients: Clients, api: std::rc::Rc<Api>, salt: u64) {
+pub async fn browse(clients: Clients, api: Rc<Api>, salt: u64) {
     let seed = clients.plan.seed ^ 0x62_726f_7773 ^ clients.number as u64 ^ salt << 8;
     let mut random = StdRng::seed_from_u64(seed);
     while !clients.control.stop.get() {
@@ -85,4 +94,58 @@ pub async fn browse(clients: Clients, api: std::rc::Rc<Api>, salt: u64) {
         }
         clients.sessions.goes(session);
     }
+}
+
+/// Holds places, and watches the holds end, until the end.
+pub async fn watch_holds(clients: Clients, api: Rc<Api>) {
+    let mut random = StdRng::seed_from_u64(clients.plan.seed ^ 0x68_6f6c_6473 ^ clients.number as u64);
+    let (owner, way) = (format!("g{}-holder", clients.number), Way::Api(Rc::clone(&api)));
+    while !clients.control.stop.get() {
+        sleep(Duration::from_millis(random.random_range(100..=600))).await;
+        if !clients.control.ready.get() || clients.control.stop.get() {
+            continue;
+        }
+        let group = random.random_range(1..=clients.plan.regions);
+        let event = *EVENTS.choose(&mut random).unwrap_or(&EVENTS[0]);
+        let request = Request { group, principal: &owner, id: request_id(&mut random) };
+        let asked =
+            Ask::Hold { event: event.to_owned(), tier: "ga".to_owned(), quantity: 1, ttl_ms: HOLD_MS };
+        let patience = Duration::from_secs(2);
+        let told = ask(&clients, &way, request, &asked, patience).await;
+        let End::Told(Told { said: Said::Held { hold, .. }, .. }) = told else { continue };
+        let _open = Open::new(&clients.control);
+        let hold = HoldOf { group, event, id: &hold, owner: &owner };
+        if let Some(what) = watch_end(&clients, &api, &hold, &mut random).await {
+            clients.object("session-time", what);
+        }
+    }
+}
+
+/// Watches a hold end; says what is wrong.
+async fn watch_end(clients: &Clients, api: &Api, hold: &HoldOf<'_>, random: &mut StdRng) -> Option<String> {
+    // Where the session begins; what a restore makes of a hold nobody knows.
+    let (_, begun) = api.has_hold(hold, Freshness::Latest, None, PATIENCE).await?;
+    let incarnation = |seen: &Option<String>| {
+        let part = seen.as_deref()?.split_once('=')?.1.split_once('.')?.0;
+        part.parse::<u64>().ok()
+    };
+    let (mut seen, until) = (begun.clone(), Instant::now() + ENDS_WITHIN);
+    let mut gone = 0;
+    while gone <= LOOKS && Instant::now() < until && !clients.control.stop.get() {
+        sleep(Duration::from_millis(random.random_range(2..=12))).await;
+        let freshness = Freshness::Session { age_us: 2_000_000 };
+        let Some((there, now)) = api.has_hold(hold, freshness, seen.as_deref(), PATIENCE).await else {
+            continue;
+        };
+        seen = now.or(seen);
+        if incarnation(&seen) != incarnation(&begun) {
+            return None;
+        }
+        match there {
+            true if gone > 0 => return Some(format!("{hold:?} had ended, and is there again: {seen:?}")),
+            true => {}
+            false => gone += 1,
+        }
+    }
+    None
 }

@@ -16,7 +16,7 @@ use tidewall_gateway::{GatewayConfig, GatewayCore, LimitOptions};
 use tokio::time::sleep;
 
 use crate::api::{Api, accounts, public_key};
-use crate::browser::{self, browse};
+use crate::browser::{self, browse, watch_holds};
 use crate::buyer::Buyer;
 use crate::clients::{Clients, Orphan, ask, read_event, read_outcome, read_tickets, request_id};
 use crate::history::{Ask, End, Saw, Told};
@@ -66,6 +66,7 @@ pub async fn live(clients: Clients) -> turmoil::Result {
     for salt in 1..=browser::AT_A_GATEWAY {
         tokio::task::spawn_local(browse(clients.clone(), Rc::clone(&client), salt));
     }
+    tokio::task::spawn_local(watch_holds(clients.clone(), Rc::clone(&client)));
     let (api, shards) = (Way::Api(client), Way::Shards(shards));
     if clients.number == 1 {
         if !clients.control.ready.get() {

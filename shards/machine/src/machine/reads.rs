@@ -83,7 +83,7 @@ impl Machine {
     fn time_of(&self, AsOf { stamp, seen }: AsOf) -> Now {
         let now = self.now(stamp);
         // Another incarnation has a time of its own. What is far ahead was seen nowhere.
-        let behind_ms = match seen.incarnation == self.incarnation() {
+        let behind_ms = match seen.incarnation == self.incarnation() && !active(Mutant::TimeSeenForgotten) {
             true => seen.steady_ms.saturating_sub(now.steady_ms),
             false => 0,
         };

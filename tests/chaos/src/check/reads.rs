@@ -1,5 +1,6 @@
 //! No stale reads: a read of a hot event shows every sale that was acknowledged before it began, none that had not begun
-//! when it ended, and never less than an earlier read. Places of a hot event are never given back, so its sales only grow.
+//! when it ended, and never less than an earlier read. What may be old shows what was acknowledged, and what others saw, so long
+//! before. Places of a hot event are never given back, so its sales only grow.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ struct Tier {
     ended: Vec<(Micros, i64)>,
     /// When purchases began that may have been decided, and their size.
     begun: Vec<(Micros, i64)>,
-    /// Reads: begin, end, sold.
+    /// Reads: since when everything may be missing, end, sold.
     reads: Vec<(Micros, Micros, i64)>,
 }
 
@@ -36,10 +37,10 @@ pub fn check(evidence: &Evidence) -> Verdict {
                     tier.ended.push((op.end, i64::from(*quantity)));
                 }
             }
-            (Ask::Read { event }, Answer::Yes { what: Yes::Stock(stock), .. }) => {
+            (Ask::Read { event, age }, Answer::Yes { what: Yes::Stock(stock), .. }) => {
                 for seen in stock {
                     let tier = tiers.entry((event, &seen.tier)).or_default();
-                    tier.reads.push((op.start, op.end, seen.sold));
+                    tier.reads.push((op.start.saturating_sub(*age), op.end, seen.sold));
                 }
             }
             _ => {}
@@ -76,9 +77,9 @@ impl Tier {
         let mut by_end = by_end.into_iter().peekable();
         self.reads.sort_unstable();
         let mut seen = 0;
-        for (start, end, sold) in &self.reads {
+        for (since, end, sold) in &self.reads {
             verdict.looked_at += 1;
-            let (least, most) = (before(&ended, *start), before(&begun, end.saturating_add(1)));
+            let (least, most) = (before(&ended, *since), before(&begun, end.saturating_add(1)));
             if *sold < least {
                 verdict.add(|| {
                     format!("{name}: stale: a read showed {sold} sold, {least} were acknowledged before it")
@@ -88,7 +89,7 @@ impl Tier {
                 verdict
                     .add(|| format!("{name}: a read showed {sold} sold, at most {most} had been asked for"));
             }
-            while let Some((_, earlier)) = by_end.next_if(|(ended, _)| ended < start) {
+            while let Some((_, earlier)) = by_end.next_if(|(ended, _)| ended < since) {
                 seen = seen.max(earlier);
             }
             if *sold < seen {
@@ -105,9 +106,13 @@ mod tests {
     use crate::history::{Op, Stock};
 
     fn read(times: (Micros, Micros), sold: i64) -> Op {
+        aged(0, times, sold)
+    }
+
+    fn aged(age: Micros, times: (Micros, Micros), sold: i64) -> Op {
         let stock = Stock { tier: "ga".into(), free: 9, held: 0, sold };
         op(
-            Ask::Read { event: "e".into() },
+            Ask::Read { event: "e".into(), age },
             times,
             Answer::Yes { what: Yes::Stock(vec![stock]), receipt: None },
         )
@@ -155,5 +160,15 @@ mod tests {
         // Neither is stale by acknowledgements alone: both fall into the second purchase.
         let verdict = check(&evidence(vec![read((31, 33), 2), read((34, 36), 1)]));
         assert_eq!(verdict.violations, 1, "{verdict:?}");
+    }
+
+    #[test]
+    fn what_may_be_old_is_no_older_and_not_ahead() {
+        assert!(check(&evidence(vec![aged(15, (31, 32), 0), aged(15, (33, 34), 1)])).ok());
+        assert!(check(&evidence(vec![aged(15, (31, 33), 2), aged(15, (34, 36), 1)])).ok(), "in any order");
+        assert_eq!(check(&evidence(vec![aged(10, (31, 32), 0)])).violations, 1);
+        assert_eq!(check(&evidence(vec![aged(15, (21, 25), 2)])).violations, 1, "nobody had asked for that");
+        let later = evidence(vec![read((31, 33), 2), aged(2, (37, 38), 1)]);
+        assert_eq!(check(&later).violations, 1, "others had seen more by then");
     }
 }

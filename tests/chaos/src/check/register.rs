@@ -74,7 +74,7 @@ fn check_within(evidence: &Evidence, limit: Duration) -> Verdict {
     for op in &evidence.ops {
         let Traffic::Register(client) = op.traffic else { continue };
         let named = match &op.ask {
-            Ask::Buy { event, .. } | Ask::Read { event } => event,
+            Ask::Buy { event, .. } | Ask::Read { event, .. } => event,
             Ask::Cancel { ticket } => ticket,
             _ => continue,
         };
@@ -145,7 +145,7 @@ mod tests {
     fn read(client: u32, times: (Micros, Micros), free: i64) -> Op {
         let stock = Stock { tier: "ga".into(), free, held: 0, sold: CAPACITY - free };
         let answer = Answer::Yes { what: Yes::Stock(vec![stock]), receipt: None };
-        of(client, op(Ask::Read { event: "e".into() }, times, answer))
+        of(client, op(Ask::Read { event: "e".into(), age: 0 }, times, answer))
     }
 
     fn evidence(ops: Vec<Op>) -> Evidence {

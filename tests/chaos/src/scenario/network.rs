@@ -170,7 +170,7 @@ async fn probe(
         let ask = if number.is_multiple_of(4) {
             Ask::Buy { event: event.clone(), tier: "ga".into(), quantity: 1 }
         } else {
-            Ask::Read { event: event.clone() }
+            Ask::Read { event: event.clone(), age: 0 }
         };
         let request_id = ask.is_write().then(Uuid::now_v7);
         let began = recorder.now();

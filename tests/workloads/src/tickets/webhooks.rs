@@ -163,6 +163,11 @@ impl<S: Site> Sale<'_, S> {
                 let stranger = &self.buyers[1].token;
                 let consistency = self.story.consistency();
                 let get = v1::GetWebhookRequest { name, consistency, max_age: None };
+                let told = ask!(self.story, self.webhooks, get_webhook, get.clone(), &owner);
+                let shown = self.story.yes("a look at a webhook", told)?.webhook.unwrap_or_default();
+                if webhook.urls.last() != Some(&shown.url) || shown.name != webhook.name {
+                    return self.story.object(format_args!("{} is shown as {shown:?}", webhook.name));
+                }
                 let told = ask!(self.story, self.webhooks, get_webhook, get, stranger);
                 self.story.no("a stranger's look at a webhook", told, "NOT_YOUR_WEBHOOK")?;
             }
